@@ -1,0 +1,155 @@
+"""Attention inside each document of a packed batch: MLA (DeepSeek-V2) and grouped-query attention.
+
+N tokens of the flat batch, H heads, G key/value heads, d_h content and d_r rotary dimensions per head, d_c latent width.
+"""
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from model.layers import alibi_slopes, make_norm, rotate
+from model.layout import from_slots, to_slots
+
+
+class MLA(nn.Module):
+    """Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434, section 2.1).
+
+    Keys and values of a token come from one latent of width d_c; only it and one rotated key of width d_r shared by all heads
+    need to be kept for decoding.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        c = self.config = config
+        self.q_down = nn.Linear(c.d_model, c.query_latent, bias=False)
+        self.q_norm = make_norm(c.norm, c.query_latent, c.norm_eps)
+        self.q_up = nn.Linear(c.query_latent, c.n_head * self.key_width, bias=False)
+        self.kv_down = nn.Linear(c.d_model, c.d_c + self.rotary, bias=False)
+        self.kv_norm = make_norm(c.norm, c.d_c, c.norm_eps)
+        self.kv_up = nn.Linear(c.d_c, c.n_head * 2 * c.d_h, bias=False)           # per head: key content, then value
+        self.out = nn.Linear(c.n_head * c.d_h, c.d_model, bias=False)
+
+    @property
+    def rotary(self):
+        """Rotary key width; without rotary positions the decoupled part would carry nothing."""
+        return self.config.d_r if self.config.position == "rope" else 0
+
+    @property
+    def key_width(self):
+        return self.config.d_h + self.rotary
+
+    @property
+    def scale(self):
+        return 1.0 / math.sqrt(self.key_width)
+
+    def queries(self, x, tables):
+        """x (N, d_model) -> (N, H, d_h + d_r), the rotary part rotated."""
+        c = self.config
+        q = self.q_up(self.q_norm(self.q_down(x))).view(-1, c.n_head, self.key_width)
+        if not self.rotary:
+            return q
+        content, turning = q.split([c.d_h, self.rotary], -1)
+        return torch.cat((content, rotate(turning, tables)), -1)
+
+    def latents(self, x, tables):
+        """x (N, d_model) -> latent (N, d_c), rotated shared key (N, d_r): all that a decoder has to remember."""
+        latent, turning = self.kv_down(x).split([self.config.d_c, self.rotary], -1)
+        if self.rotary:
+            turning = rotate(turning[:, None], tables)[:, 0]
+        return self.kv_norm(latent), turning
+
+    def expand(self, latent, turning):
+        """latent (..., d_c), turning (..., d_r) -> keys (..., H, d_h + d_r), values (..., H, d_h)."""
+        c = self.config
+        key, value = self.kv_up(latent).unflatten(-1, (c.n_head, 2 * c.d_h)).split(c.d_h, -1)
+        if self.rotary:
+            turning = turning[..., None, :].expand(*key.shape[:-1], self.rotary)
+            key = torch.cat((key, turning.to(key.dtype)), -1)
+        return key, value
+
+    def forward(self, x, tables, layout):
+        q = self.queries(x, tables)
+        k, v = self.expand(*self.latents(x, tables))
+        return self.out(attend(q, k, v, layout, self.config, self.scale))
+
+
+class GQA(nn.Module):
+    """Multi-head attention in which H / G query heads share one key/value head (Ainslie et al. 2023, arXiv:2305.13245)."""
+
+    def __init__(self, config):
+        super().__init__()
+        c = self.config = config
+        self.q = nn.Linear(c.d_model, c.n_head * c.d_h, bias=False)
+        self.kv = nn.Linear(c.d_model, 2 * c.kv_heads * c.d_h, bias=False)        # all keys, then all values
+        self.out = nn.Linear(c.n_head * c.d_h, c.d_model, bias=False)
+
+    @property
+    def scale(self):
+        return 1.0 / math.sqrt(self.config.d_h)
+
+    def queries(self, x, tables):
+        q = self.q(x).view(-1, self.config.n_head, self.config.d_h)
+        return rotate(q, tables) if self.config.position == "rope" else q
+
+    def latents(self, x, tables):
+        """x (N, d_model) -> keys and values (N, G * d_h) each: what a decoder has to remember."""
+        k, v = self.kv(x).chunk(2, -1)
+        if self.config.position == "rope":
+            k = rotate(k.unflatten(-1, (self.config.kv_heads, -1)), tables).flatten(-2)
+        return k, v
+
+    def expand(self, keys, values):
+        """(..., G * d_h) each -> (..., H, d_h) each, every key/value head repeated for its group."""
+        c = self.config
+        shape, group = (c.kv_heads, c.d_h), c.n_head // c.kv_heads
+        return tuple(t.unflatten(-1, shape).repeat_interleave(group, -2) for t in (keys, values))
+
+    def forward(self, x, tables, layout):
+        q = self.queries(x, tables)
+        k, v = self.expand(*self.latents(x, tables))
+        return self.out(attend(q, k, v, layout, self.config, self.scale))
+
+
+def attend(q, k, v, layout, config, scale):
+    """q, k: (N, H, d_k), v: (N, H, d_v) -> (N, H * d_v); causal, inside each document, fused where torch can."""
+    q, k, v = (to_slots(t, layout) for t in (q, k, v))
+    outputs, base = [], 0
+    for documents, length in layout.shapes:
+        part = slice(base, base + documents * length)
+        base += documents * length
+        bq, bk, bv = (t[part].unflatten(0, (documents, length)).transpose(1, 2) for t in (q, k, v))   # (D, H, L, d)
+        outputs.append(_causal(bq, bk, bv, config, scale).transpose(1, 2).flatten(0, 1))               # (D * L, H, d_v)
+    joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    return from_slots(joined.flatten(1), layout)
+
+
+def _causal(q, k, v, config, scale):
+    # The fused CPU kernel wants keys and values of one width; padding the values is cheaper than the unfused path.
+    width = v.shape[-1]
+    if k.shape[-1] != width and q.device.type == "cpu":
+        v = F.pad(v, (0, k.shape[-1] - width))
+    bias = attention_bias(config, q.shape[1], torch.arange(q.shape[2], device=q.device),
+                          torch.arange(k.shape[2], device=q.device))
+    if bias is None:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)[..., :width]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), scale=scale)[..., :width]
+
+
+def attention_bias(config, heads, query_at, key_at):
+    """None for plain causal attention, else an additive float mask (1 or H, T_q, T_k) from the positions of queries and keys.
+
+    Sliding window W: key j is seen iff i - W < j <= i. ALiBi: slope * (j - i). Computed when needed, never stored.
+    """
+    window, alibi = config.sliding_window, config.position == "alibi"
+    if not alibi and (window is None or len(query_at) <= window and len(key_at) <= window):
+        return None
+    distance = query_at[:, None] - key_at[None, :]                                # i - j
+    hidden = distance < 0
+    if window is not None:
+        hidden |= distance >= window
+    bias = torch.zeros(1, *distance.shape, device=distance.device)
+    if alibi:
+        bias = -alibi_slopes(heads).to(distance.device)[:, None, None] * distance
+    return bias.masked_fill(hidden, float("-inf"))

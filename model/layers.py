@@ -1,0 +1,90 @@
+"""Norms, rotary positions, ALiBi slopes and the dense feed-forward layer: what attention and experts share."""
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight, computed in float32 whatever comes in (Zhang & Sennrich 2019, arXiv:1910.07467)."""
+
+    def __init__(self, width, eps):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x):
+        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps) * self.weight
+        return normed.to(compute_dtype(x))
+
+
+class LayerNorm(nn.LayerNorm):
+    def forward(self, x):
+        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        return F.layer_norm(wide, self.normalized_shape, self.weight, self.bias, self.eps).to(compute_dtype(x))
+
+
+def make_norm(kind, width, eps):
+    return RMSNorm(width, eps) if kind == "rms" else LayerNorm(width, eps=eps)
+
+
+def compute_dtype(x):
+    """The dtype that matrix products will run in here: autocast's where it is on, else the tensor's own."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def rotary_tables(positions, width, theta):
+    """positions: (N,) integers -> cos, sin: (N, width / 2), float32 (float64 for tables asked in float64 models)."""
+    frequencies = theta ** (-torch.arange(0, width, 2, device=positions.device, dtype=torch.float64) / width)
+    angles = positions[:, None].double() * frequencies
+    return angles.cos().float(), angles.sin().float()
+
+
+def rotate(x, tables):
+    """Rotate neighbouring pairs (x0, x1), DeepSeek-V2's interleaved form. x: (N, H, width)."""
+    cos, sin = (t.to(x.dtype)[:, None, :] for t in tables)                       # (N, 1, width / 2)
+    even, odd = x[..., 0::2], x[..., 1::2]
+    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2)
+
+
+def alibi_slopes(heads):
+    """Slopes 2^(-8 i / H) for i = 1..H, any H (Press et al. 2021, arXiv:2108.12409)."""
+    return torch.tensor([2.0 ** (-8.0 * (i + 1) / heads) for i in range(heads)])
+
+
+GATED = {"swiglu": F.silu, "geglu": F.gelu}
+PLAIN = {"gelu": F.gelu, "relu": F.relu}
+
+
+def is_gated(activation):
+    return activation in GATED
+
+
+def activate(x, activation):
+    """x: (N, 2 * hidden) for gated kinds (gate first, then up), else (N, hidden) -> (N, hidden)."""
+    if activation in GATED:
+        gate, up = x.chunk(2, -1)
+        return GATED[activation](gate) * up
+    return PLAIN[activation](x)
+
+
+class FeedForward(nn.Module):
+    """down(act(up(x))); gated kinds keep gate and up in one matrix, gate first."""
+
+    def __init__(self, width, hidden, activation):
+        super().__init__()
+        self.activation = activation
+        self.up = nn.Linear(width, hidden * (2 if is_gated(activation) else 1), bias=False)
+        self.down = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x):
+        return self.down(activate(self.up(x), self.activation))
+
+
+def residual_std(config):
+    """Projections back into the residual stream start smaller, so that its variance does not grow with depth (GPT-2)."""
+    return config.init_std / math.sqrt(2 * config.n_layer)

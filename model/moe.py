@@ -1,0 +1,152 @@
+"""Mixture of experts: a router, routed experts, and shared experts that see every token (DeepSeekMoE, arXiv:2401.06066).
+
+N tokens, E routed experts, K of them per token, d width of the model, h hidden width of one expert.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from model.layers import FeedForward, activate, is_gated
+
+
+@dataclass
+class Routing:
+    """What one layer's router did with one batch. `load` (E,) counts assignments; the losses are scalars with a gradient."""
+
+    loss: torch.Tensor
+    z_loss: torch.Tensor
+    load: torch.Tensor
+    entropy: torch.Tensor
+
+
+class Router(nn.Module):
+    """Scores every expert in float32 and picks K. `softmax` is DeepSeek-V2's, `sigmoid` with a balancing bias DeepSeek-V3's."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.weight = nn.Parameter(torch.empty(config.other_experts, config.d_model))
+        if config.router == "sigmoid":
+            self.register_buffer("bias", torch.zeros(config.other_experts))
+
+    def forward(self, x):
+        """x (N, d) -> weights (N, K), experts (N, K), probabilities (N, E), logits (N, E)."""
+        with torch.autocast(x.device.type, enabled=False):
+            wide = torch.promote_types(x.dtype, torch.float32)
+            logits = F.linear(x.to(wide), self.weight.to(wide))
+        if self.training and self.config.router_noise:
+            logits = logits + torch.randn_like(logits) * self.config.router_noise
+        if self.config.router == "softmax":
+            scores = probabilities = logits.softmax(-1)
+            experts = scores.topk(self.config.keep, -1).indices
+            weights = scores.gather(-1, experts)                                  # not renormalised, as in DeepSeek-V2
+        else:
+            scores = logits.sigmoid()
+            probabilities = scores / scores.sum(-1, keepdim=True)
+            experts = (scores + self.bias).topk(self.config.keep, -1).indices
+            weights = scores.gather(-1, experts)
+            weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
+        return weights * self.config.routed_scaling, experts, probabilities, logits
+
+
+class MoE(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        c = self.config = config
+        self.router = Router(c)
+        self.up = nn.Parameter(torch.empty(c.other_experts, c.hidden * (2 if is_gated(c.activation) else 1), c.d_model))
+        self.down = nn.Parameter(torch.empty(c.other_experts, c.d_model, c.hidden))
+        self.shared = FeedForward(c.d_model, c.hidden * c.shared_experts, c.activation)
+
+    def forward(self, x, valid=None, sequences=1):
+        """x (N, d); valid (N,) bool leaves padding out of the statistics -> (N, d), Routing."""
+        weights, experts, probabilities, logits = self.router(x)
+        mixed = self.shared(x) + self.routed(x, weights, experts)
+        return mixed, self.statistics(experts, probabilities, logits, valid, sequences)
+
+    def routed(self, x, weights, experts):
+        """Sort the assignments by expert once, multiply contiguous slices, add the results back per token."""
+        order = experts.flatten().argsort(stable=True)                            # (N * K,) assignment -> place
+        back = torch.empty_like(order)
+        back[order] = torch.arange(len(order), device=order.device)
+        gathered = _Dispatch.apply(x, order, back, experts.shape[1])              # (N * K, d), expert by expert
+        counts = torch.bincount(experts.flatten(), minlength=self.config.other_experts)
+        results = self.experts(gathered, counts)
+        per_token = _Reorder.apply(results, back, order).view(*experts.shape, -1)  # (N, K, d)
+        return torch.einsum("nkd,nk->nd", per_token, weights.to(per_token.dtype))
+
+    def experts(self, x, counts):
+        """x (N * K, d) sorted by expert, counts (E,) -> (N * K, d)."""
+        sizes = counts.tolist()
+        dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+        ups, downs = self.up.to(dtype).unbind(0), self.down.to(dtype).unbind(0)
+        parts = []
+        for part, up, down in zip(x.split(sizes), ups, downs):
+            parts.append(F.linear(activate(F.linear(part, up), self.config.activation), down))
+        return torch.cat(parts)
+
+    def statistics(self, experts, probabilities, logits, valid, sequences):
+        E, K = self.config.other_experts, self.config.keep
+        share = torch.ones(len(experts), device=experts.device) if valid is None else valid.float()
+        total = share.sum().clamp_min(1)
+        chosen = torch.zeros_like(probabilities).scatter_(1, experts, 1.0)        # (N, E), no gradient
+        load = (chosen * share[:, None]).sum(0)
+        if self.config.moe_loss == "aux":
+            loss = sequence_balance(chosen, probabilities, share, sequences, K)
+        else:
+            loss = lexp(load / (total * K), (probabilities * share[:, None]).sum(0) / total)
+        z = (torch.logsumexp(logits, -1).pow(2) * share).sum() / total
+        with torch.no_grad():
+            entropy = -(probabilities * probabilities.clamp_min(1e-20).log()).sum(-1)
+            entropy = (entropy * share).sum() / total
+        return Routing(loss, z, load.detach(), entropy)
+
+
+def lexp(load_share, mean_probability):
+    """E * sum_i f_i * P_i - 1: 0 when balanced, E / K - 1 when K experts take everything. Differentiable through P.
+
+    load_share, mean_probability: (E,), each sums to 1.
+    """
+    return len(load_share) * (load_share.detach() * mean_probability).sum() - 1
+
+
+def sequence_balance(chosen, probabilities, share, sequences, keep):
+    """Sequence-wise auxiliary loss: mean over sequences of sum_i (count_i * E / (T * K)) * mean_t p_ti; 1 when uniform."""
+    E = probabilities.shape[-1]
+    chosen, probabilities, share = (t.unflatten(0, (sequences, -1)) for t in (chosen, probabilities, share))
+    tokens = share.sum(1, keepdim=True).clamp_min(1)                              # (B, 1)
+    counts = (chosen * share[..., None]).sum(1) * E / (tokens * keep)             # (B, E)
+    means = (probabilities * share[..., None]).sum(1) / tokens
+    used = (share.sum(1) > 0).float()
+    return ((counts * means).sum(-1) * used).sum() / used.sum().clamp_min(1)
+
+
+class _Dispatch(torch.autograd.Function):
+    """x (N, d) -> (N * K, d) in expert order. The gradient is a gather and a sum over K instead of a slow scatter-add."""
+
+    @staticmethod
+    def forward(ctx, x, order, back, keep):
+        ctx.save_for_backward(back)
+        ctx.keep = keep
+        return x.index_select(0, order // keep)
+
+    @staticmethod
+    def backward(ctx, grad):
+        grad = grad.index_select(0, ctx.saved_tensors[0])
+        return grad.view(-1, ctx.keep, grad.shape[-1]).sum(1), None, None, None
+
+
+class _Reorder(torch.autograd.Function):
+    """A permutation of rows whose gradient is the inverse permutation."""
+
+    @staticmethod
+    def forward(ctx, x, take, inverse):
+        ctx.save_for_backward(inverse)
+        return x.index_select(0, take)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad.index_select(0, ctx.saved_tensors[0]), None, None

@@ -1,0 +1,181 @@
+"""TinySeek: a DeepSeek-shaped decoder with two heads, for the next and the second next token.
+
+B rows, T positions, N = B * T tokens of the flat batch, d width, V vocabulary.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from model.attention import GQA, MLA
+from model.cross_entropy import linear_cross_entropy
+from model.layers import FeedForward, make_norm, residual_std, rotary_tables
+from model.layout import Layout
+from model.moe import MoE, Router
+
+IGNORE = -100
+
+
+@dataclass
+class ModelOutput:
+    """What a forward pass was asked for; everything else stays None."""
+
+    hidden: torch.Tensor = None          # (B, T, d), after the final norm
+    logits_1: torch.Tensor = None        # (B, T, V), next token
+    logits_2: torch.Tensor = None        # (B, T, V), second next token
+    loss_sums: tuple = ()                # cross-entropy sums of both heads
+    counts: tuple = ()                   # supervised targets of both heads
+    aux_loss: torch.Tensor = None        # alpha * routing loss, None without experts
+    routings: list = field(default_factory=list)
+
+    @property
+    def logits(self):
+        return self.logits_1
+
+    @property
+    def loss(self):
+        """CE(head 1) + CE(head 2), each its own mean. The routing loss is not in here."""
+        if not self.loss_sums:
+            return None
+        return sum(total / count.clamp_min(1) for total, count in zip(self.loss_sums, self.counts))
+
+    @property
+    def total_loss(self):
+        if self.loss is None or self.aux_loss is None:
+            return self.loss
+        return self.loss + self.aux_loss
+
+
+class Block(nn.Module):
+    def __init__(self, config, index):
+        super().__init__()
+        self.attention_norm = make_norm(config.norm, config.d_model, config.norm_eps)
+        self.attention = MLA(config) if config.attention == "mla" else GQA(config)
+        self.mlp_norm = make_norm(config.norm, config.d_model, config.norm_eps)
+        self.mlp = MoE(config) if config.is_moe_layer(index) else \
+            FeedForward(config.d_model, config.dense_width, config.activation)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x, tables, layout, valid, sequences):
+        """x (N, d) -> (N, d), Routing or None."""
+        x = x + self.dropout(self.attention(self.attention_norm(x), tables, layout))
+        return self.feed(x, valid, sequences)
+
+    def feed(self, x, valid=None, sequences=1):
+        mixed, routing = self.mlp(self.mlp_norm(x), valid, sequences) if isinstance(self.mlp, MoE) \
+            else (self.mlp(self.mlp_norm(x)), None)
+        return x + self.dropout(mixed), routing
+
+
+class TinySeek(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(config.vocab_size, config.d_model)
+        if config.position == "learned":
+            self.place = nn.Embedding(config.max_position, config.d_model)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config, i) for i in range(config.n_layer))
+        self.norm = make_norm(config.norm, config.d_model, config.norm_eps)
+        self.fc1 = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        if config.use_fc2:
+            self.fc2 = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.checkpointing = config.gradient_checkpointing
+        self.initialise()
+        if config.tie_embedding:
+            self.fc1.weight = self.embed.weight
+
+    def initialise(self):
+        """Normal(0, init_std), smaller where a branch returns to the residual stream: the first loss is close to ln V."""
+        back = residual_std(self.config)
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(module.weight, std=self.config.init_std)
+            elif isinstance(module, Router):
+                nn.init.normal_(module.weight, std=self.config.init_std)
+            elif isinstance(module, MoE):
+                nn.init.normal_(module.up, std=self.config.init_std)
+        for block in self.blocks:
+            nn.init.normal_(block.attention.out.weight, std=back)
+            for layer in [block.mlp.shared, block.mlp] if isinstance(block.mlp, MoE) else [block.mlp]:
+                down = layer.down if isinstance(layer, MoE) else layer.down.weight
+                nn.init.normal_(down, std=back)
+
+    def gradient_checkpointing_enable(self):
+        """Recompute each block in the backward pass instead of keeping its activations."""
+        self.checkpointing = True
+
+    def heads(self):
+        return [self.fc1, self.fc2] if self.config.use_fc2 else [self.fc1]
+
+    def forward(self, input_ids, labels=None, labels_1=None, labels_2=None, positions=None, layout=None, valid=None,
+                return_logits=None):
+        """One pass over a batch.
+
+        input_ids (B, T); positions (B, T) and layout describe packed documents, None = every row is one document;
+        valid (B, T) bool, False = padding. `labels` (B, T) are the ids themselves and are shifted here; `labels_1`, `labels_2`
+        come shifted. Negative labels are no targets. Logits are made when there are no labels, or when asked for.
+        """
+        if labels is not None:
+            labels_1, labels_2 = shifted(labels, 1), shifted(labels, 2)
+        hidden, routings = self.encode(input_ids, positions, layout, valid)
+        out = ModelOutput(hidden=hidden.unflatten(0, input_ids.shape), routings=routings, aux_loss=self.routing_loss(routings))
+        if labels_1 is not None:
+            pairs = [linear_cross_entropy(hidden, head.weight, goal.flatten())
+                     for head, goal in zip(self.heads(), (labels_1, labels_2))]
+            out.loss_sums, out.counts = zip(*pairs)
+        if return_logits or (return_logits is None and labels_1 is None):
+            logits = [head(hidden).unflatten(0, input_ids.shape) for head in self.heads()]
+            out.logits_1, out.logits_2 = logits[0], logits[1] if len(logits) > 1 else None
+        return out
+
+    def encode(self, input_ids, positions=None, layout=None, valid=None):
+        """input_ids (B, T) -> hidden states (N, d) after the final norm, Routing of each MoE layer."""
+        rows, length = input_ids.shape
+        if positions is None:
+            positions = torch.arange(length, device=input_ids.device).expand(rows, length)
+        layout = layout or Layout.dense(rows, length)
+        valid = None if valid is None else valid.flatten()
+        x = self.embedded(input_ids.flatten(), positions.flatten())
+        tables = self.tables(positions.flatten())
+        routings = []
+        for block in self.blocks:
+            if self.checkpointing and self.training:
+                x, routing = checkpoint(block, x, tables, layout, valid, rows, use_reentrant=False)
+            else:
+                x, routing = block(x, tables, layout, valid, rows)
+            if routing is not None:
+                routings.append(routing)
+        return self.norm(x), routings
+
+    def embedded(self, ids, positions):
+        """ids, positions (N,) -> (N, d)."""
+        x = self.embed(ids)
+        if self.config.position == "learned":
+            if not torch.compiler.is_compiling() and positions.numel() and int(positions.max()) >= self.config.max_position:
+                raise ValueError(f"position {int(positions.max())} is beyond max_position {self.config.max_position}")
+            x = x + self.place(positions)
+        return self.dropout(x)
+
+    def tables(self, positions):
+        """Rotary cos and sin for positions (N,), or None."""
+        if self.config.position != "rope":
+            return None
+        return rotary_tables(positions, self.config.rotary_width, self.config.ro_theta)
+
+    def routing_loss(self, routings):
+        """alpha * sum over layers of the balance loss, plus the router z-loss; None without experts."""
+        if not routings:
+            return None
+        loss = self.config.alpha * sum(r.loss for r in routings)
+        if self.config.router_z_loss:
+            loss = loss + self.config.router_z_loss * sum(r.z_loss for r in routings)
+        return loss
+
+
+def shifted(labels, by):
+    """labels (B, T) rolled left by `by`; the rolled-in tail is no target."""
+    return F.pad(labels[:, by:], (0, by), value=IGNORE)

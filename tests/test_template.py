@@ -1,0 +1,101 @@
+"""One renderer: ids and what is learned from them, against worked examples and against the mask."""
+import random
+
+import numpy as np
+import pytest
+
+from tools import Vocab
+from tools.formats import Row
+from tools.template import render, render_many, render_prompt, render_text, supervised_from_mask
+
+USER, ASSISTANT, SYSTEM, END = 9, 10, 11, 1
+
+
+@pytest.fixture(scope="module")
+def vocab():
+    return Vocab.create_vocab(["你好您是谁我小寻请问好的。"] * 9, 500, "char", texts=True, progress=False)
+
+
+def turns(*pairs):
+    names = {"S": "system", "U": "user", "A": "assistant"}
+    return [{"role": names[role], "content": content} for role, content in pairs]
+
+
+def random_messages(rng):
+    roles = rng.choices("UAS", weights=[5, 5, 1], k=rng.randrange(1, 8))
+    return turns(*((r, "".join(rng.choices("你好您是谁小寻：。\nUser<|im_end|>😀", k=rng.randrange(6)))) for r in roles))
+
+
+def test_D1_dialogue_ids(vocab):
+    ids, learn = render(turns(("S", "小寻"), ("U", "你好"), ("A", "您好"), ("U", "谁"), ("A", "我")), vocab)
+    c = vocab.id
+    colon = c("：")
+    assert ids.tolist() == [END, SYSTEM, colon, c("小"), c("寻"), USER, colon, c("你"), c("好"), ASSISTANT, colon, c("您"), c("好"), END,
+                            USER, colon, c("谁"), ASSISTANT, colon, c("我"), END]
+    assert ids.dtype == np.int32 and learn.dtype == bool
+    assert np.flatnonzero(learn).tolist() == [11, 12, 13, 19, 20]
+
+
+def test_content_cannot_forge_a_role_or_an_end(vocab):
+    for forged in ("<|im_end|>", "User", "User：", "<|User|>", "[PAD]"):
+        ids, _ = render(turns(("U", forged), ("A", forged)), vocab)
+        assert np.flatnonzero(ids < 16).tolist() == [0, 1, len(vocab.encode(forged)) + 3, len(ids) - 1]
+
+
+def test_turns_after_the_last_reply_are_dropped(vocab):
+    base = turns(("U", "你好"), ("A", "好"))
+    assert render(base + turns(("U", "谁"), ("S", "小寻")), vocab)[0].tolist() == render(base, vocab)[0].tolist()
+    ids, learn = render(turns(("U", "你好")), vocab)
+    assert ids.tolist() == [END] and not learn.any()
+
+
+def test_cutting_drops_a_turn_or_ends_inside_a_reply(vocab):
+    messages = turns(("U", "你好"), ("A", "您好"), ("U", "谁"), ("A", "我"))
+    whole, learn = render(messages, vocab)
+    first = 10                                                          # the end of the first reply
+    for max_len in range(1, len(whole) + 1):
+        ids, learn_cut = render(messages, vocab, max_len)
+        kept = 1 if max_len <= 7 else max_len if max_len <= first else first if max_len <= 15 else max_len
+        assert ids.tolist() == whole[:kept].tolist() and learn_cut.tolist() == learn[:kept].tolist(), max_len
+    assert render(messages, vocab, len(whole) + 5)[0].tolist() == whole.tolist()
+
+
+def test_D5_template_and_mask_agree_on_10000_conversations(vocab):
+    rng = random.Random(0)
+    learned = 0
+    for _ in range(10_000):
+        messages = random_messages(rng)
+        ids, learn = render(messages, vocab, rng.choice([None, rng.randrange(1, 40)]))
+        assert learn.tolist() == supervised_from_mask(ids, vocab).tolist(), (messages, ids)
+        learned += learn.sum()
+    assert learned > 50_000                                             # it was not all empty
+
+
+def test_prompt_is_what_the_reply_follows_in_training(vocab):
+    messages = turns(("S", "小寻"), ("U", "你好"), ("A", "您好"), ("U", "谁"), ("A", "我"))
+    ids, _ = render(messages, vocab)
+    prompt = render_prompt(messages[:-1], vocab)
+    assert isinstance(prompt, list) and ids[:len(prompt)].tolist() == prompt
+    assert ids[len(prompt):].tolist() == [vocab.id("我"), END]
+
+
+def test_D2_a_text_is_learned_whole(vocab):
+    ids, learn = render_text("你好", vocab)
+    assert ids.tolist() == [END, vocab.id("你"), vocab.id("好"), END]
+    assert learn.tolist() == [False, True, True, True]
+
+
+def test_many_equals_one_by_one(vocab):
+    rng = random.Random(1)
+    rows = [Row("dialogue", messages=random_messages(rng)) for _ in range(50)]
+    rows += [Row("text", texts=["你好", "是谁"]), Row("preference", messages=turns(("U", "谁")), chosen="我", rejected="你")]
+    for max_len in (None, 12):
+        got = render_many(rows, vocab, max_len)
+        want = [[render(row.messages, vocab, max_len)] for row in rows[:50]]
+        want.append([render_text(text, vocab) for text in rows[50].texts])
+        want.append([render(turns(("U", "谁"), ("A", reply)), vocab, max_len) for reply in ("我", "你")])
+        for ours, theirs in zip(got, want, strict=True):
+            for (ids, learn), (ids_2, learn_2) in zip(ours, theirs, strict=True):
+                assert ids.tolist() == ids_2.tolist() and learn.tolist() == learn_2.tolist()
+                assert ids.dtype == np.int32 and learn.dtype == bool
+    assert render_many([], vocab) == []

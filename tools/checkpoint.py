@@ -1,0 +1,123 @@
+"""What a checkpoint is called, what it holds, and how the files that make one model are found."""
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import torch
+
+from tools.errors import UserError
+from tools.safe_file import CheckpointError, read_torch, write_torch  # noqa: F401  (people look for both here)
+
+FIELDS = ("format", "kind", "stage", "config", "vocab_hash", "vocab", "weights", "adapter", "base", "step", "metrics", "run")
+FORMAT = 1
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+STAGE_LABELS = {"pre": "Pre", "sft": "SFT", "lora": "Lora", "prefix": "Prefix", "memory": "Memory", "dpo": "DPO", "gate": "gate"}
+
+
+def checkpoint_name(label, index, epoch, step=None, batch=None):
+    """TinySeek_Pre0_1.pkl; saved by step TinySeek_Pre0_1_s500.pkl; the gate's TinySeek_gate0_1_20.pkl."""
+    end = "" if batch is None else f"_{batch}"
+    end += "" if step is None else f"_s{step}"
+    return f"TinySeek_{label}{index}_{epoch}{end}.pkl"
+
+
+def best_name(label):
+    return f"TinySeek_{label}_best.pkl"
+
+
+def final_name(label):
+    return f"TinySeek_{label}_final.pkl"
+
+
+def name_pattern(label):
+    """A regular expression for every .pkl and .state name of one stage."""
+    return re.compile(rf"TinySeek_{re.escape(label)}(\d+_\d+(_\d+)?(_s\d+)?|_best|_final)\.(pkl|state)")
+
+
+def read_checkpoint(path, digest=None):
+    """The payload of one .pkl. `digest`: the SHA-256 of the whole file, where a list says what it must be.
+
+    Raises CheckpointError: 3 missing, damaged, unsafe; 4 a good file of another kind.
+    """
+    payload = read_torch(path, FIELDS, digest)
+    good = (payload["format"] == FORMAT and payload["kind"] in ("model", "adapter", "gate")
+            and isinstance(payload["weights"], dict) and isinstance(payload["config"], dict)
+            and all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in payload["weights"].items()))
+    if not good:
+        raise CheckpointError(f"{path} 是别的版本或别的种类的存点，这里用不上。", 4)
+    return payload
+
+
+def read_pair(path):
+    """(payload, state) of one checkpoint named by the user; state is None where no .state lies beside it.
+
+    Raises CheckpointError like read_checkpoint, and 3 when the .state is damaged or belongs to another save.
+    """
+    path = Path(path)
+    beside = path.with_suffix(".state")
+    state = read_torch(beside, ("pkl_sha256",)) if beside.exists() else None
+    return read_checkpoint(path, state.pop("pkl_sha256") if state else None), state
+
+
+def weights_hash(weights):
+    """SHA-256 (hex) of {name: tensor}: names in order, dtypes, shapes, bytes; the device plays no part."""
+    sha = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name].detach().cpu().contiguous()
+        sha.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        sha.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return sha.hexdigest()
+
+
+def cast_weights(weights, precision):
+    """{name: tensor} with the float tensors in fp32, fp16 or bf16; integers and bools stay what they are."""
+    if precision in (None, "no"):
+        return dict(weights)
+    if precision not in PRECISIONS:
+        raise UserError(f"save_precision 只能是 {'、'.join(PRECISIONS)}，不能是 {precision!r}。")
+    cast = {name: t.to(PRECISIONS[precision]) if t.is_floating_point() else t for name, t in weights.items()}
+    full = [n for n, t in cast.items() if t.is_floating_point() and t.isinf().any() and not weights[n].isinf().any()]
+    if full:
+        raise UserError(f"权重 {full[0]} 超出了 {precision} 的范围，请改用 save_precision bf16 或 fp32。")
+    return cast
+
+
+def _base_places(path, stored):
+    """Where the base of the adapter at `path` may lie, most likely first: as stored, beside the adapter, in out/."""
+    here, stored = Path(path).resolve().parent, Path(stored.replace("\\", "/"))
+    places = [stored, here / stored, here / stored.name, here.parent / stored.name]
+    others = sorted(here.glob("*.pkl")) + sorted(here.parent.glob("*.pkl"))  # renamed: found by its weights
+    return list(dict.fromkeys(p.resolve() for p in places)), [p.resolve() for p in others]
+
+
+def _find_base(path, base):
+    """The payload and path of the checkpoint whose weights hash is base["hash"]. Raises CheckpointError 3 or 4."""
+    named, others = _base_places(path, base["path"])
+    problem = None
+    for place in [p for p in named if p.is_file()] + [p for p in others if p not in named]:
+        try:
+            payload = read_checkpoint(place)
+        except CheckpointError as error:
+            problem = problem or (error if place in named else None)
+            continue
+        if weights_hash(payload["weights"]) == base["hash"]:
+            return payload, place
+        if place in named:
+            problem = CheckpointError(f"{path} 是在另一个底座上训练的：{place} 的权重和当时不同。请用原来的底座，或重新训练。", 4)
+    raise problem or CheckpointError(f"{path} 需要底座 {base['path']}，但找不到它。请把底座放到同一文件夹。")
+
+
+def load_chain(path):
+    """All payloads that make the model at `path`: the base first, adapters after, in the order they were trained.
+
+    Raises CheckpointError: 3 a file is missing or damaged, 4 the base found is not the one the adapter was trained on.
+    """
+    chain, place = [read_checkpoint(path)], Path(path)
+    while chain[0]["base"]:
+        base = chain[0]["base"]
+        if len(chain) > 8 or not (isinstance(base, dict) and isinstance(base.get("path"), str) and "hash" in base):
+            raise CheckpointError(f"{place} 写的底座不对，这里用不上。", 4)
+        payload, place = _find_base(place, base)
+        chain.insert(0, payload)
+    return chain

@@ -1,0 +1,230 @@
+"""The built-in data: a small world in text, dialogues and held-out questions, written on first use.
+
+`write_demo("data")` writes demo_pre.jsonl, demo_sft.jsonl and demo_eval.jsonl. The tasks are in `demo_numbers` and `demo_tasks`, what
+is held out in `demo_hold`, the hand-written rows in data/hand_*.jsonl. Everything follows from the seed.
+"""
+import argparse
+import errno
+import hashlib
+import json
+import math
+import os
+import random
+import sys
+from collections import Counter
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from tools.demo_tasks import HAND, TASKS, Recall, draw_part, hand_rows  # noqa: E402  (the path comes first)
+from tools.errors import UserError  # noqa: E402
+
+# task -> (sentences of pre-training text, exchanges of SFT, held-out questions): more for what is harder
+AMOUNTS = {
+    "sum": (14000, 2600, 120),
+    "difference": (14000, 2600, 120),
+    "chinese_sum": (13000, 2400, 120),
+    "compare": (6000, 1400, 120),
+    "chinese_compare": (6000, 1400, 120),
+    "weekday": (8000, 1600, 120),
+    "date": (11000, 2400, 120),
+    "antonym": (3500, 1800, 120),
+    "measure": (4000, 1200, 120),
+    "fact": (5000, 2400, 120),
+    "count": (7000, 1000, 120),
+    "ends": (8000, 1000, 120),
+    "reverse": (18000, 2400, 120),
+    "small_talk": (3000, 1600, 120),
+    "identity": (600, 1400, 120),
+    "recall": (3500, 2200, 120),
+    "shopping": (8000, 3000, 120),
+}
+HAND_REPEATS = 4          # how often each hand-written passage or dialogue appears
+CHAINED = 0.12            # share of SFT dialogues made of two or three unrelated exchanges
+SENTENCES = 3             # a document is two runs of this many sentences, each run about one thing
+TOP_ANSWER = 0.18         # no answer may fill more than this share of a task's held-out questions
+DROP_MARK = 0.15          # share of training questions without their question mark
+
+
+def turns(exchanges):
+    """[(question, answer), ...] -> the messages of a dialogue."""
+    return [{"role": role, "content": text} for pair in exchanges for role, text in zip(("user", "assistant"), pair)]
+
+
+def pre_rows(rng):
+    """Rows of running text: the same skills as in the dialogues, told instead of asked."""
+    runs = []
+    for name, (amount, _, _) in AMOUNTS.items():
+        told = [TASKS[name].tell(rng, draw_part(TASKS[name], rng, "train")) for _ in range(amount)]
+        runs += ["".join(told[i:i + SENTENCES]) for i in range(0, amount, SENTENCES)]
+    runs += [row["text"] for row in hand_rows("text")] * HAND_REPEATS
+    rng.shuffle(runs)
+    return [{"text": "".join(runs[i:i + 2])} for i in range(0, len(runs), 2)]
+
+
+def train_exchange(rng, name):
+    question, answer = TASKS[name].ask(rng, draw_part(TASKS[name], rng, "train"))
+    if question.endswith("？") and rng.random() < DROP_MARK:
+        question = question[:-1]
+    return question, answer
+
+
+def sft_rows(rng):
+    """Dialogues of every task; some hold several exchanges, so that a long conversation is nothing new."""
+    recall = TASKS["recall"]
+    done = [recall.exchanges(rng, recall.draw(rng)) for _ in range(AMOUNTS["recall"][1])]
+    single = [train_exchange(rng, name) for name, (_, amount, _) in AMOUNTS.items() if name != "recall" for _ in range(amount)]
+    rng.shuffle(single)
+    while single:
+        size = rng.choice((2, 3)) if rng.random() < CHAINED else 1
+        done.append(single[-size:])
+        del single[-size:]
+    rows = [{"conversations": turns(exchanges)} for exchanges in done] + hand_rows("small_talk") * HAND_REPEATS
+    rng.shuffle(rows)
+    return rows
+
+
+def eval_rows(rng):
+    """Held-out questions, no two alike, no answer too frequent; other wordings of one content only when contents run out."""
+    rows = []
+    for name, (_, _, amount) in AMOUNTS.items():
+        task, asked, contents, answers = TASKS[name], set(), set(), Counter()
+        for attempt in range(300 * amount):
+            slots = draw_part(task, rng, "eval")
+            if slots in contents and attempt < 50 * amount:
+                continue
+            exchanges = task.exchanges(rng, slots) if isinstance(task, Recall) else [task.ask(rng, slots)]
+            question, answer = exchanges[-1]
+            key = "\n".join(text for pair in exchanges for text in pair)
+            if key in asked or answers[answer] + 1 > max(1, TOP_ANSWER * amount):
+                continue
+            asked.add(key)
+            contents.add(slots)
+            answers[answer] += 1
+            rows.append({"conversations": turns(exchanges), "task": name})
+            if len(asked) == amount:
+                break
+        else:
+            raise UserError(f"内置任务“{name}”凑不出 {amount} 道互不相同的考题，请把 tools/demo_data.py 里 AMOUNTS 的数目改小。")
+    return rows
+
+
+def grade(expected, reply):
+    """Exact match, white space at both ends aside."""
+    return expected.strip() == reply.strip()
+
+
+def guess_chance(task, question, answer):
+    """Probability that a guess which knows only the form of the answers hits; 0.0 where only the constant answer is a sensible guess.
+
+    compare, chinese_compare: one of the two numbers, 1/2. weekday: the steps given, any of seven days, 1/7. count: any of 2..7, 1/6.
+    ends: any character of the string, 1/length. reverse: the characters in any order, 1/length!.
+    """
+    length = len(question.split("“")[1].split("”")[0]) if task in ("ends", "reverse") else 1
+    return {"compare": 1 / 2, "chinese_compare": 1 / 2, "weekday": 1 / 7, "count": 1 / 6, "ends": 1 / length,
+            "reverse": 1 / math.factorial(length)}.get(task, 0.0)
+
+
+def chance(rows):
+    """Evaluation rows -> {task: the better of the most frequent answer's share and the mean of `guess_chance`}, each in 0..1."""
+    tasks = {}
+    for row in rows:
+        question, answer = (turn["content"] for turn in row["conversations"][-2:])
+        tasks.setdefault(row["task"], []).append((question, answer))
+    scores = {}
+    for name, pairs in tasks.items():
+        constant = Counter(answer for _, answer in pairs).most_common(1)[0][1] / len(pairs)
+        scores[name] = max(constant, sum(guess_chance(name, *pair) for pair in pairs) / len(pairs))
+    return scores
+
+
+def source_key(seed):
+    """Changes when the seed, the generator or a hand-written row does; files of another key are written anew."""
+    digest = hashlib.sha256(f"seed {seed}".encode())
+    for path in sorted(Path(__file__).parent.glob("demo_*.py")) + sorted(HAND.glob("hand_*.jsonl")):
+        digest.update(path.name.encode() + path.read_bytes().replace(b"\r\n", b"\n"))
+    return digest.hexdigest()
+
+
+def file_digest(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+
+
+def write_atomically(path, data):
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        if error.errno == errno.ENOSPC:
+            raise UserError(f"磁盘已满，写不下 {path}。请腾出空间后再运行。", 7) from error
+        raise UserError(f"写不了文件 {path}：{error.strerror}。请换一个可写的文件夹（--out）。") from error
+
+
+def write_once(folder, name, seed, make):
+    """Write what `make()` -> {name: rows} returns as folder/demo_<name>.jsonl, unless a good copy is there.
+
+    demo_<name>.key keeps the content key and every file's digest, so that a damaged or older file is noticed. Returns {name: Path}.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"建不了文件夹 {folder}：{error.strerror}。请换一个可写的文件夹（--out）。") from error
+    keeper, key = folder / f"demo_{name}.key", source_key(seed)
+    try:
+        kept = json.loads(keeper.read_text(encoding="utf-8"))
+        names = kept["files"]
+        if kept["key"] == key and all(file_digest(folder / f"demo_{n}.jsonl") == digest for n, digest in names.items()):
+            return {n: folder / f"demo_{n}.jsonl" for n in names}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass                                                     # no key, or not a whole one: write everything
+    paths = {}
+    for n, rows in make().items():
+        paths[n] = folder / f"demo_{n}.jsonl"
+        write_atomically(paths[n], "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode("utf-8"))
+    kept = {"key": key, "files": {n: file_digest(path) for n, path in paths.items()}}
+    write_atomically(keeper, json.dumps(kept).encode("utf-8"))
+    return paths
+
+
+def build_demo(seed=0):
+    """{"pre": rows, "sft": rows, "eval": rows}; the three streams of random numbers do not touch each other."""
+    makers = {"pre": pre_rows, "sft": sft_rows, "eval": eval_rows}
+    return {name: make(random.Random(f"{seed}/{name}")) for name, make in makers.items()}
+
+
+def write_demo(folder, seed=0):
+    """Write the built-in world into `folder` unless it is there already: {"pre": Path, "sft": Path, "eval": Path}."""
+    return write_once(folder, "world", seed, lambda: build_demo(seed))
+
+
+def main():
+    parser = argparse.ArgumentParser(description="生成内置的小世界：预训练文本、对话和考题。", add_help=False)
+    group = parser.add_argument_group("选项")
+    group.add_argument("-h", "--help", action="help", help="显示这段说明后退出")
+    group.add_argument("--out", default=str(HAND), metavar="文件夹", help="写到哪个文件夹（默认是项目的 data）")
+    group.add_argument("--seed", type=int, default=0, metavar="整数", help="随机种子（默认 0），种子相同则内容相同")
+    group.add_argument("--adapters", action="store_true", help="另外写出三个专家和门控的小数据集")
+    options = parser.parse_args()
+    try:
+        paths = write_demo(options.out, options.seed)
+        if options.adapters:
+            from tools.demo_adapters import write_adapters
+            paths.update(write_adapters(options.out, options.seed))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.code)
+    for path in paths.values():
+        with open(path, encoding="utf-8") as lines:
+            print(f"{path}：{sum(1 for _ in lines)} 行")
+
+
+if __name__ == "__main__":
+    main()

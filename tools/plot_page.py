@@ -1,0 +1,90 @@
+"""What the pictures of tools/plot.py share: words in two languages, fonts, colours.
+
+Chinese where the machine has a font for it, English elsewhere: never a box in place of a character, never a warning.
+"""
+import os
+import re
+
+# field: (Chinese title, English title)
+TITLES = {"loss": ("训练损失", "Loss"), "lr": ("学习率", "Learning rate"), "ppx_1": ("困惑度 1（下一个词元）", "Perplexity 1 (next token)"),
+          "ppx_2": ("困惑度 2（再下一个词元）", "Perplexity 2 (token after next)"), "grad_norm": ("梯度范数（裁剪前）", "Gradient norm (before clipping)"),
+          "lexp": ("专家负载均衡 Lexp", "Expert balance Lexp"), "tok_s": ("速度（词元 / 秒）", "Tokens per second")}
+WORDS = {"step": ("优化步数", "Optimizer step"), "eval": ("评估", "eval"), "none": ("没有数据", "no data"), "last": ("末值", "last"),
+         "best": ("最低", "best"), "steps": ("步", "steps"), "more": ("还有", "more:"), "dashed": ("虚线：评估", "dashed: eval"),
+         "train": ("训练", "train"),
+         "curves": ("训练曲线", "Training curves")}
+FONTS = ("Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans", "Noto Sans CJK", "Microsoft YaHei", "PingFang",
+         "Hiragino Sans GB", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Heiti", "SimHei", "Sarasa", "Droid Sans Fallback",
+         "Arial Unicode", "Noto Serif CJK", "SimSun", "Songti", "KaiTi")
+FONT_FILES = re.compile(r"(noto(sans|serif)cjk|notosanssc|sourcehansans|wqy-|msyh|simhei|pingfang|simsun)", re.IGNORECASE)
+INK, GREY, LIGHT = "#111827", "#6b7280", "#e5e7eb"
+
+
+def chinese_font():
+    """The family name of an installed font that has Chinese glyphs, or None."""
+    from matplotlib import font_manager as fm
+    for fresh in (False, True):
+        if fresh:                                       # matplotlib's list may be older than the font
+            for path in fm.findSystemFonts():
+                if FONT_FILES.search(os.path.basename(path)):
+                    try:
+                        fm.fontManager.addfont(path)
+                    except (OSError, RuntimeError):
+                        continue
+        for wanted in FONTS:
+            for entry in fm.fontManager.ttflist:
+                if entry.name.startswith(wanted) and _has_glyphs(entry.fname, "训练损失词元"):
+                    return entry.name
+    return None
+
+
+def _has_glyphs(path, text):
+    from matplotlib.ft2font import FT2Font
+    try:
+        font = FT2Font(path)
+    except (OSError, RuntimeError):
+        return False
+    return all(c.isspace() or font.get_char_index(ord(c)) for c in text)
+
+
+class Page:
+    """Language, fonts and smoothing of one picture."""
+
+    def __init__(self, smooth=None):
+        from matplotlib import font_manager as fm
+        family = chinese_font()
+        self.smooth, self.chinese = smooth, family is not None
+        self.families = [f for f in (family, "DejaVu Sans") if f]
+        self.files = [fm.findfont(f) for f in self.families]
+        heavy = {e.name for e in fm.fontManager.ttflist if e.weight in ("bold", "heavy", "black", 600, 700, 800, 900)}
+        self.bold = "bold" if set(self.families) <= heavy else "normal"      # matplotlib complains about a weight that is missing
+
+    def title(self, field):
+        return TITLES[field][0 if self.chinese else 1]
+
+    def word(self, key):
+        return WORDS[key][0 if self.chinese else 1]
+
+    def text(self, label):
+        """A label from outside (file name, stage) without characters that no font can draw."""
+        return "".join(c if any(_has_glyphs(f, c) for f in self.files) else "?" for c in str(label)).replace("$", r"\$")
+
+    def rc(self):
+        return {"font.family": self.families, "font.size": 10, "axes.edgecolor": "#d1d5db", "axes.labelcolor": GREY,
+                "xtick.color": GREY, "ytick.color": GREY, "text.color": INK, "axes.grid": True, "grid.color": LIGHT, "grid.linewidth": 0.8,
+                "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "legend.frameon": False,
+                "axes.titlesize": 12, "axes.titlelocation": "left", "axes.titlepad": 9, "savefig.facecolor": "white"}
+
+
+def short_tick(v, _=None):
+    """Tick text: 12000 -> 12k"""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if size <= abs(v) < 1e12:
+            return f"{v / size:g}{unit}"
+    return f"{v:g}"
+
+
+def power_tick(v, _=None):
+    """Tick text of a learning rate: 0.00025 -> 2.5e-4"""
+    mantissa, exponent = f"{v:.3e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}" if v else "0"

@@ -1,0 +1,225 @@
+"""Token cache -> packed batches. Every batch is a pure function of (data, seed, epoch, chunk, number).
+
+A run walks through epochs, each epoch through chunks of `n_of_samples` documents, each chunk through its batches. A Position
+names the next micro-batch; training can be stopped and taken up at any Position.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from model.layout import Layout
+from tools.errors import UserError
+from train_agent.trainers.packing import best_fit, cut, shuffled
+
+IGNORE = -100
+CHUNK_DOCUMENTS = 16384     # documents per chunk where n_of_samples is null
+EXACT_UP_TO = 300_000       # documents per epoch up to which the number of steps is counted, beyond it is estimated
+
+
+class Position(NamedTuple):
+    """The next micro-batch: epoch and chunk count from 0, batch within the chunk too."""
+    epoch: int = 0
+    chunk: int = 0
+    batch: int = 0
+
+
+@dataclass
+class Batch:
+    """ids, positions, labels_1, labels_2: (B, T) int64; valid: (B, T) bool; layout: documents for attention; counts as ints."""
+    ids: torch.Tensor
+    positions: torch.Tensor
+    valid: torch.Tensor
+    labels_1: torch.Tensor
+    labels_2: torch.Tensor
+    layout: Layout
+    tokens: int
+    targets_1: int
+    targets_2: int
+    position: Position = None
+
+    def to(self, device):
+        if device.type == "cpu":
+            return self
+        moved = {k: getattr(self, k).to(device, non_blocking=True)
+                 for k in ("ids", "positions", "valid", "labels_1", "labels_2", "layout")}
+        return Batch(**{**self.__dict__, **moved})
+
+    def pin_memory(self):
+        for k in ("ids", "positions", "valid", "labels_1", "labels_2", "layout"):
+            setattr(self, k, getattr(self, k).pin_memory())
+        return self
+
+
+def make_batch(cache, pieces, rows, row_count, width):
+    """pieces (P, 3): document, start, inputs; rows: list of lists of piece numbers -> Batch of row_count x width."""
+    order = np.array([p for row in rows for p in row], dtype=np.int64)
+    row_of = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
+    document, start, size = pieces[order].T
+    begin, end = cache.bounds(document)
+    ends = size.cumsum()
+    row_start = np.zeros(len(order), dtype=np.int64)          # tokens before each piece's row
+    first = np.r_[True, row_of[1:] != row_of[:-1]] if len(order) else np.zeros(0, bool)
+    row_start = np.maximum.accumulate(np.where(first, ends - size, 0))
+    offset = np.arange(ends[-1]) - np.repeat(ends - size, size)                   # place within the piece
+    source = np.repeat(begin + start, size) + offset
+    target = np.repeat(row_of * width + (ends - size - row_start), size) + offset
+    limit = np.repeat(end, size)
+    shape = row_count * width
+    numbers = np.zeros(shape, dtype=cache.dtype)
+    numbers[target] = cache.tokens[source]
+    labels = []
+    for ahead in (1, 2):
+        inside = source + ahead < limit
+        ids, supervised = cache.split(np.asarray(cache.tokens[np.where(inside, source + ahead, source)]))
+        flat = np.full(shape, IGNORE, dtype=np.int64)
+        flat[target] = np.where(inside & supervised, ids, IGNORE)
+        labels.append(flat)
+    positions = np.zeros(shape, dtype=np.int64)
+    positions[target] = offset
+    valid = np.zeros(shape, dtype=bool)
+    valid[target] = True
+    lengths = _with_padding(row_of, size, row_count, width)
+    positions[~valid] = (np.arange(shape) % width)[~valid]
+    tensors = [torch.from_numpy(t).view(row_count, width) for t in (cache.split(numbers)[0], positions, valid, *labels)]
+    return Batch(*tensors, layout=Layout.from_lengths(lengths), tokens=int(ends[-1]),
+                 targets_1=int((labels[0] >= 0).sum()), targets_2=int((labels[1] >= 0).sum()))
+
+
+def _with_padding(row_of, size, row_count, width):
+    """Lengths of all segments in flat order; the unused end of a row is a segment of its own."""
+    used = np.bincount(row_of, weights=size, minlength=row_count).astype(np.int64)
+    lengths = []
+    for row in range(row_count):
+        lengths += size[row_of == row].tolist()
+        if used[row] < width:
+            lengths.append(int(width - used[row]))
+    return lengths
+
+
+class PackedData(Dataset):
+    """Documents of one or more shuffled epochs, packed. Index it with a list of Positions to get their Batches."""
+
+    def __init__(self, cache, documents, options, truncate, shuffle=True):
+        """documents: (D,) numbers in the cache. options: max_len batch_size seed n_of_samples n_of_samplings max_epochs."""
+        self.cache, self.documents, self.truncate, self.shuffle = cache, np.asarray(documents), truncate, shuffle
+        self.width, self.batch_size, self.seed = options["max_len"], options["batch_size"], options["seed"]
+        self.epochs = options["max_epochs"] if shuffle else 1
+        self.per_chunk = min(options["n_of_samples"] or CHUNK_DOCUMENTS, len(self.documents))
+        if not len(self.documents):
+            raise UserError("留出评估数据之后没有剩下训练数据：请减小 eval_share，或换一个更大的数据文件。", 2)
+        most = -(-len(self.documents) // self.per_chunk)
+        self.chunks = min(options["n_of_samplings"] or most, most)
+        self._order = lru_cache(2)(self._shuffled_documents)
+        self._plan = lru_cache(3)(self._packed_chunk)
+
+    def __getstate__(self):
+        return {k: v for k, v in self.__dict__.items() if k not in ("_order", "_plan")}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self._order, self._plan = lru_cache(2)(self._shuffled_documents), lru_cache(3)(self._packed_chunk)
+
+    def _shuffled_documents(self, epoch):
+        if not self.shuffle:
+            return self.documents
+        return self.documents[shuffled(len(self.documents), self.seed, epoch, 0)]
+
+    def _packed_chunk(self, epoch, chunk):
+        """-> pieces (P, 3), batches: list of lists of rows."""
+        documents = self._order(epoch)[chunk * self.per_chunk:(chunk + 1) * self.per_chunk]
+        begin, end = self.cache.bounds(documents)
+        pieces = cut(np.maximum(end - begin - 1, 1), self.width, self.truncate)
+        pieces[:, 0] = documents[pieces[:, 0]]
+        rows = best_fit(pieces[:, 2], self.width)
+        if self.shuffle:
+            rows = [rows[i] for i in shuffled(len(rows), self.seed, epoch, chunk + 1)]
+        return pieces, [rows[i:i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
+
+    def batches_in(self, epoch, chunk):
+        return len(self._plan(epoch, chunk)[1])
+
+    def batch(self, position):
+        pieces, batches = self._plan(position.epoch, position.chunk)
+        rows = batches[position.batch]
+        made = make_batch(self.cache, pieces, rows, len(rows), self.width)
+        made.position = position
+        return made
+
+    def __getitem__(self, positions):
+        return [self.batch(p) for p in positions]
+
+    def source_rows(self, position):
+        """Zero-based data rows that one micro-batch holds: what to look at when its loss is strange."""
+        pieces, batches = self._plan(position.epoch, position.chunk)
+        numbers = pieces[[p for row in batches[position.batch] for p in row], 0]
+        return sorted({int(r) for r in self.cache.rows[numbers]})
+
+    def groups(self, start, accumulation, rank=0, world=1):
+        """Endless-safe walk from `start`: (this rank's Positions of one optimizer step, Position after it, batches in chunk).
+
+        A step never crosses a chunk's end: the last group of a chunk is what is left.
+        """
+        take = accumulation * world
+        for epoch in range(start.epoch, self.epochs):
+            for chunk in range(start.chunk if epoch == start.epoch else 0, self.chunks):
+                count = self.batches_in(epoch, chunk)
+                first = start.batch if (epoch, chunk) == (start.epoch, start.chunk) else 0
+                for at in range(first, count, take):
+                    stop = min(at + take, count)
+                    yield [Position(epoch, chunk, b) for b in range(at + rank, stop, world)], self._after(epoch, chunk, stop, count), count
+
+    def _after(self, epoch, chunk, batch, count):
+        if batch < count:
+            return Position(epoch, chunk, batch)
+        return Position(epoch, chunk + 1, 0) if chunk + 1 < self.chunks else Position(epoch + 1, 0, 0)
+
+    def steps(self, accumulation, world=1):
+        """Optimizer steps of the whole run: counted where that is quick, else estimated from the tokens."""
+        take = accumulation * world
+        if len(self.documents) * self.epochs <= EXACT_UP_TO:
+            return sum(-(-self.batches_in(e, c) // take) for e in range(self.epochs) for c in range(self.chunks))
+        share = min(1.0, self.chunks * self.per_chunk / len(self.documents))
+        return max(1, int(self.tokens() * share * self.epochs / (0.99 * self.width * self.batch_size * take)))
+
+    def tokens(self):
+        """Inputs in one epoch over all documents, before cutting."""
+        total = 0
+        for part in np.array_split(self.documents, max(1, len(self.documents) // 1_000_000)):
+            begin, end = self.cache.bounds(part)
+            total += int((end - begin - 1).sum())
+        return total
+
+
+def split_documents(cache, share):
+    """-> (training documents, held-out documents): every round(1/share)-th data row, from row 0, is held out."""
+    documents = np.arange(len(cache))
+    if not share:
+        return documents, documents[:0]
+    held = np.asarray(cache.rows) % max(2, round(1 / share)) == 0
+    return documents[~held], documents[held]
+
+
+def loader(data, start, options, device, rank=0, world=1):
+    """Iterate over (list of Batches of one optimizer step, Position after it, batches in this chunk) from `start` on."""
+    if options["num_workers"] == 0:
+        for positions, after, count in data.groups(start, options["accumulation_steps"], rank, world):
+            yield data[positions], after, count
+        return
+    groups = data.groups(start, options["accumulation_steps"], rank, world)
+    waiting = []                                          # what the sampler handed out and the workers have not delivered yet
+
+    def sampler():
+        for positions, after, count in groups:
+            waiting.append((after, count))
+            yield positions
+
+    batches = DataLoader(data, sampler=sampler(), batch_size=None, num_workers=options["num_workers"],
+                         prefetch_factor=options["prefetch_factor"], pin_memory=device.type == "cuda",
+                         multiprocessing_context="spawn" if device.type == "cuda" else None)
+    for group in batches:
+        yield group, *waiting.pop(0)

@@ -1,0 +1,32 @@
+"""Held-out loss: every target counted once, weighted by tokens, dropout off, weights untouched."""
+
+import torch
+
+from train_agent.trainers import parallel
+from train_agent.trainers.dataset import Position
+from train_agent.trainers.losses import next_tokens_loss
+from train_agent.trainers.machine import autocast
+
+EMPTY = {"targets_1": 1, "targets_2": 1, "tokens": 1}    # sums are wanted, so nothing is divided
+
+
+@torch.no_grad()
+def evaluate(model, data, device, precision, loss=next_tokens_loss):
+    """-> {"loss", "ce_1", "ce_2"} in nats per target over all of `data` (a PackedData without shuffling)."""
+    was_training = model.training
+    model.eval()
+    totals = {"ce_1": 0.0, "ce_2": 0.0, "targets_1": 0.0, "targets_2": 0.0}
+    places = [Position(0, chunk, number) for chunk in range(data.chunks) for number in range(data.batches_in(0, chunk))]
+    for position in places[parallel.rank()::parallel.world()]:
+        batch = data.batch(position).to(device)
+        with autocast(device, precision):
+            _, sums = loss(model, batch, EMPTY)
+        for i in (1, 2):
+            if f"ce_{i}" in sums:
+                totals[f"ce_{i}"] += float(sums[f"ce_{i}"])
+                totals[f"targets_{i}"] += getattr(batch, f"targets_{i}")
+    model.train(was_training)
+    totals = {k: float(v) for k, v in parallel.summed(totals, device).items()}
+    result = {f"ce_{i}": totals[f"ce_{i}"] / totals[f"targets_{i}"] for i in (1, 2) if totals[f"targets_{i}"] and totals[f"ce_{i}"]}
+    return {"loss": sum(result.values()), **result}
+

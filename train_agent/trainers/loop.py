@@ -1,0 +1,236 @@
+"""THE training loop: the only place with backward() and step().
+
+A Stage says what is trained on what; here is how: fetch, forward, backward, unscale, clip, check, rate, step, log, evaluate, save.
+"""
+
+import math
+import time
+
+import torch
+from tqdm import tqdm
+
+from tools.checkpoint import best_name, checkpoint_name, final_name
+from tools.train_log import TrainLog, perplexity
+from train_agent.trainers import machine, parallel, recovery, schedules
+from train_agent.trainers.dataset import Position, loader
+from train_agent.trainers.evaluation import evaluate
+from train_agent.trainers.losses import step_metrics
+from train_agent.trainers.optimizers import build_optimizers, set_rates
+from train_agent.trainers.saving import Saver, to_cpu
+from train_agent.trainers.watch import FiniteGuard, Patience, SpikeWatch, StopSignals
+
+STOPPED = 143
+
+
+class Loop:
+    """One run of one stage. `run()` trains to the end, or to a signal, and returns the last metrics."""
+
+    def __init__(self, stage):
+        self.stage, self.options, self.model = stage, stage.options, stage.model
+        self.device = machine.choose_device(self.options["device"])
+        self.step, self.decays, self.tokens, self.seconds = 0, 0, 0, 0.0
+        self.position, self.finished = Position(), False
+        self.metrics, self.held = {}, {}
+        self.guard, self.spikes = FiniteGuard(), SpikeWatch()
+        self.patience = Patience(self.options["early_stopping_threshold"])
+
+    def run(self):
+        parallel.start(self.device)
+        try:
+            with StopSignals() as self.signals, Saver(self.stage) as self.saver:
+                self.prepare()
+                self.train()
+                self.finish()
+            return {**self.metrics, **self.held}
+        finally:
+            parallel.stop()
+
+    # ---- the spine ----
+
+    def train(self):
+        self.model.train()
+        batches = loader(self.stage.train, self.position, self.options, self.device, parallel.rank(), parallel.world())
+        bar = tqdm(total=self.total_steps, initial=self.step, desc=self.stage.label, delay=0.5, dynamic_ncols=True,
+                   disable=not parallel.is_main())
+        clock = self.since = time.perf_counter()
+        self.since_tokens = self.tokens
+        for group, after, in_chunk in batches:
+            if self.step >= self.total_steps or self.finished:
+                break
+            here, self.position = self.position, after
+            self.optimize(group, here.chunk + 1)
+            now = time.perf_counter()
+            self.seconds, clock = self.seconds + now - clock, now
+            bar.update()
+            bar.set_postfix(loss=f"{self.metrics['loss']:.3f}", refresh=False)
+            if self.due("logging_steps") or self.step == self.total_steps:
+                self.log(here, in_chunk)
+            if self.due("eval_steps"):
+                self.evaluate()
+            name = self.checkpoint_due(here)
+            stop = parallel.any_of(self.signals.asked, self.device)
+            if name or stop:
+                self.save(name or self.step_name(here))
+            if stop:
+                bar.close()
+                raise SystemExit(STOPPED)
+        bar.close()
+
+    def optimize(self, group, chunk):
+        """One optimizer step over all micro-batches of `group`."""
+        counts = {k: sum(getattr(b, k) for b in group) for k in ("targets_1", "targets_2", "tokens")}
+        totals = {k: float(v) for k, v in parallel.summed(counts, self.device).items()}
+        sums = {}
+        for number, batch in enumerate(group):
+            with parallel.without_sync(self.wrapped, last=number == len(group) - 1):
+                with machine.autocast(self.device, self.precision):
+                    loss, parts = self.stage.loss(self.wrapped, batch.to(self.device), totals)
+                self.scaler.scale(loss * parallel.world()).backward()
+            for key, value in parts.items():
+                sums[key] = sums[key] + value if key in sums else value
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
+        norm = self.clip()
+        self.sums = parallel.summed(sums, self.device)
+        self.metrics = {**step_metrics(self.sums, totals), "grad_norm": norm}
+        factor = schedules.rate_factor(self.options, self.step, self.total_steps, chunk, self.decays)
+        set_rates(self.optimizers, factor)
+        if self.may_step(group):
+            for optimizer in self.optimizers:
+                self.scaler.step(optimizer)
+        self.scaler.update()
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        self.metrics["lr"] = self.options["init_lr"] * factor
+        self.tokens += int(totals["tokens"])
+        self.decays += not schedules.is_held(self.options, chunk) and self.step >= self.options["warmup_steps"]
+        self.step += 1
+
+    def clip(self):
+        """The global gradient norm before clipping; max_norm 0 only measures."""
+        limit = self.options["max_norm"] or math.inf
+        return float(torch.nn.utils.clip_grad_norm_([p for _, p, _ in self.named], limit))
+
+    def may_step(self, group):
+        """False when loss or gradient is not finite: the rows are named, the weights stay, three in a row end the run."""
+        loss, norm = self.metrics["loss"], self.metrics["grad_norm"]
+        finite = math.isfinite(loss) and math.isfinite(norm)
+        if not finite:
+            self.journal.event("skipped", step=self.step + 1, loss=loss, grad_norm=norm, rows=self.rows_of(group))
+        elif self.spikes.is_spike(loss):
+            self.journal.event("spike", step=self.step + 1, loss=loss, rows=self.rows_of(group))
+        return self.guard.check(finite, self.scaler.get_scale() if self.scaler.is_enabled() else None)
+
+    def rows_of(self, group):
+        return [row for batch in group if batch.position for row in self.stage.train.source_rows(batch.position)]
+
+    # ---- cadences ----
+
+    def due(self, cadence):
+        return bool(self.options[cadence]) and self.step % self.options[cadence] == 0
+
+    def checkpoint_due(self, here):
+        """The name of the checkpoint that is due after the step from `here`, or None."""
+        chunk_done = (self.position.epoch, self.position.chunk) != (here.epoch, here.chunk)
+        if chunk_done and self.options["save_frq"] and (here.chunk + 1) % self.options["save_frq"] == 0:
+            return checkpoint_name(self.stage.label, here.chunk + 1, here.epoch + 1)
+        return self.step_name(here) if self.due("save_steps") and self.step < self.total_steps else None
+
+    def step_name(self, here):
+        return checkpoint_name(self.stage.label, here.chunk + 1, here.epoch + 1, step=self.step)
+
+    def log(self, here, in_chunk):
+        """One line in log.txt; the numbers are those of the last step, speed and time those since the last line."""
+        now, train = time.perf_counter(), self.stage.train
+        rate = (self.tokens - self.since_tokens) / max(1e-9, now - self.since)
+        self.since, self.since_tokens = now, self.tokens
+        fields = {"step": self.step, "epoch": here.epoch + 1, "epochs": train.epochs, "batch": self.batch_number(here, in_chunk),
+                  "batches": in_chunk, "index": here.chunk + 1, "indexes": train.chunks, **self.metrics,
+                  "tok_s": rate, "device": str(self.device), "batch_t": self.seconds / self.step,
+                  "remaining": (self.total_steps - self.step) * self.seconds / self.step, "tokens": self.tokens}
+        if "load" in self.sums:
+            fields["expert_load"] = (self.sums["load"] / self.sums["load"].sum(-1, keepdim=True)).tolist()
+        self.journal.line(fields)
+
+    def batch_number(self, here, in_chunk):
+        return min(in_chunk, here.batch + self.options["accumulation_steps"] * parallel.world())
+
+    def evaluate(self):
+        """All held-out sets; the first decides about the best model and about stopping early."""
+        if not self.stage.held:
+            return
+        start = time.perf_counter()
+        for place, (name, data) in enumerate(self.stage.held.items()):
+            result = evaluate(self.wrapped, data, self.device, self.precision, self.stage.loss)
+            fields = {f"eval_{k}": v for k, v in result.items()}
+            self.journal.event("eval", step=self.step, eval_name=name, eval_ppx_1=perplexity(result["ce_1"]), **fields)
+            if place == 0:
+                self.held = fields
+        if self.patience.improved(self.held["eval_loss"]):
+            if self.options["save_best_model"]:
+                self.saver.save(best_name(self.stage.label), self.step, {**self.metrics, **self.held}, best=True)
+        elif self.options["early_stopping"] and self.patience.waited >= self.options["early_stopping_patience"]:
+            self.finished = True
+            self.journal.event("early_stop", step=self.step, best=self.patience.best)
+        self.since += time.perf_counter() - start                      # held-out time is not training speed
+
+    # ---- beginning and end ----
+
+    def prepare(self):
+        """Choose what `auto` means, then take up an unfinished run of this configuration or start afresh."""
+        machine.keep_large_blocks()
+        self.model.to(self.device)
+        self.named = self.stage.trainable()
+        self.optimizers = build_optimizers(self.named, self.options)
+        steps = self.stage.train.steps(self.options["accumulation_steps"], parallel.world())
+        self.total_steps = min(self.options["max_steps"] or steps, steps)
+        found = self.saver.find(self.total_steps)
+        self.precision = found["precision"] if found else machine.choose_precision(self.options["mixed_precision"], self.device)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+        header = {"device": str(self.device), "precision": self.precision, "steps": self.total_steps,
+                  "params": sum(p.numel() for p in self.model.parameters()), "trainable": sum(p.numel() for _, p, _ in self.named),
+                  **self.stage.notes, "config": self.options}
+        files = (self.options["log_file"], self.options["log_dir"]) if parallel.is_main() else (None, None)
+        self.journal = TrainLog(*files, self.stage.name, header=header, resume=found["run_id"] if found else False)
+        if found:
+            self.restore(found)
+        else:
+            recovery.seed_everything(self.options["seed"] + parallel.rank())
+        self.wrapped = parallel.wrap(self.model, self.device)
+
+    def state(self):
+        """All that a resume needs beside the weights; plain tensors, numbers and lists."""
+        return {"step": self.step, "position": list(self.position), "decays": self.decays, "tokens": self.tokens,
+                "seconds": self.seconds, "finished": self.finished, "precision": self.precision, "run_id": self.journal.run_id,
+                "optimizers": to_cpu([o.state_dict() for o in self.optimizers]), "scaler": self.scaler.state_dict(),
+                "random": recovery.random_states(), "surroundings": recovery.surroundings(self.device),
+                "spikes": list(self.spikes.history), "guard": self.guard.in_a_row,
+                "patience": [self.patience.best, self.patience.waited], "held": self.held, "metrics": self.metrics}
+
+    def restore(self, state):
+        for name in ("step", "decays", "tokens", "seconds", "finished", "held", "metrics"):
+            setattr(self, name, state[name])
+        self.position = Position(*state["position"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.scaler.load_state_dict(state["scaler"])
+        self.spikes = SpikeWatch(state["spikes"])
+        self.guard.in_a_row = state["guard"]
+        self.patience.best, self.patience.waited = state["patience"]
+        self.journal.resume_from(self.step)
+        recovery.restore_random_states(state["random"])
+        here = recovery.surroundings(self.device)
+        changed = [f"{k} {state['surroundings'][k]} → {v}" for k, v in here.items() if state["surroundings"][k] != v]
+        if changed:
+            self.journal.event("warning", text=f"续训环境变了（{'，'.join(changed)}），结果不再逐位相同。")
+
+    def save(self, stem, final=False):
+        self.saver.save(stem, self.step, {**self.metrics, **self.held}, self.state(), final=final)
+        self.journal.event("save", step=self.step, name=stem)
+
+    def finish(self):
+        """Last evaluation, final checkpoint."""
+        self.finished = self.finished or self.step < self.total_steps  # the data ended before an estimated number of steps
+        if not self.due("eval_steps"):
+            self.evaluate()
+        self.save(final_name(self.stage.label), final=True)

@@ -1,0 +1,52 @@
+"""Parameter groups and optimizers. A run may need two (Muon for matrices, AdamW for the rest), so it always gets a list."""
+
+import torch
+
+from tools.errors import UserError
+
+NOT_FOR_MUON = ("embed", "place", "fc1", "fc2", "router")   # tables and classifiers keep AdamW (Keller Jordan, 2024)
+
+
+def parameter_groups(named, options):
+    """named: (name, parameter, learning rate) triples -> two lists of torch groups: (matrices for Muon, all others).
+
+    Weight decay falls on matrices alone. Without Muon the first list is empty. Nothing trainable is a UserError.
+    """
+    muon, rest = {}, {}
+    for name, parameter, rate in named:
+        if not parameter.requires_grad:
+            continue
+        decay = options["weight_decay"] if parameter.ndim >= 2 and options["optimizer"] != "adam" else 0.0
+        wants_muon = options["optimizer"] == "muon" and parameter.ndim == 2 and not any(k in name for k in NOT_FOR_MUON)
+        groups = muon if wants_muon else rest
+        group = groups.setdefault((rate, decay), {"params": [], "names": [], "lr": rate, "base_lr": rate, "weight_decay": decay})
+        group["params"].append(parameter)
+        group["names"].append(name)
+    if not muon and not rest:
+        raise UserError("没有可训练的参数：所有权重都被冻结了。请检查 lora_targets、base_model_lr 等设置。", 2)
+    return list(muon.values()), list(rest.values())
+
+
+def build_optimizers(named, options):
+    """The list of torch optimizers for these parameters, fused where torch offers it."""
+    muon, rest = parameter_groups(named, options)
+    betas, eps = (options["beta1"], options["beta2"]), options["eps"]
+    built = []
+    if muon:
+        built.append(torch.optim.Muon(_plain(muon), lr=options["init_lr"], adjust_lr_fn="match_rms_adamw"))
+    if rest and options["optimizer"] == "sgd":
+        built.append(torch.optim.SGD(_plain(rest), lr=options["init_lr"]))
+    elif rest:
+        kind = torch.optim.Adam if options["optimizer"] == "adam" else torch.optim.AdamW
+        built.append(kind(_plain(rest), lr=options["init_lr"], betas=betas, eps=eps, fused=True))
+    return built
+
+
+def _plain(groups):
+    return [{k: v for k, v in group.items() if k != "names"} for group in groups]
+
+
+def set_rates(optimizers, factor):
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor

@@ -1,0 +1,113 @@
+"""Which checkpoint a run goes on from, and what it leaves behind."""
+
+import re
+import sys
+
+import torch
+
+from tools.checkpoint import cast_weights
+from tools.config_compare import compare, fingerprint
+from tools.errors import UserError
+from tools.run_folder import RunFolder
+from train_agent.trainers import parallel
+
+
+class Saver:
+    """The output folder of one run of `stage`."""
+
+    def __init__(self, stage):
+        self.stage, self.options = stage, stage.options
+        self.folder = RunFolder(self.options["out_dir"], stage.label, self.options["name"])
+
+    def __enter__(self):
+        if parallel.is_main():
+            self.folder.lock()
+        return self
+
+    def __exit__(self, *_):
+        if parallel.is_main():
+            self.folder.unlock()
+
+    # ---- going on ----
+
+    def find(self, total_steps):
+        """The state to go on from, its weights already in the model; None for a fresh start.
+
+        resume auto: an unfinished run of this configuration goes on, anything else is moved aside. A path or --last_index
+        must fit: UserError 4 names each key that differs.
+        """
+        resume, index = self.options["resume"], self.options["last_index"]
+        if index >= 0 or resume not in ("auto", "none"):
+            payload, state = self._by_index(index) if index >= 0 else self._by_path(resume)
+            self._refuse_changes(state)
+        else:
+            found = self.folder.newest_good() if resume == "auto" else None
+            if found is None or not self._goes_on(found[1], total_steps):
+                self._set_aside()
+                return None
+            payload, state = found
+        self.stage.load(state.pop("weights", None) or payload["weights"])
+        return state
+
+    def _goes_on(self, state, total_steps):
+        return state is not None and not state["finished"] and state["step"] < total_steps and not self._changes(state)
+
+    def _set_aside(self):
+        moved = self.folder.backup() if parallel.is_main() else None
+        if moved:
+            print(f"先前的 {self.stage.label} 检查点已移到 {moved}。", file=sys.stderr)
+
+    def _by_index(self, index):
+        pattern = re.compile(rf"TinySeek_{self.stage.label}{index}_\d+(_s\d+)?$")
+        fitting = [e for e in self.folder.entries() if pattern.match(e["stem"])]
+        if not fitting:
+            raise UserError(f"{self.folder.path} 里没有第 {index} 块的 {self.stage.label} 检查点（--last_index {index}）。", 3)
+        return self.folder._load(fitting[-1])
+
+    def _by_path(self, path):
+        stem = re.sub(r"\.(pkl|state)$", "", str(path).replace("\\", "/").rsplit("/", 1)[-1])
+        fitting = [e for e in self.folder.entries() if e["stem"] == stem]
+        if not fitting:
+            raise UserError(f"{self.folder.path} 的清单里没有检查点 {stem}（--resume {path}）。只取权重请用 --init_from。", 3)
+        return self.folder._load(fitting[-1])
+
+    def _changes(self, state):
+        """Keys that differ from the checkpoint's run and may not differ in silence: [(key, old, new)]."""
+        found = [(c.key, c.old, c.new) for c in compare(state["fingerprint"], fingerprint(self.options))
+                 if c.verdict == "never" or (c.verdict == "ask" and not self.options["allow_change"])]
+        return found + [(k, state["identity"].get(k), v) for k, v in self.stage.identity.items() if state["identity"].get(k) != v]
+
+    def _refuse_changes(self, state):
+        if state is None:
+            raise UserError("这个检查点没有 .state 文件，不能接着训练；若只想取它的权重，请用 --init_from。", 4)
+        changed = self._changes(state)
+        if changed:
+            listed = "；".join(f"{k}: {old} → {new}" for k, old, new in changed[:6])
+            raise UserError(f"配置或数据和检查点不同，不能接着训练：{listed}。改回原值，或用 --resume none 重新开始。", 4)
+
+    # ---- leaving behind ----
+
+    def save(self, stem, step, metrics, state=None, best=False, final=False):
+        """Write one checkpoint (main process only), then let the oldest beyond save_total_limit go."""
+        if not parallel.is_main():
+            return
+        payload = self.stage.payload(step, {k: v for k, v in metrics.items() if isinstance(v, (int, float, str))})
+        if self.options["save_precision"] != "fp32":
+            if state is not None:
+                state = {**state, "weights": payload["weights"]}       # what is resumed stays exact
+            payload["weights"] = cast_weights(payload["weights"], self.options["save_precision"])
+        if state is not None:
+            state = {**state, "fingerprint": fingerprint(self.options), "identity": self.stage.identity}
+        self.folder.save(stem, payload, state, best=best, final=final)
+        self.folder.prune(self.options["save_total_limit"])
+
+
+def to_cpu(value):
+    """Nested dicts and lists with every tensor on the CPU."""
+    if isinstance(value, torch.Tensor):
+        return value.cpu()
+    if isinstance(value, dict):
+        return {k: to_cpu(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_cpu(v) for v in value]
+    return value

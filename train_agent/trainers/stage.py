@@ -1,0 +1,50 @@
+"""A stage is data: which model, which batches, which loss, which weights learn, what its files are called."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from tools.errors import UserError
+from train_agent.trainers.dataset import PackedData
+from train_agent.trainers.losses import next_tokens_loss
+
+
+@dataclass
+class Stage:
+    """Everything the loop needs to know about a kind of training. Building one starts nothing."""
+
+    name: str                            # pre, sft, lora ...: the section of the configuration
+    label: str                           # Pre, SFT, Lora ...: the word in file names
+    options: dict                        # flat resolved configuration of this stage
+    model: nn.Module
+    train: PackedData
+    held: dict[str, PackedData]          # name -> held-out data; the first decides about best model and early stopping
+    about: dict                          # what a .pkl of this stage says beside its weights, see tools/checkpoint.py
+    identity: dict                       # hashes a resume has to find unchanged: data, vocabulary, base
+    loss: Callable = next_tokens_loss    # (model, batch, totals) -> (scalar, sums to log)
+    rates: Callable = None               # parameter name -> its own learning rate, None = init_lr for all
+    notes: dict = field(default_factory=dict)   # extra fields for the log's header
+
+    def trainable(self):
+        """(name, parameter, learning rate) of everything that learns."""
+        rate = self.rates or (lambda name: self.options["init_lr"])
+        return [(n, p, rate(n)) for n, p in self.model.named_parameters() if p.requires_grad]
+
+    def weights(self):
+        """What a checkpoint holds: all of a model, or only the learning tensors of an adapter."""
+        if self.about["kind"] == "model":
+            return dict(self.model.state_dict())
+        return {n: p.detach() for n, p in self.model.named_parameters() if p.requires_grad}
+
+    def load(self, weights):
+        """Put `weights` in place; their names must be exactly those of `weights()`."""
+        own = self.weights()
+        wrong = sorted(set(own) ^ set(weights)) + sorted(n for n in own if n in weights and own[n].shape != weights[n].shape)
+        if wrong:
+            raise UserError(f"检查点和这次的模型对不上：{wrong[0]} 等 {len(wrong)} 个张量缺失、多余或形状不同。", 4)
+        for name, tensor in own.items():
+            tensor.copy_(weights[name])
+
+    def payload(self, step, metrics):
+        return {"format": 1, **self.about, "weights": self.weights(), "step": step, "metrics": metrics, "run": self.options}

@@ -1,0 +1,85 @@
+"""What a run has to notice while it works: signals, numbers that are not finite, losses that jump."""
+
+import math
+import signal
+import threading
+from collections import deque
+
+from tools.errors import UserError
+
+
+class StopSignals:
+    """SIGTERM and Ctrl-C ask for a stop; the step in progress is finished and saved first. Use as a context manager."""
+
+    def __init__(self):
+        self.asked = False
+        self._before = {}
+
+    def _ask(self, *_):
+        self.asked = True
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+class FiniteGuard:
+    """Counts skipped steps in a row; the third ends the run with exit code 5."""
+
+    LIMIT = 3
+
+    def __init__(self):
+        self.in_a_row = 0
+
+    def check(self, finite, scale):
+        """finite: loss and gradient norm were finite; scale: the GradScaler's, 1.0 without one.
+
+        Returns whether the step may be taken. While a scaler still backs off (scale >= 1 in fp16) a skipped step is normal.
+        """
+        if finite:
+            self.in_a_row = 0
+        elif scale is None or scale < 1:
+            self.in_a_row += 1
+        if self.in_a_row >= self.LIMIT:
+            raise UserError(f"连续 {self.LIMIT} 步的损失或梯度不是有限数，训练已停止，这几步都没有更新权重。"
+                            "出问题的数据行写在 log.txt 里；可调小 init_lr，或检查那几行数据，然后重新运行，会从最近的检查点继续。", 5)
+        return finite
+
+
+class SpikeWatch:
+    """Reports a loss more than 6 standard deviations above the mean of the last steps."""
+
+    WINDOW, WARM, SIGMAS = 100, 20, 6.0
+
+    def __init__(self, history=()):
+        self.history = deque(history, maxlen=self.WINDOW)
+
+    def is_spike(self, loss):
+        past = list(self.history)
+        self.history.append(loss)
+        if len(past) < self.WARM:
+            return False
+        mean = sum(past) / len(past)
+        spread = math.sqrt(sum((x - mean) ** 2 for x in past) / len(past))
+        return loss > mean + self.SIGMAS * max(spread, 1e-3 * abs(mean))
+
+
+class Patience:
+    """Best held-out loss so far, and how many evaluations in a row did not improve on it."""
+
+    def __init__(self, threshold=0.0, best=math.inf, waited=0):
+        self.threshold, self.best, self.waited = threshold, best, waited
+
+    def improved(self, loss):
+        """True when `loss` beats the best by more than the threshold (or is the first)."""
+        if math.isfinite(loss) and self.best - loss > self.threshold:
+            self.best, self.waited = loss, 0
+            return True
+        self.waited += 1
+        return False
