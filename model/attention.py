@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from model import short_attention
 from model.layers import alibi_slopes, make_norm, rotate
 from model.layout import from_slots, to_slots
 
@@ -30,6 +31,7 @@ class MLA(nn.Module):
         self.kv_norm = make_norm(c.norm, c.d_c, c.norm_eps)
         self.kv_up = nn.Linear(c.d_c, c.n_head * 2 * c.d_h, bias=False)           # per head: key content, then value
         self.out = nn.Linear(c.n_head * c.d_h, c.d_model, bias=False)
+        self.prefixes = nn.ModuleList()                                           # see model/prefix.py
 
     @property
     def rotary(self):
@@ -72,7 +74,34 @@ class MLA(nn.Module):
     def forward(self, x, tables, layout):
         q = self.queries(x, tables)
         k, v = self.expand(*self.latents(x, tables))
-        return self.out(attend(q, k, v, layout, self.config, self.scale))
+        return self.finish(q, attend(q, k, v, layout, self.config, self.scale))
+
+    def finish(self, q, mixed):
+        """q (N, H, d_k), mixed (N, H * d_h): what the heads read -> (N, d_model)."""
+        for prefix in self.prefixes:
+            mixed = mixed + prefix(q[..., :self.config.d_h])
+        return self.out(mixed)
+
+    def decode(self, x, step, memory):
+        """x (N, d_model): B rows of T new tokens -> (N, d_model). Their latents are added to `memory` (S, C, d_c + d_r)."""
+        q = self.queries(x, step.tables)
+        step.write(memory, torch.cat(self.latents(x, step.tables), -1))
+        past = step.read(memory)                                                  # (B, L, d_c + d_r)
+        mixed = self.absorbed(q, past, step) if step.absorb \
+            else naive(q, *self.expand(*past.split([self.config.d_c, self.rotary], -1)), step, self.scale)
+        return self.finish(q, mixed)
+
+    def absorbed(self, q, past, step):
+        """Attention to the latents themselves: the key half of kv_up is folded into the query, the value half applied after."""
+        c = self.config
+        up = self.kv_up.weight.view(c.n_head, 2, c.d_h, c.d_c)
+        content = q[..., :c.d_h].transpose(0, 1)                                  # (H, N, d_h)
+        query = torch.bmm(content, up[:, 0]).transpose(0, 1)                      # (N, H, d_c)
+        if self.rotary:
+            query = torch.cat((query, q[..., c.d_h:]), -1)                        # (N, H, d_c + d_r)
+        past = past[:, None]                                                      # (B, 1, L, d_c + d_r): one key head for all
+        mixed = grouped(query, past, past, step, self.scale)[..., :c.d_c]         # (N, H, d_c); the rotary columns are dropped
+        return torch.bmm(mixed.transpose(0, 1), up[:, 1].transpose(1, 2)).transpose(0, 1).flatten(1)
 
 
 class GQA(nn.Module):
@@ -84,6 +113,7 @@ class GQA(nn.Module):
         self.q = nn.Linear(c.d_model, c.n_head * c.d_h, bias=False)
         self.kv = nn.Linear(c.d_model, 2 * c.kv_heads * c.d_h, bias=False)        # all keys, then all values
         self.out = nn.Linear(c.n_head * c.d_h, c.d_model, bias=False)
+        self.prefixes = nn.ModuleList()                                           # see model/prefix.py
 
     @property
     def scale(self):
@@ -109,7 +139,23 @@ class GQA(nn.Module):
     def forward(self, x, tables, layout):
         q = self.queries(x, tables)
         k, v = self.expand(*self.latents(x, tables))
-        return self.out(attend(q, k, v, layout, self.config, self.scale))
+        return self.finish(q, attend(q, k, v, layout, self.config, self.scale))
+
+    def finish(self, q, mixed):
+        """q (N, H, d_k), mixed (N, H * d_h): what the heads read -> (N, d_model)."""
+        for prefix in self.prefixes:
+            mixed = mixed + prefix(q)
+        return self.out(mixed)
+
+    def decode(self, x, step, memory):
+        """x (N, d_model): B rows of T new tokens -> (N, d_model). Keys and values are added to `memory` (S, C, 2 * G * d_h)."""
+        q = self.queries(x, step.tables)
+        step.write(memory, torch.cat(self.latents(x, step.tables), -1))
+        keys, values = step.read(memory).chunk(2, -1)                             # (B, L, G * d_h)
+        if not step.absorb:
+            return self.finish(q, naive(q, *self.expand(keys, values), step, self.scale))
+        keys, values = (t.unflatten(-1, (self.config.kv_heads, -1)).transpose(1, 2) for t in (keys, values))    # (B, G, L, d_h)
+        return self.finish(q, grouped(q, keys, values, step, self.scale).flatten(1))
 
 
 def attend(q, k, v, layout, config, scale):
@@ -119,22 +165,53 @@ def attend(q, k, v, layout, config, scale):
     for documents, length in layout.shapes:
         part = slice(base, base + documents * length)
         base += documents * length
-        bq, bk, bv = (t[part].unflatten(0, (documents, length)).transpose(1, 2) for t in (q, k, v))   # (D, H, L, d)
-        outputs.append(_causal(bq, bk, bv, config, scale).transpose(1, 2).flatten(0, 1))               # (D * L, H, d_v)
+        bq, bk, bv = (t[part].unflatten(0, (documents, length)) for t in (q, k, v))                     # (D, L, H, d)
+        outputs.append(_causal(bq, bk, bv, config, scale).flatten(0, 1))                               # (D * L, H, d_v)
     joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     return from_slots(joined.flatten(1), layout)
 
 
-def _causal(q, k, v, config, scale):
-    # The fused CPU kernel wants keys and values of one width; padding the values is cheaper than the unfused path.
+def grouped(q, k, v, step, scale):
+    """Few new tokens against a cache. q (N, H, d_k); k, v (B, G, L, d): G key heads, each read by H / G query heads -> (N, H, d)."""
+    rows, groups, heads = k.shape[0], k.shape[1], q.shape[1]
+    length, bias = step.length, step.bias
+    if length == 1:
+        q = q.view(rows, groups, heads // groups, -1)
+        if bias is not None and bias.shape[1] > 1:
+            bias = bias.view(-1, groups, heads // groups, bias.shape[-1])
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale).reshape(rows, heads, -1)
+    q = q.view(rows, length, groups, -1, q.shape[-1]).permute(0, 2, 3, 1, 4).flatten(2, 3)                      # (B, G, g * T, d)
+    if bias is not None:
+        bias = bias.expand(-1, heads, -1, -1).unflatten(1, (groups, -1)).flatten(2, 3)                          # (B, G, g * T, L)
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+    return mixed.unflatten(2, (-1, length)).permute(0, 3, 1, 2, 4).reshape(rows * length, heads, -1)
+
+
+def naive(q, k, v, step, scale):
+    """Many new tokens against keys and values of every head. q (N, H, d_k), k, v (B, L, H, d) -> (N, H * d_v)."""
+    q = q.unflatten(0, (-1, step.length))
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     width = v.shape[-1]
     if k.shape[-1] != width and q.device.type == "cpu":
-        v = F.pad(v, (0, k.shape[-1] - width))
-    bias = attention_bias(config, q.shape[1], torch.arange(q.shape[2], device=q.device),
-                          torch.arange(k.shape[2], device=q.device))
-    if bias is None:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)[..., :width]
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), scale=scale)[..., :width]
+        v = F.pad(v, (0, k.shape[-1] - width))                                    # as in _causal
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=step.bias, is_causal=step.bias is None and step.causal, scale=scale)
+    return mixed[..., :width].transpose(1, 2).flatten(2).flatten(0, 1)
+
+
+def _causal(q, k, v, config, scale):
+    """q, k: (D, L, H, d_k), v: (D, L, H, d_v) -> (D, L, H, d_v)."""
+    at = torch.arange(q.shape[1], device=q.device)
+    bias = attention_bias(config, q.shape[2], at, at)
+    if bias is None and short_attention.applies(q, q.shape[1]):
+        return short_attention.short_causal_attention(q, k, v, scale)
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    width = v.shape[-1]
+    if k.shape[-1] != width and q.device.type == "cpu":
+        v = F.pad(v, (0, k.shape[-1] - width))     # the fused CPU kernel wants keys and values of one width
+    if bias is not None:
+        bias = bias.to(q.dtype)
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=bias is None, scale=scale)
+    return mixed[..., :width].transpose(1, 2)
 
 
 def attention_bias(config, heads, query_at, key_at):

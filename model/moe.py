@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from model.expert_products import RoutedExperts
 from model.layers import FeedForward, activate, is_gated
 
 
@@ -29,27 +30,41 @@ class Router(nn.Module):
         super().__init__()
         self.config = config
         self.weight = nn.Parameter(torch.empty(config.other_experts, config.d_model))
+        self.weight_lora = nn.ModuleList()                                        # see model/lora.py
         if config.router == "sigmoid":
             self.register_buffer("bias", torch.zeros(config.other_experts))
 
     def forward(self, x):
         """x (N, d) -> weights (N, K), experts (N, K), probabilities (N, E), logits (N, E)."""
         with torch.autocast(x.device.type, enabled=False):
-            wide = torch.promote_types(x.dtype, torch.float32)
-            logits = F.linear(x.to(wide), self.weight.to(wide))
+            logits = self.logits(x)
         if self.training and self.config.router_noise:
             logits = logits + torch.randn_like(logits) * self.config.router_noise
+        weights, experts, scores = self.pick(logits)
+        probabilities = scores if self.config.router == "softmax" else scores / scores.sum(-1, keepdim=True)
+        return weights, experts, probabilities, logits
+
+    def logits(self, x):
+        """x (N, d) -> (N, E), float32 or wider."""
+        wide = torch.promote_types(x.dtype, torch.float32)
+        x = x.to(wide)
+        logits = F.linear(x, self.weight.to(wide))
+        for lora in self.weight_lora:
+            logits = logits + lora(x)
+        return logits
+
+    def pick(self, logits):
+        """logits (N, E) -> weights (N, K), experts (N, K), scores (N, E)."""
         if self.config.router == "softmax":
-            scores = probabilities = logits.softmax(-1)
+            scores = logits.softmax(-1)
             experts = scores.topk(self.config.keep, -1).indices
             weights = scores.gather(-1, experts)                                  # not renormalised, as in DeepSeek-V2
         else:
             scores = logits.sigmoid()
-            probabilities = scores / scores.sum(-1, keepdim=True)
             experts = (scores + self.bias).topk(self.config.keep, -1).indices
             weights = scores.gather(-1, experts)
             weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
-        return weights * self.config.routed_scaling, experts, probabilities, logits
+        return weights * self.config.routed_scaling, experts, scores
 
 
 class MoE(nn.Module):
@@ -59,6 +74,7 @@ class MoE(nn.Module):
         self.router = Router(c)
         self.up = nn.Parameter(torch.empty(c.other_experts, c.hidden * (2 if is_gated(c.activation) else 1), c.d_model))
         self.down = nn.Parameter(torch.empty(c.other_experts, c.d_model, c.hidden))
+        self.up_lora, self.down_lora = nn.ModuleList(), nn.ModuleList()
         self.shared = FeedForward(c.d_model, c.hidden * c.shared_experts, c.activation)
 
     def forward(self, x, valid=None, sequences=1):
@@ -72,11 +88,14 @@ class MoE(nn.Module):
         order = experts.flatten().argsort(stable=True)                            # (N * K,) assignment -> place
         back = torch.empty_like(order)
         back[order] = torch.arange(len(order), device=order.device)
+        if x.device.type == "cpu" and is_gated(self.config.activation) and not self.up_lora and not self.down_lora:
+            sizes = torch.bincount(experts.flatten(), minlength=self.config.other_experts).tolist()
+            return RoutedExperts.apply(x, weights, order, back, sizes, self.up, self.down, self.config.activation)
         gathered = _Dispatch.apply(x, order, back, experts.shape[1])              # (N * K, d), expert by expert
         counts = torch.bincount(experts.flatten(), minlength=self.config.other_experts)
         results = self.experts(gathered, counts)
         per_token = _Reorder.apply(results, back, order).view(*experts.shape, -1)  # (N, K, d)
-        return torch.einsum("nkd,nk->nd", per_token, weights.to(per_token.dtype))
+        return (per_token * weights.to(per_token.dtype)[..., None]).sum(1)        # rounded as RoutedExperts does
 
     def experts(self, x, counts):
         """x (N * K, d) sorted by expert, counts (E,) -> (N * K, d)."""
@@ -84,9 +103,39 @@ class MoE(nn.Module):
         dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
         ups, downs = self.up.to(dtype).unbind(0), self.down.to(dtype).unbind(0)
         parts = []
-        for part, up, down in zip(x.split(sizes), ups, downs):
-            parts.append(F.linear(activate(F.linear(part, up), self.config.activation), down))
+        for i, (part, up, down) in enumerate(zip(x.split(sizes), ups, downs)):
+            parts.append(self.expert(part, i, up, down))
         return torch.cat(parts)
+
+    def decode(self, x):
+        """x (N, d) -> (N, d), for few tokens and without statistics: only the chosen experts' weights are touched."""
+        weights, experts, _ = self.router.pick(self.router.logits(x))
+        if x.device.type != "cpu" or len(x) * self.config.keep > 2 * self.config.other_experts:
+            return self.shared(x) + self.routed(x, weights, experts)
+        mixed, weights = self.shared(x), weights.to(x.dtype)
+        if len(x) == 1:
+            for place, expert in enumerate(experts[0].tolist()):
+                mixed = torch.addcmul(mixed, self.expert(x, expert), weights[:, place])
+            return mixed
+        chosen = {}
+        for place, expert in enumerate(experts.flatten().tolist()):
+            chosen.setdefault(expert, []).append(place)
+        flat = weights.flatten()
+        for expert, places in chosen.items():
+            rows = [place // self.config.keep for place in places]
+            mixed[rows] += self.expert(x[rows], expert) * flat[places, None]
+        return mixed
+
+    def expert(self, x, index, up=None, down=None):
+        """One routed expert applied to x (N, d); up, down: its two matrices, where the caller has them at hand."""
+        inner = F.linear(x, self.up[index] if up is None else up)
+        for lora in self.up_lora:
+            inner = inner + lora(x, index)
+        inner = activate(inner, self.config.activation)
+        mixed = F.linear(inner, self.down[index] if down is None else down)
+        for lora in self.down_lora:
+            mixed = mixed + lora(inner, index)
+        return mixed
 
     def statistics(self, experts, probabilities, logits, valid, sequences):
         E, K = self.config.other_experts, self.config.keep

@@ -11,10 +11,12 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from model.attention import GQA, MLA
+from model.cache import Step
 from model.cross_entropy import linear_cross_entropy
 from model.layers import FeedForward, make_norm, residual_std, rotary_tables
 from model.layout import Layout
-from model.moe import MoE, Router
+from model.memory import ChapterRouting
+from model.moe import MoE, Router, Routing
 
 IGNORE = -100
 
@@ -30,6 +32,7 @@ class ModelOutput:
     counts: tuple = ()                   # supervised targets of both heads
     aux_loss: torch.Tensor = None        # alpha * routing loss, None without experts
     routings: list = field(default_factory=list)
+    chapters: list = field(default_factory=list)   # ChapterRouting of each memory adapter
 
     @property
     def logits(self):
@@ -58,11 +61,29 @@ class Block(nn.Module):
         self.mlp = MoE(config) if config.is_moe_layer(index) else \
             FeedForward(config.d_model, config.dense_width, config.activation)
         self.dropout = nn.Dropout(config.dropout)
+        self.memories = nn.ModuleList()                                           # see model/memory.py
 
     def forward(self, x, tables, layout, valid, sequences):
-        """x (N, d) -> (N, d), Routing or None."""
+        """x (N, d) -> (N, d), [ChapterRouting of each memory adapter, Routing of the experts]."""
         x = x + self.dropout(self.attention(self.attention_norm(x), tables, layout))
-        return self.feed(x, valid, sequences)
+        x, routings = self.recall(x)
+        x, routing = self.feed(x, valid, sequences)
+        return x, routings + [routing] * (routing is not None)
+
+    def recall(self, x):
+        """x (N, d) -> x plus what the memory adapters add to it, their ChapterRoutings. Each token stands alone."""
+        routings = []
+        for memory in self.memories:
+            found, routing = memory(x)
+            x = x + self.dropout(found)
+            routings.append(routing)
+        return x, routings
+
+    def decode(self, x, step, memory):
+        """The block for new tokens only, x (N, d) -> (N, d); `memory`: this layer's part of a DecodeCache."""
+        x = self.recall(x + self.attention.decode(self.attention_norm(x), step, memory))[0]
+        mixed = self.mlp_norm(x)
+        return x + (self.mlp.decode(mixed) if isinstance(self.mlp, MoE) else self.mlp(mixed))
 
     def feed(self, x, valid=None, sequences=1):
         mixed, routing = self.mlp(self.mlp_norm(x), valid, sequences) if isinstance(self.mlp, MoE) \
@@ -121,8 +142,10 @@ class TinySeek(nn.Module):
         """
         if labels is not None:
             labels_1, labels_2 = shifted(labels, 1), shifted(labels, 2)
-        hidden, routings = self.encode(input_ids, positions, layout, valid)
-        out = ModelOutput(hidden=hidden.unflatten(0, input_ids.shape), routings=routings, aux_loss=self.routing_loss(routings))
+        hidden, routed = self.encode(input_ids, positions, layout, valid)
+        routings, chapters = ([r for r in routed if isinstance(r, kind)] for kind in (Routing, ChapterRouting))
+        out = ModelOutput(hidden=hidden.unflatten(0, input_ids.shape), routings=routings, chapters=chapters,
+                          aux_loss=self.routing_loss(routings))
         if labels_1 is not None:
             pairs = [linear_cross_entropy(hidden, head.weight, goal.flatten())
                      for head, goal in zip(self.heads(), (labels_1, labels_2))]
@@ -133,7 +156,7 @@ class TinySeek(nn.Module):
         return out
 
     def encode(self, input_ids, positions=None, layout=None, valid=None):
-        """input_ids (B, T) -> hidden states (N, d) after the final norm, Routing of each MoE layer."""
+        """input_ids (B, T) -> hidden states (N, d) after the final norm, what each router did (Routing, ChapterRouting)."""
         rows, length = input_ids.shape
         if positions is None:
             positions = torch.arange(length, device=input_ids.device).expand(rows, length)
@@ -144,12 +167,37 @@ class TinySeek(nn.Module):
         routings = []
         for block in self.blocks:
             if self.checkpointing and self.training:
-                x, routing = checkpoint(block, x, tables, layout, valid, rows, use_reentrant=False)
+                x, routed = checkpoint(block, x, tables, layout, valid, rows, use_reentrant=False)
             else:
-                x, routing = block(x, tables, layout, valid, rows)
-            if routing is not None:
-                routings.append(routing)
+                x, routed = block(x, tables, layout, valid, rows)
+            routings += routed
         return self.norm(x), routings
+
+    @torch.inference_mode()
+    def decode(self, ids, cache, slots=None, counts=None, absorb=None):
+        """Read the next tokens of some sequences, as `encode` would after everything before them.
+
+        ids (B, T): T next tokens for each of B different slots of `cache` (a DecodeCache); slots: B ints, None = all, in order.
+        Rows shorter than T are padded at the end with any id and named by counts (B ints, None = all T). `cache.lengths` grows by
+        T or by counts; the cache itself grows as needed. absorb: None = by T, else force one of both forms of attention.
+        -> hidden states (B, T, d) after the final norm, for `fc1` and `fc2`; those of padding mean nothing. The model must be in
+        eval mode. ValueError beyond max_position (learned positions).
+        """
+        slots = range(len(cache.lengths)) if slots is None else slots
+        rows, length = ids.shape
+        step = Step(cache, slots, length, absorb)
+        x = self.embed(ids.reshape(-1))
+        if self.config.position == "learned":
+            at = step.positions(ids.device).expand(rows, length)
+            furthest = max(cache.lengths[s] + (length if counts is None else counts[i]) for i, s in enumerate(slots))
+            if furthest > self.config.max_position:
+                raise ValueError(f"position {furthest - 1} is beyond max_position {self.config.max_position}")
+            x = x + self.place(at.reshape(-1).clamp_max(self.config.max_position - 1))
+        for block, memory in zip(self.blocks, cache.memory):
+            x = block.decode(x, step, memory)
+        for i, s in enumerate(slots):
+            cache.lengths[s] += length if counts is None else counts[i]
+        return self.norm(x).view(rows, length, -1)
 
     def embedded(self, ids, positions):
         """ids, positions (N,) -> (N, d)."""

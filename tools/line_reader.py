@@ -50,6 +50,12 @@ def iter_lines(path, start=0, end=None):
     begins in it. Ranges that touch hand out every item exactly once. A range of a .gz file is a ValueError (it cannot be
     entered in the middle). UserError 2 if the file cannot be read.
     """
+    for number, _, line in iter_places(path, start, end):
+        yield number, line
+
+
+def iter_places(path, start=0, end=None):
+    """As iter_lines, with the byte offset at which the item begins: (number, offset, bytes). `read_at` finds it again."""
     zipped = str(path).lower().endswith(".gz")
     if zipped and (start or end is not None):
         raise ValueError("a .gz file can only be read whole")
@@ -99,16 +105,16 @@ def _records(lines, end):
         if end is not None and offset >= end:
             return
         if isinstance(line, TooLong) or line.strip():
-            yield number, line
+            yield number, offset, line
 
 
 def _paragraphs(lines, start, end):
     """Lines joined up to a blank one. Who owns the blank line owns the paragraph after it; the file's first is range 0's."""
-    owned, first, buffer, size = start == 0, 0, [], 0
+    owned, first, buffer, size = start == 0, (0, 0), [], 0
     for offset, number, line in lines:
         blank = not line.strip()
         if buffer and (blank or size > PARAGRAPH or isinstance(line, TooLong)):
-            yield first, b"\n".join(buffer)
+            yield *first, b"\n".join(buffer)
             buffer, size = [], 0
         if end is not None and offset >= end and (blank or not owned):
             return
@@ -117,10 +123,26 @@ def _paragraphs(lines, start, end):
         elif not owned:
             continue
         elif isinstance(line, TooLong):
-            yield number, line
+            yield number, offset, line
         else:
-            first = first if buffer else number
+            first = first if buffer else (number, offset)
             buffer.append(line)
             size += len(line)
     if buffer:
-        yield first, b"\n".join(buffer)
+        yield *first, b"\n".join(buffer)
+
+
+def read_at(file, offset, plain_text=False):
+    """The bytes of the one item that iter_places found at `offset`. file: the same plain file, opened "rb"."""
+    file.seek(offset)
+    parts, size = [], 0
+    while line := file.readline(MAX_LINE + 2):
+        if offset == 0 and not parts:
+            line = line.removeprefix(BOM)
+        if not plain_text:
+            return line.rstrip(b"\r\n")
+        if not line.strip() or size > PARAGRAPH:
+            break
+        parts.append(line.rstrip(b"\r\n"))
+        size += len(parts[-1])
+    return b"\n".join(parts)

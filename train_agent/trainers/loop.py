@@ -176,17 +176,26 @@ class Loop:
 
     # ---- beginning and end ----
 
-    def prepare(self):
-        """Choose what `auto` means, then take up an unfinished run of this configuration or start afresh."""
+    def setup(self):
+        """Model on its device, optimizers, and the length of the run; nothing on the disk is touched."""
         machine.keep_large_blocks()
         self.model.to(self.device)
         self.named = self.stage.trainable()
         self.optimizers = build_optimizers(self.named, self.options)
         steps = self.stage.train.steps(self.options["accumulation_steps"], parallel.world())
         self.total_steps = min(self.options["max_steps"] or steps, steps)
-        found = self.saver.find(self.total_steps)
-        self.precision = found["precision"] if found else machine.choose_precision(self.options["mixed_precision"], self.device)
+
+    def choose(self, precision=None):
+        """Settle what `auto` means; a resumed run passes what was settled at its first start."""
+        self.precision = precision or machine.choose_precision(self.options["mixed_precision"], self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+        self.wrapped = parallel.wrap(self.model, self.device)
+
+    def prepare(self):
+        """Take up an unfinished run of this configuration, or start afresh."""
+        self.setup()
+        found = self.saver.find(self.total_steps)
+        self.choose(found["precision"] if found else None)
         header = {"device": str(self.device), "precision": self.precision, "steps": self.total_steps,
                   "params": sum(p.numel() for p in self.model.parameters()), "trainable": sum(p.numel() for _, p, _ in self.named),
                   **self.stage.notes, "config": self.options}
@@ -196,7 +205,6 @@ class Loop:
             self.restore(found)
         else:
             recovery.seed_everything(self.options["seed"] + parallel.rank())
-        self.wrapped = parallel.wrap(self.model, self.device)
 
     def state(self):
         """All that a resume needs beside the weights; plain tensors, numbers and lists."""

@@ -72,7 +72,8 @@ def keep_large_blocks():
     except OSError:
         return False
     M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
-    return all((libc.mallopt(M_MMAP_THRESHOLD, 1 << 30), libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1),
+    # 32 MiB is the largest threshold that glibc accepts; larger blocks still come fresh.
+    return all((libc.mallopt(M_MMAP_THRESHOLD, 32 << 20), libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1),
                 libc.mallopt(M_TOP_PAD, 64 << 20)))
 
 

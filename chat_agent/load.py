@@ -1,0 +1,58 @@
+"""From a checkpoint's path to a model that answers: every kind of .pkl says itself what it is and which base it needs."""
+
+from pathlib import Path
+
+import torch
+
+from model.build import build
+from tools.checkpoint import load_chain
+from tools.errors import UserError
+from tools.vocab import Vocab
+
+TITLES = {"Pre": "预训练模型", "SFT": "对话模型", "Lora": "LoRA 适配器", "Prefix": "前缀适配器", "Memory": "记忆适配器",
+          "DPO": "偏好对齐模型", "gate": "专家选择门"}
+
+
+def choose_device(name="auto"):
+    """auto | cpu | cuda | cuda:1 | mps -> torch.device. UserError 2 when it is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError):
+        raise UserError(f"这台机器上用不了设备 {name!r}。请改用 --device cpu 或 --device auto。", 2) from None
+    return device
+
+
+def load(path, device="auto"):
+    """path of any .pkl -> (model in eval mode on the device, Vocab, payload of the file itself).
+
+    UserError: 2 no such device, 3 the file or a base it needs is missing or damaged, 4 the parts do not fit together.
+    """
+    path, device = Path(path), choose_device(device) if isinstance(device, str) else device
+    if not path.is_file():
+        raise UserError(f"找不到模型 {path}。请先运行 python run.py 训练一个，或用 --model 指定别的 .pkl 文件。", 3)
+    chain = load_chain(path)
+    vocab = Vocab.from_state(chain[0]["vocab"], str(path))
+    if any(payload["vocab_hash"] != vocab.hash for payload in chain):
+        raise UserError(f"{path} 的词表和它的底座不是同一份，编号对不上。请用原来的文件，或重新训练。", 4)
+    try:
+        model = build(chain)
+    except (ValueError, KeyError, RuntimeError) as error:
+        raise UserError(f"{path} 的权重和它写的结构对不上（{_first_line(error)}）。请换一个存点，或重新训练。", 4) from None
+    if model.config.vocab_size < len(vocab):
+        raise UserError(f"{path} 的词表有 {len(vocab)} 项，模型只有 {model.config.vocab_size} 项。请换一个存点。", 4)
+    return model.to(device).eval().requires_grad_(False), vocab, chain[-1]
+
+
+def context_of(model, payload):
+    """How many ids a conversation should stay within: the length the model was trained at, and its positions."""
+    trained = payload["run"].get("max_len") if isinstance(payload["run"], dict) else None
+    trained = trained if isinstance(trained, int) and trained > 0 else 512
+    return min(trained, model.config.max_position or trained)
+
+
+def _first_line(error):
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2])[:160]

@@ -1,0 +1,123 @@
+"""One conversation with one model: the history, what of it is sent, and ids turned into whole characters as they come."""
+
+import codecs
+import time
+
+from model.generate import Reply, stream
+from tools.errors import UserError
+from tools.template import render_prompt, render_text
+
+
+class Characters:
+    """Bytes to text without ever showing half a character. Bytes that form none become U+FFFD, as soon as that is certain."""
+
+    def __init__(self, vocab):
+        self.vocab = vocab
+        self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def feed(self, ids):
+        """The characters that these ids complete; "" while one is under way."""
+        return self.decoder.decode(self.vocab.decode_bytes(ids))
+
+    def end(self):
+        """What is left of a character that was never completed."""
+        return self.decoder.decode(b"", final=True)
+
+
+def turns(messages):
+    """messages -> (leading system messages, list of turns); a turn begins with a user's message and holds the replies to it."""
+    first = next((i for i, m in enumerate(messages) if m["role"] != "system"), len(messages))
+    parts = []
+    for message in messages[first:]:
+        if message["role"] == "user" or not parts:
+            parts.append([])
+        parts[-1].append(message)
+    return messages[:first], parts
+
+
+def fitting(messages, vocab, limit):
+    """The messages whose prompt has at most `limit` ids: oldest whole turns go first, system messages and the last turn stay."""
+    system, parts = turns(messages)
+    sizes = [sum(_sizes(part, vocab)) for part in parts]
+    total = 3 + sum(_sizes(system, vocab)) + sum(sizes)                           # the leading end, Assistant and the colon
+    dropped = 0
+    while total > limit and dropped < len(parts) - 1:
+        total -= sizes[dropped]
+        dropped += 1
+    return system + [m for part in parts[dropped:] for m in part]
+
+
+def _sizes(messages, vocab):
+    contents = vocab.encode_many([m["content"] for m in messages]) if messages else []
+    return [2 + len(c) + (m["role"] == "assistant") for m, c in zip(messages, contents)]
+
+
+class Session:
+    """model, vocab: as `load` gives them. context: ids that prompt and reply share. completes: a pre-trained model that knows no
+    dialogues goes on with the user's text instead of answering it, and remembers nothing.
+    """
+
+    def __init__(self, model, vocab, context=512, completes=False, system=None):
+        self.model, self.vocab, self.context, self.completes = model, vocab, context, completes
+        self.system = system
+        self.reply, self.seconds = Reply(), 0.0
+        self.clear()
+
+    def clear(self):
+        self.messages = [{"role": "system", "content": self.system}] if self.system else []
+
+    def prompt(self, max_new_tokens):
+        """The ids to go on from; the reply keeps at least half of the context for itself if it may use that much."""
+        if self.completes:
+            return render_text(self.messages[-1]["content"], self.vocab)[0][:-1].tolist()
+        limit = self.context - min(max_new_tokens, self.context // 2)
+        return render_prompt(fitting(self.messages, self.vocab, limit), self.vocab)
+
+    def ask(self, text, max_new_tokens=256, **options):
+        """Yields the reply in pieces of whole characters and keeps it in the history, also when it is broken off.
+
+        Options: as in model.generate.stream. Afterwards `reply` (a Reply) and `seconds` say how it went.
+        """
+        if self.completes:
+            self.clear()
+        self.messages.append({"role": "user", "content": text})
+        yield from self._answer(max_new_tokens, options)
+
+    def retry(self, max_new_tokens=256, **options):
+        """Throws the last reply away and yields another one. UserError if there is nothing to answer."""
+        while self.messages and self.messages[-1]["role"] == "assistant":
+            self.messages.pop()
+        if not self.messages or self.messages[-1]["role"] != "user":
+            raise UserError("还没有可以重答的问题。")
+        yield from self._answer(max_new_tokens, options)
+
+    def _answer(self, max_new_tokens, options):
+        self.reply = Reply()
+        ids = stream(self.model, self._prompt_or_forget(max_new_tokens), max_new_tokens, reply=self.reply, **options)
+        characters, pieces, started = Characters(self.vocab), [], time.perf_counter()
+        try:
+            for new in ids:
+                piece = characters.feed([new])
+                if piece:
+                    pieces.append(piece)
+                    yield piece
+            rest = characters.end()
+            if rest:
+                pieces.append(rest)
+                yield rest
+        finally:
+            self.seconds = time.perf_counter() - started
+            self.messages.append({"role": "assistant", "content": "".join(pieces)})
+
+    def _prompt_or_forget(self, max_new_tokens):
+        """The prompt's ids. A question that cannot be asked leaves the history again, with a UserError."""
+        positions = self.model.config.max_position if self.model.config.position == "learned" else None
+        try:
+            ids = self.prompt(max_new_tokens)
+        except ValueError:
+            self.messages.pop()
+            raise UserError("这句话里有不能用的字符（孤立的代理字符），请改写。") from None
+        if positions and len(ids) > positions:
+            self.messages.pop()
+            raise UserError(f"这句话太长：模型只有 {positions} 个位置，提示要 {len(ids)} 个。请说短一些。")
+        return ids

@@ -1,0 +1,90 @@
+"""The gate: a small classifier that reads the last user turn and picks one expert for the whole reply.
+
+B turns, T tokens, h hidden width, X experts.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+WINDOW = 3     # tokens that one feature sees
+
+
+class Gate(nn.Module):
+    """Embeddings, one convolution, the maximum over the turn, a linear layer (Kim 2014, arXiv:1408.5882).
+
+    turn: {"start": id that opens a user turn, "ends": ids that close one}; the gate finds the turn by itself.
+    """
+
+    def __init__(self, vocab_size, experts, hidden=64, turn=None):
+        super().__init__()
+        self.turn = turn or {"start": -1, "ends": []}
+        self.embed = nn.Embedding(vocab_size, hidden)
+        self.features = nn.Conv1d(hidden, hidden, WINDOW, padding=WINDOW // 2)
+        self.choice = nn.Linear(hidden, experts)
+        nn.init.normal_(self.embed.weight, std=hidden ** -0.5)
+
+    def forward(self, ids, valid):
+        """ids (B, T), valid (B, T) bool, False = padding at the end -> (B, X) scores. Padding changes nothing."""
+        x = self.embed(ids) * valid[..., None]                                    # (B, T, h)
+        x = F.relu(self.features(x.transpose(1, 2))).masked_fill(~valid[:, None], 0)     # (B, h, T)
+        return self.choice(x.amax(-1))
+
+    def last_turn(self, ids):
+        """A conversation (list of ids) -> the ids of its last user turn; all of them where nobody spoke."""
+        starts = [i for i, token in enumerate(ids) if token == self.turn["start"]]
+        if not starts:
+            return list(ids)
+        begin = starts[-1] + 1
+        stop = next((i for i in range(begin, len(ids)) if ids[i] in self.turn["ends"]), len(ids))
+        return list(ids[begin:stop])
+
+    @torch.no_grad()
+    def choose(self, conversations):
+        """Conversations (lists of ids) -> the number of the expert for each, chosen one by one."""
+        turns = [self.last_turn(ids) or [self.turn["start"]] for ids in conversations]
+        ids, valid = padded(turns, self.embed.weight.device)
+        return self(ids, valid).argmax(-1).tolist()
+
+
+def padded(turns, device=None):
+    """Lists of ids -> ids (B, T), valid (B, T)."""
+    lengths = torch.tensor([len(t) for t in turns])
+    ids = nn.utils.rnn.pad_sequence([torch.tensor(t, dtype=torch.long) for t in turns], batch_first=True)
+    valid = torch.arange(ids.shape[1])[None] < lengths[:, None]
+    return ids.to(device), valid.to(device)
+
+
+class GatedExperts(nn.Module):
+    """A gate and the models it chooses from; their common base exists once."""
+
+    def __init__(self, gate, experts):
+        super().__init__()
+        if len(experts) != gate.choice.out_features:
+            raise ValueError(f"the gate chooses between {gate.choice.out_features} experts, there are {len(experts)}")
+        if len({expert.config.vocab_size for expert in experts}) > 1:
+            raise ValueError("the experts' vocabularies differ in size")
+        self.gate, self.experts = gate, nn.ModuleList(experts)
+
+    @property
+    def config(self):
+        """The shape of the first expert: what all have in common is the vocabulary."""
+        return self.experts[0].config
+
+    def expert_for(self, ids):
+        """The model that should answer this conversation (a list of ids)."""
+        return self.experts[self.gate.choose([ids])[0]]
+
+    def groups(self, conversations):
+        """Conversations (lists of ids) -> [(model, [places of the conversations it should answer])], every place once."""
+        picks = self.gate.choose(conversations)
+        return [(self.experts[i], [at for at, pick in enumerate(picks) if pick == i]) for i in sorted(set(picks))]
+
+    def forward(self, input_ids):
+        """input_ids (B, T), every row a conversation without padding -> logits_1 (B, T, V), each row from its own expert."""
+        out = None
+        for model, places in self.groups(input_ids.tolist()):
+            logits = model(input_ids[places]).logits_1
+            out = logits.new_zeros(*input_ids.shape, logits.shape[-1]) if out is None else out
+            out[places] = logits
+        return out

@@ -1,0 +1,123 @@
+"""From logits to the next id: penalties, temperature, top-k, top-p, min-p, and a draw that needs one uniform number.
+
+B rows, V vocabulary. Everything here is a function of its arguments; random numbers come from outside, so that a reply depends on
+its own seed only and not on what is generated beside it.
+"""
+
+import random
+from dataclasses import dataclass
+
+import torch
+
+RESERVED = 16   # ids below this are structure (roles, padding, ...): never generated, except for the stop ids
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next id is chosen. temperature 0 is greedy; then top_k, top_p and min_p do nothing.
+
+    top_k: the k most probable ids (0 = all). top_p: the fewest ids that together have this probability (1 = all). min_p: ids with at
+    least this share of the best one's probability (0 = all). repetition_penalty: logits of ids already in the reply are divided by
+    it when positive and multiplied when negative (CTRL, arXiv:1909.05858). no_repeat_ngram n: no n ids twice in the same order.
+    Applied in this order: penalties, temperature, top_k, top_p, min_p. ValueError for values without a meaning.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    no_repeat_ngram: int = 0
+    stop_ids: tuple = (1,)
+    reserved: int = RESERVED
+
+    def __post_init__(self):
+        object.__setattr__(self, "stop_ids", tuple(self.stop_ids))
+        good = (0 <= self.temperature < float("inf") and self.top_k >= 0 and 0 < self.top_p <= 1 and 0 <= self.min_p <= 1
+                and 0 < self.repetition_penalty < float("inf") and self.no_repeat_ngram >= 0)
+        if not good:
+            raise ValueError(f"sampling options out of range: {self}")
+
+    @property
+    def greedy(self):
+        return self.temperature == 0
+
+    def allowed(self, logits, replies):
+        """logits (B, V), changed in place; replies: B lists of the ids generated so far -> the same logits after bans and penalties."""
+        if self.reserved:
+            logits[:, :self.reserved] += self._structure(logits)
+        if self.repetition_penalty != 1:
+            for row, reply in zip(logits, replies):
+                seen = torch.tensor(list(dict.fromkeys(reply)), dtype=torch.long, device=logits.device)
+                values = row[seen]
+                row[seen] = torch.where(values > 0, values / self.repetition_penalty, values * self.repetition_penalty)
+        if self.no_repeat_ngram:
+            for row, reply in zip(logits, replies):
+                banned = repeats(reply, self.no_repeat_ngram)
+                if banned:
+                    row[banned] = float("-inf")
+        return logits
+
+    def _structure(self, logits):
+        """0 for stop ids, -inf for the other reserved ids: (min(reserved, V),)."""
+        width = min(self.reserved, logits.shape[-1])
+        bans = _bans(width, self.stop_ids)
+        return bans.to(logits.device, logits.dtype)
+
+    def probabilities(self, logits):
+        """logits (B, V) after `allowed` -> probabilities (B, V) in float32 or wider; one-hot when greedy."""
+        if self.greedy:
+            return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32)) / self.temperature
+        if self.top_k and self.top_k < wide.shape[-1]:
+            least = wide.topk(self.top_k, -1).values[..., -1:]
+            wide = wide.masked_fill(wide < least, float("-inf"))
+        p = wide.softmax(-1)
+        if self.top_p < 1:
+            ordered, order = p.sort(dim=-1, descending=True, stable=True)
+            before = ordered.cumsum(-1) - ordered                                 # probability of all better ones
+            p = p.masked_fill(torch.zeros_like(before, dtype=torch.bool).scatter_(-1, order, before >= self.top_p), 0.0)
+        if self.min_p:
+            p = p.masked_fill(p < self.min_p * p.max(-1, keepdim=True).values, 0.0)
+        return p / p.sum(-1, keepdim=True)
+
+    def pick(self, logits, replies, numbers):
+        """logits (B, V), changed in place; replies: B lists; numbers: B uniform numbers in [0, 1) -> B ids."""
+        logits = self.allowed(logits, replies)
+        if self.greedy:
+            return logits.argmax(-1).tolist()
+        return draw(self.probabilities(logits), numbers)
+
+
+_BANS = {}
+
+
+def _bans(width, stop_ids):
+    if (width, stop_ids) not in _BANS:
+        bans = torch.full((width,), float("-inf"))
+        bans[[s for s in stop_ids if s < width]] = 0.0
+        _BANS[width, stop_ids] = bans
+    return _BANS[width, stop_ids]
+
+
+def draw(p, numbers):
+    """p (B, V) non-negative, numbers: B floats in [0, 1) -> B ids, by inverting the cumulative distribution."""
+    total = p.double().cumsum(-1)                                                 # (B, V)
+    goal = torch.tensor(numbers, dtype=torch.float64, device=p.device)[:, None] * total[:, -1:]
+    ids = torch.searchsorted(total, goal, right=True)
+    # rounding may point past the last possible id, never at one of probability 0 before it
+    last = (p > 0).int().mul(torch.arange(1, p.shape[-1] + 1, device=p.device)).max(-1, keepdim=True).values - 1
+    return torch.minimum(ids, last).squeeze(-1).tolist()
+
+
+def repeats(reply, n):
+    """Ids that would complete an n-gram that is already in the reply."""
+    if len(reply) < n:
+        return []
+    tail = tuple(reply[len(reply) - n + 1:])
+    return [reply[i + n - 1] for i in range(len(reply) - n + 1) if tuple(reply[i:i + n - 1]) == tail]
+
+
+def stream_of(seed, index=0):
+    """The random numbers of one reply: a random.Random, from system entropy when seed is None."""
+    return random.Random() if seed is None else random.Random(f"{seed}/{index}")

@@ -1,0 +1,142 @@
+"""From nothing to a chatbot that answers: the whole pipeline in order.
+
+    python run.py                 about ten minutes on two CPU cores
+    python run.py --minutes 30    more training, a better model
+    python run.py --quick         a smoke run of under a minute
+    python run.py --with adapters three LoRA specialists, a prefix, a memory and a gate on top
+
+Run it again and it goes on where it stopped. What it measured is in out/report.json.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import torch
+
+from chat_agent.load import load
+from chat_agent.samples import sample_conversation
+from chat_agent.scoring import bits_per_char, exact_scores
+from tools.cli import guarded, parse
+from tools.config_manager import fingerprint
+from tools.demo_data import write_demo
+from tools.plot import draw_plt
+from tools.safe_file import read_json, write_json
+from train_agent.trainers import machine
+from train_agent.trainers.loop import Loop
+from train_agent.trainers.pace import seconds_per_step
+from train_agent.trainers.pre_training import build_stage as pre_stage
+from train_agent.trainers.sft_training import build_stage as sft_stage
+
+EXTRA = [("--minutes", {"type": float, "help": "总时长（分钟），默认 10"}),
+         ("--quick", {"action": "store_true", "help": "一分钟以内的试跑：只确认每一步都能工作"}),
+         ("--with", {"dest": "extras", "choices": ["adapters"], "help": "adapters：再训练三个 LoRA、前缀、记忆和选择门"})]
+FIXED = 75           # seconds that go to data, vocabulary, measuring, scoring and drawing
+PRE_SHARE = 0.45     # of the training time; the rest is SFT
+QUESTIONS = ["你好", "你是谁？", "34加57等于几？", "把“山水花”倒过来写", "今天星期三，五天后是星期几？", "我要买三个苹果和两斤大米"]
+
+
+class Progress:
+    """What is done already, in out/progress.json: a second start goes on from here."""
+
+    def __init__(self, out_dir, key):
+        self.path = Path(out_dir) / "progress.json"
+        self.data = {"key": key, "steps": {}, "results": {}, "seconds": {}}
+        if self.path.exists():
+            found = read_json(self.path)
+            if found["key"] == key:
+                self.data = found
+
+    def save(self):
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self.path, self.data)
+
+    def once(self, name, title, work):
+        """The result of work(), from the last run if that got so far."""
+        if name in self.data["results"]:
+            print(f"✓ {title}：上次已完成，跳过。")
+            return self.data["results"][name]
+        print(f"▶ {title}", flush=True)
+        start = time.time()
+        self.data["results"][name] = result = work()
+        self.data["seconds"][name] = round(self.data["seconds"].get(name, 0) + time.time() - start, 1)
+        self.save()
+        return result
+
+
+def train(name, build, options, budget, progress):
+    """Train one stage for `budget` seconds. The number of steps is fixed at the first start and kept for every resume."""
+    stage = build(options)
+    steps = progress.data["steps"]
+    if name not in steps:
+        steps[name] = options["max_steps"] or max(4, int(budget / seconds_per_step(stage)))
+        progress.save()
+    stage.options["max_steps"] = steps[name]
+    loop = Loop(stage)
+    metrics = loop.run()
+    return {"metrics": metrics, "steps": loop.step, "tokens": loop.tokens, "seconds": round(loop.seconds, 1)}
+
+
+def score(path, paths, quick):
+    """Held-out questions and held-out text, for one checkpoint."""
+    model, vocab, _ = load(path)
+    every = 20 if quick else 1
+    exact = exact_scores(model, vocab, paths["eval"], every=every, progress=True)
+    bits = bits_per_char(model, vocab, paths["pre"], every=500 if quick else 50)
+    return {"exact": exact, "bits_per_char": bits["bits_per_char"]}
+
+
+def table(scores):
+    """One line per task: before SFT, after SFT, what guessing gets."""
+    before, after = scores["pre"], scores["sft"]
+    print(f"\n{'SFT 前':>8} {'SFT 后':>7} {'瞎猜':>6}   任务")
+    for task, value in sorted(after["by_task"].items(), key=lambda item: item[1]):
+        print(f"{before['by_task'][task]:>9.1%} {value:>9.1%} {after['chance'][task]:>8.1%}   {task}")
+    print(f"{before['overall']:>9.1%} {after['overall']:>9.1%} {'':>8}   全部（{after['n']} 题，训练时从未见过）\n")
+
+
+def converse(path):
+    model, vocab, _ = load(path)
+    pairs = sample_conversation(model, vocab, QUESTIONS)
+    for question, reply in pairs:
+        print(f"  你：{question}\n小寻：{reply}")
+    return [list(pair) for pair in pairs]
+
+
+def main(argv=None):
+    torch.multiprocessing.freeze_support()
+    manager, command = parse(argv, "从数据到对话，一条命令走完全程。", extra=EXTRA)
+    options = {name: manager.stage(name) for name in ("pre", "sft")}
+    out = Path(options["pre"]["out_dir"])
+    minutes = command.minutes or 10
+    budget = 12 if command.quick else max(10, minutes * 60 - FIXED)
+    started = time.time()
+
+    print("▶ 准备数据")
+    paths = write_demo(Path(options["pre"]["json_data_path"]).parent if isinstance(options["pre"]["json_data_path"], str) else "data")
+    key = json.dumps([fingerprint(options["pre"]), fingerprint(options["sft"]), command.quick, minutes], sort_keys=True)
+    progress = Progress(out, key)
+    done = {}
+    for name, title, build, share in (("pre", "预训练", pre_stage, PRE_SHARE), ("sft", "指令微调（SFT）", sft_stage, 1 - PRE_SHARE)):
+        final = out / f"TinySeek_{'Pre' if name == 'pre' else 'SFT'}_final.pkl"
+        done[name] = progress.once(name, title, lambda: train(name, build, options[name], budget * share, progress))
+        done[name]["score"] = progress.once(f"score_{name}", f"在留出的题目上打分（{title}后）", lambda: score(final, paths, command.quick))
+        draw_plt(name, options[name]["log_file"], options[name]["log_dir"])
+    scores = {name: done[name]["score"]["exact"] for name in done}
+    table(scores)
+    samples = converse(out / "TinySeek_SFT_final.pkl")
+    report = {"machine": machine.describe(machine.choose_device(options["pre"]["device"])), "config": options,
+              "seconds": {**progress.data["seconds"], "this_run": round(time.time() - started, 1)},
+              "tokens_seen": {n: d["tokens"] for n, d in done.items()}, "steps": {n: d["steps"] for n, d in done.items()},
+              "losses": {n: d["metrics"] for n, d in done.items()},
+              "bits_per_char": {n: d["score"]["bits_per_char"] for n, d in done.items()}, "scores": scores, "samples": samples,
+              "peak_rss_mb": machine.peak_memory_mb()}
+    (out / "report.json").write_text(json.dumps(report, ensure_ascii=False, indent=1), encoding="utf-8")
+    print(f"\n报告：{out / 'report.json'}　曲线：{options['sft']['log_dir']}\n接着聊：python chat_agent/chat.py")
+
+
+if __name__ == "__main__":
+    guarded(main)

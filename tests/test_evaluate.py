@@ -1,0 +1,406 @@
+"""Scores that cannot flatter: likelihoods against plain computations, graders against scorers that know nothing or everything."""
+import json
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+
+import toy
+from chat_agent import eval_data, evaluate, samples, scoring
+from chat_agent.eval_data import Choice
+from model import ModelConfig, TinySeek
+from tools import template
+from tools.cli import guarded
+from tools.errors import UserError
+from tools.formats import BadLines, Row
+from tools.safe_file import write_torch
+from tools.vocab import Vocab
+from train_agent.trainers.dataset import split_documents
+
+TEXTS = [{"text": "苹果很好看，书放在桌上。" * 3}, {"text": "月亮 \n 是圆的🙂<|im_end|>茶要三元。"}, {"text": "船"}]
+TALKS = [{"conversations": [{"role": "system", "content": "你是小船"}, {"role": "user", "content": "书呢？"},
+                            {"role": "assistant", "content": "书放在桌上。"}, {"role": "user", "content": "茶呢？"},
+                            {"role": "assistant", "content": "茶 B😀"}, {"role": "user", "content": "好的"}]}]
+PAIR = {"prompt": "雨伞呢？", "chosen": "雨伞在河边。", "rejected": "面包不见了，面包不见了。"}
+
+
+def model_for(vocab, seed=0, dtype=torch.float64, **changes):
+    torch.manual_seed(seed)
+    return TinySeek(ModelConfig(vocab_size=len(vocab), **{**toy.SHAPE, "init_std": 0.2, **changes})).to(dtype)
+
+
+def plain_nats(model, ids, supervised):
+    """One document, no packing, no windows, whole logits."""
+    with torch.no_grad():
+        logits = model.eval()(torch.tensor(np.asarray(ids, dtype=np.int64)[None])).logits_1[0].log_softmax(-1)
+    return -sum(float(logits[t - 1, int(ids[t])]) for t in range(1, len(ids)) if supervised[t])
+
+
+def plain_bits(model, vocab, rows):
+    """-> bits per character, bits per byte, by the simplest means there are."""
+    nats, contents = 0.0, []
+    for row in rows:
+        if "text" in row:
+            units = [u for u in row["text"].split("<|im_end|>") if u.strip()]
+            documents, contents = [template.render_text(u, vocab) for u in units], contents + units
+        else:
+            documents = [template.render(row["conversations"], vocab)]
+            contents += [m["content"] for m in row["conversations"] if m["role"] == "assistant"]
+        nats += sum(plain_nats(model, *d) for d in documents)
+    bits = nats / math.log(2)
+    return bits / len("".join(contents)), bits / len("".join(contents).encode())
+
+
+# ---------------------------------------------------------------- windows
+
+@pytest.mark.parametrize("window", [1, 2, 3, 4, 7, 50])
+def test_every_position_is_scored_once_with_half_a_window_before_it(window):
+    for inputs in (1, 2, 3, 4, 5, 9, 10, 31, 50, 51):
+        scored = []
+        for start, size, skip in scoring.windows(inputs, window):
+            assert 0 <= skip < size <= window and start + size <= inputs
+            assert start == 0 or skip >= window // 2
+            scored += range(start + skip, start + size)
+        assert scored == list(range(inputs))
+
+
+def test_windows_compute_what_each_window_alone_gives(vocab):
+    model = model_for(vocab)
+    ids, learn = template.render_text("苹果很好看，书放在桌上。" * 4, vocab)
+    expected = 0.0
+    for start, size, skip in scoring.windows(len(ids) - 1, 16):
+        part = ids[start:start + size + 1]
+        expected += plain_nats(model, part, np.arange(len(part)) > skip)
+    got, counts = scoring.document_losses(model, [(ids, learn)], window=16)
+    assert abs(got[0] - expected) < 1e-9 and counts[0] == len(ids) - 1
+    whole, _ = scoring.document_losses(model, [(ids, learn)], window=len(ids))
+    assert abs(whole[0] - plain_nats(model, ids, learn)) < 1e-9 and abs(whole[0] - got[0]) > 1e-6
+
+
+# ---------------------------------------------------------------- bits per character
+
+@pytest.mark.parametrize("variant", ["default", "gqa_learned", "window", "dense", "one_head", "tied"])
+@pytest.mark.parametrize("rows", [TEXTS, TALKS, TEXTS + TALKS])
+def test_bits_equal_a_plain_computation(vocab, variant, rows):
+    model = model_for(vocab, **{**toy.VARIANTS[variant], **({"max_position": 256} if "learned" in variant else {})})
+    found = scoring.bits_per_char(model, vocab, rows)
+    assert np.allclose((found["bits_per_char"], found["bits_per_byte"]), plain_bits(model, vocab, rows), rtol=0, atol=1e-9)
+
+
+def test_a_uniform_model_costs_log_v_per_token(vocab):
+    model = model_for(vocab)
+    torch.nn.init.zeros_(model.fc1.weight)
+    found = scoring.bits_per_char(model, vocab, TEXTS, window=16)
+    units = [u for row in TEXTS for u in row["text"].split("<|im_end|>")]
+    assert found["characters"] == len("".join(units)) and found["bytes"] == len("".join(units).encode())
+    assert found["tokens"] == sum(len(vocab.encode(u)) + 1 for u in units)
+    assert found["bits_per_char"] == pytest.approx(math.log2(len(vocab)) * found["tokens"] / found["characters"], abs=1e-9)
+
+
+def test_replies_alone_are_counted(vocab):
+    model = model_for(vocab)
+    found = scoring.bits_per_char(model, vocab, TALKS)
+    assert found["characters"] == len("书放在桌上。" + "茶 B😀")
+    assert found["tokens"] == len(vocab.encode("书放在桌上。")) + len(vocab.encode("茶 B😀")) + 2
+    other = json.loads(json.dumps(TALKS).replace(json.dumps("书呢？")[1:-1], json.dumps("船呢？")[1:-1]))
+    assert scoring.bits_per_char(model, vocab, other)["bits_per_char"] != found["bits_per_char"]       # context matters
+
+
+def test_a_preference_pair_counts_its_chosen_reply(vocab):
+    model = model_for(vocab)
+    same = {"prompt": PAIR["prompt"], "response": PAIR["chosen"]}
+    assert scoring.bits_per_char(model, vocab, [PAIR]) == scoring.bits_per_char(model, vocab, [same])
+
+
+def test_vocabularies_are_compared_on_the_same_characters(vocab):
+    other = Vocab.create_vocab(["木"], vocab_size=500, texts=True, progress=False)      # nearly everything becomes bytes
+    a, b = (scoring.bits_per_char(model_for(v), v, TEXTS) for v in (vocab, other))
+    assert (a["characters"], a["bytes"]) == (b["characters"], b["bytes"]) and b["tokens"] > 1.5 * a["tokens"]
+
+
+def test_batches_and_blocks_change_nothing(vocab, monkeypatch):
+    model = model_for(vocab)
+    rows = toy.text_rows(40) + toy.dialogue_rows(20)
+    whole = scoring.bits_per_char(model, vocab, rows)
+    monkeypatch.setattr(scoring, "BLOCK_ROWS", 7)
+    split = scoring.bits_per_char(model, vocab, rows, batch_tokens=64)
+    assert split.pop("bits_per_char") == pytest.approx(whole.pop("bits_per_char"), abs=1e-9)
+    assert split.pop("bits_per_byte") == pytest.approx(whole.pop("bits_per_byte"), abs=1e-9) and split == whole
+
+
+def test_head_two_and_training_mode_do_not_matter(vocab):
+    model = model_for(vocab, dropout=0.5, router_noise=1.0).train()
+    before = scoring.bits_per_char(model, vocab, TEXTS)
+    torch.nn.init.zeros_(model.fc2.weight)
+    assert scoring.bits_per_char(model, vocab, TEXTS) == before and model.training
+
+
+def test_float32_is_close_and_bf16_near(vocab):
+    exact = scoring.bits_per_char(model_for(vocab), vocab, TEXTS)["bits_per_char"]
+    single = model_for(vocab, dtype=torch.float32)
+    single.load_state_dict(model_for(vocab).state_dict())
+    assert scoring.bits_per_char(single, vocab, TEXTS)["bits_per_char"] == pytest.approx(exact, rel=1e-5)
+    half = scoring.bits_per_char(single, vocab, TEXTS, precision="bf16")["bits_per_char"]
+    assert half != exact and half == pytest.approx(exact, rel=0.02)
+
+
+def test_numbers_that_are_not_finite_end_it(vocab):
+    model = model_for(vocab)
+    model.fc1.weight.data[5] = math.nan
+    with pytest.raises(UserError) as error:
+        scoring.bits_per_char(model, vocab, TEXTS)
+    assert error.value.code == 5
+
+
+# ---------------------------------------------------------------- reading
+
+def test_every_picks_the_rows_that_training_holds_out(tmp_path, vocab):
+    rows = [{"text": f"第{i}"} for i in range(23)]
+    paths = [str(toy.write_rows(tmp_path / f"{n}.jsonl", part)) for n, part in (("a", rows[:9]), ("b", rows[9:]))]
+
+    class Cache:                        # what split_documents reads of a token cache
+        rows = np.arange(23)
+
+        def __len__(self):
+            return 23
+
+    held = split_documents(Cache(), 1 / 5)[1]
+    assert [row.texts[0] for row in eval_data.scored_rows(paths, every=5)] == [f"第{i}" for i in held]
+    assert [row.texts[0] for row in eval_data.scored_rows(rows, every=5)] == [f"第{i}" for i in held]
+
+
+def test_bad_lines_are_counted_and_too_many_stop(tmp_path):
+    good = tmp_path / "good.jsonl"
+    good.write_text('{"text": "好"}\n' * 30 + "{坏\n" * 3, encoding="utf-8")
+    bad = BadLines()
+    assert len(eval_data.scored_rows(good, bad=bad)) == 30 and bad.count == 3
+    good.write_text('{"text": "好"}\n' * 30 + "{坏\n" * 11, encoding="utf-8")
+    with pytest.raises(UserError) as error:
+        eval_data.scored_rows(good, bad=BadLines())
+    assert error.value.code == 8
+
+
+def test_files_are_told_apart(tmp_path):
+    def kind(name, line):
+        (tmp_path / name).write_text(line, encoding="utf-8")
+        return eval_data.looks_like(tmp_path / name)
+    assert kind("a.jsonl", '\ufeffnoise\n{"question": "", "A": "1", "B": "2", "answer": "A"}') == "choice"
+    assert kind("b.jsonl", '{"conversations": [], "task": "sum"}') == "question"
+    assert kind("c.jsonl", '{"text": ""}') == "rows" == kind("d.txt", "你好") == kind("e.jsonl", "x")
+    assert kind("f.csv", "question,A,B,answer") == "choice"
+
+
+def test_csv_and_jsonl_give_the_same_questions(tmp_path):
+    rows = [{"question": "一加一，\n等于几？", "A": "二", "B": "三", "C": "四", "D": "五", "answer": "A", "subject": "数学"},
+            {"question": "月亮？", "A": "方", "B": "圆", "C": "扁", "D": "尖", "answer": "B", "subject": ""}]
+    (tmp_path / "q.csv").write_text('question,A,B,C,D,answer,subject\n"一加一，\n等于几？",二,三,四,五,A,数学\n月亮？,方,圆,扁,尖,B,\n',
+                                    encoding="utf-8-sig")
+    expected = [Choice("一加一，\n等于几？", list("二三四五"), 0, "数学"), Choice("月亮？", list("方圆扁尖"), 1, "")]
+    assert eval_data.choice_rows(tmp_path / "q.csv") == expected == eval_data.choice_rows(toy.write_rows(tmp_path / "q.jsonl", rows))
+
+
+@pytest.mark.parametrize("line", ['{"question": "问", "A": "甲", "answer": "A"}', '{"question": "问", "A": "甲", "B": "", "answer": "A"}',
+                                  '{"question": "问", "A": "甲", "B": "乙", "answer": "C"}', '{"question": " ", "A": "甲", "B": "乙", "answer": "A"}',
+                                  '{"question": "问", "A": "甲", "B": 3, "answer": "A"}', "[1]", "{", '{"question": "\\ud800", "A": "甲", "B": "乙", "answer": "A"}'])
+def test_unusable_choices_are_bad_lines(line):
+    assert isinstance(eval_data._choice_line(line.encode(), False), str)
+
+
+# ---------------------------------------------------------------- exact answers
+
+def fit(model, documents, steps, rate=1e-2):
+    """Overfit on rendered documents, plainly."""
+    optimizer = torch.optim.Adam(model.parameters(), rate)
+    longest = max(len(ids) for ids, _ in documents)
+    ids, labels = torch.zeros(len(documents), longest, dtype=torch.long), torch.full((len(documents), longest), -100)
+    for i, (document, learn) in enumerate(documents):
+        document = torch.from_numpy(np.asarray(document, dtype=np.int64))
+        ids[i, :len(document)] = document
+        labels[i, :len(document)] = torch.where(torch.from_numpy(learn), document, -100)
+    for _ in range(steps):
+        model.zero_grad()
+        model(ids, labels=labels).loss.backward()
+        optimizer.step()
+    return model
+
+
+QUESTIONS = [{"task": task, "conversations": [{"role": "user", "content": f"{thing}呢？"}, {"role": "assistant", "content": doing + "。"}]}
+             for task, thing, doing in zip(["甲", "乙"] * 4, toy.THINGS, toy.DOINGS)]
+
+
+def test_exact_scores_of_a_model_that_knows_and_of_one_that_does_not(vocab, tmp_path):
+    path = toy.write_rows(tmp_path / "eval.jsonl", QUESTIONS)
+    model = model_for(vocab, dtype=torch.float32, init_std=0.05)
+    nothing = scoring.exact_scores(model, vocab, path)
+    assert nothing["overall"] == 0 and nothing["n"] == 8 and len(nothing["failures"]) == 6
+    assert nothing["chance"] == {"甲": 1 / 4, "乙": 1 / 4}
+    fit(model, [template.render(q["conversations"], vocab) for q in QUESTIONS], 120)
+    all_right = scoring.exact_scores(model, vocab, path)
+    assert all_right["overall"] == 1 and all_right["by_task"] == {"甲": 1, "乙": 1} and all_right["failures"] == []
+    wrong = json.loads(json.dumps(QUESTIONS))
+    wrong[1]["conversations"][1]["content"] = "别的"
+    found = scoring.exact_scores(model, vocab, wrong)
+    assert found["overall"] == 7 / 8 and found["by_task"]["乙"] == 3 / 4
+    assert found["failures"] == [{"task": "乙", "question": "书呢？", "expected": "别的", "reply": "放在桌上。"}]
+    said = samples.sample_conversation(model, vocab, ["苹果呢？"])
+    assert said == [("苹果呢？", "很好看。")]
+
+
+def test_sample_conversation_keeps_the_history(vocab, monkeypatch):
+    seen = []
+    monkeypatch.setattr(samples, "generate", lambda model, ids, n: seen.append(list(ids)) or vocab.encode("好"))
+    assert samples.sample_conversation(None, vocab, ["茶", "书"]) == [("茶", "好"), ("书", "好")]
+    turns = [{"role": r, "content": c} for r, c in (("user", "茶"), ("assistant", "好"), ("user", "书"))]
+    assert seen[1] == template.render_prompt(turns, vocab)
+
+
+def test_questions_too_long_for_the_positions_are_wrong_not_fatal(vocab):
+    model = model_for(vocab, position="learned", max_position=12)
+    long = [{"task": "甲", "conversations": [{"role": "user", "content": "书" * 30}, {"role": "assistant", "content": "茶"}]}]
+    assert scoring.exact_scores(model, vocab, QUESTIONS + long)["n"] == 9
+
+
+def test_a_users_task_with_a_built_in_name_still_has_a_chance(vocab):
+    rows = [{**q, "task": "ends"} for q in QUESTIONS]
+    assert scoring._chance(rows) == {"ends": 1 / 8}
+
+
+# ---------------------------------------------------------------- multiple choice
+
+def choices(count, seed=0):
+    rng = random.Random(seed)
+    made = []
+    for i in range(count):
+        options = rng.sample(toy.DOINGS, 4)
+        made.append(Choice(f"{toy.THINGS[i % 8]}第{i // 8}", options, rng.randrange(4), "甲" if i % 2 else "乙"))
+    return made
+
+
+def test_wilson_interval():
+    # 10 of 40 and 0 of 20: figures of the textbook formula, worked out by hand to four places
+    assert np.allclose(scoring.wilson(10, 40), (0.1419, 0.4019), atol=1e-4)
+    assert np.allclose(scoring.wilson(0, 20), (0.0, 0.1611), atol=1e-4)
+
+
+def test_a_scorer_that_knows_nothing_has_its_chance_inside_the_interval():
+    rows, rng, inside = choices(200), np.random.default_rng(0), 0
+    for _ in range(200):
+        found = scoring.grade_choices(rows, rng.random((200, 4)))
+        inside += found["low"] <= 0.25 <= found["high"]
+    assert 180 <= inside < 200 and found["chance"] == 0.25
+    uniform = scoring.grade_choices(rows, np.zeros((200, 4)))
+    assert uniform["accuracy"] == 0.25 and uniform["by_subject"] == {"乙": 0.25, "甲": 0.25}
+
+
+def test_a_uniform_model_favours_no_letter(vocab):
+    model = model_for(vocab)
+    torch.nn.init.zeros_(model.fc1.weight)
+    rows = [Choice("茶？", ["苹果", "雨伞", "小船", "月亮"], 0), Choice("书？", ["很好看", "是圆的", "在河边", "要三元"], 3)]
+    assert scoring.mcq_scores(model, vocab, rows)["accuracy"] == 0.25
+
+
+def test_likelihood_is_per_character_and_given_the_question(vocab, monkeypatch):
+    model = model_for(vocab)
+    row = Choice("茶呢？", ["很好看", "放在桌上"], 0)
+    prompt = template.render_prompt([{"role": "user", "content": row.question}], vocab)
+    per_character = []
+    for text in row.options:
+        ids = prompt + vocab.encode(text)
+        per_character.append(-plain_nats(model, ids, np.arange(len(ids)) >= len(prompt)) / len(text))
+    asked = []
+    monkeypatch.setattr(scoring, "grade_choices", lambda rows, scores: asked.extend(scores))
+    scoring.mcq_scores(model, vocab, [row])
+    assert np.allclose(asked[0], per_character, rtol=0, atol=1e-9)
+
+
+def test_a_model_overfitted_on_the_items_scores_high(vocab):
+    rows = choices(100)
+    model = model_for(vocab, dtype=torch.float32, init_std=0.05)
+    before = scoring.mcq_scores(model, vocab, rows)
+    assert before["low"] <= 0.25 <= before["high"]
+    turns = [[{"role": "user", "content": r.question}, {"role": "assistant", "content": r.options[r.answer]}] for r in rows]
+    fit(model, [template.render(t, vocab) for t in turns], 150)
+    assert scoring.mcq_scores(model, vocab, rows)["accuracy"] > 0.95
+
+
+# ---------------------------------------------------------------- the command
+
+@pytest.fixture
+def saved(vocab, ram_path, monkeypatch):
+    """saved("名字", stage) -> a checkpoint of a random toy model; the current folder is empty and not the project's."""
+    monkeypatch.chdir(ram_path)
+
+    def save(name, stage="SFT", seed=0, max_len=64):
+        model = model_for(vocab, seed, torch.float32)
+        write_torch(ram_path / name, {
+            "format": 1, "kind": "model", "stage": stage, "config": model.config.to_dict(), "vocab_hash": vocab.hash, "vocab": vocab.state(),
+            "weights": dict(model.state_dict()), "adapter": None, "base": None, "step": 7, "metrics": {}, "run": {"max_len": max_len}})
+        return str(ram_path / name)
+    return save
+
+
+def command(*words):
+    """Exit code of the script with these arguments."""
+    with pytest.raises(SystemExit) as left:
+        guarded(lambda: evaluate.main([str(w) for w in [*words, "--device", "cpu", "--log_dir", "logs", "--log_file", "log.txt"]]))
+    return left.value.code
+
+
+def test_two_models_in_one_table_and_one_json_line(saved, ram_path, capsys, vocab):
+    a, b = saved("TinySeek_甲.pkl", "Pre"), saved("TinySeek_乙.pkl", seed=1)
+    text, exam = toy.write_rows(ram_path / "文 字.jsonl", TEXTS * 4), toy.write_rows(ram_path / "题.jsonl", QUESTIONS)
+    quiz = toy.write_rows(ram_path / "quiz.jsonl", [{"question": c.question, **dict(zip("ABCD", c.options)), "answer": "ABCD"[c.answer],
+                                                    "subject": c.subject} for c in choices(12)])
+    assert command("--model", a, "--model", b, "--data", text, exam, quiz, "--every", 2) == 0
+    out = capsys.readouterr().out
+    lines, found = out.strip().splitlines(), json.loads(out.strip().splitlines()[-1])
+    assert [m["model"] for m in found["models"]] == [a, b] and [m["stage"] for m in found["models"]] == ["Pre", "SFT"]
+    rows = (TEXTS * 4)[::2] + QUESTIONS[::2]
+    from chat_agent.load import load
+    for path, m in zip((a, b), found["models"]):
+        assert m["bpc"]["bits_per_char"] == pytest.approx(plain_bits(load(path)[0], vocab, rows)[0], rel=1e-5)
+        assert m["exact"]["n"] == 4 and m["mcq"]["n"] == 6 and m["window"] == 64
+    table = lines[:-1]
+    assert "甲" in table[0] and "乙" in table[0] and "随机水平" in table[0]
+    assert {evaluate.width(line) for line in table[:2]} == {evaluate.width(table[0])}
+    for word in ("每字比特", "每字节比特", "考题全对（4 题）", "选择题（6 题）", "95% 区间"):
+        assert any(word in line for line in table), word
+
+
+def test_one_task_alone_and_the_built_in_questions(saved, capsys, monkeypatch, ram_path):
+    monkeypatch.setattr(evaluate, "write_demo", lambda folder: {"eval": toy.write_rows(ram_path / "demo_eval.jsonl", QUESTIONS)})
+    assert command("--model", saved("a.pkl"), "--task", "exact", "--failures") == 0
+    out = capsys.readouterr().out
+    found = json.loads(out.strip().splitlines()[-1])
+    assert found["models"][0]["exact"]["n"] == 8 and "bpc" not in found["models"][0] and "应为 很好看。" in out
+
+
+def test_bpc_takes_the_held_out_rows_of_the_training_data(saved, capsys, ram_path):
+    data = toy.write_rows(ram_path / "pre.jsonl", toy.text_rows(60))
+    assert command("--model", saved("a.pkl"), "--task", "bpc", "--json_data_path", data) == 0
+    assert json.loads(capsys.readouterr().out.strip().splitlines()[-1])["models"][0]["bpc"]["rows"] == 2      # rows 0 and 50
+
+
+@pytest.mark.parametrize("code, words", [
+    (3, ["--model", "没有.pkl"]), (2, ["--model", "a.pkl", "--task", "bpc", "--data", "没有.jsonl"]), (2, ["--model", "a.pkl", "--task", "mcq"]),
+    (2, ["--model", "a.pkl", "--task", "bpb"]), (2, ["--model", "a.pkl", "--every", "0"]), (2, ["--model", "a.pkl", "--n_layer", "3"]),
+    (2, ["--model", "a.pkl", "--task", "bpc", "--data", "空.jsonl"]), (8, ["--model", "a.pkl", "--task", "bpc", "--data", "坏.jsonl"]),
+    (8, ["--model", "a.pkl", "--task", "mcq", "--data", "字.jsonl"]), (8, ["--model", "a.pkl", "--task", "exact", "--data", "字.jsonl"]),
+    (2, ["--model", "a.pkl", "--task", "bpc", "--data", "字.jsonl", "--device", "cuda"][:5] + ["字.jsonl", "--devise", "cuda"])])
+def test_mistakes_are_explained_in_chinese(saved, capsys, ram_path, code, words):
+    saved("a.pkl")
+    (ram_path / "空.jsonl").touch()
+    toy.write_rows(ram_path / "字.jsonl", TEXTS)
+    (ram_path / "坏.jsonl").write_text("坏\n" * 20, encoding="utf-8")
+    assert command(*words) == code
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("错误：") and "Traceback" not in said
+
+
+def test_the_table_lines_up():
+    lines = evaluate.table([["指标", "随机", "a"], ["每字比特", "", "1.25"], ["x", "25.0%", "分不出高低"]]).splitlines()
+    assert evaluate.width(lines[1]) == max(map(evaluate.width, lines)) and lines[2].endswith("1.25")
+    assert evaluate.width(lines[2]) == evaluate.width(lines[3]) == evaluate.width(lines[0])
+    assert evaluate.names(["x/a.pkl", "y/a.pkl", "TinySeek_SFT_final.pkl"]) == ["x/a", "y/a", "SFT_final"]
