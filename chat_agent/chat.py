@@ -95,11 +95,16 @@ def answer_once(chats, prompt, how):
     return 0
 
 
+# A model may write any byte. On a terminal control characters become visible ones instead of moving the cursor.
+VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+
+
 def show(pieces):
     """Print pieces as they come, then a line end."""
+    table = VISIBLE if sys.stdout.isatty() else {}
     try:
         for piece in pieces:
-            print(piece, end="", flush=True)
+            print(piece.translate(table), end="", flush=True)
     finally:
         pieces.close()                                  # an interrupted reply is kept in the history as far as it went
         print(flush=True)

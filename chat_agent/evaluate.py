@@ -23,11 +23,12 @@ from tools.errors import UserError
 from tools.formats import BadLines, expand_paths
 
 TASKS = ("bpc", "exact", "mcq")
+FITS = {"choice": ("mcq",), "question": ("bpc", "exact"), "rows": ("bpc",)}     # what `all` does with a file that looks like this
 OPTIONS = [
     ("--model", {"action": "append", "metavar": "P", "help": "检查点；写几次就比较几个，默认 out_dir 里的 TinySeek_SFT_final.pkl"}),
     ("--task", {"choices": (*TASKS, "all"), "default": "all",
                 "help": "bpc 每字比特；exact 内置考题（--data 可换）；mcq 选择题；all 全部（默认）"}),
-    ("--data", {"nargs": "+", "metavar": "F", "help": "数据文件（可用通配符）；all 时按内容分给各项。bpc 默认用预训练数据的留出部分"}),
+    ("--data", {"nargs": "+", "metavar": "F", "help": "数据文件（可用通配符）；all 时按内容分给各项，没分到的用内置的：bpc 用预训练数据的留出部分，选择题跳过"}),
     ("--every", {"type": int, "metavar": "N", "help": "只用编号（从 0 数）能被 N 整除的行，即训练时留出的行"}),
     ("--window", {"type": int, "metavar": "N", "help": "模型一次看多少 token，默认与训练时的 max_len 相同；长文用重叠的窗口，每字只算一次"}),
     ("--failures", {"action": "store_true", "help": "列出几道答错的考题"}),
@@ -39,11 +40,13 @@ def main(argv=None):
     for name in ("every", "window"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise UserError(f"--{name} 应为不小于 1 的整数。")
-    config, plan = manager.config, plan_tasks(options, manager.config)
+    config = manager.config
     if config["threads"]:
         torch.set_num_threads(config["threads"])
     paths = options.model or [str(Path(config["out_dir"]) / "TinySeek_SFT_final.pkl")]
-    results = [evaluate_model(path, plan, options, config) for path in paths]
+    loaded = [load(path, choose_device(config["device"])) for path in paths]       # all mistakes before any work
+    plan = plan_tasks(options, config)
+    results = [{"model": path, **evaluate_model(*parts, plan, options, config)} for path, parts in zip(paths, loaded)]
     print(table(columns(results)))
     if options.failures:
         print_failures(results)
@@ -56,39 +59,38 @@ def main(argv=None):
 
 def plan_tasks(options, config):
     """{task: (files, every)} for what was asked; files are there, defaults filled in. UserError 2 where nothing fits."""
-    every, wanted = options.every or 1, TASKS if options.task == "all" else (options.task,)
-    given = {task: [] for task in TASKS}
-    for path in expand_paths(options.data) if options.data else []:
-        fitting = [options.task] if options.task != "all" else {"choice": ["mcq"], "question": ["exact", "bpc"]}.get(looks_like(path), ["bpc"])
-        for task in fitting:
-            given[task].append(path)
-    plan = {task: (given[task], every) for task in wanted if given[task]}
-    if options.data and options.task == "all":
-        wanted = [task for task in wanted if given[task]]
+    wanted, plan = TASKS if options.task == "all" else (options.task,), {}
+    files = expand_paths(options.data) if options.data else []
     for task in wanted:
-        if task == "bpc" and task not in plan:
-            share = config["pre"]["eval_share"]
-            data = config["pre"]["eval_data_path"] or config["pre"]["json_data_path"]
-            held_out = max(2, round(1 / share)) if share and not config["pre"]["eval_data_path"] else 1
-            plan[task] = (expand_paths(data), options.every or held_out)
-        elif task == "exact" and task not in plan:
-            plan[task] = ([str(write_demo(HAND)["eval"])], every)
-        elif task == "mcq" and task not in plan:
-            if options.task == "mcq":
-                raise UserError("选择题没有内置数据，请用 --data 给出文件，每行有 question、A、B、C、D、answer（JSONL 或 CSV）。")
-            print("没有给出选择题文件（--data），跳过这一项。", file=sys.stderr)
+        fitting = [f for f in files if options.task == task or task in FITS[looks_like(f)]]
+        if fitting:
+            plan[task] = fitting, options.every or 1
+        elif task == "bpc":
+            plan[task] = held_out(config["pre"], options.every)
+        elif task == "exact":
+            plan[task] = [str(write_demo(HAND)["eval"])], options.every or 1
+        elif options.task == "mcq":
+            raise UserError("选择题没有内置数据，请用 --data 给出文件，每行有 question、A、B、C、D、answer（JSONL 或 CSV）。")
     return plan
 
 
-def evaluate_model(path, plan, options, config):
-    """All planned tasks for one model -> {"model", "stage", "step", "window", task: figures}."""
-    model, vocab, payload = load(path, choose_device(config["device"]))
+def held_out(pre, every):
+    """The pre-training rows that training left out: (files, every)."""
+    if pre["eval_data_path"]:
+        return expand_paths(pre["eval_data_path"]), every or 1
+    if pre["json_data_path"] == str(HAND / "demo_pre.jsonl"):
+        write_demo(HAND)
+    return expand_paths(pre["json_data_path"]), every or max(2, round(1 / (pre["eval_share"] or 0.02)))
+
+
+def evaluate_model(model, vocab, payload, plan, options, config):
+    """All planned tasks for one model -> {"stage", "step", "window", task: figures}."""
     window = options.window or context_of(model, payload)
     if model.config.position == "learned":
         window = min(window, model.config.max_position)
     precision = config["mixed_precision"] if "mixed_precision" in options.overrides else "no"
     likelihood = {"window": window, "precision": "bf16" if precision == "auto" else precision}
-    result = {"model": str(path), "stage": payload["stage"], "step": payload["step"], "window": window}
+    result = {"stage": payload["stage"], "step": payload["step"], "window": window}
     for task, (files, every) in plan.items():
         bad = BadLines(Path(config["log_dir"]) / "bad_lines.jsonl", config["max_bad_share"])
         common = {"every": every, "bad": bad, "progress": True}

@@ -57,10 +57,12 @@ def document_losses(model, documents, window=WINDOW, batch_tokens=BATCH_TOKENS, 
                 pieces.append((number, start, size, skip))
     pieces.sort(key=lambda p: -p[2])                     # like lengths together: attention pads least
     with evaluating(model), torch.no_grad():
-        for group in _groups(pieces, batch_tokens):
-            owners, losses = _score(model, documents, group, precision)
-            np.add.at(nats, owners, losses)
-            np.add.at(targets, owners, 1)
+        for expert, places in model.groups([ids for ids, _ in documents]):       # one, unless a gate chooses
+            mine = set(places)
+            for group in _groups([p for p in pieces if p[0] in mine], batch_tokens):
+                owners, losses = _score(expert, documents, group, precision)
+                np.add.at(nats, owners, losses)
+                np.add.at(targets, owners, 1)
     if not np.isfinite(nats).all():
         raise UserError("模型给出的概率不是有限数，无法评估。权重可能已损坏，或换 --mixed_precision no 再试。", 5)
     return nats, targets

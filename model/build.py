@@ -4,6 +4,7 @@ from dataclasses import replace
 from operator import attrgetter
 
 import torch
+from torch import nn
 
 from model.config import ModelConfig
 from model.gate import Gate, GatedExperts
@@ -33,11 +34,16 @@ def build(chain, shared=None):
 
 
 def build_base(payload, shared):
-    """A TinySeek around the tensors of `payload`, which are brought to float32 (float64 stays) once and kept in `shared`."""
-    if id(payload) not in shared:
-        shared[id(payload)] = {n: t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for n, t in payload["weights"].items()}
+    """A TinySeek around the tensors of `payload`, brought to float32 where they are less; its Parameters are kept in `shared`.
+
+    Models share Parameter objects, not just memory: so they stay one when they are moved to another device.
+    """
     with torch.device("meta"):
         model = TinySeek(ModelConfig.from_dict(payload["config"]))
+    if id(payload) not in shared:
+        learned = dict(model.named_parameters(remove_duplicate=False))
+        wide = {n: t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for n, t in payload["weights"].items()}
+        shared[id(payload)] = {n: nn.Parameter(t, requires_grad=False) if n in learned else t for n, t in wide.items()}
     _load(model, shared[id(payload)], assign=True)
     if model.config.tie_embedding:
         model.fc1.weight = model.embed.weight

@@ -24,14 +24,19 @@ class DecodeCache:
         self.config = config
         self.lengths = [0] * slots
         self.memory = [torch.zeros(slots, 0, cache_width(config), device=device, dtype=dtype) for _ in range(config.n_layer)]
+        self.folded = [None] * config.n_layer   # FoldedMLA per layer where there is one
         self.capacity = 0
         self.reserve(max(capacity, 1))
 
     @classmethod
     def of(cls, model, slots, capacity):
-        """A cache on the model's device and in its precision."""
+        """A cache on the model's device and in its precision. It keeps products of the model's weights as they are now: make
+        another one when they have changed.
+        """
         weight = model.embed.weight
-        return cls(model.config, slots, capacity, weight.device, weight.dtype)
+        cache = cls(model.config, slots, capacity, weight.device, weight.dtype)
+        cache.folded = model.folded()
+        return cache
 
     def reserve(self, capacity):
         """Make room for `capacity` tokens per slot; what is there stays."""
@@ -46,6 +51,8 @@ class DecodeCache:
         if self.config.position == "rope":
             at = torch.arange(capacity, device=old[0].device)
             self.cos, self.sin = rotary_tables(at, self.config.rotary_width, self.config.ro_theta)
+            wide = old[0].dtype in (torch.float32, torch.float64)
+            self.turns = torch.complex(self.cos.to(old[0].dtype), self.sin.to(old[0].dtype))[:, None] if wide else None   # (C, 1, d_r / 2)
 
     def clear(self, slot):
         self.lengths[slot] = 0
@@ -97,7 +104,7 @@ class Step:
             self.slots = torch.tensor(slots, device=device)[:, None]
         self.causal = self.first == 0 and length > 1 and _plain(cache.config, length)
         self.bias = self._bias(cache.config, device, cache.memory[0].dtype)
-        self.tables = self._tables(cache, len(slots))
+        self.tables, self.turns = self._tables(cache, len(slots))
 
     def positions(self, device):
         """(B or 1, T)."""
@@ -106,14 +113,16 @@ class Step:
         return torch.arange(self.first, self.first + self.length, device=device)[None]
 
     def _tables(self, cache, rows):
+        """(cos, sin) (N, d_r / 2) each, and both as complex numbers (N, 1, d_r / 2)."""
         if cache.config.position != "rope":
-            return None
-        if self.at is not None:
-            flat = self.at.flatten()
-            return cache.cos[flat], cache.sin[flat]
-        end = self.first + self.length
-        cos, sin = cache.cos[self.first:end], cache.sin[self.first:end]
-        return (cos, sin) if rows == 1 else (cos.repeat(rows, 1), sin.repeat(rows, 1))
+            return None, None
+        if self.first is not None and rows == 1:
+            at = slice(self.first, self.first + self.length)
+        elif self.first is not None:
+            at = torch.arange(self.first, self.first + self.length, device=cache.cos.device).repeat(rows)
+        else:
+            at = self.at.flatten()
+        return (cache.cos[at], cache.sin[at]), None if cache.turns is None else cache.turns[at]
 
     def _bias(self, config, device, dtype):
         alibi = config.position == "alibi"

@@ -15,12 +15,12 @@ CHUNK = 256
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, targets, dtype):
-        need = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        need, learns = any(ctx.needs_input_grad[:2]), ctx.needs_input_grad[1]      # the weight of a frozen head does not learn
         h, w = hidden.to(dtype), weight.to(dtype)
         wide = torch.promote_types(dtype, torch.float32)
         total = torch.zeros((), dtype=wide, device=h.device)
         grad_h = torch.empty_like(h) if need else None
-        grad_w = torch.zeros(weight.shape, dtype=wide, device=h.device) if need else None
+        grad_w = torch.zeros(weight.shape, dtype=wide, device=h.device) if learns else None
         for start in range(0, len(h), CHUNK):
             rows, goal = h[start:start + CHUNK], targets[start:start + CHUNK, None]
             logits = (rows @ w.t()).to(wide)                                      # (C, V)
@@ -31,7 +31,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 error.scatter_add_(1, goal, torch.full_like(goal, -1, dtype=wide))
                 error = error.to(dtype)
                 torch.mm(error, w, out=grad_h[start:start + CHUNK])
-                grad_w += error.t() @ rows
+                if learns:
+                    grad_w += error.t() @ rows
         if need:
             ctx.save_for_backward(grad_h, grad_w)
             ctx.dtypes = hidden.dtype, weight.dtype
@@ -40,7 +41,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         grad_h, grad_w = ctx.saved_tensors
-        return grad_h.to(ctx.dtypes[0]) * grad, (grad_w * grad).to(ctx.dtypes[1]), None, None
+        grad_w = None if grad_w is None else (grad_w * grad).to(ctx.dtypes[1])
+        return grad_h.to(ctx.dtypes[0]) * grad, grad_w, None, None
 
 
 def linear_cross_entropy(hidden, weight, labels):

@@ -53,6 +53,7 @@ def stream(model, ids, max_new_tokens, *, seed=None, speculate=None, guard=True,
     or a prompt longer than the model's positions.
     """
     how, reply = Sampling(**sampling), Reply() if reply is None else reply
+    model = model.groups([ids])[0][0]
     room = check_prompt(model.config, ids, max_new_tokens)
     speculate = model.config.use_fc2 if speculate is None else speculate and model.config.use_fc2
     numbers, loops = stream_of(seed), LoopGuard()
@@ -86,17 +87,18 @@ def generate_replies(model, prompts, max_new_tokens, batch_size=128, *, seed=Non
     random numbers, whatever stands beside it. progress: called with the number of replies finished since the last call.
     """
     how, replies = Sampling(**sampling), [Reply() for _ in prompts]
-    for prompt in prompts:
-        check_prompt(model.config, prompt, max_new_tokens)
-    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    with evaluating(model):
-        for begin in range(0, len(order), batch_size):
-            group = order[begin:begin + batch_size]
-            jobs = [_Job(replies[i], prompts[i], stream_of(seed, i), guard, check_prompt(model.config, prompts[i], max_new_tokens))
-                    for i in group]
-            _write([j for j in jobs if j.room > 0], model, how)
-            if progress:
-                progress(len(group))
+    rooms = {}
+    for expert, places in model.groups(prompts):
+        rooms |= {i: check_prompt(expert.config, prompts[i], max_new_tokens) for i in places}
+    for expert, places in model.groups(prompts):
+        order = sorted(places, key=lambda i: -len(prompts[i]))
+        with evaluating(expert):
+            for begin in range(0, len(order), batch_size):
+                group = order[begin:begin + batch_size]
+                jobs = [_Job(replies[i], prompts[i], stream_of(seed, i), guard, rooms[i]) for i in group]
+                _write([j for j in jobs if j.room > 0], expert, how)
+                if progress:
+                    progress(len(group))
     return replies
 
 

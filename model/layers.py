@@ -36,6 +36,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x):
         wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        if not torch.is_grad_enabled():
+            return F.rms_norm(wide, self.weight.shape, self.weight, self.eps).to(compute_dtype(x))
         return _RMSNorm.apply(wide, self.weight, self.eps, compute_dtype(x))
 
 
@@ -113,7 +115,9 @@ class _Gated(torch.autograd.Function):
 
 def activate(x, activation):
     """x: (N, 2 * hidden) for gated kinds (gate first, then up), else (N, hidden) -> (N, hidden)."""
-    return _Gated.apply(x, activation) if activation in GATED else PLAIN[activation](x)
+    if activation not in GATED:
+        return PLAIN[activation](x)
+    return _Gated.apply(x, activation) if torch.is_grad_enabled() else gated(x, activation)
 
 
 class FeedForward(nn.Module):

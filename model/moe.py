@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from model.expert_products import RoutedExperts
-from model.layers import FeedForward, activate, is_gated
+from model.layers import FeedForward, activate, gated, is_gated
 
 
 @dataclass
@@ -57,8 +57,7 @@ class Router(nn.Module):
         """logits (N, E) -> weights (N, K), experts (N, K), scores (N, E)."""
         if self.config.router == "softmax":
             scores = logits.softmax(-1)
-            experts = scores.topk(self.config.keep, -1).indices
-            weights = scores.gather(-1, experts)                                  # not renormalised, as in DeepSeek-V2
+            weights, experts = scores.topk(self.config.keep, -1)                  # not renormalised, as in DeepSeek-V2
         else:
             scores = logits.sigmoid()
             experts = (scores + self.bias).topk(self.config.keep, -1).indices
@@ -108,23 +107,43 @@ class MoE(nn.Module):
         return torch.cat(parts)
 
     def decode(self, x):
-        """x (N, d) -> (N, d), for few tokens and without statistics: only the chosen experts' weights are touched."""
+        """x (N, d) -> (N, d) without statistics; for few tokens only the chosen experts' weights are touched, and nothing is sorted."""
         weights, experts, _ = self.router.pick(self.router.logits(x))
-        if x.device.type != "cpu" or len(x) * self.config.keep > 2 * self.config.other_experts:
+        if x.device.type != "cpu" or experts.numel() > 2 * self.config.other_experts:
             return self.shared(x) + self.routed(x, weights, experts)
         mixed, weights = self.shared(x), weights.to(x.dtype)
-        if len(x) == 1:
-            for place, expert in enumerate(experts[0].tolist()):
-                mixed = torch.addcmul(mixed, self.expert(x, expert), weights[:, place])
+        if self.up_lora or self.down_lora or not is_gated(self.config.activation):
+            for row, chosen in enumerate(experts.tolist()):
+                for place, expert in enumerate(chosen):
+                    mixed[row] += weights[row, place] * self.expert(x[row:row + 1], expert)[0]
             return mixed
-        chosen = {}
-        for place, expert in enumerate(experts.flatten().tolist()):
-            chosen.setdefault(expert, []).append(place)
-        flat = weights.flatten()
-        for expert, places in chosen.items():
-            rows = [place // self.config.keep for place in places]
-            mixed[rows] += self.expert(x[rows], expert) * flat[places, None]
+        if len(x) == 1:
+            return self._one(x, mixed, weights, experts[0].tolist())
+        return self._few(x, mixed, weights.flatten(), experts.flatten().tolist())
+
+    def _one(self, x, mixed, weights, chosen):
+        """x, mixed (1, d), weights (1, K), chosen: K experts -> mixed, to which the experts have been added in place."""
+        inner = x.new_empty(len(chosen), self.up.shape[1])
+        for place, expert in enumerate(chosen):
+            torch.mm(x, self.up[expert].t(), out=inner[place:place + 1])
+        inner = gated(inner, self.config.activation).mul_(weights.t())
+        for place, expert in enumerate(chosen):
+            mixed.addmm_(inner[place:place + 1], self.down[expert].t())
         return mixed
+
+    def _few(self, x, mixed, weights, chosen):
+        """x, mixed (N, d), weights (N * K,), chosen: N * K experts -> mixed. Every expert is multiplied once with all its tokens."""
+        order = sorted(range(len(chosen)), key=chosen.__getitem__)
+        places = torch.tensor(order)
+        rows = places // self.config.keep
+        gathered, inner = x[rows], x.new_empty(len(chosen), self.up.shape[1])
+        runs = _runs([chosen[i] for i in order])
+        for expert, first, last in runs:
+            torch.mm(gathered[first:last], self.up[expert].t(), out=inner[first:last])
+        inner = gated(inner, self.config.activation).mul_(weights[places][:, None])
+        for expert, first, last in runs:
+            torch.mm(inner[first:last], self.down[expert].t(), out=gathered[first:last])
+        return mixed.index_add_(0, rows, gathered)
 
     def expert(self, x, index, up=None, down=None):
         """One routed expert applied to x (N, d); up, down: its two matrices, where the caller has them at hand."""
@@ -152,6 +171,12 @@ class MoE(nn.Module):
             entropy = -(probabilities * probabilities.clamp_min(1e-20).log()).sum(-1)
             entropy = (entropy * share).sum() / total
         return Routing(loss, z, load.detach(), entropy)
+
+
+def _runs(values):
+    """[3, 3, 5] -> [(3, 0, 2), (5, 2, 3)]: each run of equal values with its bounds."""
+    bounds = [0] + [i for i in range(1, len(values)) if values[i] != values[i - 1]] + [len(values)]
+    return [(values[first], first, last) for first, last in zip(bounds, bounds[1:])]
 
 
 def lexp(load_share, mean_probability):

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from model.attention import GQA, MLA
 from model.cache import Step
 from model.cross_entropy import linear_cross_entropy
+from model.folded import FoldedMLA
 from model.layers import FeedForward, make_norm, residual_std, rotary_tables
 from model.layout import Layout
 from model.memory import ChapterRouting
@@ -79,9 +80,12 @@ class Block(nn.Module):
             routings.append(routing)
         return x, routings
 
-    def decode(self, x, step, memory):
-        """The block for new tokens only, x (N, d) -> (N, d); `memory`: this layer's part of a DecodeCache."""
-        x = self.recall(x + self.attention.decode(self.attention_norm(x), step, memory))[0]
+    def decode(self, x, step, memory, folded=None):
+        """The block for new tokens only, x (N, d) -> (N, d); `memory`: this layer's part of a DecodeCache, `folded`: a FoldedMLA."""
+        attention = folded if folded is not None and step.absorb else self.attention
+        x = x + attention.decode(self.attention_norm(x), step, memory)
+        if self.memories:
+            x = self.recall(x)[0]
         mixed = self.mlp_norm(x)
         return x + (self.mlp.decode(mixed) if isinstance(self.mlp, MoE) else self.mlp(mixed))
 
@@ -129,6 +133,10 @@ class TinySeek(nn.Module):
         """Recompute each block in the backward pass instead of keeping its activations."""
         self.checkpointing = True
 
+    def groups(self, conversations):
+        """[(model, places of the conversations that it answers)]: all of them go to this one. See GatedExperts for several."""
+        return [(self, list(range(len(conversations))))]
+
     def heads(self):
         return [self.fc1, self.fc2] if self.config.use_fc2 else [self.fc1]
 
@@ -174,6 +182,11 @@ class TinySeek(nn.Module):
         return self.norm(x), routings
 
     @torch.inference_mode()
+    def folded(self):
+        """Per layer the attention with its matrices multiplied out, or None where that cannot be."""
+        return [FoldedMLA(block.attention) if FoldedMLA.fits(block.attention) else None for block in self.blocks]
+
+    @torch.inference_mode()
     def decode(self, ids, cache, slots=None, counts=None, absorb=None):
         """Read the next tokens of some sequences, as `encode` would after everything before them.
 
@@ -193,8 +206,8 @@ class TinySeek(nn.Module):
             if furthest > self.config.max_position:
                 raise ValueError(f"position {furthest - 1} is beyond max_position {self.config.max_position}")
             x = x + self.place(at.reshape(-1).clamp_max(self.config.max_position - 1))
-        for block, memory in zip(self.blocks, cache.memory):
-            x = block.decode(x, step, memory)
+        for block, memory, folded in zip(self.blocks, cache.memory, cache.folded):
+            x = block.decode(x, step, memory, folded)
         for i, s in enumerate(slots):
             cache.lengths[s] += length if counts is None else counts[i]
         return self.norm(x).view(rows, length, -1)

@@ -3,9 +3,11 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from model.attention import GQA, MLA, attention_bias
 from model.layers import rotary_tables
+from model.short_attention import BLOCK, short_causal_attention
 from model.layout import Layout
 from toy import toy_config, toy_model
 
@@ -137,6 +139,19 @@ def test_A5_fused_is_plain_in_float32_and_free_of_nan(kind, changes):
     assert (made - expected).abs().max() < 1e-5 * expected.abs().max()
     made.sum().backward()
     assert all(torch.isfinite(t).all() for t in [narrow.grad, *(p.grad for p in layer.parameters())])
+
+
+@pytest.mark.parametrize("length", [1, 5, BLOCK, BLOCK + BLOCK // 2, BLOCK + BLOCK // 2 + 1, 2 * BLOCK + 3])
+def test_A5_the_path_for_short_documents_is_torchs_attention(length):
+    """Values and gradients, over the borders of its blocks of queries."""
+    make = torch.Generator().manual_seed(length)
+    q, k, v = (torch.randn(2, length, 2, width, dtype=torch.float64, generator=make).requires_grad_() for width in (6, 6, 4))
+    short = short_causal_attention(q, k, v, 0.3)
+    fused = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)), is_causal=True, scale=0.3).transpose(1, 2)
+    torch.testing.assert_close(short, fused)
+    weight = torch.randn(short.shape, dtype=torch.float64, generator=make)
+    for made, expected in zip(torch.autograd.grad(short, [q, k, v], weight), torch.autograd.grad(fused, [q, k, v], weight)):
+        torch.testing.assert_close(made, expected)
 
 
 @pytest.mark.parametrize("kind", ["mla", "gqa"])

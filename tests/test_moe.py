@@ -27,7 +27,7 @@ def plain_moe(layer, x, config):
     for token in x:
         logits = layer.router.weight @ token
         scores = torch.softmax(logits, 0) if config.router == "softmax" else torch.sigmoid(logits)
-        chosen = sorted(range(len(scores)), key=lambda e: -float(scores[e]))[:config.keep]
+        chosen = sorted(range(len(scores)), key=lambda e: -float(scores[e].detach()))[:config.keep]
         weights = {e: scores[e] for e in chosen}
         if config.router == "sigmoid":
             weights = {e: w / sum(weights.values()) for e, w in weights.items()}

@@ -74,7 +74,4 @@ def test_order_is_a_pure_function_of_seed_epoch_and_stream():
     assert (shuffled(50, 3, 1, 0) == same).all() and sorted(same) == list(range(50))
     for other in ((4, 1, 0), (3, 2, 0), (3, 1, 1)):
         assert (shuffled(50, *other) != same).any()
-    assert shuffled(8, 0, 0, 0).tolist() == PINNED                                # on every machine and version of numpy
-
-
-PINNED = []
+    assert shuffled(8, 0, 0, 0).tolist() == [5, 0, 6, 1, 7, 2, 4, 3]                # on every machine

@@ -91,33 +91,59 @@ def _base_places(path, stored):
     return list(dict.fromkeys(p.resolve() for p in places)), [p.resolve() for p in others]
 
 
-def _find_base(path, base):
-    """The payload and path of the checkpoint whose weights hash is base["hash"]. Raises CheckpointError 3 or 4."""
+def _find_base(path, base, known, what="底座"):
+    """The payload and path of the checkpoint whose weights hash is base["hash"]. Raises CheckpointError 3 or 4.
+
+    known: {path: (payload, weights hash)} of what has been read already; what was found is added.
+    """
+    if not (isinstance(base, dict) and isinstance(base.get("path"), str) and "hash" in base):
+        raise CheckpointError(f"{path} 写的{what}不对，这里用不上。", 4)
     named, others = _base_places(path, base["path"])
     problem = None
     for place in [p for p in named if p.is_file()] + [p for p in others if p not in named]:
         try:
-            payload = read_checkpoint(place)
+            payload, found = known[place] if place in known else _hashed(place)
         except CheckpointError as error:
             problem = problem or (error if place in named else None)
             continue
-        if weights_hash(payload["weights"]) == base["hash"]:
+        if found == base["hash"]:
+            known[place] = payload, found
             return payload, place
         if place in named:
-            problem = CheckpointError(f"{path} 是在另一个底座上训练的：{place} 的权重和当时不同。请用原来的底座，或重新训练。", 4)
-    raise problem or CheckpointError(f"{path} 需要底座 {base['path']}，但找不到它。请把底座放到同一文件夹。")
+            problem = CheckpointError(f"{path} 是配合另一个{what}训练的：{place} 的权重和当时不同。请用原来的{what}，或重新训练。", 4)
+    raise problem or CheckpointError(f"{path} 需要{what} {base['path']}，但找不到它。请把它放到同一文件夹。")
 
 
-def load_chain(path):
+def _hashed(path):
+    payload = read_checkpoint(path)
+    return payload, weights_hash(payload["weights"])
+
+
+def load_chain(path, known=None):
     """All payloads that make the model at `path`: the base first, adapters after, in the order they were trained.
 
+    A gate is alone in its chain and has the chains of its experts under "experts"; a base that several share is one object. So it
+    is for several calls that share the dict `known`.
     Raises CheckpointError: 3 a file is missing or damaged, 4 the base found is not the one the adapter was trained on.
     """
-    chain, place = [read_checkpoint(path)], Path(path)
+    known = {} if known is None else known
+    top = read_checkpoint(path)
+    if top["kind"] == "gate":
+        names = top["adapter"].get("experts") if isinstance(top["adapter"], dict) else None
+        if not names:
+            raise CheckpointError(f"{path} 没有写明专家，这里用不上。", 4)
+        top["experts"] = [_down_from(*_find_base(path, name, known, "专家"), known) for name in names]
+    return _down_from(top, Path(path), known)
+
+
+def _down_from(payload, place, known):
+    """The chain that ends with `payload`, which was read from `place`."""
+    chain = [payload]
     while chain[0]["base"]:
-        base = chain[0]["base"]
-        if len(chain) > 8 or not (isinstance(base, dict) and isinstance(base.get("path"), str) and "hash" in base):
-            raise CheckpointError(f"{place} 写的底座不对，这里用不上。", 4)
-        payload, place = _find_base(place, base)
+        if len(chain) > 8:
+            raise CheckpointError(f"{place} 的底座层层相套，超过 8 层，这里用不上。", 4)
+        payload, place = _find_base(place, chain[0]["base"], known)
         chain.insert(0, payload)
+    if len(chain) > 1 and chain[0]["kind"] != "model":
+        raise CheckpointError(f"{place} 不是完整的模型，不能作底座。", 4)
     return chain

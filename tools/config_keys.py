@@ -115,6 +115,7 @@ _DATA = _block(
     _with("free", _key("prefetch_factor", "int", 2, "每个进程预读的批数", low=1)),
     _key("replay_share", "float", 0.0, "混入通用数据的比例，防遗忘", low=0, high=0.95),
     _with("free", _key("replay_data_path", "paths", None, "混入的通用数据，null = sft 的训练数据")),
+    _with("free", _key("forget_limit", "float", 0.3, "通用数据的留出损失（nats）升高超过它就警告，null = 不警告", low=0, null=True)),
 )
 _LENGTH = _block(
     "stage", "训练长度", "raise",

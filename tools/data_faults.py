@@ -75,7 +75,8 @@ def pattern_faults(joined, starts):
         places = [hit.start() for hit in pattern.finditer(joined)]
         for row in np.unique(np.searchsorted(starts, places, side="right") - 1).tolist() if places else ():
             found.append((row, kind))
-    return found
+    garbled = {row for row, kind in found if kind == "mojibake"}       # wrongly decoded text is full of control characters
+    return [(row, kind) for row, kind in found if kind != "control" or row not in garbled]
 
 
 def repeat_faults(codes, starts):
@@ -84,7 +85,7 @@ def repeat_faults(codes, starts):
     A run of L places where codes[i] == codes[i - p] means the phrase stands there L / p + 1 times.
     """
     rows = set()
-    for period in range(1, MOST_PERIOD + 1):
+    for period in range(1, min(MOST_PERIOD, len(codes) - 2) + 1):
         same = codes[period:] == codes[:-period]
         need = max(MIN_REPEATED, period * MIN_TIMES) - period
         edges = np.flatnonzero(same[1:] != same[:-1]) + 1

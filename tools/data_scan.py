@@ -5,6 +5,7 @@ out the blocks and yields their results in file order. Memory stays flat: column
 """
 import gzip
 import hashlib
+import json
 import multiprocessing
 import os
 import shutil
@@ -39,7 +40,7 @@ def scan_block(path, start, end):
     for number, offset, raw in iter_places(path, start, end):
         row = formats.parse_line(raw, _worker["text_field"], plain)
         if isinstance(row, str):
-            bad.append((number, row))
+            bad.append((number, row, _field_names(raw) if "字段" in row else ""))
         else:
             row.line = number
             places.append((row, offset, raw))
@@ -59,9 +60,17 @@ def scan_block(path, start, end):
     columns = {"line": np.array([row.line for row in rows], np.int64), "offset": np.array([o for _, o, _ in places], np.int64),
                "kind": np.array([KIND_NUMBERS[row.kind] for row in rows], np.uint8), "hash": np.array([_row_hash(r) for r in rows], np.uint64),
                "long": long, "signature": signatures(codes, starts[long], starts[long] + lengths[long])}
-    return {"bytes": end - start, "lines": _count_lines(path, start, end), "items": len(rows) + len(bad), "chars": int(lengths.sum()),
+    return {"bytes": end - start, "lines": count_lines(path, start, end), "items": len(rows) + len(bad), "chars": int(lengths.sum()),
             "bad": bad, "faults": list(dict.fromkeys((rows[i].line, kind) for i, kind in numbered)), "columns": columns,
             "char_bins": histogram(lengths), **tokens}
+
+
+def _field_names(raw):
+    """What an object of no known shape does have, as a remark."""
+    try:
+        return "有字段 " + "、".join(list(json.loads(raw))[:8])
+    except (ValueError, TypeError):
+        return ""
 
 
 def row_text(row):
@@ -109,11 +118,11 @@ def _token_counts(rows):
     return {**counts, "token_bins": histogram(np.array(lengths, np.int64))}, faults
 
 
-def _count_lines(path, start, end):
+def count_lines(path, start, end):
     """Lines that begin in [start, end)."""
     with open(path, "rb") as f:
         f.seek(max(0, start - 1))
-        left, count = end - max(0, start - 1) - 1, int(start == 0)
+        left, count = end - max(0, start - 1) - 1, int(start == 0 < end)
         while left > 0 and (piece := f.read(min(left, 1 << 20))):
             count += piece.count(b"\n")
             left -= len(piece)

@@ -132,12 +132,13 @@ class Weekday:
         return split(held("weekday", f"{slots[0]},{slots[1]}", 0.16))
 
     def work(self, slots):
+        """Take off whole weeks, then name the days one by one: what a person does with fingers."""
         early, n, forward = slots
         weeks, rest = divmod(n, 7)
-        day = "星期" + WEEK[(early + n) % 7 if forward else early]
-        if not weeks:
-            return day
-        return f"{counted(n)}天" + (f"是{counted(weeks)}周零{counted(rest)}天，" if rest else f"正好{counted(weeks)}周，") + day
+        start, step = (early, 1) if forward else (early + n, -1)
+        path = "".join(WEEK[(start + step * i) % 7] for i in range(1, rest + 1))
+        whole = (f"{counted(n)}天是{counted(weeks)}周零{counted(rest)}天，" if rest else f"{counted(n)}天正好{counted(weeks)}周，") if weeks else ""
+        return whole + (path + "，" if rest else "") + "星期" + WEEK[(start + step * rest) % 7]
 
     def words(self, rng, slots):
         """The known day and how the distance is said."""

@@ -8,9 +8,9 @@ import json
 
 from tools.template import COLON, END, ROLE_NAMES
 
-TEMPLATE = """{%- set markers = MARKERS -%}
-{%- set names = NAMES -%}
-{{- 'END' -}}
+TEMPLATE = """{%- set markers = @MARKERS@ -%}
+{%- set names = @NAMES@ -%}
+{{- '@END@' -}}
 {%- for message in messages -%}
 {%- if message['role'] not in names -%}
 {{- raise_exception('role must be one of: system, user, assistant') -}}
@@ -23,13 +23,13 @@ TEMPLATE = """{%- set markers = MARKERS -%}
 {{- raise_exception('content must not contain ' + marker) -}}
 {%- endif -%}
 {%- endfor -%}
-{{- names[message['role']] + 'COLON' + message['content'] -}}
+{{- names[message['role']] + '@COLON@' + message['content'] -}}
 {%- if message['role'] == 'assistant' -%}
-{{- 'END' -}}
+{{- '@END@' -}}
 {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}
-{{- names['assistant'] + 'COLON' -}}
+{{- names['assistant'] + '@COLON@' -}}
 {%- endif -%}
 """
 
@@ -37,7 +37,7 @@ TEMPLATE = """{%- set markers = MARKERS -%}
 def chat_template(markers):
     """markers: the surface forms that content may not contain. -> Jinja source"""
     names = {role: f"<|{name}|>" for role, name in ROLE_NAMES.items()}
-    parts = {"MARKERS": json.dumps(list(markers)), "NAMES": json.dumps(names), "END": END, "COLON": COLON}
+    parts = {"@MARKERS@": json.dumps(list(markers)), "@NAMES@": json.dumps(names), "@END@": END, "@COLON@": COLON}
     source = TEMPLATE
     for name, value in parts.items():
         source = source.replace(name, value)

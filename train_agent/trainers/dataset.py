@@ -4,7 +4,7 @@ A run walks through epochs, each epoch through chunks of `n_of_samples` document
 names the next micro-batch; training can be stopped and taken up at any Position.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -18,11 +18,12 @@ from train_agent.trainers.packing import best_fit, cut, shuffled
 
 IGNORE = -100
 CHUNK_DOCUMENTS = 16384     # documents per chunk where n_of_samples is null
+NOTHING = -1                # what a rank trains on in a step that has fewer micro-batches than there are ranks
 EXACT_UP_TO = 300_000       # documents per epoch up to which the number of steps is counted, beyond it is estimated
 
 
 class Position(NamedTuple):
-    """The next micro-batch: epoch and chunk count from 0, batch within the chunk too."""
+    """The next micro-batch: epoch and chunk count from 0, batch within the chunk too. Batch NOTHING is one without content."""
     epoch: int = 0
     chunk: int = 0
     batch: int = 0
@@ -48,6 +49,11 @@ class Batch:
         moved = {k: getattr(self, k).to(device, non_blocking=True)
                  for k in ("ids", "positions", "valid", "labels_1", "labels_2", "layout")}
         return Batch(**{**self.__dict__, **moved})
+
+    def blank(self):
+        """The same shapes without a single token that counts."""
+        return replace(self, valid=torch.zeros_like(self.valid), labels_1=torch.full_like(self.labels_1, IGNORE),
+                       labels_2=torch.full_like(self.labels_2, IGNORE), tokens=0, targets_1=0, targets_2=0, position=None)
 
     def pin_memory(self):
         for k in ("ids", "positions", "valid", "labels_1", "labels_2", "layout"):
@@ -113,7 +119,7 @@ class PackedData(Dataset):
         if not len(self.documents):
             raise UserError("留出评估数据之后没有剩下训练数据：请减小 eval_share，或换一个更大的数据文件。", 2)
         most = -(-len(self.documents) // self.per_chunk)
-        self.chunks = min(options["n_of_samplings"] or most, most)
+        self.chunks = min(options["n_of_samplings"] or most, most) if shuffle else most    # held-out data is used whole
         self._order = lru_cache(2)(self._shuffled_documents)
         self._plan = lru_cache(3)(self._packed_chunk)
 
@@ -145,10 +151,10 @@ class PackedData(Dataset):
 
     def batch(self, position):
         pieces, batches = self._plan(position.epoch, position.chunk)
-        rows = batches[position.batch]
+        rows = batches[max(0, position.batch)]
         made = make_batch(self.cache, pieces, rows, len(rows), self.width)
         made.position = position
-        return made
+        return made.blank() if position.batch == NOTHING else made
 
     def __getitem__(self, positions):
         return [self.batch(p) for p in positions]
@@ -171,20 +177,22 @@ class PackedData(Dataset):
                 first = start.batch if (epoch, chunk) == (start.epoch, start.chunk) else 0
                 for at in range(first, count, take):
                     stop = min(at + take, count)
-                    yield [Position(epoch, chunk, b) for b in range(at + rank, stop, world)], self._after(epoch, chunk, stop, count), count
+                    mine = [Position(epoch, chunk, b) for b in range(at + rank, stop, world)]
+                    # After a chunk comes the next one, even where this run has none: a prolonged run may.
+                    after = Position(epoch, chunk, stop) if stop < count else Position(epoch, chunk + 1, 0)
+                    yield mine or [Position(epoch, chunk, NOTHING)], after, count
 
-    def _after(self, epoch, chunk, batch, count):
-        if batch < count:
-            return Position(epoch, chunk, batch)
-        return Position(epoch, chunk + 1, 0) if chunk + 1 < self.chunks else Position(epoch + 1, 0, 0)
+    def is_end(self, position):
+        """Whether nothing is left to train on from `position` on."""
+        return position.epoch >= self.epochs or position.epoch == self.epochs - 1 and position.chunk >= self.chunks
 
     def steps(self, accumulation, world=1):
-        """Optimizer steps of the whole run: counted where that is quick, else estimated from the tokens."""
+        """Optimizer steps of the whole run: counted where that is quick, else estimated from the first and the last chunk."""
         take = accumulation * world
         if len(self.documents) * self.epochs <= EXACT_UP_TO:
             return sum(-(-self.batches_in(e, c) // take) for e in range(self.epochs) for c in range(self.chunks))
-        share = min(1.0, self.chunks * self.per_chunk / len(self.documents))
-        return max(1, int(self.tokens() * share * self.epochs / (0.99 * self.width * self.batch_size * take)))
+        first, last = (-(-self.batches_in(0, c) // take) for c in (0, self.chunks - 1))
+        return self.epochs * ((self.chunks - 1) * first + last)
 
     def tokens(self):
         """Inputs in one epoch over all documents, before cutting."""
@@ -220,6 +228,7 @@ def loader(data, start, options, device, rank=0, world=1):
 
     batches = DataLoader(data, sampler=sampler(), batch_size=None, num_workers=options["num_workers"],
                          prefetch_factor=options["prefetch_factor"], pin_memory=device.type == "cuda",
-                         multiprocessing_context="spawn" if device.type == "cuda" else None)
+                         multiprocessing_context="spawn" if device.type == "cuda" else None,
+                         generator=torch.Generator())      # its own, or starting the workers would draw from the model's dropout
     for group in batches:
         yield group, *waiting.pop(0)

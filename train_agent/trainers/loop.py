@@ -9,7 +9,7 @@ import time
 import torch
 from tqdm import tqdm
 
-from tools.checkpoint import best_name, checkpoint_name, final_name
+from tools.checkpoint import best_name, final_name
 from tools.train_log import TrainLog, perplexity
 from train_agent.trainers import machine, parallel, recovery, schedules
 from train_agent.trainers.dataset import Position, loader
@@ -17,9 +17,10 @@ from train_agent.trainers.evaluation import evaluate
 from train_agent.trainers.losses import step_metrics
 from train_agent.trainers.optimizers import build_optimizers, set_rates
 from train_agent.trainers.saving import Saver, to_cpu
-from train_agent.trainers.watch import FiniteGuard, Patience, SpikeWatch, StopSignals
+from train_agent.trainers.watch import FiniteGuard, ForgettingWatch, Patience, SpikeWatch, StopSignals
 
 STOPPED = 143
+GENERAL = "general"      # the held-out set that tells what an adaptation makes the model forget
 
 
 class Loop:
@@ -33,6 +34,7 @@ class Loop:
         self.metrics, self.held = {}, {}
         self.guard, self.spikes = FiniteGuard(), SpikeWatch()
         self.patience = Patience(self.options["early_stopping_threshold"])
+        self.forgetting = ForgettingWatch(self.options["forget_limit"])
 
     def run(self):
         parallel.start(self.device)
@@ -55,7 +57,7 @@ class Loop:
         clock = self.since = time.perf_counter()
         self.since_tokens = self.tokens
         for group, after, in_chunk in batches:
-            if self.step >= self.total_steps or self.finished:
+            if self.over():
                 break
             here, self.position = self.position, after
             self.optimize(group, here.chunk + 1)
@@ -63,7 +65,7 @@ class Loop:
             self.seconds, clock = self.seconds + now - clock, now
             bar.update()
             bar.set_postfix(loss=f"{self.metrics['loss']:.3f}", refresh=False)
-            if self.due("logging_steps") or self.step == self.total_steps:
+            if self.due("logging_steps") or self.options["logging_steps"] and self.over():
                 self.log(here, in_chunk)
             if self.due("eval_steps"):
                 self.evaluate()
@@ -126,6 +128,11 @@ class Loop:
 
     # ---- cadences ----
 
+    def over(self):
+        """Stopped early, at max_steps, or out of data; `total_steps` may be an estimate and decides nothing here."""
+        limit = self.options["max_steps"]
+        return self.finished or limit is not None and self.step >= limit or self.stage.train.is_end(self.position)
+
     def due(self, cadence):
         return bool(self.options[cadence]) and self.step % self.options[cadence] == 0
 
@@ -133,11 +140,16 @@ class Loop:
         """The name of the checkpoint that is due after the step from `here`, or None."""
         chunk_done = (self.position.epoch, self.position.chunk) != (here.epoch, here.chunk)
         if chunk_done and self.options["save_frq"] and (here.chunk + 1) % self.options["save_frq"] == 0:
-            return checkpoint_name(self.stage.label, here.chunk + 1, here.epoch + 1)
-        return self.step_name(here) if self.due("save_steps") and self.step < self.total_steps else None
+            return self.stage.file_name(here, self.batches_done(here))
+        return self.step_name(here) if self.due("save_steps") and not self.over() else None
 
     def step_name(self, here):
-        return checkpoint_name(self.stage.label, here.chunk + 1, here.epoch + 1, step=self.step)
+        return self.stage.file_name(here, self.batches_done(here), self.step)
+
+    def batches_done(self, here):
+        """Batches of the chunk of `here` that are behind us."""
+        same = (self.position.epoch, self.position.chunk) == (here.epoch, here.chunk)
+        return self.position.batch if same else self.stage.train.batches_in(here.epoch, here.chunk)
 
     def log(self, here, in_chunk):
         """One line in log.txt; the numbers are those of the last step, speed and time those since the last line."""
@@ -156,23 +168,30 @@ class Loop:
         return min(in_chunk, here.batch + self.options["accumulation_steps"] * parallel.world())
 
     def evaluate(self):
-        """All held-out sets; the first decides about the best model and about stopping early."""
+        """All held-out sets; the first that is not the general one decides about the best model and about stopping early."""
         if not self.stage.held:
             return
         start = time.perf_counter()
-        for place, (name, data) in enumerate(self.stage.held.items()):
-            result = evaluate(self.wrapped, data, self.device, self.precision, self.stage.loss)
-            fields = {f"eval_{k}": v for k, v in result.items()}
-            self.journal.event("eval", step=self.step, eval_name=name, eval_ppx_1=perplexity(result["ce_1"]), **fields)
-            if place == 0:
-                self.held = fields
-        if self.patience.improved(self.held["eval_loss"]):
+        scores = {name: self.score(name, data) for name, data in self.stage.held.items()}
+        own = next((s for name, s in scores.items() if name != GENERAL), {})
+        self.held = dict(own)
+        if GENERAL in scores:
+            self.held |= self.forgetting.seen(scores[GENERAL]["eval_loss"])
+            if self.forgetting.warning:
+                self.journal.event("warning", text=self.forgetting.warning)
+        if own and self.patience.improved(own["eval_loss"]):
             if self.options["save_best_model"]:
                 self.saver.save(best_name(self.stage.label), self.step, {**self.metrics, **self.held}, best=True)
-        elif self.options["early_stopping"] and self.patience.waited >= self.options["early_stopping_patience"]:
+        elif own and self.options["early_stopping"] and self.patience.waited >= self.options["early_stopping_patience"]:
             self.finished = True
             self.journal.event("early_stop", step=self.step, best=self.patience.best)
         self.since += time.perf_counter() - start                      # held-out time is not training speed
+
+    def score(self, name, data):
+        result = evaluate(self.wrapped, data, self.device, self.precision, self.stage.loss)
+        fields = {f"eval_{k}": v for k, v in result.items()}
+        self.journal.event("eval", step=self.step, eval_name=name, eval_ppx_1=perplexity(result["ce_1"]), **fields)
+        return fields
 
     # ---- beginning and end ----
 
@@ -205,6 +224,9 @@ class Loop:
             self.restore(found)
         else:
             recovery.seed_everything(self.options["seed"] + parallel.rank())
+            if GENERAL in self.stage.held:                             # what the model could before it learned anything new
+                scores = {name: self.score(name, data) for name, data in self.stage.held.items()}
+                self.forgetting.first = scores[GENERAL]["eval_loss"]
 
     def state(self):
         """All that a resume needs beside the weights; plain tensors, numbers and lists."""
@@ -213,7 +235,7 @@ class Loop:
                 "optimizers": to_cpu([o.state_dict() for o in self.optimizers]), "scaler": self.scaler.state_dict(),
                 "random": recovery.random_states(), "surroundings": recovery.surroundings(self.device),
                 "spikes": list(self.spikes.history), "guard": self.guard.in_a_row,
-                "patience": [self.patience.best, self.patience.waited], "held": self.held, "metrics": self.metrics}
+                "patience": [self.patience.best, self.patience.waited], "forgetting": self.forgetting.first, "held": self.held, "metrics": self.metrics}
 
     def restore(self, state):
         for name in ("step", "decays", "tokens", "seconds", "finished", "held", "metrics"):
@@ -225,6 +247,7 @@ class Loop:
         self.spikes = SpikeWatch(state["spikes"])
         self.guard.in_a_row = state["guard"]
         self.patience.best, self.patience.waited = state["patience"]
+        self.forgetting.first = state.get("forgetting")
         self.journal.resume_from(self.step)
         recovery.restore_random_states(state["random"])
         here = recovery.surroundings(self.device)

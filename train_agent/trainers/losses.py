@@ -2,7 +2,7 @@
 
 import torch
 
-METRICS = ("ce_1", "ce_2", "lexp")
+PER_SAMPLE = ("accuracy", "regret")      # sums over samples, which are counted as targets_1
 
 
 def next_tokens_loss(model, batch, totals):
@@ -12,8 +12,17 @@ def next_tokens_loss(model, batch, totals):
     exactly: each head's sum over its own count, plus a token-weighted mean of the routing loss.
     Returns the scalar to call backward on and the detached sums to log.
     """
-    out = model(batch.ids, labels_1=batch.labels_1, labels_2=batch.labels_2, positions=batch.positions,
-                layout=batch.layout, valid=batch.valid)
+    return share_of_step(read(model, batch), batch, totals)
+
+
+def read(model, batch):
+    """The model's output for a packed batch, losses of both heads included."""
+    return model(batch.ids, labels_1=batch.labels_1, labels_2=batch.labels_2, positions=batch.positions,
+                 layout=batch.layout, valid=batch.valid)
+
+
+def share_of_step(out, batch, totals):
+    """What `next_tokens_loss` returns, from the model's output."""
     counts = (totals["targets_1"], totals["targets_2"])
     loss = sum(total / max(1, count) for total, count in zip(out.loss_sums, counts))
     sums = {f"ce_{i + 1}": total.detach() for i, total in enumerate(out.loss_sums)}
@@ -36,7 +45,10 @@ def step_metrics(sums, totals):
         metrics["lexp"] = float(sums["lexp"]) / max(1, totals["tokens"])
         metrics["entropy"] = float(sums["entropy"]) / max(1, totals["tokens"])
         metrics["loss"] += float(sums["aux"]) / max(1, totals["tokens"])
-    return metrics
+    if "router_aux" in sums:
+        metrics["router_aux"] = float(sums["router_aux"]) / max(1, totals["tokens"])
+        metrics["loss"] += metrics["router_aux"]
+    return metrics | {k: float(sums[k]) / max(1, totals["targets_1"]) for k in PER_SAMPLE if k in sums}
 
 
 def load_balance_loss(load, mean_probability):

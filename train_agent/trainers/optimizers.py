@@ -35,7 +35,7 @@ def build_optimizers(named, options):
     if muon:
         built.append(torch.optim.Muon(_plain(muon), lr=options["init_lr"], adjust_lr_fn="match_rms_adamw"))
     if rest and options["optimizer"] == "sgd":
-        built.append(torch.optim.SGD(_plain(rest), lr=options["init_lr"]))
+        built.append(torch.optim.SGD(_plain(rest), lr=options["init_lr"], momentum=options["beta1"]))
     elif rest:
         kind = torch.optim.Adam if options["optimizer"] == "adam" else torch.optim.AdamW
         built.append(kind(_plain(rest), lr=options["init_lr"], betas=betas, eps=eps, fused=True))

@@ -13,6 +13,7 @@ from tools.errors import UserError
 from tools.vocab import Vocab
 from train_agent.trainers import machine, parallel, recovery
 from train_agent.trainers.dataset import PackedData, split_documents
+from train_agent.trainers.replay import add_general
 from train_agent.trainers.stage import Stage
 from train_agent.trainers.token_cache import open_cache
 
@@ -57,19 +58,27 @@ def open_vocab(options, base=None):
 
 def build_model(options, vocab, base=None):
     """A TinySeek for this configuration, with the base's weights when there is one."""
-    wanted = ModelConfig.from_dict({k: options[k] for k in MODEL_KEYS} | {"vocab_size": len(vocab)})
     recovery.seed_everything(options["seed"])
     if base is None:
-        return TinySeek(wanted)
-    had = ModelConfig.from_dict(base["config"])
+        return TinySeek(wanted_shape(options, vocab))
+    model = TinySeek(fitting_shape(options, vocab, base))
+    model.load_state_dict(base["weights"], strict=True)
+    return model
+
+
+def wanted_shape(options, vocab):
+    return ModelConfig.from_dict({k: options[k] for k in MODEL_KEYS} | {"vocab_size": len(vocab)})
+
+
+def fitting_shape(options, vocab, base):
+    """The ModelConfig to go on with from `base`; UserError 4 where the configuration asks for other tensors."""
+    had, wanted = ModelConfig.from_dict(base["config"]), wanted_shape(options, vocab)
     differing = [(k, getattr(had, k), getattr(wanted, k)) for k in MODEL_KEYS
                  if k not in NOT_SHAPE and getattr(had, k) != getattr(wanted, k)]
     if differing:
         listed = "；".join(f"{k}: 模型 {old}，配置 {new}" for k, old, new in differing[:5])
         raise UserError(f"起点模型的结构和配置不同（{listed}）。请改回配置，或用新的结构重新预训练。", 4)
-    model = TinySeek(replace(wanted, vocab_size=had.vocab_size))
-    model.load_state_dict(base["weights"], strict=True)
-    return model
+    return replace(wanted, vocab_size=had.vocab_size)
 
 
 def cached(options, vocab, data):
@@ -91,6 +100,9 @@ def packed_data(options, vocab):
         print(f"跳过了 {cache.meta['bad']} 行不能用的数据，见 {Path(options['log_dir']) / 'bad_lines.jsonl'}。", file=sys.stderr)
     train = PackedData(cache, training, options, truncate)
     sets = {"held": PackedData(held_cache, held, options, truncate, shuffle=False)} if len(held) else {}
+    if truncate:                                       # dialogues: an adaptation, which may forget
+        train, sets, more = add_general(options, train, sets, truncate, lambda paths: cached(options, vocab, paths))
+        identity |= more
     return train, sets, identity
 
 

@@ -50,7 +50,10 @@ class Saver:
         return state
 
     def _goes_on(self, state, total_steps):
-        return state is not None and not state["finished"] and state["step"] < total_steps and not self._changes(state)
+        """Whether a run has not reached its final checkpoint, or was given more steps since."""
+        if state is None or self._changes(state):
+            return False
+        return not state["final"] or not state["finished"] and state["step"] < total_steps
 
     def _set_aside(self):
         moved = self.folder.backup() if parallel.is_main() else None
@@ -58,7 +61,7 @@ class Saver:
             print(f"先前的 {self.stage.label} 检查点已移到 {moved}。", file=sys.stderr)
 
     def _by_index(self, index):
-        pattern = re.compile(rf"TinySeek_{self.stage.label}{index}_\d+(_s\d+)?$")
+        pattern = re.compile(rf"TinySeek_{self.stage.label}{index}_\d+(_\d+)?(_s\d+)?$")
         fitting = [e for e in self.folder.entries() if pattern.match(e["stem"])]
         if not fitting:
             raise UserError(f"{self.folder.path} 里没有第 {index} 块的 {self.stage.label} 检查点（--last_index {index}）。", 3)
@@ -97,7 +100,7 @@ class Saver:
                 state = {**state, "weights": payload["weights"]}       # what is resumed stays exact
             payload["weights"] = cast_weights(payload["weights"], self.options["save_precision"])
         if state is not None:
-            state = {**state, "fingerprint": fingerprint(self.options), "identity": self.stage.identity}
+            state = {**state, "final": final, "fingerprint": fingerprint(self.options), "identity": self.stage.identity}
         self.folder.save(stem, payload, state, best=best, final=final)
         self.folder.prune(self.options["save_total_limit"])
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from tools.checkpoint import checkpoint_name
 from tools.errors import UserError
 from train_agent.trainers.dataset import PackedData
 from train_agent.trainers.losses import next_tokens_loss
@@ -25,11 +26,18 @@ class Stage:
     loss: Callable = next_tokens_loss    # (model, batch, totals) -> (scalar, sums to log)
     rates: Callable = None               # parameter name -> its own learning rate, None = init_lr for all
     notes: dict = field(default_factory=dict)   # extra fields for the log's header
+    batch_names: bool = False            # file names end with the number of the batch (the gate's), not of the step
 
     def trainable(self):
         """(name, parameter, learning rate) of everything that learns."""
         rate = self.rates or (lambda name: self.options["init_lr"])
         return [(n, p, rate(n)) for n, p in self.model.named_parameters() if p.requires_grad]
+
+    def file_name(self, here, batches, step=None):
+        """Name of a checkpoint made in the chunk of Position `here`, `batches` of it done; step: for saves between chunks."""
+        if self.batch_names:
+            return checkpoint_name(self.label, here.chunk + 1, here.epoch + 1, batch=batches)
+        return checkpoint_name(self.label, here.chunk + 1, here.epoch + 1, step=step)
 
     def weights(self):
         """What a checkpoint holds: all of a model, or only the learning tensors of an adapter."""

@@ -2,6 +2,7 @@
 
 import math
 import signal
+import sys
 import threading
 from collections import deque
 
@@ -68,6 +69,23 @@ class SpikeWatch:
         mean = sum(past) / len(past)
         spread = math.sqrt(sum((x - mean) ** 2 for x in past) / len(past))
         return loss > mean + self.SIGMAS * max(spread, 1e-3 * abs(mean))
+
+
+class ForgettingWatch:
+    """Loss on general rows since the start of an adaptation. `warning`: what to tell the user after the last look, or None."""
+
+    def __init__(self, limit, first=None):
+        self.limit, self.first, self.warning = limit, first, None
+
+    def seen(self, loss):
+        """-> {"general_first", "general_loss"}, for the checkpoint; nats per target, both heads together."""
+        self.first = loss if self.first is None else self.first
+        rise, self.warning = loss - self.first, None
+        if self.limit is not None and rise > self.limit:
+            self.warning = (f"通用数据的损失从 {self.first:.3f} 升到 {loss:.3f}（+{rise:.3f}，超过 forget_limit {self.limit:g}）：模型在遗忘。"
+                            "可加大 replay_share，减小 init_lr 或 max_steps。")
+            print(f"警告：{self.warning}", file=sys.stderr)
+        return {"general_first": self.first, "general_loss": loss}
 
 
 class Patience:

@@ -1,0 +1,24 @@
+"""The Modelfile with which Ollama takes a GGUF: `ollama create 名字 -f Modelfile`."""
+
+from chat_agent.exports.folder import whole_file
+from tools.errors import UserError
+from tools.template import COLON, END
+
+FIRST_LINE = "# TinySeek 导出，用法：ollama create tinyseek -f Modelfile && ollama run tinyseek"
+TURNS = ('{{ range .Messages }}{{ if eq .Role "system" }}<|System|>@{{ .Content }}{{ else if eq .Role "user" }}<|User|>@{{ .Content }}'
+         '{{ else if eq .Role "assistant" }}<|Assistant|>@{{ .Content }}' + END + '{{ end }}{{ end }}<|Assistant|>@')
+
+
+def check_place(path):
+    """UserError 2 if a Modelfile that is not ours lies beside the .gguf at `path`: it is never overwritten."""
+    place = path.with_name("Modelfile")
+    if place.exists() and not place.read_text(encoding="utf-8", errors="replace").startswith(FIRST_LINE):
+        raise UserError(f"{place} 已存在且不是本程序写的，不会覆盖。请用 --output 换一个文件夹。", 2)
+
+
+def write_modelfile(path, source):
+    """Beside the .gguf at `path`."""
+    lines = [FIRST_LINE, f"FROM ./{path.name}", f'TEMPLATE """{END}{TURNS.replace("@", COLON)}"""',
+             f"PARAMETER num_ctx {source.context}", "PARAMETER temperature 0"]
+    with whole_file(path.with_name("Modelfile")) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")

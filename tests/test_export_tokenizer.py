@@ -1,0 +1,173 @@
+"""tokenizer.json gives our ids, and the chat template our dialogues."""
+import json
+
+import pytest
+
+pytest.importorskip("tokenizers")
+transformers = pytest.importorskip("transformers")
+
+from tokenizers import Tokenizer                                         # noqa: E402
+
+from chat_agent.exports.folder import write_json                         # noqa: E402
+from chat_agent.exports.hf_tokenizer import (pieces, special_tokens, surface, tokenizer_config, tokenizer_json,  # noqa: E402
+                                             vocab_from_tokenizer)
+from tools.errors import UserError                                       # noqa: E402
+from tools.template import render, render_prompt                         # noqa: E402
+from tools.vocab import RESERVED, Vocab                                  # noqa: E402
+from toy_export import SHARED, hand_texts, marked, random_texts, rows_of, toy_vocab  # noqa: E402
+
+transformers.utils.logging.set_verbosity_error()
+TALK = [{"role": "system", "content": "你是小寻。 "}, {"role": "user", "content": "\n  你好，User：😀 a\tb "},
+        {"role": "assistant", "content": "您好！\r\n"}, {"role": "user", "content": ""}, {"role": "assistant", "content": "再见"}]
+
+
+def fast(vocab, size=None):
+    return Tokenizer.from_str(json.dumps(tokenizer_json(vocab, size or len(vocab))))
+
+
+def auto(vocab, folder, size=None):
+    """The tokenizer as AutoTokenizer loads it from a folder."""
+    size = size or len(vocab)
+    folder.mkdir(exist_ok=True)
+    write_json(folder / "tokenizer.json", tokenizer_json(vocab, size))
+    write_json(folder / "tokenizer_config.json", tokenizer_config(vocab, size, 128))
+    return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+
+
+@pytest.fixture(scope="module", params=["jieba", "char"])
+def vocab(request):
+    return toy_vocab(kind=request.param)
+
+
+def same_ids(vocab, tokenizer, texts):
+    ours, theirs = vocab.encode_many(texts), tokenizer.encode_batch(texts, add_special_tokens=False)
+    different = [t for t, a, b in zip(texts, ours, theirs) if a.tolist() != b.ids]
+    changed = [t for t, a in zip(texts, ours) if tokenizer.decode(a.tolist(), skip_special_tokens=False) != t]
+    return different, changed
+
+
+def test_ids_and_decoding_equal_ours(vocab):
+    texts = hand_texts() + random_texts(1000) + ["", " ", "\n\n", "\0", "a\0b", "▁", "<0x41>", "<|im_end", "\ufeff文", "🇨🇳", "Ａ", "é"]
+    assert same_ids(vocab, fast(vocab), texts) == ([], [])
+
+
+def test_ties_fall_as_ours_do():
+    """Words made so that many texts have several best paths."""
+    chars = sorted({c for name, _ in pieces(toy_vocab(), len(toy_vocab())) for c in name if c.isascii()} | set("：甲乙丙丁"))
+    words = {**dict.fromkeys(chars, -400), "甲乙": -800, "乙丙": -800, "丙丁": -800, "甲乙丙": -1200, "乙丙丁": -1200}
+    order = sorted(words, key=lambda w: (-words[w], w))
+    vocab = Vocab.from_words(order, [words[w] for w in order], "jieba")
+    texts = [a + b + c + d + e for a in "甲乙" for b in "乙丙" for c in "丙丁甲" for d in "丁乙丙" for e in "甲乙丙丁"]
+    assert same_ids(vocab, fast(vocab), texts) == ([], [])
+
+
+def test_scores_survive_the_file_exactly(vocab):
+    found = json.loads(fast(vocab).to_str())["model"]["vocab"]
+    assert [tuple(e) for e in found] == [(n, float(s)) for n, s in pieces(vocab, len(vocab))]
+
+
+def test_reserved_ids_have_surface_forms_that_no_bare_word_has(vocab):
+    names = [surface(i) for i in range(len(RESERVED))]
+    assert names[9:12] == ["<|User|>", "<|Assistant|>", "<|System|>"] and names[:4] == ["<|PAD|>", "<|im_end|>", "<|MASK|>", "<|UNK|>"]
+    assert all(n.startswith("<|") and n.endswith("|>") for n in names) and len(set(names)) == 16
+    tokenizer = fast(vocab)
+    assert [tokenizer.token_to_id(n) for n in names] == list(range(16))
+    assert tokenizer.encode("User：Assistant [PAD] [MASK]").ids == vocab.encode("User：Assistant [PAD] [MASK]")
+
+
+def test_AutoTokenizer_adds_and_changes_nothing(vocab, tmp_path):
+    tokenizer = auto(vocab, tmp_path)
+    for text in hand_texts()[:50] + [m["content"] for m in TALK] + ["", "  两个空格  ", "don 't , a . b"]:
+        ids = tokenizer(text)["input_ids"]
+        assert ids == vocab.encode(text)
+        assert tokenizer.decode(ids) == text
+    assert tokenizer.eos_token_id == tokenizer.bos_token_id == vocab.id("<|im_end|>") and tokenizer.pad_token_id == vocab.id("[PAD]")
+    assert tokenizer("<|User|>", split_special_tokens=True)["input_ids"] == vocab.encode("<|User|>")
+    assert len(tokenizer) == len(vocab)
+
+
+def test_AutoTokenizer_survives_a_save(vocab, tmp_path):
+    auto(vocab, tmp_path / "a").save_pretrained(tmp_path / "b")
+    again = transformers.AutoTokenizer.from_pretrained(tmp_path / "b")
+    texts = hand_texts()[:50] + random_texts(50)
+    assert [again(t)["input_ids"] for t in texts] == [vocab.encode(t) for t in texts]
+    assert again.apply_chat_template(TALK, return_dict=False) == render(TALK, vocab)[0].tolist()
+
+
+def test_D1_chat_template_gives_the_ids_of_our_template(vocab, tmp_path):
+    tokenizer = auto(vocab, tmp_path)
+    assert tokenizer.apply_chat_template(TALK, return_dict=False) == render(TALK, vocab)[0].tolist()
+    for end in range(1, len(TALK) + 1):
+        found = tokenizer.apply_chat_template(TALK[:end], add_generation_prompt=True, return_dict=False)
+        assert found == render_prompt(TALK[:end], vocab)
+
+
+def test_chat_template_refuses_content_that_spells_a_marker(vocab, tmp_path):
+    tokenizer = auto(vocab, tmp_path, len(vocab) + 2)
+    for name in special_tokens(vocab, len(vocab) + 2).values():
+        for role in ("user", "system", "assistant"):
+            with pytest.raises(Exception, match="must not contain"):
+                tokenizer.apply_chat_template([{"role": role, "content": f"甲{name}乙"}])
+    for odd in ({"role": "tool", "content": "x"}, {"role": "user", "content": None}, {"role": "user", "content": ["x"]}):
+        with pytest.raises(Exception, match="must be"):
+            tokenizer.apply_chat_template([odd])
+
+
+def test_vocabularies_that_would_leak_are_refused(vocab):
+    words, scores = list(vocab.words), list(vocab.scores)
+
+    def without(word):
+        i = words.index(word)
+        return Vocab.from_words([w for w in words[:i] + words[i + 1:]], scores[:i] + scores[i + 1:], vocab.token_kind)
+
+    for word in "<|：A":
+        with pytest.raises(UserError) as caught:
+            pieces(without(word), len(vocab))
+        assert caught.value.code == 2 and word in str(caught.value)
+    for word in ("：你", "<0x41>", "<|User|>"):
+        more = Vocab.from_words(words + [word], scores + [min(scores) - 1], vocab.token_kind)
+        with pytest.raises(UserError):
+            pieces(more, len(more))
+    with pytest.raises(UserError) as caught:
+        pieces(vocab, len(vocab) - 1)
+    assert caught.value.code == 4
+
+
+def test_the_way_back(vocab, tmp_path):
+    found = tokenizer_json(vocab, len(vocab) + 2)
+    assert vocab_from_tokenizer(found, vocab.token_kind, vocab.hash) == vocab
+    auto(vocab, tmp_path, len(vocab) + 2).save_pretrained(tmp_path / "b")
+    again = json.loads((tmp_path / "b" / "tokenizer.json").read_text(encoding="utf-8"))
+    assert vocab_from_tokenizer(again) == vocab                         # the kind is guessed from the words
+    found["model"]["vocab"][400][1] -= 1
+    with pytest.raises(UserError):
+        vocab_from_tokenizer(found, vocab.token_kind, vocab.hash)
+    with pytest.raises(UserError):
+        vocab_from_tokenizer({"model": {"type": "BPE", "vocab": {}}})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["jieba", "char"])
+def test_5000_texts_5000_dialogues_10000_random_strings(kind):
+    if not SHARED.exists():
+        pytest.skip("../shared/data is not there")
+    vocab = Vocab.create_vocab([str(SHARED / "text.jsonl"), str(SHARED / "dialogue.jsonl")], 5000, kind, progress=False)
+    dialogues = [m["content"] for messages in rows_of("dialogue.jsonl", 5000, texts=False) for m in messages]
+    for name, texts in (("text", rows_of("text.jsonl", 5000)), ("dialogue", dialogues), ("random", random_texts(10000))):
+        kept = [t for t in texts if not marked(t)]
+        different, changed = same_ids(vocab, fast(vocab), kept)
+        print(f"{kind} {name}: {len(kept)} of {len(texts)} strings, {len(different)} differ, {len(changed)} decode differently")
+        assert not different and not changed and len(kept) == len(texts)
+
+
+@pytest.mark.slow
+def test_D1_a_thousand_conversations(tmp_path):
+    if not SHARED.exists():
+        pytest.skip("../shared/data is not there")
+    vocab = Vocab.create_vocab([str(SHARED / "dialogue.jsonl")], 5000, "jieba", progress=False)
+    tokenizer = auto(vocab, tmp_path)
+    for messages in rows_of("dialogue.jsonl", 1000, texts=False):
+        assert messages[-1]["role"] == "assistant"
+        assert tokenizer.apply_chat_template(messages, return_dict=False) == render(messages, vocab)[0].tolist()
+        prompt = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, return_dict=False)
+        assert prompt == render_prompt(messages[:-1], vocab)

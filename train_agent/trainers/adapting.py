@@ -1,0 +1,91 @@
+"""What LoRA, prefix and memory stages share: a frozen base, an adapter on top, files that hold the adapter alone."""
+
+import os
+from pathlib import Path
+
+from model.build import attach, build
+from tools.checkpoint import load_chain, read_checkpoint, weights_hash
+from tools.errors import UserError
+from train_agent.trainers import recovery
+from train_agent.trainers.losses import next_tokens_loss
+from train_agent.trainers.prepare import fitting_shape, open_vocab, packed_data, prepare_machine
+from train_agent.trainers.stage import Stage
+
+BASE_KEY = "pretraining_model_path"
+
+
+def adapter_stage(name, label, options, describe, loss=next_tokens_loss, rates=None):
+    """A Stage that trains one adapter on the model at `pretraining_model_path`, which may itself carry adapters.
+
+    describe(options, vocab) -> {"type": ..., keywords of apply_lora, apply_prefix or apply_memory}. Raises UserError: 2 the base
+    or the adapter is not named rightly, 3 no base there, 4 base, vocabulary or init_from do not fit.
+    """
+    prepare_machine(options)
+    chain = load_base_chain(options)
+    vocab = open_vocab(options, chain[0])
+    adapter = describe(options, vocab)
+    digest = weights_hash(chain[-1]["weights"])
+    model = frozen_model(options, vocab, chain)
+    recovery.seed_everything(options["seed"])
+    try:
+        attach(model, adapter)
+    except ValueError as error:
+        raise UserError(f"{label} 的设置不对：{explained(error)}", 2) from None
+    train, held, identity = packed_data(options, vocab)
+    about = {"kind": "adapter", "stage": label, "config": model.config.to_dict(), "vocab_hash": vocab.hash, "vocab": vocab.state(),
+             "adapter": adapter, "base": {"path": path_from(options, options[BASE_KEY]), "hash": digest}}
+    stage = Stage(name, label, options, model, train, held, about, {**identity, "底座": digest[:16]}, loss, rates)
+    if options["init_from"]:
+        take_weights(stage, options["init_from"])
+    return stage
+
+
+def load_base_chain(options):
+    path = options[BASE_KEY]
+    if not path:
+        raise UserError("适配器要有底座：请用 --pretraining_model_path 指定一个训练好的模型。")
+    if not Path(path).exists():
+        raise UserError(f"找不到底座 {path}。请先运行 python run.py（或 train_agent/sft_train.py），或用 --pretraining_model_path 指定。", 3)
+    chain = load_chain(path)
+    if chain[-1]["kind"] == "gate":
+        raise UserError(f"{path} 是专家选择门，不能作适配器的底座。请指定一个模型或适配器。", 4)
+    return chain
+
+
+def frozen_model(options, vocab, chain):
+    """The base as a module without gradients, shaped by its file, trained with this run's dropout, alpha and checkpointing."""
+    config = fitting_shape(options, vocab, chain[0])
+    try:
+        return build([{**chain[0], "config": config.to_dict()}, *chain[1:]])
+    except ValueError as error:
+        raise UserError(f"{options[BASE_KEY]} 和它的底座对不上：{error}", 4) from None
+
+
+def explained(error):
+    """A ValueError of the model's, in Chinese where it is one that users cause."""
+    text = str(error)
+    for english, chinese in (("matches no projection; there are:", "在模型里找不到；可选："), ("no projection is named; there are:", "没有写 lora_targets；可选："),
+                             ("must lie between", "应在范围内："), (", the rank of the largest projection chosen", "（所选投影的最大秩）"),
+                             ("memory layers", "memory_layers"), ("must be different numbers from", "应是互不相同的层号，范围"), (" to ", " 到 "), (" and ", " 到 ")):
+        text = text.replace(english, chinese)
+    return text
+
+
+def path_from(options, path):
+    """How a file is named in a checkpoint of this run: from its folder if they share a disk, so that both may move together."""
+    folder = Path(options["out_dir"], options["name"] or "")
+    try:
+        return Path(os.path.relpath(path, folder)).as_posix()
+    except ValueError:                                  # another drive on Windows
+        return Path(path).as_posix()
+
+
+def take_weights(stage, path):
+    """Start from the weights of another adapter of the same kind on the same base (init_from)."""
+    payload = read_checkpoint(path)
+    shape, own = ({k: v for k, v in (p["adapter"] or {}).items() if k not in ("scale", "dropout")} for p in (payload, stage.about))
+    if payload["kind"] != "adapter" or shape != own:
+        raise UserError(f"init_from {path} 不是同样设置的{stage.label}适配器，权重不能用。底座请用 --pretraining_model_path 指定。", 4)
+    if payload["base"]["hash"] != stage.about["base"]["hash"]:
+        raise UserError(f"init_from {path} 是在另一个底座上训练的，权重不能用。", 4)
+    stage.load(payload["weights"])

@@ -1,0 +1,178 @@
+"""The gate: a small classifier learns which of several experts answers a user's turn best."""
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+from model.build import build
+from model.gate import Gate, padded
+from tools.checkpoint import load_chain, weights_hash
+from tools.confusion import draw_confusion
+from tools.errors import UserError
+from train_agent.trainers import parallel, recovery
+from train_agent.trainers.adapting import path_from
+from train_agent.trainers.dataset import NOTHING, PackedData, Position, split_documents
+from train_agent.trainers.expert_losses import answered, expert_losses
+from train_agent.trainers.loop import Loop
+from train_agent.trainers.prepare import cached, open_vocab, prepare_machine
+from train_agent.trainers.stage import Stage
+
+
+@dataclass
+class TurnBatch:
+    """ids (B, T) int64 and valid (B, T) bool: user turns; losses (B, X) float32: what each expert's reply would cost."""
+
+    ids: torch.Tensor
+    valid: torch.Tensor
+    losses: torch.Tensor
+    tokens: int
+    targets_1: int
+    targets_2: int = 0
+    position: Position = None
+
+    def to(self, device):
+        moved = {k: getattr(self, k).to(device, non_blocking=True) for k in ("ids", "valid", "losses")}
+        return TurnBatch(**{**self.__dict__, **moved})
+
+    def pin_memory(self):
+        for k in ("ids", "valid", "losses"):
+            setattr(self, k, getattr(self, k).pin_memory())
+        return self
+
+
+class TurnData(PackedData):
+    """Conversations for the gate, batch_size of them in a batch; walked through like packed documents."""
+
+    def __init__(self, cache, documents, losses, gate, options, shuffle=True):
+        """documents: numbers in the cache; losses: {document: (X,) array}; gate: finds the turn that is read."""
+        super().__init__(cache, documents, options, truncate=True, shuffle=shuffle)
+        self.losses, self.turn_of = losses, gate.last_turn
+
+    def _packed_chunk(self, epoch, chunk):
+        documents = self._order(epoch)[chunk * self.per_chunk:(chunk + 1) * self.per_chunk]
+        return None, [documents[i:i + self.batch_size] for i in range(0, len(documents), self.batch_size)]
+
+    def steps(self, accumulation, world=1):
+        """Counted: nothing has to be packed for that."""
+        starts = range(0, self.chunks * self.per_chunk, self.per_chunk)
+        batches = [-(-min(self.per_chunk, len(self.documents) - start) // self.batch_size) for start in starts]
+        return self.epochs * sum(-(-count // (accumulation * world)) for count in batches)
+
+    def turns(self, documents):
+        """-> the last user turn of each document, cut to max_len (its end counts)."""
+        return [self.turn_of(self.cache.document(d)[0].tolist())[-self.width:] for d in documents]
+
+    def batch(self, position):
+        documents = self._plan(position.epoch, position.chunk)[1][max(0, position.batch)]
+        ids, valid = padded(self.turns(documents))
+        losses = torch.stack([torch.from_numpy(self.losses[int(d)]) for d in documents])
+        made = TurnBatch(ids, valid, losses, tokens=int(valid.sum()), targets_1=len(documents), position=position)
+        return replace(made, tokens=0, targets_1=0, position=None) if position.batch == NOTHING else made
+
+    def source_rows(self, position):
+        documents = self._plan(position.epoch, position.chunk)[1][position.batch]
+        return sorted({int(r) for r in self.cache.rows[documents]})
+
+
+def gate_loss(model, batch, totals):
+    """Cross-entropy of the gate's scores against the cheapest expert of each sample, this micro-batch's share of the step."""
+    scores = model(batch.ids, batch.valid)
+    counts = batch.targets_1 > 0                                      # False: a rank without a sample of its own in this step
+    total = F.cross_entropy(scores.float(), batch.losses.argmin(1), reduction="sum") * counts
+    picked = batch.losses.gather(1, scores.argmax(1, keepdim=True))[:, 0]
+    regret = picked - batch.losses.amin(1)
+    sums = {"ce_1": total.detach(), "accuracy": (regret == 0).sum() * counts, "regret": regret.sum() * counts}
+    return total / max(1, totals["targets_1"]), sums
+
+
+def load_experts(paths):
+    """-> chains of payloads, a shared base being one object. UserError: 2 too few, 3 a missing file, 4 a gate, other vocabularies."""
+    if len(paths) < 2:
+        raise UserError("门至少要在两个专家里选：请用 --experts 列出模型或适配器的 .pkl。")
+    known, chains = {}, []
+    for path in paths:
+        if not Path(path).exists():
+            raise UserError(f"找不到专家 {path}。请检查 experts，或先训练它。", 3)
+        chains.append(load_chain(path, known))
+        if chains[-1][-1]["kind"] == "gate":
+            raise UserError(f"{path} 本身是专家选择门，不能作专家。", 4)
+        if chains[-1][-1]["vocab_hash"] != chains[0][-1]["vocab_hash"]:
+            raise UserError(f"专家 {path} 的词表和 {paths[0]} 的不同，不能放在同一个门后面。", 4)
+    return chains
+
+
+def build_experts(paths, chains):
+    shared = {}
+    try:
+        return [build(chain, shared) for chain in chains]
+    except ValueError as error:
+        raise UserError(f"专家 {'、'.join(paths)} 里有一个和它的底座对不上：{error}", 4) from None
+
+
+def expert_names(paths):
+    """Short names for pictures and messages: the folder of a named run, else the file's own name, never twice the same."""
+    folders, files = [Path(p).parent.name for p in paths], [Path(p).stem for p in paths]
+    return next((names for names in (folders, files) if len(set(names)) == len(names)), [f"{i} {n}" for i, n in enumerate(files)])
+
+
+def build_stage(options):
+    device = prepare_machine(options)
+    paths = options["experts"]
+    chains = load_experts(paths)
+    vocab = open_vocab(options, chains[0][0])
+    hashes = [weights_hash(chain[-1]["weights"]) for chain in chains]
+    cache = cached(options, vocab, options["json_data_path"])
+    training, held = split_documents(cache, options["eval_share"])
+    held_cache = cache
+    if options["eval_data_path"]:
+        training, held_cache = range(len(cache)), cached(options, vocab, options["eval_data_path"])
+        held = range(len(held_cache))
+    recovery.seed_everything(options["seed"])
+    turn = {"start": vocab.id("User"), "ends": [vocab.id(name) for name in ("User", "Assistant", "System", "<|im_end|>")]}
+    gate = Gate(len(vocab), len(paths), options["gate_hidden"], turn)
+    experts = build_experts(paths, chains)
+    sets = [TurnData(one, answered(one, documents), expert_losses(experts, hashes, one, options, device), gate, options, shuffle)
+            for one, documents, shuffle in ((cache, training, True), (held_cache, held, False)) if len(documents)]
+    adapter = {"type": "gate", "vocab_size": len(vocab), "hidden": options["gate_hidden"], "turn": turn,
+               "experts": [{"path": path_from(options, p), "hash": h} for p, h in zip(paths, hashes)]}
+    about = {"kind": "gate", "stage": "gate", "config": chains[0][0]["config"], "vocab_hash": vocab.hash, "vocab": vocab.state(),
+             "adapter": adapter, "base": None}
+    identity = {"数据": "+".join(d[:16] for d in cache.meta["digests"]), "词表": vocab.hash[:16], "专家": "+".join(h[:16] for h in hashes)}
+    return Stage("gate", "gate", options, gate, sets[0], {"held": sets[1]} if len(sets) > 1 else {}, about, identity, gate_loss,
+                 batch_names=True)
+
+
+@torch.no_grad()
+def gate_report(gate, data):
+    """How well `gate` chooses on `data` (a TurnData): accuracy, mean losses and regrets in nats, confusion (X, X), best x picked."""
+    documents = [int(d) for d in data.documents]
+    losses = torch.stack([torch.from_numpy(data.losses[d]) for d in documents])
+    device, was_training = gate.embed.weight.device, gate.training
+    gate.eval()
+    picks = torch.cat([gate(*padded(data.turns(documents[i:i + 256]), device)).argmax(1).cpu() for i in range(0, len(documents), 256)])
+    gate.train(was_training)
+    best, oracle = losses.argmin(1), losses.amin(1).mean()
+    count = losses.shape[1]
+    regret = float(losses.gather(1, picks[:, None]).mean() - oracle)
+    single = float(losses.mean(0).min() - oracle)
+    return {"samples": len(documents), "accuracy": float((picks == best).float().mean()), "regret": regret,
+            "regret_best_single": single, "regret_random": float(losses.mean() - oracle),
+            "regret_share": regret / single if single > 0 else 0.0, "oracle_loss": float(oracle),
+            "confusion": torch.bincount(best * count + picks, minlength=count * count).view(count, count).tolist()}
+
+
+def gate_train(config, **parameters):
+    """Train on the options of the stage `gate`, `parameters` on top. Returns the last metrics and, under "gate", the report."""
+    stage = build_stage({**config, **parameters})
+    metrics = Loop(stage).run()
+    if not parallel.is_main():
+        return metrics
+    report = gate_report(stage.model, stage.held.get("held", stage.train))
+    names = expert_names(stage.options["experts"])
+    picture = draw_confusion(report["confusion"], names, Path(stage.options["out_dir"], stage.options["name"] or "", "gate_confusion.png"))
+    print(f"门在 {report['samples']} 个样本上：准确率 {report['accuracy']:.1%}；比逐样本最优多 {report['regret']:.4f} nats，"
+          f"只用最好的一个专家多 {report['regret_best_single']:.4f}，随机选多 {report['regret_random']:.4f}。混淆矩阵：{picture}", file=sys.stderr)
+    return {**metrics, "gate": {**report, "experts": names, "picture": str(picture)}}

@@ -1,0 +1,22 @@
+"""Prefixes: keys and values in front of every layer, or the embeddings of the three role tokens, are all that learns."""
+
+from train_agent.trainers.adapting import adapter_stage
+from train_agent.trainers.loop import Loop
+
+ROLES = ("User", "Assistant", "System")
+
+
+def describe(options, vocab):
+    """The keywords of model.prefix.apply_prefix for these options, as they are kept in the file."""
+    if options["prefix_kind"] == "role":
+        return {"type": "prefix", "kind": "role", "ids": [vocab.id(name) for name in ROLES]}
+    return {"type": "prefix", "kind": "kv", "length": options["prefix_len"]}
+
+
+def build_stage(options):
+    return adapter_stage("prefix", "Prefix", options, describe)
+
+
+def prefix_train(config, **parameters):
+    """Train on the options of the stage `prefix`, `parameters` on top. Returns the last metrics; see Loop for exit codes."""
+    return Loop(build_stage({**config, **parameters})).run()

@@ -1,0 +1,103 @@
+"""Against forgetting: general rows mixed into an adaptation's data, and a fixed general set that is scored beside its own."""
+
+import numpy as np
+
+from tools.errors import UserError
+from tools.line_reader import expand_paths
+from train_agent.trainers.dataset import PackedData, split_documents
+from train_agent.trainers.packing import shuffled
+
+GENERAL_SHARE = 0.02       # held out of the general data where eval_share is 0
+REPLAY = 0xFFFF            # the stream of the shuffles that choose general rows
+GENERAL_DOCUMENTS = 200    # of them, evenly spread, are scored: the guard must not cost more than the training
+
+
+class JoinedCache:
+    """Two token caches of one vocabulary as one: the documents of the first, then those of the second."""
+
+    def __init__(self, first, second):
+        assert first.dtype == second.dtype
+        self.parts, self.dtype, self.split = (first, second), first.dtype, first.split
+        self.tokens = JoinedTokens(first.tokens, second.tokens)
+        self.rows = np.concatenate([first.rows, np.asarray(second.rows) + first.meta["rows"]])
+
+    def __len__(self):
+        return len(self.rows)
+
+    def bounds(self, documents):
+        """documents (D,) -> starts, ends in `tokens`, int64 each."""
+        documents, (first, second) = np.asarray(documents, dtype=np.int64), self.parts
+        own = documents < len(first)
+        starts, ends = np.empty_like(documents), np.empty_like(documents)
+        starts[own], ends[own] = first.bounds(documents[own])
+        starts[~own], ends[~own] = (edge + len(first.tokens) for edge in second.bounds(documents[~own] - len(first)))
+        return starts, ends
+
+
+class JoinedTokens:
+    """Two token files, indexed as if one followed the other. Neither is copied into memory."""
+
+    def __init__(self, first, second):
+        self.parts = first, second
+
+    def __getitem__(self, places):
+        """places (N,) int -> numbers (N,)."""
+        first, second = self.parts
+        own = places < len(first)
+        numbers = np.empty(len(places), dtype=first.dtype)
+        numbers[own], numbers[~own] = first[places[own]], second[places[~own] - len(first)]
+        return numbers
+
+
+class ReplayData(PackedData):
+    """PackedData in which `share` of the documents of every epoch are general ones, other ones in every epoch."""
+
+    def __init__(self, cache, documents, general, share, options, truncate):
+        """documents, general: numbers in the (joined) cache."""
+        self.own, self.general = np.asarray(documents), np.asarray(general)
+        self.replayed = max(1, round(len(self.own) * share / (1 - share)))
+        super().__init__(cache, np.concatenate([self.own, self.drawn(0)]), options, truncate)
+
+    def drawn(self, epoch):
+        """The general documents of one epoch: walk through all of them, shuffled anew each time around."""
+        size, first = len(self.general), epoch * self.replayed
+        rounds = range(first // size, (first + self.replayed - 1) // size + 1)
+        orders = np.concatenate([self.general[shuffled(size, 0, around, REPLAY)] for around in rounds])
+        return orders[first - rounds[0] * size:][:self.replayed]
+
+    def _shuffled_documents(self, epoch):
+        mixed = np.concatenate([self.own, self.drawn(epoch)])
+        return mixed[shuffled(len(mixed), self.seed, epoch, 0)]
+
+
+def same_data(options):
+    """Whether the general data is the training data itself, so that there is nothing to guard against."""
+    return set(_files(options["json_data_path"])) == set(_files(options["replay_data_path"]))
+
+
+def _files(paths):
+    try:
+        return expand_paths(paths)
+    except UserError:
+        return []
+
+
+def add_general(options, train, held, truncate, open_general):
+    """Mix `replay_share` general rows into `train` and add the general set to `held`. -> train, held, identity hashes.
+
+    open_general(paths) -> TokenCache. Without a general file, or where it is the training file, both stay as they are; asking for
+    replay then is a UserError 2.
+    """
+    share, paths = options["replay_share"], options["replay_data_path"]
+    if share and same_data(options):
+        raise UserError("replay_share 大于 0，但通用数据就是训练数据。请用 --replay_data_path 指定另一份通用数据，或把 replay_share 设为 0。")
+    if not share and (same_data(options) or not _files(paths)):
+        return train, held, {}
+    cache = open_general(paths)
+    training, kept = split_documents(cache, options["eval_share"] or GENERAL_SHARE)
+    kept = kept[:: -(-len(kept) // GENERAL_DOCUMENTS)]
+    general = PackedData(cache, kept, options, truncate, shuffle=False)
+    if share:
+        joined = JoinedCache(train.cache, cache)
+        train = ReplayData(joined, train.documents, training + len(train.cache), share, options, truncate)
+    return train, {**held, "general": general}, {"通用数据": "+".join(d[:16] for d in cache.meta["digests"])} if share else {}
