@@ -38,7 +38,7 @@ def run(options, data, minutes, folder):
     start = time.time()
     stage = build_stage(options)
     prepared = time.time() - start
-    stage.options["max_steps"] = max(2, int(60 * minutes / seconds_per_step(stage)))
+    stage.options["max_steps"] = options["max_steps"] or max(2, int(60 * minutes / seconds_per_step(stage)))
     loop = Loop(stage)
     loop.run()
     model, vocab, _ = load(Path(folder) / "TinySeek_Pre_final.pkl")

@@ -35,8 +35,9 @@ def load(path, device="auto"):
         raise UserError(f"找不到模型 {path}。请先运行 python run.py 训练一个，或用 --model 指定别的 .pkl 文件。", 3)
     chain = load_chain(path)
     vocab = Vocab.from_state(chain[0]["vocab"], str(path))
-    if any(payload["vocab_hash"] != vocab.hash for payload in chain):
-        raise UserError(f"{path} 的词表和它的底座不是同一份，编号对不上。请用原来的文件，或重新训练。", 4)
+    parts = chain + [payload for expert in chain[-1].get("experts", ()) for payload in expert]
+    if any(payload["vocab_hash"] != vocab.hash for payload in parts):
+        raise UserError(f"{path} 的词表和它要用的别的文件不是同一份，编号对不上。请用原来的文件，或重新训练。", 4)
     try:
         model = build(chain)
     except (ValueError, KeyError, RuntimeError) as error:

@@ -6,6 +6,7 @@ and emptied one by one, so that replies can come and go while others are being w
 
 import torch
 
+from model.folded import folded_layers
 from model.layers import alibi_slopes, rotary_tables
 
 
@@ -35,7 +36,7 @@ class DecodeCache:
         """
         weight = model.embed.weight
         cache = cls(model.config, slots, capacity, weight.device, weight.dtype)
-        cache.folded = model.folded()
+        cache.folded = folded_layers(model)
         return cache
 
     def reserve(self, capacity):

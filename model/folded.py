@@ -51,3 +51,18 @@ class FoldedMLA:
             torch.view_as_complex(x.view(len(x), -1, self.rotary // 2, 2)).mul_(step.turns)
         else:
             x.copy_(rotate(x, step.tables))
+
+
+@torch.inference_mode()
+def folded_layers(model):
+    """A FoldedMLA per layer, None where that cannot be. Kept on a frozen model for as long as its weights stay what they are."""
+    parameters = list(model.parameters())
+    frozen = not any(p.requires_grad or p.is_inference() for p in parameters)
+    state = [(p.data_ptr(), p._version) for p in parameters] if frozen else None
+    kept = model.__dict__.get("_folded")
+    if frozen and kept and kept[0] == state:
+        return kept[1]
+    layers = [FoldedMLA(block.attention) if FoldedMLA.fits(block.attention) else None for block in model.blocks]
+    if frozen:
+        model.__dict__["_folded"] = (state, layers)
+    return layers

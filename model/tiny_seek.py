@@ -13,7 +13,6 @@ from torch.utils.checkpoint import checkpoint
 from model.attention import GQA, MLA
 from model.cache import Step
 from model.cross_entropy import linear_cross_entropy
-from model.folded import FoldedMLA
 from model.layers import FeedForward, make_norm, residual_std, rotary_tables
 from model.layout import Layout
 from model.memory import ChapterRouting
@@ -180,11 +179,6 @@ class TinySeek(nn.Module):
                 x, routed = block(x, tables, layout, valid, rows)
             routings += routed
         return self.norm(x), routings
-
-    @torch.inference_mode()
-    def folded(self):
-        """Per layer the attention with its matrices multiplied out, or None where that cannot be."""
-        return [FoldedMLA(block.attention) if FoldedMLA.fits(block.attention) else None for block in self.blocks]
 
     @torch.inference_mode()
     def decode(self, ids, cache, slots=None, counts=None, absorb=None):

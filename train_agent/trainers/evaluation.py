@@ -12,6 +12,14 @@ from train_agent.trainers.machine import autocast
 EMPTY = {"targets_1": 1, "targets_2": 1, "tokens": 1}    # sums are wanted, so nothing is divided
 
 
+def _share(data, places):
+    """This process's batches; the same number on all, as a sharded model's forward pass needs all of them."""
+    mine = places[parallel.rank()::parallel.world()]
+    yield from map(data.batch, mine)
+    if len(mine) < -(-len(places) // parallel.world()):
+        yield data.batch(places[0]).blank()
+
+
 @torch.no_grad()
 def evaluate(model, data, device, precision, loss=next_tokens_loss):
     """-> {"loss", "ce_1", "ce_2"} in nats per target over all of `data` (a PackedData without shuffling), and means per sample."""
@@ -19,8 +27,8 @@ def evaluate(model, data, device, precision, loss=next_tokens_loss):
     model.eval()
     totals = {"ce_1": 0.0, "ce_2": 0.0, "targets_1": 0.0, "targets_2": 0.0}
     places = [Position(0, chunk, number) for chunk in range(data.chunks) for number in range(data.batches_in(0, chunk))]
-    for position in places[parallel.rank()::parallel.world()]:
-        batch = data.batch(position).to(device)
+    for batch in _share(data, places):
+        batch = batch.to(device)
         with autocast(device, precision):
             _, sums = loss(model, batch, EMPTY)
         for i in (1, 2):

@@ -3,6 +3,7 @@
 A Stage says what is trained on what; here is how: fetch, forward, backward, unscale, clip, check, rate, step, log, evaluate, save.
 """
 
+import contextlib
 import math
 import time
 
@@ -11,12 +12,12 @@ from tqdm import tqdm
 
 from tools.checkpoint import best_name, final_name
 from tools.train_log import TrainLog, perplexity
-from train_agent.trainers import machine, parallel, recovery, schedules
+from train_agent.trainers import machine, parallel, recovery, schedules, sharding
 from train_agent.trainers.dataset import Position, loader
 from train_agent.trainers.evaluation import evaluate
 from train_agent.trainers.losses import step_metrics
 from train_agent.trainers.optimizers import build_optimizers, set_rates
-from train_agent.trainers.saving import Saver, to_cpu
+from train_agent.trainers.saving import Saver
 from train_agent.trainers.watch import FiniteGuard, ForgettingWatch, Patience, SpikeWatch, StopSignals
 
 STOPPED = 143
@@ -37,15 +38,18 @@ class Loop:
         self.forgetting = ForgettingWatch(self.options["forget_limit"])
 
     def run(self):
+        with self.at_work():
+            self.prepare()
+            self.train()
+            self.finish()
+        return {**self.metrics, **self.held}
+
+    @contextlib.contextmanager
+    def at_work(self):
+        """The output folder is ours, signals are heard, and the loss of another process is told in plain words."""
         parallel.start(self.device)
-        try:
-            with StopSignals() as self.signals, Saver(self.stage) as self.saver:
-                self.prepare()
-                self.train()
-                self.finish()
-            return {**self.metrics, **self.held}
-        finally:
-            parallel.stop()
+        with parallel.watched(), StopSignals() as self.signals, Saver(self.stage) as self.saver:
+            yield
 
     # ---- the spine ----
 
@@ -87,7 +91,7 @@ class Loop:
             with parallel.without_sync(self.wrapped, last=number == len(group) - 1):
                 with machine.autocast(self.device, self.precision):
                     loss, parts = self.stage.loss(self.wrapped, batch.to(self.device), totals)
-                self.scaler.scale(loss * parallel.world()).backward()
+                self.scaler.scale(loss * parallel.loss_factor(self.wrapped)).backward()
             for key, value in parts.items():
                 sums[key] = sums[key] + value if key in sums else value
         for optimizer in self.optimizers:
@@ -111,7 +115,7 @@ class Loop:
     def clip(self):
         """The global gradient norm before clipping; max_norm 0 only measures."""
         limit = self.options["max_norm"] or math.inf
-        return float(torch.nn.utils.clip_grad_norm_([p for _, p, _ in self.named], limit))
+        return float(sharding.whole(torch.nn.utils.clip_grad_norm_([p for _, p, _ in self.named], limit)))
 
     def may_step(self, group):
         """False when loss or gradient is not finite: the rows are named, the weights stay, three in a row end the run."""
@@ -124,7 +128,8 @@ class Loop:
         return self.guard.check(finite, self.scaler.get_scale() if self.scaler.is_enabled() else None)
 
     def rows_of(self, group):
-        return [row for batch in group if batch.position for row in self.stage.train.source_rows(batch.position)]
+        mine = [row for batch in group if batch.position for row in self.stage.train.source_rows(batch.position)]
+        return sorted({row for rows in parallel.gathered(mine) for row in rows})
 
     # ---- cadences ----
 
@@ -196,28 +201,29 @@ class Loop:
     # ---- beginning and end ----
 
     def setup(self):
-        """Model on its device, optimizers, and the length of the run; nothing on the disk is touched."""
+        """Model on its device and the length of the run; nothing on the disk is touched."""
         machine.keep_large_blocks()
         self.model.to(self.device)
-        self.named = self.stage.trainable()
-        self.optimizers = build_optimizers(self.named, self.options)
         steps = self.stage.train.steps(self.options["accumulation_steps"], parallel.world())
         self.total_steps = min(self.options["max_steps"] or steps, steps)
 
     def choose(self, precision=None):
-        """Settle what `auto` means; a resumed run passes what was settled at its first start."""
-        self.precision = precision or machine.choose_precision(self.options["mixed_precision"], self.device)
+        """Settle what `auto` means (a resumed run passes what was settled at its first start); the optimizers for what is wrapped."""
+        self.precision = precision or parallel.from_main(lambda: machine.choose_precision(self.options["mixed_precision"], self.device))
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
-        self.wrapped = parallel.wrap(self.model, self.device)
+        self.wrapped = parallel.wrap(self.model, self.device, self.options, self.precision)
+        self.named = self.stage.trainable()
+        self.optimizers = build_optimizers(self.named, self.options)
 
     def prepare(self):
         """Take up an unfinished run of this configuration, or start afresh."""
+        parallel.agree(self.stage.identity, "各进程读到的数据、词表或起点模型不一样，不能一起训练。请让每台机器用同样的文件。")
         self.setup()
         found = self.saver.find(self.total_steps)
         self.choose(found["precision"] if found else None)
         header = {"device": str(self.device), "precision": self.precision, "steps": self.total_steps,
                   "params": sum(p.numel() for p in self.model.parameters()), "trainable": sum(p.numel() for _, p, _ in self.named),
-                  **self.stage.notes, "config": self.options}
+                  "ranks": parallel.world(), **self.stage.notes, "config": self.options}
         files = (self.options["log_file"], self.options["log_dir"]) if parallel.is_main() else (None, None)
         self.journal = TrainLog(*files, self.stage.name, header=header, resume=found["run_id"] if found else False)
         if found:
@@ -232,8 +238,9 @@ class Loop:
         """All that a resume needs beside the weights; plain tensors, numbers and lists."""
         return {"step": self.step, "position": list(self.position), "decays": self.decays, "tokens": self.tokens,
                 "seconds": self.seconds, "finished": self.finished, "precision": self.precision, "run_id": self.journal.run_id,
-                "optimizers": to_cpu([o.state_dict() for o in self.optimizers]), "scaler": self.scaler.state_dict(),
-                "random": recovery.random_states(), "surroundings": recovery.surroundings(self.device),
+                "optimizers": sharding.for_file([o.state_dict() for o in self.optimizers], parallel.is_main()),
+                "scaler": self.scaler.state_dict(),
+                "random": parallel.gathered(recovery.random_states()), "surroundings": recovery.surroundings(self.device),
                 "spikes": list(self.spikes.history), "guard": self.guard.in_a_row,
                 "patience": [self.patience.best, self.patience.waited], "forgetting": self.forgetting.first, "held": self.held, "metrics": self.metrics}
 
@@ -241,17 +248,19 @@ class Loop:
         for name in ("step", "decays", "tokens", "seconds", "finished", "held", "metrics"):
             setattr(self, name, state[name])
         self.position = Position(*state["position"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+        for number, optimizer in enumerate(self.optimizers):
+            parallel.load_optimizer(optimizer, state["optimizers"] and state["optimizers"][number], self.device)
         self.scaler.load_state_dict(state["scaler"])
         self.spikes = SpikeWatch(state["spikes"])
         self.guard.in_a_row = state["guard"]
         self.patience.best, self.patience.waited = state["patience"]
         self.forgetting.first = state.get("forgetting")
         self.journal.resume_from(self.step)
-        recovery.restore_random_states(state["random"])
-        here = recovery.surroundings(self.device)
-        changed = [f"{k} {state['surroundings'][k]} → {v}" for k, v in here.items() if state["surroundings"][k] != v]
+        recovery.seed_everything(self.options["seed"] + parallel.rank())
+        for own in state["random"][parallel.rank():][:1]:
+            recovery.restore_random_states(own)
+        before, here = state["surroundings"], recovery.surroundings(self.device)
+        changed = [f"{k} {before[k]} → {v}" for k, v in here.items() if before[k] != v]
         if changed:
             self.journal.event("warning", text=f"续训环境变了（{'，'.join(changed)}），结果不再逐位相同。")
 

@@ -20,6 +20,8 @@ def choose_device(name):
         device = torch.device(name)
     except RuntimeError:
         raise UserError(f"不认识的设备 {name!r}。可用：auto、cpu、cuda、cuda:0、mps。", 2) from None
+    if name == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))      # one process, one GPU
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError("指定了 --device cuda，但这台机器上的 PyTorch 看不到 CUDA 显卡。请改用 --device cpu，或安装带 CUDA 的 PyTorch。", 2)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():

@@ -27,6 +27,7 @@ def prepare_machine(options):
     device = machine.choose_device(options["device"])
     if options["threads"]:
         torch.set_num_threads(options["threads"])
+    parallel.start(device)
     return device
 
 
@@ -44,12 +45,8 @@ def open_vocab(options, base=None):
     """The run's vocabulary: the base's own when there is a base, else the file, else built from the data and saved."""
     path = Path(options["vocab_trg_path"])
     if base is None:
-        if not parallel.is_main():
-            parallel.barrier()                                     # the main process builds, the others read
-        vocab = Vocab(options["vocab_data_path"], path, options["vocab_size"], options["token_kind"], cache_dir=options["cache_dir"])
-        if parallel.is_main():
-            parallel.barrier()
-        return vocab
+        return parallel.main_first(lambda: Vocab(options["vocab_data_path"], path, options["vocab_size"], options["token_kind"],
+                                                 cache_dir=options["cache_dir"]))
     vocab = Vocab.from_state(base["vocab"])
     if path.exists() and Vocab.load_vocab(path).hash != base["vocab_hash"]:
         raise UserError(f"词表 {path} 和起点模型的词表不同，编号对不上。请用训练起点模型时的词表，或删掉这个文件（模型自带词表）。", 4)
@@ -82,8 +79,9 @@ def fitting_shape(options, vocab, base):
 
 
 def cached(options, vocab, data):
-    return open_cache(data, vocab, options["training_mode"], options["cache_dir"], options["text_field"], options["max_bad_share"],
-                      Path(options["log_dir"]) / "bad_lines.jsonl")
+    return parallel.main_first(lambda: open_cache(
+        data, vocab, options["training_mode"], options["cache_dir"], options["text_field"], options["max_bad_share"],
+        Path(options["log_dir"]) / "bad_lines.jsonl"))
 
 
 def packed_data(options, vocab):
@@ -96,7 +94,7 @@ def packed_data(options, vocab):
         held = range(len(held_cache))
     else:
         (training, held), held_cache = split_documents(cache, options["eval_share"]), cache
-    if cache.meta["bad"]:
+    if cache.meta["bad"] and parallel.is_main():
         print(f"跳过了 {cache.meta['bad']} 行不能用的数据，见 {Path(options['log_dir']) / 'bad_lines.jsonl'}。", file=sys.stderr)
     train = PackedData(cache, training, options, truncate)
     sets = {"held": PackedData(held_cache, held, options, truncate, shuffle=False)} if len(held) else {}

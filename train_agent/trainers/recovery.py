@@ -5,6 +5,8 @@ import random
 import numpy as np
 import torch
 
+from train_agent.trainers import parallel
+
 
 def random_states():
     """torch, CUDA, numpy and Python generators as plain tensors and lists."""
@@ -27,7 +29,7 @@ def restore_random_states(states):
 
 def surroundings(device):
     """What has to be the same for a resumed run to be bit-identical."""
-    return {"torch": str(torch.__version__), "device": device.type, "threads": torch.get_num_threads()}
+    return {"torch": str(torch.__version__), "device": device.type, "threads": torch.get_num_threads(), "ranks": parallel.world()}
 
 
 def seed_everything(seed):

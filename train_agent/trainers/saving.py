@@ -3,8 +3,6 @@
 import re
 import sys
 
-import torch
-
 from tools.checkpoint import cast_weights
 from tools.config_compare import compare, fingerprint
 from tools.errors import UserError
@@ -20,8 +18,7 @@ class Saver:
         self.folder = RunFolder(self.options["out_dir"], stage.label, self.options["name"])
 
     def __enter__(self):
-        if parallel.is_main():
-            self.folder.lock()
+        parallel.from_main(lambda: self.folder.lock() and None)
         return self
 
     def __exit__(self, *_):
@@ -33,7 +30,19 @@ class Saver:
     def find(self, total_steps):
         """The state to go on from, its weights already in the model; None for a fresh start.
 
-        resume auto: an unfinished run of this configuration goes on, anything else is moved aside. A path or --last_index
+        The main process alone looks and loads; the others get its state without "optimizers", which travel tensor by tensor.
+        """
+        kept = {}
+
+        def look():
+            state = self._look(total_steps)
+            kept.update(optimizers=state.pop("optimizers")) if state else None
+            return state
+        state = parallel.from_main(look)
+        return state and {**state, "optimizers": kept.get("optimizers")}
+
+    def _look(self, total_steps):
+        """resume auto: an unfinished run of this configuration goes on, anything else is moved aside. A path or --last_index
         must fit: UserError 4 names each key that differs.
         """
         resume, index = self.options["resume"], self.options["last_index"]
@@ -56,7 +65,7 @@ class Saver:
         return not state["final"] or not state["finished"] and state["step"] < total_steps
 
     def _set_aside(self):
-        moved = self.folder.backup() if parallel.is_main() else None
+        moved = self.folder.backup()
         if moved:
             print(f"先前的 {self.stage.label} 检查点已移到 {moved}。", file=sys.stderr)
 
@@ -91,10 +100,11 @@ class Saver:
     # ---- leaving behind ----
 
     def save(self, stem, step, metrics, state=None, best=False, final=False):
-        """Write one checkpoint (main process only), then let the oldest beyond save_total_limit go."""
-        if not parallel.is_main():
-            return
+        """Write one checkpoint, then let the oldest beyond save_total_limit go. All processes call it, the main one writes."""
         payload = self.stage.payload(step, {k: v for k, v in metrics.items() if isinstance(v, (int, float, str))})
+        parallel.from_main(lambda: self._write(stem, payload, state, best, final))
+
+    def _write(self, stem, payload, state, best, final):
         if self.options["save_precision"] != "fp32":
             if state is not None:
                 state = {**state, "weights": payload["weights"]}       # what is resumed stays exact
@@ -103,14 +113,3 @@ class Saver:
             state = {**state, "final": final, "fingerprint": fingerprint(self.options), "identity": self.stage.identity}
         self.folder.save(stem, payload, state, best=best, final=final)
         self.folder.prune(self.options["save_total_limit"])
-
-
-def to_cpu(value):
-    """Nested dicts and lists with every tensor on the CPU."""
-    if isinstance(value, torch.Tensor):
-        return value.cpu()
-    if isinstance(value, dict):
-        return {k: to_cpu(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [to_cpu(v) for v in value]
-    return value

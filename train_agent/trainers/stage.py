@@ -7,6 +7,7 @@ from torch import nn
 
 from tools.checkpoint import checkpoint_name
 from tools.errors import UserError
+from train_agent.trainers import parallel, sharding
 from train_agent.trainers.dataset import PackedData
 from train_agent.trainers.losses import next_tokens_loss
 
@@ -55,4 +56,5 @@ class Stage:
             tensor.copy_(weights[name])
 
     def payload(self, step, metrics):
-        return {"format": 1, **self.about, "weights": self.weights(), "step": step, "metrics": metrics, "run": self.options}
+        weights = sharding.for_file(self.weights(), parallel.is_main()) if sharding.is_sharded(self.model) else self.weights()
+        return {"format": 1, **self.about, "weights": weights, "step": step, "metrics": metrics, "run": self.options}
