@@ -1,9 +1,9 @@
 """From nothing to a chatbot that answers: the whole pipeline in order.
 
-    python run.py                 about ten minutes on two CPU cores
-    python run.py --minutes 30    more training, a better model
-    python run.py --quick         a smoke run of under a minute
-    python run.py --with adapters three LoRA specialists, a prefix, a memory and a gate on top
+    python run.py                  about ten minutes on two CPU cores
+    python run.py --minutes 30     more training, a better model
+    python run.py --quick          a smoke run of under a minute
+    python run.py --with adapters  afterwards: three LoRA specialists, a prefix, a memory, and a gate that picks among them
 
 Run it again and it goes on where it stopped. What it measured is in out/report.json.
 """
@@ -25,46 +25,48 @@ from tools.config_manager import fingerprint
 from tools.demo_data import write_demo
 from tools.plot import draw_plt
 from tools.safe_file import read_json, write_json
+from train_agent.specialists import train_specialists
 from train_agent.trainers import machine
 from train_agent.trainers.loop import Loop
 from train_agent.trainers.pace import seconds_per_step
 from train_agent.trainers.pre_training import build_stage as pre_stage
 from train_agent.trainers.sft_training import build_stage as sft_stage
 
-EXTRA = [("--minutes", {"type": float, "help": "总时长（分钟），默认 10"}),
+EXTRA = [("--minutes", {"type": float, "default": 10.0, "metavar": "N", "help": "总时长（分钟），默认 10"}),
          ("--quick", {"action": "store_true", "help": "一分钟以内的试跑：只确认每一步都能工作"}),
          ("--with", {"dest": "extras", "choices": ["adapters"], "help": "adapters：再训练三个 LoRA、前缀、记忆和选择门"})]
 FIXED = 75           # seconds that go to data, vocabulary, measuring, scoring and drawing
-PRE_SHARE = 0.4       # of the training time; the rest is SFT
-QUESTIONS = ["你好", "你是谁？", "34加57等于几？", "把“山水花”倒过来写", "今天星期三，五天后是星期几？", "我要买三个苹果和两斤大米"]
+SHARES = {"pre": 0.4, "sft": 0.6}
+TITLES = {"pre": "预训练", "sft": "指令微调（SFT）"}
+QUESTIONS = ["你好", "你是谁？", "34加57等于几？", "把“山水花”倒过来写", "今天星期三，五天后是星期几？",
+             "我要买三个苹果和两斤大米", "我叫林小雨", "“高兴”的反义词是什么？", "我叫什么名字？"]
 
 
 class Progress:
-    """What is done already, in out/progress.json: a second start goes on from here."""
+    """What is done already, in out/progress.json: a second start skips it. Another configuration starts over."""
 
     def __init__(self, out_dir, key):
         self.path = Path(out_dir) / "progress.json"
         self.data = {"key": key, "steps": {}, "results": {}, "seconds": {}}
-        if self.path.exists():
-            found = read_json(self.path)
-            if found["key"] == key:
-                self.data = found
+        found = read_json(self.path) if self.path.exists() else self.data
+        if found["key"] == key:
+            self.data = found
 
     def save(self):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.path, self.data)
 
     def once(self, name, title, work):
-        """The result of work(), from the last run if that got so far."""
+        """The result of work(), kept from an earlier start if that got so far."""
         if name in self.data["results"]:
             print(f"✓ {title}：上次已完成，跳过。")
             return self.data["results"][name]
         print(f"▶ {title}", flush=True)
         start = time.time()
-        self.data["results"][name] = result = work()
-        self.data["seconds"][name] = round(self.data["seconds"].get(name, 0) + time.time() - start, 1)
+        self.data["results"][name] = work()
+        self.data["seconds"][name] = round(time.time() - start, 1)
         self.save()
-        return result
+        return self.data["results"][name]
 
 
 def demo_data(options):
@@ -84,25 +86,22 @@ def train(name, build, options, budget, progress):
         progress.save()
     stage.options["max_steps"] = steps[name]
     loop = Loop(stage)
-    metrics = loop.run()
-    return {"metrics": metrics, "steps": loop.step, "tokens": loop.tokens, "seconds": round(loop.seconds, 1)}
+    return {"metrics": loop.run(), "steps": loop.step, "tokens": loop.tokens, "seconds": round(loop.seconds, 1)}
 
 
 def score(path, paths, text, quick):
-    """Held-out questions of the built-in world and held-out text, for one checkpoint."""
+    """Held-out questions of the built-in world, and held-out text, for one checkpoint."""
     model, vocab, _ = load(path)
     exact = exact_scores(model, vocab, paths["eval"], every=20 if quick else 1, progress=True) if paths else None
-    bits = bits_per_char(model, vocab, text, every=500 if quick else 50)
-    return {"exact": exact, "bits_per_char": bits["bits_per_char"]}
+    return {"exact": exact, "bits_per_char": bits_per_char(model, vocab, text, every=500 if quick else 50)["bits_per_char"]}
 
 
-def table(scores):
+def print_scores(before, after):
     """One line per task: before SFT, after SFT, what guessing gets."""
-    before, after = scores["pre"], scores["sft"]
-    print(f"\n{'SFT 前':>8} {'SFT 后':>7} {'瞎猜':>6}   任务")
+    print(f"\n{'SFT 前':>7} {'SFT 后':>8} {'瞎猜':>7}   任务")
     for task, value in sorted(after["by_task"].items(), key=lambda item: item[1]):
-        print(f"{before['by_task'][task]:>9.1%} {value:>9.1%} {after['chance'][task]:>8.1%}   {task}")
-    print(f"{before['overall']:>9.1%} {after['overall']:>9.1%} {'':>8}   全部（{after['n']} 题，训练时从未见过）\n")
+        print(f"{before['by_task'][task]:>9.1%} {value:>10.1%} {after['chance'][task]:>9.1%}   {task}")
+    print(f"{before['overall']:>9.1%} {after['overall']:>10.1%} {'':>9}   全部 {after['n']} 题，内容在训练时都没有出现过\n")
 
 
 def converse(path):
@@ -113,37 +112,37 @@ def converse(path):
     return [list(pair) for pair in pairs]
 
 
+def write_report(out, options, progress, done, samples, extras):
+    scores = {name: part["score"]["exact"] for name, part in done.items()}
+    report = {"machine": machine.describe(machine.choose_device(options["pre"]["device"])), "config": options,
+              "seconds": progress.data["seconds"], "tokens_seen": {n: d["tokens"] for n, d in done.items()},
+              "steps": {n: d["steps"] for n, d in done.items()}, "losses": {n: d["metrics"] for n, d in done.items()},
+              "bits_per_char": {n: d["score"]["bits_per_char"] for n, d in done.items()}, "scores": scores, "samples": samples,
+              "peak_rss_mb": machine.peak_memory_mb(), **extras}
+    (out / "report.json").write_text(json.dumps(report, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
 def main(argv=None):
     torch.multiprocessing.freeze_support()
     manager, command = parse(argv, "从数据到对话，一条命令走完全程。", extra=EXTRA)
-    options = {name: manager.stage(name) for name in ("pre", "sft")}
-    out = Path(options["pre"]["out_dir"])
-    minutes = command.minutes or 10
-    budget = 12 if command.quick else max(10, minutes * 60 - FIXED)
-    started = time.time()
-
+    options = {name: manager.stage(name) for name in SHARES}
+    out = Path(options["pre"]["out_dir"], options["pre"]["name"] or "")
+    budget = 12 if command.quick else max(10, command.minutes * 60 - FIXED)
     print("▶ 准备数据")
     paths = demo_data(options["pre"])
-    key = json.dumps([fingerprint(options["pre"]), fingerprint(options["sft"]), command.quick, minutes], sort_keys=True)
-    progress = Progress(out, key)
-    done = {}
-    for name, title, build, share in (("pre", "预训练", pre_stage, PRE_SHARE), ("sft", "指令微调（SFT）", sft_stage, 1 - PRE_SHARE)):
-        final = out / f"TinySeek_{'Pre' if name == 'pre' else 'SFT'}_final.pkl"
-        done[name] = progress.once(name, title, lambda: train(name, build, options[name], budget * share, progress))
-        done[name]["score"] = progress.once(f"score_{name}", f"在留出的题目上打分（{title}后）", lambda: score(final, paths, options["pre"]["json_data_path"], command.quick))
+    key = json.dumps([*map(fingerprint, options.values()), command.quick, command.minutes], sort_keys=True)
+    progress, done = Progress(out, key), {}
+    for name, build, label in (("pre", pre_stage, "Pre"), ("sft", sft_stage, "SFT")):
+        final, text = out / f"TinySeek_{label}_final.pkl", options["pre"]["json_data_path"]
+        done[name] = progress.once(name, TITLES[name], lambda: train(name, build, options[name], budget * SHARES[name], progress))
+        done[name]["score"] = progress.once(f"score_{name}", f"打分（{TITLES[name]}后）", lambda: score(final, paths, text, command.quick))
         draw_plt(name, options[name]["log_file"], options[name]["log_dir"])
-    scores = {name: done[name]["score"]["exact"] for name in done}
     if paths:
-        table(scores)
-    samples = converse(out / "TinySeek_SFT_final.pkl")
-    report = {"machine": machine.describe(machine.choose_device(options["pre"]["device"])), "config": options,
-              "seconds": {**progress.data["seconds"], "this_run": round(time.time() - started, 1)},
-              "tokens_seen": {n: d["tokens"] for n, d in done.items()}, "steps": {n: d["steps"] for n, d in done.items()},
-              "losses": {n: d["metrics"] for n, d in done.items()},
-              "bits_per_char": {n: d["score"]["bits_per_char"] for n, d in done.items()}, "scores": scores, "samples": samples,
-              "peak_rss_mb": machine.peak_memory_mb()}
-    (out / "report.json").write_text(json.dumps(report, ensure_ascii=False, indent=1), encoding="utf-8")
-    print(f"\n报告：{out / 'report.json'}　曲线：{options['sft']['log_dir']}\n接着聊：python chat_agent/chat.py")
+        print_scores(done["pre"]["score"]["exact"], done["sft"]["score"]["exact"])
+    samples = converse(final)
+    extras = train_specialists(manager, progress, command.quick) if command.extras else {}
+    write_report(out, options, progress, done, samples, extras)
+    print(f"\n报告 {out / 'report.json'}\n曲线 {options['sft']['log_dir']}\n接着聊：python chat_agent/chat.py")
 
 
 if __name__ == "__main__":

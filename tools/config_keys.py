@@ -73,7 +73,7 @@ _MODEL = _block(
 _RUN = _block(
     "run", "运行", "free",
     _key("device", "str", "auto", "设备：auto cpu cuda cuda:0 mps …"),
-    _with("never", _key("token_kind", "choice", "char", "切词方式", choices=("jieba", "char"))),
+    _with("never", _key("token_kind", "choice", "jieba", "切词方式", choices=("jieba", "char"))),
     _key("cache_dir", "path", "{out_dir}/cache", "token 缓存的文件夹"),
     _key("out_dir", "path", "out", "检查点的文件夹"),
     _key("log_dir", "path", "logs", "逐行指标（jsonl）与曲线的文件夹"),

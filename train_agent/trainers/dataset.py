@@ -182,9 +182,13 @@ class PackedData(Dataset):
                     after = Position(epoch, chunk, stop) if stop < count else Position(epoch, chunk + 1, 0)
                     yield mine or [Position(epoch, chunk, NOTHING)], after, count
 
+    def settled(self, position):
+        """The same place; the end of an epoch is written as the beginning of the next."""
+        return Position(position.epoch + 1) if position.chunk >= self.chunks else position
+
     def is_end(self, position):
         """Whether nothing is left to train on from `position` on."""
-        return position.epoch >= self.epochs or position.epoch == self.epochs - 1 and position.chunk >= self.chunks
+        return self.settled(position).epoch >= self.epochs
 
     def steps(self, accumulation, world=1):
         """Optimizer steps of the whole run: counted where that is quick, else estimated from the first and the last chunk."""

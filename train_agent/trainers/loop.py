@@ -63,7 +63,7 @@ class Loop:
         for group, after, in_chunk in batches:
             if self.over():
                 break
-            here, self.position = self.position, after
+            here, self.position = self.stage.train.settled(self.position), after
             self.optimize(group, here.chunk + 1)
             now = time.perf_counter()
             self.seconds, clock = self.seconds + now - clock, now

@@ -1,0 +1,1 @@
+"""The parts of chat_agent/serve.py: an engine that writes many replies at once, and the HTTP front before it."""

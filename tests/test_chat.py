@@ -1,0 +1,270 @@
+"""The terminal chat: whole characters, whole turns, commands, and replies that nothing was taken out of."""
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import toy
+from chat_agent import chat, session
+from chat_agent.load import choose_device, context_of, load
+from chat_agent.session import Characters, Session, fitting, turns
+from model import TinySeek
+from tools.checkpoint import write_torch
+from tools.errors import UserError
+from tools.template import render_prompt
+from tools.vocab import FIRST_BYTE
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def save_model(path, vocab, stage="SFT", seed=0, **changes):
+    torch.manual_seed(seed)
+    config = toy.toy_config(init_std=0.2)
+    model = TinySeek(type(config)(**{**config.to_dict(), "vocab_size": len(vocab)}))
+    payload = {"format": 1, "kind": "model", "stage": stage, "config": model.config.to_dict(), "vocab_hash": vocab.hash,
+               "vocab": vocab.state(), "weights": model.state_dict(), "adapter": None, "base": None, "step": 1, "metrics": {},
+               "run": {"max_len": 48}}
+    write_torch(path, {**payload, **changes})
+    return str(path)
+
+
+@pytest.fixture
+def saved(ram_path, vocab):
+    return lambda name="toy.pkl", **options: save_model(ram_path / name, vocab, **options)
+
+
+def say(user, assistant=None):
+    return [{"role": "user", "content": user}] + ([] if assistant is None else [{"role": "assistant", "content": assistant}])
+
+
+# ---------------------------------------------------------------- characters
+
+@pytest.mark.parametrize("text", ["苹果😀é\U0001F468\u200d\U0001F469 a", "龘", "\ufffd", ""])
+def test_streamed_pieces_are_whole_characters(vocab, text):
+    """Every id alone, also where a character is spread over four byte tokens."""
+    for ids in (vocab.encode(text), [FIRST_BYTE + b for b in text.encode()]):
+        characters = Characters(vocab)
+        pieces = [characters.feed([i]) for i in ids] + [characters.end()]
+        assert "".join(pieces) == text
+        assert "\ufffd" in text or not any("\ufffd" in piece for piece in pieces)
+        assert [c for piece in pieces for c in piece] == list(text)
+
+
+def test_bytes_that_form_no_character_show_as_one_and_lose_nothing_around():
+    vocab = toy.toy_vocab()
+    half = [FIRST_BYTE + b for b in "好".encode()[:2]]
+    characters = Characters(vocab)
+    assert "".join(characters.feed([i]) for i in half + vocab.encode("a") + half) + characters.end() == "\ufffda\ufffd"
+
+
+# ---------------------------------------------------------------- history
+
+def test_oldest_whole_turns_go_first(vocab):
+    messages = [{"role": "system", "content": "小船"}] + say("苹果", "茶") + say("书", "面包") + say("月亮")
+    whole = len(render_prompt(messages, vocab))
+    for limit in range(1, whole + 2):
+        kept = fitting(messages, vocab, limit)
+        size = len(render_prompt(kept, vocab))
+        assert kept[0] == messages[0] and kept[-1] == messages[-1]                     # system and the question stay
+        assert kept[1:] in (messages[1:], messages[3:], messages[5:])
+        assert size <= limit or len(kept) == 2
+        longer = {len(messages): None, 4: messages[1:], 2: messages[3:]}[len(kept)]
+        assert longer is None or len(render_prompt(messages[:1] + longer, vocab)) > limit      # and no more went than had to
+
+
+def test_turns_begin_with_a_user():
+    system, parts = turns([{"role": "system", "content": "s"}, {"role": "assistant", "content": "hi"}, *say("a", "b"), *say("c")])
+    assert [m["content"] for m in system] == ["s"] and [[m["content"] for m in p] for p in parts] == [["hi"], ["a", "b"], ["c"]]
+
+
+def test_a_session_remembers_and_forgets(vocab, saved):
+    model, vocab, payload = load(saved())
+    talk = Session(model, vocab, context_of(model, payload), system="小船")
+    first = "".join(talk.ask("苹果呢？", 12))
+    assert talk.messages == [{"role": "system", "content": "小船"}, *say("苹果呢？", first)] and len(talk.reply.ids) <= 12
+    assert "".join(talk.retry(12)) == first and len(talk.messages) == 3                # greedy: the same again, in its place
+    list(talk.ask("书呢？", 12))
+    assert len(talk.messages) == 5
+    talk.clear()
+    assert talk.messages == [{"role": "system", "content": "小船"}]
+    with pytest.raises(UserError):
+        list(talk.retry(12))
+
+
+def test_the_prompt_leaves_room_for_the_reply(saved):
+    model, vocab, payload = load(saved())
+    talk = Session(model, vocab, context_of(model, payload))
+    assert talk.context == 48
+    for i in range(9):
+        list(talk.ask("苹果在河边", 10))
+        assert len(talk.prompt(10)) <= 38
+        assert vocab.decode(talk.prompt(10)).count("苹果在河边") >= 1
+    assert len(talk.messages) == 18                                                    # all is kept, not all is sent
+
+
+def test_an_interrupted_reply_is_kept_as_far_as_it_went(saved):
+    model, vocab, _ = load(saved())
+    talk = Session(model, vocab)
+    pieces = talk.ask("苹果呢？", 50)
+    said = next(pieces) + next(pieces)
+    pieces.close()
+    assert talk.messages == say("苹果呢？", said)
+
+
+def test_a_question_that_cannot_be_asked_leaves_no_trace(vocab):
+    model = toy.toy_model(dtype=torch.float32, position="learned", max_position=20).eval()
+    talk = Session(model, vocab, 20)
+    for bad in ("x" * 30, "\ud800"):
+        with pytest.raises(UserError):
+            list(talk.ask(bad))
+        assert talk.messages == []
+
+
+def test_a_pretrained_model_goes_on_with_the_text(vocab, saved):
+    model, vocab, _ = load(saved(stage="Pre"))
+    talk = Session(model, vocab, completes=True)
+    talk.messages = say("苹果")
+    assert talk.prompt(10) == [vocab.id("<|im_end|>"), *vocab.encode("苹果")]
+
+
+def test_nothing_is_ever_deleted_from_a_reply(vocab, monkeypatch, saved):
+    """Generation stops on ids. What looks like an end, a role or a loop of words in the text is text."""
+    model, vocab, _ = load(saved())
+    text = "User：<|im_end|>Assistant：\nUser: 好好好 [PAD]</s>"
+    monkeypatch.setattr(session, "stream", lambda *a, **k: iter(vocab.encode(text)))
+    talk = Session(model, vocab)
+    assert "".join(talk.ask("?")) == text and talk.messages[-1]["content"] == text
+
+
+# ---------------------------------------------------------------- the script
+
+def answer(capsys, *words):
+    code = chat.main([str(w) for w in words])
+    return code, *capsys.readouterr()
+
+
+def test_prompt_prints_the_reply_alone(saved, tmp_path):
+    """As a process, from another folder: stdout holds the reply and a line end."""
+    path = saved()
+    run = subprocess.run([sys.executable, ROOT / "chat_agent" / "chat.py", "--model", path, "--prompt", "苹果呢？", "--max_new_tokens", "7",
+                          "--device", "cpu"], capture_output=True, cwd=tmp_path, env=None, encoding="utf-8")
+    model, vocab, payload = load(path)
+    expected = "".join(Session(model, vocab, 48).ask("苹果呢？", 7))
+    assert run.returncode == 0 and run.stdout == expected + "\n" and "Traceback" not in run.stderr
+
+
+def test_options_reach_the_model(saved, capsys):
+    path = saved()
+
+    def reply(*words):
+        return answer(capsys, "--model", path, "--prompt", "苹果", "--max_new_tokens", 9, *words)[1]
+
+    assert reply() == reply("--no_speculate") == reply("--seed", 3)
+    assert reply("--temperature", 1, "--seed", 3) == reply("--temperature", 1, "--seed", 3) != reply("--temperature", 1, "--seed", 4)
+    assert reply("--temperature", 1, "--top_k", 1, "--seed", 3) == reply() != reply("--repetition_penalty", 3)
+    assert len(reply("--max_new_tokens", 2)) < len(reply())
+
+
+def test_several_models_side_by_side(saved, capsys):
+    code, out, _ = answer(capsys, "--model", saved("TinySeek_SFT_final.pkl"), "--model", saved("b.pkl", seed=1), "--prompt", "苹果",
+                          "--max_new_tokens", 5)
+    assert code == 0 and out.startswith("【SFT_final】\n") and "\n【b】\n" in out
+
+
+def converse(monkeypatch, capsys, lines, *words):
+    given = iter(lines)
+
+    def read(_):
+        line = next(given, None)
+        if line is None:
+            raise EOFError
+        if isinstance(line, type):
+            raise line
+        return line
+
+    monkeypatch.setattr("builtins.input", read)
+    return answer(capsys, *words)
+
+
+def test_commands(saved, capsys, monkeypatch, tmp_path):
+    kept = tmp_path / "对话.jsonl"
+    lines = ["苹果呢？", "/retry", f"/save {kept}", "/clear", "/retry", f"/load {kept}", f"/save {tmp_path / 'again.jsonl'}", "/help", "/nonsense",
+             "/load", "/load /nowhere", "", "/quit", "unread"]
+    code, out, err = converse(monkeypatch, capsys, lines, "--model", saved(), "--max_new_tokens", 6, "--seed", 1)
+    assert code == 0 and "词元/秒" in out and "还没有可以重答的问题" in out and "没有 /nonsense 这个命令" in out and "读不了 /nowhere" in out
+    row = json.loads(kept.read_text(encoding="utf-8"))
+    assert [m["role"] for m in row["messages"]] == ["user", "assistant"] and row["messages"][0]["content"] == "苹果呢？"
+    assert kept.read_bytes() == (tmp_path / "again.jsonl").read_bytes()
+
+
+def test_a_saved_conversation_is_training_data(saved, capsys, monkeypatch, tmp_path):
+    from tools.formats import read_rows
+    kept = tmp_path / "kept.jsonl"
+    converse(monkeypatch, capsys, ["苹果呢？", f"/save {kept}"], "--model", saved(), "--max_new_tokens", 6)
+    assert [row.kind for row in read_rows([kept])] == ["dialogue"]
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"messages": 3}', '{"messages": [{"role": "boss", "content": "x"}]}', "[" * 9000, '{"messages": [{"role": "user"}]}'])
+def test_a_file_that_is_no_conversation(saved, capsys, monkeypatch, tmp_path, content):
+    (tmp_path / "x").write_text(content)
+    out = converse(monkeypatch, capsys, [f"/load {tmp_path / 'x'}", "苹果"], "--model", saved(), "--max_new_tokens", 3)[1]
+    assert "不是 /save 存下的对话" in out
+
+
+def test_ctrl_c_ends_the_reply_not_the_chat(saved, capsys, monkeypatch):
+    real, calls = Session.ask, []
+
+    def ask(self, text, **how):
+        calls.append(text)
+        if text == "停":
+            raise KeyboardInterrupt
+        return real(self, text, **how)
+
+    monkeypatch.setattr(Session, "ask", ask)
+    code, out, _ = converse(monkeypatch, capsys, ["停", "苹果", KeyboardInterrupt], "--model", saved(), "--max_new_tokens", 3)
+    assert code == 0 and calls == ["停", "苹果"] and "已打断" in out
+
+
+@pytest.mark.parametrize("words, code", [
+    (["--model", "/nowhere.pkl"], 3), (["--temperature", "-1"], 2), (["--top_p", "7"], 2), (["--max_new_tokens", "0"], 2),
+    (["--n_layer", "3"], 2), (["--temperature", "nan"], 2), (["--context", "1"], 2), (["--nonsense"], 2)])
+def test_mistakes_are_explained(words, code, capsys):
+    with pytest.raises(UserError) as error:
+        chat.main([*words, "--prompt", "x"])
+    assert error.value.code == code and capsys.readouterr().out == ""
+
+
+# ---------------------------------------------------------------- loading
+
+def test_files_that_do_not_fit(saved, vocab, ram_path):
+    cases = {"hash": dict(vocab_hash="00"), "shape": dict(config={"vocab_size": 300}), "keys": dict(config={"nonsense": 1}),
+             "weights": dict(weights={"fc1.weight": torch.zeros(2, 2)})}
+    for name, change in cases.items():
+        with pytest.raises(UserError) as error:
+            load(saved(f"{name}.pkl", **change))
+        assert error.value.code == 4, name
+    (ram_path / "junk.pkl").write_bytes(b"junk")
+    with pytest.raises(UserError) as error:
+        load(ram_path / "junk.pkl")
+    assert error.value.code == 3
+
+
+def test_device_that_is_not_there():
+    assert choose_device("cpu").type == "cpu"
+    for name in ("nonsense", "cuda:99"):
+        with pytest.raises(UserError) as error:
+            choose_device(name)
+        assert error.value.code == 2
+
+
+def test_loaded_models_are_frozen_and_in_eval_mode(saved):
+    model = load(saved())[0]
+    assert not model.training and not any(p.requires_grad for p in model.parameters())
+
+
+def test_short_names_are_distinct():
+    names = chat.short_names(["a/TinySeek_SFT_final.pkl", "b/TinySeek_SFT_final.pkl", "x.pkl", "x.pkl"])
+    assert len(set(names)) == 4 and names[0] == "a/SFT_final"

@@ -1,0 +1,518 @@
+"""The loop: steps against a plain implementation, cadences, non-finite numbers, and runs that are stopped, killed and taken up."""
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import toy
+from toy import build_stage, checkpoint, events, log_lines, names, same_tensors, text_rows, train
+from tools.checkpoint import read_pair
+from tools.errors import UserError
+from tools.train_log import read_log
+from train_agent.trainers import dataset, loop as loop_file
+from train_agent.trainers.schedules import rate_factor
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def final(options, label="Pre"):
+    """(payload, state) of the final checkpoint."""
+    return read_pair(Path(options["out_dir"]) / f"TinySeek_{label}_final.pkl")
+
+
+def run_loop(stage, **interruption):
+    loop = toy.ToyLoop(stage, **interruption)
+    loop.run()
+    return loop
+
+
+# ---- one step ----
+
+def plain_gradient(model, documents, width):
+    """CE of both heads over one step's documents, each alone, by torch's own cross-entropy."""
+    losses, counts = [0.0, 0.0], [0, 0]
+    for ids in documents:
+        for start in range(0, len(ids) - 1, width):
+            piece = ids[start:min(start + width, len(ids) - 1)]
+            out = model(piece[None])
+            for head, logits in enumerate((out.logits_1, out.logits_2)):
+                goal = ids[start + head + 1:start + head + 1 + len(piece)]
+                losses[head] = losses[head] + F.cross_entropy(logits[0, :len(goal)], goal, reduction="sum")
+                counts[head] += len(goal)
+    loss = losses[0] / counts[0] + losses[1] / counts[1]
+    return loss, torch.autograd.grad(loss, list(model.parameters()))
+
+
+def test_O1_O4_O5_L1_steps_are_those_of_a_plain_adam(options):
+    """Accumulation 3 on uneven micro-batches; judge: documents alone, Adam and clipping written out. 1e-9 in float64."""
+    chosen = options(rows=24, alpha=0.0, accumulation_steps=3, batch_size=1, max_norm=0.5, decay=0.9, max_len=128)
+    stage = build_stage(chosen)
+    stage.model.double()
+    judge = toy.TinySeek(stage.model.config).double()
+    judge.load_state_dict(stage.model.state_dict())
+    loop = run_loop(stage)
+    assert len(loop.history) > 3
+    parameters = list(judge.parameters())
+    m, v = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
+    for t, step in enumerate(loop.history, 1):
+        rows = sorted(r for place in step["places"] for r in stage.train.source_rows(place))
+        loss, gradient = plain_gradient(judge, [torch.from_numpy(stage.train.cache.document(r)[0]) for r in rows], 128)
+        norm = math.sqrt(sum(float(g.pow(2).sum()) for g in gradient))
+        assert step["loss"] == pytest.approx(float(loss), rel=1e-9) and step["grad_norm"] == pytest.approx(norm, rel=1e-9)
+        lr = 5e-3 * 0.9 ** (t - 1)
+        assert step["lr"] == pytest.approx(lr)
+        with torch.no_grad():
+            for p, g, a, b in zip(parameters, gradient, m, v):
+                g = g * min(1, 0.5 / (norm + 1e-6))
+                a.mul_(0.9).add_(0.1 * g)
+                b.mul_(0.95).add_(0.05 * g * g)
+                p -= lr * (a / (1 - 0.9 ** t)) / ((b / (1 - 0.95 ** t)).sqrt() + 1e-8)
+    for p, q in zip(parameters, stage.model.parameters()):
+        torch.testing.assert_close(q, p, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("rows", [30, 33])
+def test_O5_small_micro_batches_are_one_big_batch(options, rows):
+    """4 x 1 = 1 x 4 rows a step, the last partial group included."""
+    weights = []
+    for batch_size, accumulation in ((4, 1), (1, 4), (2, 2)):
+        stage = build_stage(options(rows=rows, alpha=0.0, batch_size=batch_size, accumulation_steps=accumulation, resume="none"))
+        stage.model.double()
+        loop = run_loop(stage)
+        rows_trained = sum(len(stage.train._plan(p.epoch, p.chunk)[1][p.batch]) for h in loop.history for p in h["places"])
+        weights.append((stage.model.state_dict(), rows_trained, len(loop.history)))
+    for other in weights[1:]:
+        assert other[1:] == weights[0][1:]
+        for name, tensor in weights[0][0].items():
+            torch.testing.assert_close(other[0][name], tensor, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("max_norm", [0.01, 0.0])
+def test_O4_clipping_and_the_logged_norm(options, max_norm):
+    """One SGD step without momentum moves by lr * clipped gradient; the log tells the norm before; 0 = off."""
+    stage = build_stage(options(optimizer="sgd", beta1=0.0, weight_decay=0.0, init_lr=0.5, min_lr=0.0, max_norm=max_norm, max_steps=1))
+    before = {n: p.detach().clone() for n, p in stage.model.named_parameters()}
+    loop = run_loop(stage)
+    moved = math.sqrt(sum(float((p.detach() - before[n]).pow(2).sum()) for n, p in stage.model.named_parameters())) / 0.5
+    norm = loop.history[0]["grad_norm"]
+    assert norm > 0.1 and moved == pytest.approx(max_norm or norm, rel=1e-3)
+
+
+def test_S2_warm_up_by_chunks_in_a_run(options):
+    chosen = options(rows=40, n_of_samples=8, warmup_index=2, keep_temp_index=3, decay=0.5)
+    history = train(chosen).history
+    assert [h["chunk"] for h in history] == sorted(h["chunk"] for h in history) and history[-1]["chunk"] == 5
+    after = 0
+    for h in history:
+        held = h["chunk"] <= 3
+        assert h["lr"] == pytest.approx(5e-3 * min(1, h["chunk"] / 2) if held else max(5e-3 * 0.5 ** after, 1e-5))
+        after += not held
+
+
+@pytest.mark.parametrize("scheduler", ["exponential", "cosine", "linear", "constant"])
+def test_S5_every_rule_reaches_the_optimizer(options, scheduler):
+    chosen = options(scheduler=scheduler, warmup_steps=3, decay=0.9)
+    loop = train(chosen)
+    for step, h in enumerate(loop.history):
+        assert h["lr"] == pytest.approx(5e-3 * rate_factor(chosen, step, loop.total_steps, 1, max(0, step - 3)))
+    assert loop.optimizers[0].param_groups[0]["lr"] == loop.history[-1]["lr"] and loop.history[0]["lr"] < 5e-3
+
+
+def test_E5_one_batch_overfits_through_the_loop(options):
+    chosen = options(rows=4, max_epochs=80, d_model=32, hidden=32, init_lr=1e-2, decay=0.999, batch_size=8)
+    history = train(chosen).history
+    assert history[-1]["loss"] < 0.05 * history[0]["loss"]
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16", "auto"])
+def test_P1_P2_every_precision_trains_and_resumes_bit_identically(options, precision):
+    """One scaler for all, switched on for fp16 alone; its scale survives the interruption."""
+    keys = dict(mixed_precision=precision, dropout=0.1, decay=0.99)
+    whole = train(options(name="whole", **keys))
+    assert whole.scaler.is_enabled() == (whole.precision == "fp16") and all(p.dtype == torch.float32 for p in whole.model.parameters())
+    assert whole.history[-1]["loss"] < whole.history[0]["loss"]
+    cut = options(name="cut", **keys)
+    assert train(cut, stop_after=5).exit == 143
+    again = train(cut)
+    if precision == "auto":
+        again.precision == whole.precision or pytest.skip("auto measured twice and chose differently")
+    assert same_tensors(again.model.state_dict(), whole.model.state_dict())
+    assert again.scaler.state_dict() == whole.scaler.state_dict()
+
+
+# ---- taken up again ----
+
+HARD = dict(dropout=0.1, router_noise=0.1, accumulation_steps=2, batch_size=1, n_of_samples=20, max_epochs=2, eval_share=0.1, eval_steps=7,
+            save_steps=4, decay=0.99, save_total_limit=2)
+
+
+def same_end(a, b):
+    """Whether two runs ended alike: weights, optimizer, random states, position, everything but clocks and names."""
+    (payload, state), (payload_b, state_b) = final(a), final(b)
+    for one in (state, state_b):
+        for clock in ("seconds", "run_id"):
+            one.pop(clock)
+    differing = [k for k in state if not same_tensors(state[k], state_b[k])]
+    return same_tensors(payload["weights"], payload_b["weights"]) and (differing or True) and not differing or print(differing)
+
+
+def lines_and_evaluations(options):
+    return [row for row in log_lines(options) if row.get("event") not in ("save", "warning")]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """{workers: (options, steps)} of a run that nothing disturbed; made when first asked for."""
+    made = {}
+    def get(workers):
+        if workers not in made:
+            folder = tmp_path_factory.mktemp("whole")
+            chosen = toy.toy_options(folder, toy.toy_vocab(), rows=30, num_workers=workers, **HARD)
+            made[workers] = chosen, len(train(chosen).history)
+        return made[workers]
+    return get
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("seed", range(2))
+def test_C3_stopped_or_killed_at_random_steps_ends_with_the_same_bits(options, uninterrupted, workers, seed):
+    """Dropout, noise, experts, accumulation; twice interrupted; weights, optimizer, random states and log as if it never was."""
+    whole, steps = uninterrupted(workers)
+    rng = random.Random(100 * workers + seed)
+    chosen = options(rows=30, num_workers=workers, **HARD)
+    first, second = sorted(rng.sample(range(5, steps - 1), 2))
+    assert train(chosen, kill_after=first).exit == -9
+    again = train(chosen, stop_after=second)
+    assert again.exit == 143 and again.history[0]["step"] == first // 4 * 4 + 1    # from the newest checkpoint
+    last = train(chosen)
+    assert last.exit == 0 and last.history[0]["step"] == second + 1
+    assert same_end(chosen, whole)
+    assert lines_and_evaluations(chosen) == lines_and_evaluations(whole)
+
+
+def test_C3_the_number_of_workers_changes_nothing(uninterrupted):
+    a, b = uninterrupted(0)[0], uninterrupted(2)[0]
+    assert same_tensors(final(a)[0]["weights"], final(b)[0]["weights"]) and lines_and_evaluations(a) == lines_and_evaluations(b)
+
+
+def test_C3_a_run_killed_before_its_first_save_starts_again(options, uninterrupted):
+    chosen = options(rows=30, num_workers=0, **HARD)
+    train(chosen, kill_after=2)
+    assert names(chosen) == []
+    train(chosen)
+    assert same_end(chosen, uninterrupted(0)[0])
+
+
+def test_C3_a_stop_after_the_very_last_step_is_finished_not_repeated(options):
+    chosen = options()
+    steps = len(train(options(name="other")).history)
+    assert train(chosen, stop_after=steps).exit == 143
+    again = train(chosen)
+    assert again.exit == 0 and again.history == [] and "TinySeek_Pre_final" in names(chosen)
+    assert not list(Path(chosen["out_dir"]).glob("backup_*"))
+
+
+def test_a_finished_run_is_moved_aside_by_the_next(options):
+    chosen = options()
+    first, second = train(chosen), train(chosen)
+    assert len(second.history) == len(first.history) > 0
+    backup, = Path(chosen["out_dir"]).glob("backup_*")
+    assert (backup / "TinySeek_Pre_final.pkl").exists()
+
+
+def test_more_steps_go_on_from_a_finished_run(options):
+    short = options(max_steps=4, scheduler="constant")
+    train(short)
+    longer = train({**short, "max_steps": 9})
+    assert longer.history[0]["step"] == 5 and longer.history[-1]["step"] == 9
+    whole = train(options(max_steps=9, scheduler="constant", name="whole"))
+    assert same_tensors(longer.model.state_dict(), whole.model.state_dict())
+
+
+@pytest.mark.parametrize("more", [{"n_of_samplings": 4}, {"n_of_samplings": 2, "max_epochs": 2}])
+def test_more_chunks_or_epochs_go_on_from_a_finished_run(options, more):
+    keys = dict(rows=40, n_of_samples=10, scheduler="constant")
+    first = train(options(n_of_samplings=2, **keys))
+    second = train(options(**keys, **more))
+    assert second.history[0]["step"] == len(first.history) + 1
+    whole = train(options(name="whole", **keys, **more))
+    assert [h["places"] for h in first.history + second.history] == [h["places"] for h in whole.history]
+    assert same_tensors(second.model.state_dict(), whole.model.state_dict())
+
+
+@pytest.mark.parametrize("guess", [3, 1000])
+def test_a_wrong_estimate_of_the_steps_neither_drops_nor_repeats_data(options, monkeypatch, guess):
+    expected = train(options(name="exact"))
+    monkeypatch.setattr(dataset.PackedData, "steps", lambda *_: guess)
+    chosen = options(scheduler="cosine")
+    loop = train(chosen)
+    assert [h["places"] for h in loop.history] == [h["places"] for h in expected.history]
+    assert log_lines(chosen)[-1]["step"] == len(loop.history) and "TinySeek_Pre_final" in names(chosen)
+
+
+def test_a_signal_finishes_the_step_saves_and_leaves_143(options):
+    """A real SIGTERM, in the middle of a forward pass."""
+    chosen = options(dropout=0.1)
+    stage = build_stage(chosen)
+    real, calls = stage.loss, []
+
+    def loss(*arguments):
+        calls.append(1)
+        if len(calls) == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*arguments)
+    stage.loss = loss
+    with pytest.raises(SystemExit) as stop:
+        run_loop(stage)
+    assert stop.value.code == 143 and names(chosen) == ["TinySeek_Pre1_1_s4"] == names(chosen, ".state")
+    again = train(chosen)
+    assert again.history[0]["step"] == 5
+    assert same_tensors(again.model.state_dict(), train(options(dropout=0.1, name="whole")).model.state_dict())
+
+
+def test_changed_surroundings_are_told(options, monkeypatch):
+    chosen = options()
+    train(chosen, stop_after=3)
+    monkeypatch.setattr(loop_file.recovery, "surroundings", lambda device: {"torch": "9.9", "device": "cpu", "threads": 64})
+    train(chosen)
+    warning, = events(chosen, "warning")
+    assert "9.9" in warning["text"] and "64" in warning["text"]
+
+
+# ---- cadences and the log ----
+
+def test_C7_cadences_count_optimizer_steps(options):
+    chosen = options(accumulation_steps=2, batch_size=1, eval_share=0.1, logging_steps=3, eval_steps=4, save_steps=5, save_total_limit=None)
+    steps = len(train(chosen).history)
+    assert steps > 10
+    lines = [row["step"] for row in log_lines(chosen) if "event" not in row]
+    assert lines == sorted({*range(3, steps + 1, 3), steps})                      # and the last one
+    assert [e["step"] for e in events(chosen, "eval")] == sorted({*range(4, steps + 1, 4), steps})
+    due = [s for s in range(5, steps, 5)]
+    assert [e["step"] for e in events(chosen, "save")] == [*due, steps]
+    assert {f"TinySeek_Pre1_1_s{s}" for s in due} | {"TinySeek_Pre_final", "TinySeek_Pre_best"} == set(names(chosen))
+
+
+def test_C7_null_is_off_and_zero_is_an_error(options):
+    chosen = options(eval_share=0.1, logging_steps=None, eval_steps=None, save_steps=None)
+    train(chosen)
+    assert [row["event"] for row in log_lines(chosen)] == ["eval", "save"]        # those of the end
+    for key in ("logging_steps", "eval_steps", "save_steps"):
+        for value in (0, -1):
+            with pytest.raises(UserError) as error:
+                options(**{key: value})
+            assert error.value.code == 2
+
+
+def test_E4_every_line_has_norm_rate_and_what_was_optimised(options):
+    """The numbers of log.txt and of the .jsonl are those of the step."""
+    chosen = options(alpha=0.5, n_of_samples=15, max_epochs=2)
+    history = train(chosen).history
+    rows = log_lines(chosen)[:-1]
+    text, = read_log(chosen["log_file"])
+    assert len(rows) == len(text) == len(history)
+    for row, step, i in zip(rows, history, range(len(history))):
+        for key in ("loss", "ce_1", "ce_2", "lexp", "grad_norm", "lr"):
+            assert row[key] == pytest.approx(step[key], rel=1e-6), key
+        assert row["loss"] == pytest.approx(row["ce_1"] + row["ce_2"] + 0.5 * row["lexp"], rel=1e-6)
+        assert row["ppx_1"] == pytest.approx(math.exp(row["ce_1"])) and row["ppx_2"] == pytest.approx(math.exp(row["ce_2"]))
+        for name, key in (("Loss", "loss"), ("GradNorm", "grad_norm"), ("LR", "lr"), ("Ppx_2", "ppx_2"), ("Lexp", "lexp")):
+            assert text.get(name)[i] == pytest.approx(row[key], rel=1e-3, abs=1e-4)
+        place = step["places"][-1]
+        assert (row["epoch"], row["index"], row["batch"]) == (place.epoch + 1, place.chunk + 1, place.batch + 1)
+        assert (row["epochs"], row["indexes"]) == (2, 2) and row["batch"] <= row["batches"]
+    load = torch.tensor(rows[0]["expert_load"])
+    torch.testing.assert_close(load.sum(-1), torch.ones(2), rtol=1e-5, atol=1e-5)
+
+
+def test_the_header_holds_the_resolved_configuration(options):
+    chosen = options()
+    train(chosen)
+    path, = Path(chosen["log_dir"]).glob("pre_*.jsonl")
+    header = json.loads(path.read_text(encoding="utf-8").splitlines()[0])
+    assert header["config.n_layer"] == 2 and header["config.init_lr"] == 5e-3 and header["trainable"] == header["params"] > 0
+
+
+def test_C1_C2_chunk_checkpoints_and_last_index(options):
+    """Every second chunk is saved; --last_index goes on after it and sees nothing twice."""
+    keys = dict(rows=50, n_of_samples=10, save_frq=2, save_total_limit=None, dropout=0.1)
+    whole = train(options(**keys))
+    chosen = options(**keys)
+    assert names(chosen) == ["TinySeek_Pre2_1", "TinySeek_Pre4_1", "TinySeek_Pre_final"] == names(chosen, ".state")
+    again = train({**chosen, "last_index": 2})
+    assert {h["chunk"] for h in again.history} == {3, 4, 5}
+    assert [h["places"] for h in again.history] == [h["places"] for h in whole.history if h["chunk"] > 2]
+    assert same_tensors(again.model.state_dict(), whole.model.state_dict())
+    with pytest.raises(UserError) as error:
+        train({**chosen, "last_index": 3})
+    assert error.value.code == 3
+
+
+def test_C1_names_in_a_second_epoch_and_with_a_name(options):
+    chosen = options(name="试验", max_epochs=2, save_frq=1, save_total_limit=None)
+    train(chosen)
+    folder = Path(chosen["out_dir"]) / "试验"
+    assert sorted(p.name for p in folder.glob("*.pkl")) == [f"TinySeek_Pre{n}.pkl" for n in ("1_1", "1_2", "_final")]
+
+
+# ---- what goes wrong ----
+
+def spoil(stage, steps, how):
+    """Let `how(loss)` replace the loss of these optimizer steps (from 1; one micro-batch a step)."""
+    real, calls = stage.loss, []
+
+    def loss(model, batch, totals):
+        value, sums = real(model, batch, totals)
+        if model.training:
+            calls.append(1)
+            if len(calls) in steps:
+                return how(value, sums)
+        return value, sums
+    stage.loss = loss
+    return stage
+
+
+def as_nan(value, sums):
+    return value * math.nan, {**sums, "ce_1": sums["ce_1"] * math.nan}
+
+
+def gradient_only(value, sums):
+    """A finite loss whose gradient is not."""
+    return value + (value - value.detach()).sqrt(), sums
+
+
+@pytest.mark.parametrize("how", [as_nan, gradient_only], ids=["loss", "gradient"])
+def test_a_step_that_is_not_finite_is_skipped_and_its_rows_are_named(options, how):
+    chosen = options(logging_steps=1)
+    stage = spoil(build_stage(chosen), {4, 5}, how)
+    weights = []
+    loop = toy.ToyLoop(stage)
+    real = loop.optimize
+
+    def optimize(group, chunk):
+        real(group, chunk)
+        weights.append({n: p.detach().clone() for n, p in stage.model.named_parameters()})
+    loop.optimize = optimize
+    loop.run()
+    assert same_tensors(weights[2], weights[3]) and same_tensors(weights[2], weights[4]) and not same_tensors(weights[4], weights[5])
+    skipped = events(chosen, "skipped")
+    assert [e["step"] for e in skipped] == [4, 5]
+    assert [e["rows"] for e in skipped] == [stage.train.source_rows(loop.history[s - 1]["places"][0]) for s in (4, 5)]
+    assert not math.isfinite(loop.history[3]["grad_norm"]) and "TinySeek_Pre_final" in names(chosen)
+
+
+def test_three_in_a_row_end_with_5_and_no_bad_checkpoint(options):
+    chosen = options(save_steps=2)
+    with pytest.raises(UserError) as error:
+        run_loop(spoil(build_stage(chosen), {5, 6, 7}, as_nan))
+    assert error.value.code == 5
+    assert names(chosen)[-1] == "TinySeek_Pre1_1_s6" and len(events(chosen, "skipped")) == 3
+    for stem in names(chosen):
+        assert all(torch.isfinite(t).all() for t in checkpoint(chosen, stem)["weights"].values())
+    again = train(chosen)                                                         # the fault gone, it goes on
+    assert again.exit == 0 and again.history[0]["step"] == 7
+
+
+def test_two_bad_steps_before_a_save_and_one_after_are_three_in_a_row(options):
+    """The count survives a resume."""
+    chosen = options(save_steps=6)
+    spoiled = spoil(build_stage(chosen), {5, 6}, as_nan)
+    with pytest.raises(SystemExit):
+        run_loop(spoiled, stop_after=6)
+    with pytest.raises(UserError) as error:
+        run_loop(spoil(build_stage(chosen), {1}, as_nan))
+    assert error.value.code == 5
+
+
+def test_a_spike_is_logged_with_its_rows(options):
+    chosen = options(rows=60, init_lr=1e-4, min_lr=1e-5, batch_size=1)
+    stage = spoil(build_stage(chosen), {25}, lambda value, sums: (value, {**sums, "ce_1": sums["ce_1"] * 9}))
+    loop = run_loop(stage)
+    spike, = events(chosen, "spike")
+    assert spike["step"] == 25 and spike["rows"] == stage.train.source_rows(loop.history[24]["places"][0])
+
+
+def scripted(monkeypatch, losses):
+    """Held-out losses in this order, the last one for ever."""
+    left = list(losses)
+    monkeypatch.setattr(loop_file, "evaluate", lambda *_: {"loss": left[0], "ce_1": left.pop(0) if len(left) > 1 else left[0]})
+
+
+def test_E1_early_stopping_on_scripted_losses(options, monkeypatch):
+    scripted(monkeypatch, [3, 2, 2.5, 2, 2.1, 1])
+    chosen = options(eval_share=0.1, eval_steps=1, early_stopping=True)
+    loop = train(chosen)
+    assert len(loop.history) == 5                                                 # best at 2, patience 3
+    stop, = events(chosen, "early_stop")
+    assert stop["step"] == 5 and stop["best"] == 2
+    assert checkpoint(chosen, "TinySeek_Pre_best")["step"] == 2 and checkpoint(chosen, "TinySeek_Pre_final")["step"] == 5
+
+
+def test_E1_off_by_default_threshold_and_patience(options, monkeypatch):
+    scripted(monkeypatch, [3, 3])
+    worse = options(eval_share=0.1, eval_steps=1)
+    assert len(train(worse).history) == train(worse).total_steps > 6
+    scripted(monkeypatch, [3, 2.95, 2.8, 2.75, 2.71, 2])
+    strict = options(name="strict", eval_share=0.1, eval_steps=1, early_stopping=True, early_stopping_patience=2,
+                     early_stopping_threshold=0.1)
+    assert len(train(strict).history) == 5
+
+
+def test_E1_C3_patience_and_best_survive_an_interruption(options, monkeypatch):
+    scripted(monkeypatch, [3, 2, 2.5])
+    chosen = options(eval_share=0.1, eval_steps=1, early_stopping=True)
+    assert train(chosen, stop_after=3).exit == 143
+    scripted(monkeypatch, [2.5])
+    again = train(chosen)
+    assert [h["step"] for h in again.history] == [4, 5] and events(chosen, "early_stop")[0]["best"] == 2
+
+
+def test_held_out_data_without_targets_stops_nothing(options):
+    rows = [{"prompt": "月亮" * 30, "response": "茶"}] * 3 + [{"prompt": "书", "response": "茶"}] * 20
+    chosen = options("sft", rows, eval_share=0.02, max_len=16, eval_steps=1)
+    assert train(chosen, "sft").exit == 0 and "TinySeek_SFT_best" not in names(chosen)
+
+
+def test_sft_learns_replies_from_a_pre_trained_model(options):
+    pre = options(init_lr=1e-2)
+    train(pre)
+    chosen = options("sft", 30, pretraining_model_path=str(Path(pre["out_dir"]) / "TinySeek_Pre_final.pkl"), max_epochs=3)
+    loop = train(chosen, "sft")
+    assert loop.history[-1]["loss"] < 0.8 * loop.history[0]["loss"]
+    assert checkpoint(chosen, "TinySeek_SFT_final")["stage"] == "SFT"
+
+
+@pytest.mark.slow
+def test_the_script_stopped_by_a_signal_ends_as_one_never_stopped(ram_path):
+    """`python train_agent/pre_train.py` as a process: SIGTERM gives 143, the same command goes on to the same weights."""
+    data = toy.write_rows(ram_path / "a.jsonl", text_rows(400))
+    keys = {**toy.SHAPE, "device": "cpu", "threads": 1, "json_data_path": data, "vocab_size": 500, "dropout": 0.1, "batch_size": 1,
+            "max_len": 32, "logging_steps": 1, "save_steps": 50, "mixed_precision": "no"}
+
+    def start(name):
+        words = [w for k, v in {**keys, "out_dir": ram_path / name, "log_dir": ram_path / name, "log_file": ram_path / name / "log.txt"}.items()
+                 for w in (f"--{k}", str(v))]
+        return subprocess.Popen([sys.executable, ROOT / "train_agent" / "pre_train.py", *words], cwd=ram_path, stderr=subprocess.PIPE)
+
+    whole = start("whole")
+    assert whole.communicate()[1] is not None and whole.returncode == 0
+    cut, log = start("cut"), ram_path / "cut" / "log.txt"
+    while not log.exists() or log.read_text(encoding="utf-8").count("Epoch ") < 20:
+        assert cut.poll() is None
+        time.sleep(0.02)
+    cut.send_signal(signal.SIGTERM)
+    assert "Traceback" not in cut.communicate()[1].decode() and cut.returncode == 143
+    again = start("cut")
+    again.communicate()
+    assert again.returncode == 0
+    ends = [read_pair(ram_path / name / "TinySeek_Pre_final.pkl") for name in ("whole", "cut")]
+    assert same_tensors(ends[0][0]["weights"], ends[1][0]["weights"]) and same_tensors(ends[0][1]["optimizers"], ends[1][1]["optimizers"])

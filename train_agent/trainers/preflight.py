@@ -1,0 +1,307 @@
+"""Before a run: does everything fit, is the first loss right, is there memory, how long will it take. Nothing is changed by it.
+
+A few real optimizer steps are taken on a copy of the model, which is then forgotten; weights, gradients and random states stay.
+"""
+
+import copy
+import math
+import os
+import statistics
+import sys
+import time
+from dataclasses import replace
+
+import torch
+
+from tools.config_keys import STAGE_TITLES
+from tools.errors import UserError
+from tools.train_log import TrainLog
+from tools.vocab import Vocab
+from train_agent.trainers import machine, parallel, recovery
+from train_agent.trainers.dataset import Position, loader
+from train_agent.trainers.evaluation import EMPTY
+
+WARM_UP, LEAST, TOGETHER = 1, 2, 4      # steps not counted, steps counted at least, micro-batches measured at a time
+HELD_BATCHES = 3
+SAVE_RATE = 200e6                       # bytes per second of a checkpoint written, flushed, hashed and read back
+SPARE = 0.8                             # share of the memory there that a run may plan with
+ADAM_STATES = {"adam": 2, "adamw": 2, "muon": 1.5, "sgd": 0}
+PARTS = (("embed", "词向量"), ("place", "位置"), ("fc", "输出头"), ("attention", "注意力"), ("router", "路由"), ("mlp.shared", "共享专家"),
+         ("mlp.up", "路由专家"), ("mlp.down", "路由专家"), ("mlp", "前馈"), ("norm", "归一化"))
+
+
+def preflight(stage, seconds=5.0, done=0, say=print):
+    """Check and measure `stage` for about `seconds`. done: steps a resumed run has behind it. say: where the lines go, or None.
+
+    -> dict with checks, parameters, first_loss, memory, seconds_per_step, steps, seconds_left, suggestion. UserError 4 when
+    vocabulary, data and model do not fit.
+    """
+    before = recovery.random_states()
+    try:
+        group = next(iter(loader(stage.train, Position(), {**stage.options, "num_workers": 0}, torch.device("cpu"),
+                                 parallel.rank(), parallel.world())))[0]
+        result = {"stage": stage.name, "checks": fit(stage, group), "parameters": parameters(stage)}
+        measured = measure(stage, seconds)
+    finally:
+        recovery.restore_random_states(before)
+    result["first_loss"] = first_loss(measured["metrics"], stage.model.config.vocab_size, fresh=done == 0 and not from_weights(stage))
+    result["memory"] = memory(stage, measured)
+    result |= time_left(stage, measured, result["parameters"], done)
+    result["suggestion"] = suggestion(stage, result)
+    for line in lines(result) if say and parallel.is_main() else ():
+        say(line)
+    return result
+
+
+def from_weights(stage):
+    """Does the stage start from trained weights?"""
+    return bool(stage.options.get("init_from") or stage.options.get("pretraining_model_path"))
+
+
+# ---------------------------------------------------------------- what fits
+
+def fit(stage, group):
+    """Vocabulary, model and template against the first micro-batches. -> list of Chinese lines. UserError 4."""
+    rows, found = stage.model.config.vocab_size, []
+    highest = max(int(batch.ids.max()) for batch in group)
+    if highest >= rows:
+        raise UserError(f"数据里有编号 {highest}，而模型只认识 {rows} 个：词表和模型不配。请用训练这个模型时的词表，或删掉 cache_dir 重建缓存。", 4)
+    if stage.about.get("vocab"):
+        vocab = Vocab.from_state(stage.about["vocab"])
+        if len(vocab) > rows or stage.about.get("vocab_hash") not in (None, vocab.hash):
+            raise UserError(f"词表有 {len(vocab)} 项，模型的词向量有 {rows} 行，对不上。请换回原来的词表。", 4)
+        found.append(f"词表 {len(vocab)} 项，和模型一致（{vocab.hash[:8]}）")
+        found.append(template_line(vocab, group))
+    targets, tokens = (sum(getattr(b, k) for b in group) for k in ("targets_1", "tokens"))
+    if not targets:
+        raise UserError("第一批数据里没有要学的词元：提问可能占满了 max_len，或对话里没有回答。请运行 python tools/check_data.py 看看。", 4)
+    found.append(f"第一步 {tokens} 个词元，其中 {100 * targets / max(1, tokens):.0f} % 要学")
+    return found
+
+
+def template_line(vocab, group):
+    """Every packed document must open with the end marker, as the template renders it."""
+    for batch in group:
+        opens = batch.valid & (batch.positions == 0)
+        if not bool((batch.ids[opens] == vocab.id("<|im_end|>")).any()):
+            raise UserError("训练数据不是按现在的对话模板切分的。请删掉 cache_dir 里的缓存后重试。", 4)
+    roles = sum(int(torch.isin(batch.ids, torch.tensor([vocab.id("User"), vocab.id("Assistant")])).sum()) for batch in group)
+    return "模板一致，" + (f"第一步里有 {roles} 个角色标记" if roles else "纯文本，没有角色标记")
+
+
+def parameters(stage):
+    """{"total", "active" (a token's share of the routed experts), "trainable", "parts": {Chinese name: count}}"""
+    parts, routed, total, trainable = {}, 0, 0, 0
+    for name, parameter in stage.model.named_parameters():
+        part = next((title for key, title in PARTS if key in name), "适配器")
+        parts[part] = parts.get(part, 0) + parameter.numel()
+        routed += parameter.numel() if part == "路由专家" else 0
+        total += parameter.numel()
+        trainable += parameter.numel() if parameter.requires_grad else 0
+    config = stage.model.config
+    idle = routed * (1 - config.keep / config.other_experts) if routed else 0
+    return {"total": total, "active": round(total - idle), "trainable": trainable, "parts": parts}
+
+
+# ---------------------------------------------------------------- a few real steps, on a copy
+
+def measure(stage, seconds):
+    """-> {"metrics" of the first step, "step", "forward" (a held-out batch), "saved" bytes of activations, "peak" on CUDA}"""
+    from train_agent.trainers.loop import Loop                          # the loop imports this file
+    loop = Loop(replace(stage, model=copy.deepcopy(stage.model), options={**stage.options, "num_workers": 0}))
+    loop.setup()
+    loop.choose()
+    loop.journal = TrainLog(None, None, stage.name)
+    loop.model.train()
+    loop.total_steps = max(loop.total_steps, 2)
+    if loop.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(loop.device)
+    times, first, saved, start = [], None, 0, time.perf_counter()
+    wanted, together = loop.options["accumulation_steps"], min(TOGETHER, loop.options["accumulation_steps"])
+    since = time.perf_counter()
+    for group, _, _ in loader(stage.train, Position(), loop.options, loop.device, parallel.rank(), parallel.world()):
+        counted = SavedBytes(loop.model)
+        if first is None:
+            with counted:
+                loop.optimize(group[:1], 1)
+            first, saved = dict(loop.metrics), counted.total
+        else:
+            loop.optimize(group[:together], 1)
+            times.append((time.perf_counter() - since) * wanted / together)
+        enough = len(times) >= WARM_UP + LEAST
+        if enough and (parallel.world() > 1 or time.perf_counter() - start > seconds):      # ranks must take the same steps
+            break
+        since = time.perf_counter()
+    step = statistics.median(times[WARM_UP:] or times or [time.perf_counter() - start])
+    return {"metrics": first, "step": step, "forward": held_seconds(loop), "saved": saved, "total_steps": loop.total_steps,
+            "device": loop.device, "precision": loop.precision,
+            "peak": torch.cuda.max_memory_allocated(loop.device) if loop.device.type == "cuda" else None}
+
+
+class SavedBytes:
+    """Counts what autograd keeps for the backward pass: the activations. Parameters do not count; views count once."""
+
+    def __init__(self, model):
+        self.seen = {p.untyped_storage().data_ptr() for p in model.parameters()}
+        self.total = 0
+        self.hooks = torch.autograd.graph.saved_tensors_hooks(self.pack, lambda tensor: tensor)
+
+    def pack(self, tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self.seen:
+            self.seen.add(storage.data_ptr())
+            self.total += storage.nbytes()
+        return tensor
+
+    def __enter__(self):
+        self.hooks.__enter__()
+
+    def __exit__(self, *error):
+        self.hooks.__exit__(*error)
+
+
+@torch.no_grad()
+def held_seconds(loop):
+    """Seconds of one whole evaluation over all held-out data, from a few of its batches."""
+    total = 0.0
+    loop.model.eval()
+    for data in loop.stage.held.values():
+        places = [Position(0, c, b) for c in range(data.chunks) for b in range(data.batches_in(0, c))]
+        start, tried = time.perf_counter(), places[:HELD_BATCHES]
+        for place in tried:
+            with machine.autocast(loop.device, loop.precision):
+                _, sums = loop.stage.loss(loop.wrapped, data.batch(place).to(loop.device), EMPTY)
+            {k: float(v) for k, v in sums.items() if v.numel() == 1}      # waits for the device
+        total += (time.perf_counter() - start) * len(places) / max(1, len(tried)) / parallel.world()
+    return total
+
+
+# ---------------------------------------------------------------- what the numbers mean
+
+def first_loss(metrics, vocab_size, fresh):
+    """The first cross-entropies beside ln V, the loss of a guess among V words. level: ok | warn"""
+    guess, ce = math.log(vocab_size), metrics.get("ce_1")
+    found = {"ce_1": ce, "ce_2": metrics.get("ce_2"), "loss": metrics.get("loss"), "ln_vocab": guess, "level": "ok"}
+    if ce is None:
+        return {**found, "text": f"第一个损失 {metrics.get('loss', math.nan):.3f}"}
+    if not math.isfinite(ce):
+        found["level"], why = "warn", "不是有限数：请检查起点模型，或改用 --mixed_precision no"
+    elif ce > guess + 0.5:
+        found["level"], why = "warn", "比乱猜还差：起点模型和这批数据或词表可能不配" if not fresh else "比乱猜还差：init_std 可能太大"
+    elif fresh and ce < guess - 1:
+        found["level"], why = "warn", "没学过却比乱猜好得多：答案可能泄漏给了模型，请检查数据和 max_len"
+    elif fresh:
+        why = "正常：还什么都没学，等于在全部词里乱猜"
+    else:
+        why = "比乱猜好，起点模型已经学过" if ce < guess - 0.3 else "和乱猜差不多，起点模型对这批数据没有帮助"
+    heads = f"{ce:.3f}" + (f" / {found['ce_2']:.3f}（第二个头）" if found["ce_2"] is not None else "")
+    return {**found, "text": f"第一个损失 {heads}，乱猜是 ln {vocab_size} = {guess:.3f}。{why}"}
+
+
+def memory(stage, measured):
+    """Bytes a run needs and bytes that are there, on the device that trains. -> dict; needed = fixed + batch"""
+    size = sum(p.numel() * p.element_size() for p in stage.model.parameters())
+    learning = sum(p.numel() for p in stage.model.parameters() if p.requires_grad)
+    fixed = size + 4 * learning * (1 + ADAM_STATES[stage.options["optimizer"]])
+    batch = max(measured["saved"], (measured["peak"] or 0) - fixed)
+    return {"fixed": round(fixed), "batch": batch, "needed": round(fixed + batch), "there": memory_there(measured["device"])}
+
+
+def memory_there(device):
+    """Bytes that this process may still take on `device`; None where the system does not say."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device)
+    try:
+        if sys.platform.startswith("linux"):
+            with open("/proc/meminfo", encoding="ascii") as f:
+                free = next(int(line.split()[1]) * 1024 for line in f if line.startswith("MemAvailable"))
+            return min([free] + cgroup_room())
+        if hasattr(os, "sysconf"):
+            return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        import ctypes
+        state = (ctypes.c_ulonglong * 8)(64)                            # MEMORYSTATUSEX: its length, then totals and free
+        ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(state))
+        return int(state[2])
+    except (OSError, ValueError, StopIteration, AttributeError):
+        return None
+
+
+def cgroup_room():
+    """What a container may still take, [] without a limit."""
+    try:
+        read = lambda name: open(f"/sys/fs/cgroup/{name}", encoding="ascii").read().strip()       # noqa: E731
+        return [max(0, int(read("memory.max")) - int(read("memory.current")))]
+    except (OSError, ValueError):
+        return []
+
+
+def time_left(stage, measured, parameters, done):
+    """Seconds of the steps to come, with their evaluations and saves."""
+    options, steps = stage.options, max(0, measured["total_steps"] - done)
+    group = options["accumulation_steps"] * parallel.world()
+    training = steps * measured["step"]
+    rounds = (steps // options["eval_steps"] if options["eval_steps"] else 0) + 1
+    saves = (steps // options["save_steps"] if options["save_steps"] else 0) + 1
+    evaluating = rounds * measured["forward"] if stage.held else 0.0
+    saving = saves * 4 * (parameters["total"] + 2 * parameters["trainable"]) / SAVE_RATE
+    tokens = stage.train.width * stage.train.batch_size * group / max(1e-9, measured["step"])
+    return {"seconds_per_step": measured["step"], "steps": steps, "seconds_left": training + evaluating + saving,
+            "seconds": {"training": training, "evaluating": evaluating, "saving": saving}, "tokens_per_second": tokens,
+            "device": str(measured["device"]), "precision": measured["precision"]}
+
+
+def suggestion(stage, result):
+    """Micro-batch and accumulation that fit and keep the rows of a step, with the reason in Chinese."""
+    batch, steps = stage.options["batch_size"], stage.options["accumulation_steps"]
+    memory, notes = result["memory"], []
+    per_row = max(1, memory["batch"] / batch)
+    room = None if memory["there"] is None else SPARE * memory["there"] - memory["fixed"]
+    best = batch
+    if room is not None and memory["needed"] > SPARE * memory["there"]:
+        best = max([b for b in divisors(batch * steps) if b * per_row <= room] or [1])
+        notes.append("内存不够" if best * per_row <= room else "一行也放不下：请减小 max_len 或模型，或加上 --gradient_checkpointing")
+    elif room is not None and result["device"].startswith("cuda"):
+        best = max([b for b in divisors(batch * steps) if b * per_row <= room] or [batch])
+        notes += ["显存有余，大一点的微批更快"] if best > batch else []
+    if result["steps"] < 50 and batch * steps > 1:
+        notes.append(f"总共只有 {result['steps']} 步，偏少：可减小 batch_size 或加大 max_epochs")
+    return {"batch_size": best, "accumulation_steps": batch * steps // best, "text": "；".join(notes)}
+
+
+def divisors(n):
+    return [k for k in range(1, n + 1) if n % k == 0]
+
+
+# ---------------------------------------------------------------- the printed form
+
+def lines(result):
+    """Generator of the Chinese lines."""
+    p, m, s = result["parameters"], result["memory"], result["suggestion"]
+    yield f"训练前检查（{STAGE_TITLES.get(result['stage'], result['stage'])}）"
+    for check in result["checks"]:
+        yield f"  ✓ {check}"
+    yield (f"  ✓ 参数 {short(p['total'])}，每个词元用到 {short(p['active'])}，学习 {short(p['trainable'])}："
+           + "，".join(f"{name} {short(count)}" for name, count in sorted(p["parts"].items(), key=lambda item: -item[1])))
+    yield f"  {'✓' if result['first_loss']['level'] == 'ok' else '⚠'} {result['first_loss']['text']}"
+    there = "" if m["there"] is None else f"，可用 {gigabytes(m['there'])}"
+    enough = m["there"] is None or m["needed"] <= SPARE * m["there"]
+    yield f"  {'✓' if enough else '⚠'} 约需内存 {gigabytes(m['needed'])}（权重、梯度、优化器 {gigabytes(m['fixed'])}，激活 {gigabytes(m['batch'])}）{there}"
+    yield (f"  ✓ {result['device']}，精度 {result['precision']}，实测 {result['seconds_per_step']:.3g} 秒一步（每秒约 {result['tokens_per_second']:,.0f} 词元），"
+           f"{result['steps']} 步约需 {clock(result['seconds_left'])}")
+    same = s["batch_size"] * s["accumulation_steps"] and not s["text"]
+    yield f"  建议 --batch_size {s['batch_size']} --accumulation_steps {s['accumulation_steps']}（{'现在这样就好' if same else s['text']}）"
+
+
+def short(count):
+    return f"{count / 1e9:.3g} B" if count >= 1e9 else f"{count / 1e6:.3g} M" if count >= 1e6 else f"{count / 1e3:.3g} k"
+
+
+def gigabytes(count):
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+
+
+def clock(seconds):
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} 小时 {minutes} 分" if hours else f"{minutes} 分 {rest} 秒" if minutes else f"{rest} 秒"

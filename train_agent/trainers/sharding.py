@@ -1,0 +1,65 @@
+"""FSDP2: weights, gradients and optimizer state cut into one piece per process, and put together again for files."""
+
+import torch
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+LOW = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def shard(model, device, keep_whole=False, precision="no"):
+    """Shard `model` in place, block by block. keep_whole (SHARD_GRAD_OP): a block's weights stay whole until its backward pass.
+
+    With fp16 or bf16 the weights travel and multiply in it; gradients are summed in float32.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+    for tensor in (*model.parameters(), *model.buffers()):
+        dist.broadcast(tensor.data, 0)                     # what the main process has loaded is what counts
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    policy = MixedPrecisionPolicy(cast_forward_inputs=False)
+    if precision in LOW:
+        policy = MixedPrecisionPolicy(LOW[precision], torch.float32, cast_forward_inputs=False)
+    for block in model.blocks:
+        fully_shard(block, mesh=mesh, reshard_after_forward=not keep_whole, mp_policy=policy)
+    fully_shard(model, mesh=mesh, reshard_after_forward=False, mp_policy=policy)     # the heads: the backward pass begins with them
+    for module in model.modules():
+        if isinstance(module, FSDPModule):                 # a plain sum: gloo knows no average
+            module.set_force_sum_reduction_for_comms(True)
+            module.set_gradient_divide_factor(1.0)
+    return model
+
+
+def is_sharded(module):
+    return hasattr(module, "set_requires_gradient_sync") and hasattr(module, "reshard")
+
+
+def mapped(value, change):
+    """Nested dicts and lists with `change` applied to every tensor."""
+    if isinstance(value, torch.Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        return {k: mapped(v, change) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [mapped(v, change) for v in value]
+    return value
+
+
+def whole(tensor):
+    """The full tensor behind a shard, on every process (all must ask); a plain tensor is itself."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def for_file(value, main=True):
+    """Nested dicts and lists with whole tensors on the CPU where `main`, None elsewhere. All processes must ask."""
+    def change(tensor):
+        full = whole(tensor)
+        return full.detach().cpu() if main else None
+    return mapped(value, change)
+
+
+def like(full, parameter):
+    """A full tensor, cut as `parameter` is cut where it is a shard of the same shape."""
+    if isinstance(parameter, DTensor) and full.shape == parameter.shape:
+        return distribute_tensor(full, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    return full
