@@ -35,7 +35,7 @@ from train_agent.trainers.sft_training import build_stage as sft_stage
 EXTRA = [("--minutes", {"type": float, "default": 10.0, "metavar": "N", "help": "总时长（分钟），默认 10"}),
          ("--quick", {"action": "store_true", "help": "一分钟以内的试跑：只确认每一步都能工作"}),
          ("--with", {"dest": "extras", "choices": ["adapters"], "help": "adapters：再训练三个 LoRA、前缀、记忆和选择门"})]
-FIXED = 75           # seconds that go to data, vocabulary, measuring, scoring and drawing
+FIXED = 40           # seconds that go to data, vocabulary, measuring, scoring and drawing
 SHARES = {"pre": 0.4, "sft": 0.6}
 TITLES = {"pre": "预训练", "sft": "指令微调（SFT）"}
 QUESTIONS = ["你好", "你是谁？", "34加57等于几？", "把“山水花”倒过来写", "今天星期三，五天后是星期几？",
@@ -124,7 +124,9 @@ def write_report(out, options, progress, done, samples, extras):
 
 def main(argv=None):
     torch.multiprocessing.freeze_support()
-    manager, command = parse(argv, "从数据到对话，一条命令走完全程。", extra=EXTRA)
+    argv = list(sys.argv[1:] if argv is None else argv)
+    built_in = [] if any(word.startswith(("--preset", "--config")) for word in argv) else ["--preset", "tiny"]
+    manager, command = parse(argv + built_in, "从数据到对话，一条命令走完全程（默认用预设 tiny）。", extra=EXTRA)
     options = {name: manager.stage(name) for name in SHARES}
     out = Path(options["pre"]["out_dir"], options["pre"]["name"] or "")
     budget = 12 if command.quick else max(10, command.minutes * 60 - FIXED)

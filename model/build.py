@@ -26,7 +26,11 @@ def build(chain, shared=None):
         return build_gate(chain[-1])
     if chain[0]["kind"] != "model":
         raise ValueError(f"a chain must begin with a model, not with {chain[0]['kind']!r}")
-    model = build_base(chain[0], {} if shared is None else shared)
+    if any((payload["adapter"] or {}).get("train_base") for payload in chain[1:]):
+        base = {**chain[0], "weights": {n: t.clone() for n, t in chain[0]["weights"].items()}}     # it will be overwritten
+        model = build_base(base, {})
+    else:
+        model = build_base(chain[0], {} if shared is None else shared)
     for payload in chain[1:]:
         attach(model, payload["adapter"])
         load_adapter(model, payload["weights"])

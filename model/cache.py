@@ -58,6 +58,13 @@ class DecodeCache:
     def clear(self, slot):
         self.lengths[slot] = 0
 
+    def move(self, source, target):
+        """Slot `target` takes over what slot `source` holds, which is empty afterwards."""
+        length = self.lengths[source]
+        for m in self.memory:
+            m[target, :length] = m[source, :length]
+        self.lengths[target], self.lengths[source] = length, 0
+
     def truncate(self, slot, length):
         """Forget all but the first `length` tokens of a slot."""
         assert 0 <= length <= self.lengths[slot]

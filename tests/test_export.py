@@ -140,7 +140,7 @@ def test_P3_plain_files_in_other_precisions(tmp_path, vocab):
 
 @pytest.mark.parametrize("argv, word", [
     (["--to", "hf", "--output", "x"], "--model"), (["--model", "m", "--output", "x"], "--to"), (["--model", "m", "--to", "hf"], "--output"),
-    (["--from", "hf", "d", "--to", "hf", "--output", "x"], "二选一"), (["--from", "gguf", "d", "--output", "x"], "--from"),
+    (["--from", "hf", "d", "--to", "hf", "--output", "x"], "选一"), (["--from", "gguf", "d", "--output", "x"], "--from"),
     (["--from", "hf", "d", "--model", "m", "--output", "x"], "--model"), (["--to", "onnx", "--model", "m", "--output", "x"], "onnx"),
     (["--model", "m", "--to", "gguf", "--precision", "bf16", "--output", "x"], "bf16"),
     (["--model", "m", "--to", "hf", "--precision", "q8_0", "--output", "x"], "q8_0"),

@@ -82,8 +82,8 @@ def test_f16_and_q8_0_are_rounded_and_nothing_else(tmp_path, vocab, shape):
         if t.name in kept:
             assert t.tensor_type == gguf.GGMLQuantizationType.F16 and t.shape[0] % 32
     for name, tensor in to_ours(parts(config), values(reader)).items():
-        blocks = weights[name].abs().max() / 127
-        assert (tensor - weights[name]).abs().max() <= blocks * 0.51, name
+        step = weights[name].abs().max() / 127                           # its float16 rounding shifts the ends by another 6 %
+        assert (tensor - weights[name]).abs().max() <= step * 0.57, name
 
 
 def test_settings_of_a_deepseek_model(tmp_path, vocab):

@@ -51,7 +51,7 @@ class Place:
         if not prefix:
             del environment["PYTHONPATH"]               # a script finds its own project
         done = subprocess.run([sys.executable, *prefix, str(ROOT / script), *map(str, words)], cwd=self.folder, env=environment,
-                              capture_output=True, text=True, encoding="utf-8", timeout=120)
+                              capture_output=True, text=True, encoding="utf-8", timeout=900)
         assert done.returncode == code and "Traceback" not in done.stderr, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
         self.said = done.stderr
         return done.stdout

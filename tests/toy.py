@@ -124,14 +124,15 @@ def toy_options(folder, vocab, stage="pre", rows=30, **keys):
     if isinstance(rows, int):
         rows = text_rows(rows) if stage == "pre" else dialogue_rows(rows)
     data = write_rows(folder / f"{stage}.jsonl", rows)
-    values = {**SHAPE, "device": "cpu", "mixed_precision": "no", "out_dir": str(folder / "out"), "log_dir": str(folder / "logs"),
+    values = {**SHAPE, "token_kind": "char", "device": "cpu", "mixed_precision": "no",
+              "out_dir": str(folder / "out"), "log_dir": str(folder / "logs"),
               "log_file": str(folder / "log.txt"), "vocab_trg_path": str(folder / "vocab.json"), "json_data_path": str(data),
               "max_len": 40, "batch_size": 2, "eval_share": 0.0, "save_steps": None, "eval_steps": None, "logging_steps": 1,
-              "init_lr": 5e-3, "min_lr": 1e-5,
-              "decay": 0.9995, "scheduler": "exponential", "warmup_steps": 0, "optimizer": "adam", "max_norm": 1.0, "max_epochs": 1, **keys}
+              "init_lr": 5e-3, "min_lr": 1e-5, **keys}
     if stage == "sft":
         values.setdefault("pretraining_model_path", "none")
-    return ConfigManager(overrides=values, stage=stage).stage(stage)
+    (folder / "config.json").write_text("{}", encoding="utf-8")                    # defaults, whatever the project's own file says
+    return ConfigManager(folder / "config.json", overrides=values, stage=stage).stage(stage)
 
 
 def build_stage(options, stage="pre"):

@@ -5,7 +5,6 @@ begins while others go on, and ends without waiting for them. Nobody's reader ca
 through one call per step, and waits there.
 """
 
-import itertools
 import sys
 import threading
 import time
@@ -43,7 +42,7 @@ class Lane:
 
     def __init__(self, model, slots, chunk=LEAST_CHUNK):
         self.model, self.slots, self.chunk = model, slots, chunk
-        self.jobs, self.waiting, self.cache = [], deque(), None
+        self.jobs, self.waiting, self.cache, self.news = [], deque(), None, []
 
     @property
     def busy(self):
@@ -51,10 +50,15 @@ class Lane:
 
     def step(self, now):
         """One round -> list of (job, text, finish, error), the news of this step."""
-        news = self._leave(now)
+        self.news = []
+        self._leave(now)
         self._enter()
-        if not self.jobs:
-            return news
+        if self.jobs:
+            self._advance()
+        return self.news
+
+    def _advance(self):
+        """A chunk of each prompt that is being read, a token for every reply."""
         reading = [i for i, job in enumerate(self.jobs) if job.read < len(job.ids)]
         writing = [i for i, job in enumerate(self.jobs) if job.read >= len(job.ids)]
         places, states = self._read(reading)
@@ -65,9 +69,8 @@ class Lane:
         if places:
             new = pick(self.model.fc1(torch.cat(states)), [self.jobs[i] for i in places])
             done = [i for i, token in zip(places, new) if self.jobs[i].writer.add(token)]
-            news += [_news(self.jobs[i]) for i in places if self.jobs[i].live or i in done]
+            self.news += [_news(self.jobs[i]) for i in places if self.jobs[i].live or i in done]
             self._remove(done)
-        return news
 
     @property
     def _device(self):
@@ -90,21 +93,15 @@ class Lane:
 
     def _leave(self, now):
         """Let go of jobs whose client left or whose time is over."""
-        late = [i for i, job in enumerate(self.jobs) if job.gone or now > job.deadline]
-        news = []
+        late = [i for i, job in enumerate(self.jobs) if job.gone or now >= job.deadline]
         for i in late:
             self.jobs[i].writer.end("length")
-            news.append(_news(self.jobs[i]))
+            self.news.append(_news(self.jobs[i]))
         self._remove(late)
-        if any(job.gone or now > job.wait_until for job in self.waiting):
-            kept = deque()
-            for job in self.waiting:
-                if job.gone or now > job.wait_until:
-                    news.append((job, "", None, busy("排队太久，请稍后再试。", "queue_timeout")))
-                else:
-                    kept.append(job)
-            self.waiting = kept
-        return news
+        tired = [job for job in self.waiting if job.gone or now >= job.wait_until]
+        if tired:
+            self.waiting = deque(job for job in self.waiting if job not in tired)
+            self.news += [(job, "", None, busy("排队太久，请稍后再试。", "queue_timeout")) for job in tired]
 
     def _enter(self):
         while self.waiting and len(self.jobs) < self.slots:
@@ -123,9 +120,11 @@ class Lane:
             self.jobs.pop()
 
     def fail(self):
-        """Something broke: nothing of this lane can be trusted. -> news of the jobs that were under way"""
-        jobs, self.jobs, self.cache = self.jobs, [], None
-        return [(job, "", None, internal()) for job in jobs]
+        """Something broke: nothing of this lane can be trusted. -> news, an error for each job that was under way"""
+        told = {id(job) for job, _, finish, error in self.news if finish or error}
+        lost = [job for job in self.jobs if id(job) not in told]
+        self.jobs, self.cache = [], None
+        return self.news + [(job, "", None, internal()) for job in lost]
 
 
 def _news(job):
@@ -151,7 +150,8 @@ class Engine:
     def __init__(self, limits, post, threads=None):
         self.limits, self.post, self.threads = limits, post, threads
         self.lanes = {}                                # id of a model -> Lane
-        self.inbox, self.under_way, self.draining, self.closed = deque(), 0, False, False
+        self.inbox, self.under_way = deque(), 0
+        self.draining = self.cut = self.closed = False
         self.change = threading.Condition()
         self.thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -176,9 +176,7 @@ class Engine:
 
     def cut_off(self):
         """End every reply where it is."""
-        with self.change:
-            for job in itertools.chain(self.inbox, *([*lane.jobs, *lane.waiting] for lane in self.lanes.values())):
-                job.deadline = job.wait_until = 0.0
+        self.cut = True
 
     def close(self, timeout=5.0):
         with self.change:
@@ -195,36 +193,45 @@ class Engine:
         if self.threads:
             torch.set_num_threads(self.threads)
         with torch.inference_mode():
-            while self._next_jobs():
-                news = []
+            while self._wait():
+                news = self._sort()
                 for lane in [lane for lane in self.lanes.values() if lane.busy]:
-                    news += self._step(lane)
+                    news += self._guarded(lane.step, lane.fail, float("inf") if self.cut else time.monotonic())
                 if news:
-                    with self.change:
-                        self.under_way -= sum(finish is not None or error is not None for _, _, finish, error in news)
-                    self.post(news)
+                    self._tell(news)
 
-    def _next_jobs(self):
-        """Sort arrivals into lanes; sleep while there is nothing to do. False when the engine is closed."""
+    def _wait(self):
+        """Sleep while there is nothing to do. False when the engine is closed."""
         with self.change:
             while not self.closed and not self.inbox and not any(lane.busy for lane in self.lanes.values()):
                 self.change.wait()
-            if self.closed:
-                return False
-            jobs, self.inbox = self.inbox, deque()
-            for job in jobs:
-                self._lane(job).waiting.append(job)
-        return True
+            return not self.closed
 
-    def _lane(self, job):
+    def _sort(self):
+        """Arrivals to their lanes. -> news of those that have none"""
+        news = []
+        with self.change:
+            jobs, self.inbox = self.inbox, deque()
+        for job in jobs:
+            news += self._guarded(self._assign, lambda job=job: [(job, "", None, internal())], job)
+        return news
+
+    def _assign(self, job):
         model = job.served.model_for(job.ids)
         if id(model) not in self.lanes:
             self.lanes[id(model)] = Lane(model, self.limits.batch, max(LEAST_CHUNK, -(-job.served.longest // 2)))
-        return self.lanes[id(model)]
+        self.lanes[id(model)].waiting.append(job)
+        return []
 
-    def _step(self, lane):
+    def _guarded(self, act, otherwise, argument):
         try:
-            return lane.step(time.monotonic())
+            return act(argument)
         except Exception:                              # a bug or no memory: these replies are lost, the server is not
             traceback.print_exc(file=sys.stderr)
-            return lane.fail()
+            return otherwise()
+
+    def _tell(self, news):
+        over = sum(finish is not None or error is not None for _, _, finish, error in news)
+        with self.change:
+            self.under_way -= over
+        self.post(news)

@@ -1,6 +1,7 @@
 """What LoRA, prefix and memory stages share: a frozen base, an adapter on top, files that hold the adapter alone."""
 
 import os
+import re
 from pathlib import Path
 
 from model.build import attach, build
@@ -30,7 +31,7 @@ def adapter_stage(name, label, options, describe, loss=next_tokens_loss, rates=N
     try:
         attach(model, adapter)
     except ValueError as error:
-        raise UserError(f"{label} 的设置不对：{explained(error)}", 2) from None
+        raise UserError(f"{explained(error)}。", 2) from None
     train, held, identity = packed_data(options, vocab)
     about = {"kind": "adapter", "stage": label, "config": model.config.to_dict(), "vocab_hash": vocab.hash, "vocab": vocab.state(),
              "adapter": adapter, "base": {"path": path_from(options, options[BASE_KEY]), "hash": digest}}
@@ -61,14 +62,21 @@ def frozen_model(options, vocab, chain):
         raise UserError(f"{options[BASE_KEY]} 和它的底座对不上：{error}", 4) from None
 
 
+REASONS = [
+    (r"'(.*)' matches no projection; there are: (.*)", "模型里没有叫 {0} 的部位。lora_targets 可选：{1}"),
+    (r"no projection is named; there are: (.*)", "没有写 lora_targets。可选：{0}"),
+    (r"rank (\S+) must lie between 1 and (\d+),.*", "rank={0} 不行，所选部位的矩阵只允许 1 到 {1}"),
+    (r"memory layers (.*) must be different numbers from 0 to (\d+)", "memory_layers={0} 不行，应是互不相同的层号，从 0 到 {1}"),
+]
+
+
 def explained(error):
-    """A ValueError of the model's, in Chinese where it is one that users cause."""
-    text = str(error)
-    for english, chinese in (("matches no projection; there are:", "在模型里找不到；可选："), ("no projection is named; there are:", "没有写 lora_targets；可选："),
-                             ("must lie between", "应在范围内："), (", the rank of the largest projection chosen", "（所选投影的最大秩）"),
-                             ("memory layers", "memory_layers"), ("must be different numbers from", "应是互不相同的层号，范围"), (" to ", " 到 "), (" and ", " 到 ")):
-        text = text.replace(english, chinese)
-    return text
+    """What the model complains about, in the user's words where a user can cause it."""
+    for pattern, chinese in REASONS:
+        found = re.fullmatch(pattern, str(error), re.S)
+        if found:
+            return chinese.format(*found.groups())
+    return str(error)
 
 
 def path_from(options, path):

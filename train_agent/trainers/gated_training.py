@@ -154,11 +154,11 @@ def gate_report(gate, data):
     gate.eval()
     picks = torch.cat([gate(*padded(data.turns(documents[i:i + 256]), device)).argmax(1).cpu() for i in range(0, len(documents), 256)])
     gate.train(was_training)
-    best, oracle = losses.argmin(1), losses.amin(1).mean()
-    count = losses.shape[1]
-    regret = float(losses.gather(1, picks[:, None]).mean() - oracle)
+    best, oracle, count = losses.argmin(1), losses.amin(1).mean(), losses.shape[1]
+    picked = losses.gather(1, picks[:, None])[:, 0]
+    regret = float(picked.mean() - oracle)
     single = float(losses.mean(0).min() - oracle)
-    return {"samples": len(documents), "accuracy": float((picks == best).float().mean()), "regret": regret,
+    return {"samples": len(documents), "accuracy": float((picked == losses.amin(1)).float().mean()), "regret": regret,
             "regret_best_single": single, "regret_random": float(losses.mean() - oracle),
             "regret_share": regret / single if single > 0 else 0.0, "oracle_loss": float(oracle),
             "confusion": torch.bincount(best * count + picks, minlength=count * count).view(count, count).tolist()}

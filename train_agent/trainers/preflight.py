@@ -44,7 +44,8 @@ def preflight(stage, seconds=5.0, done=0, say=print):
         measured = measure(stage, seconds)
     finally:
         recovery.restore_random_states(before)
-    result["first_loss"] = first_loss(measured["metrics"], stage.model.config.vocab_size, fresh=done == 0 and not from_weights(stage))
+    choices = len(stage.about["adapter"]["experts"]) if stage.about["kind"] == "gate" else stage.about["config"]["vocab_size"]
+    result["first_loss"] = first_loss(measured["metrics"], choices, fresh=done == 0 and not from_weights(stage))
     result["memory"] = memory(stage, measured)
     result |= time_left(stage, measured, result["parameters"], done)
     result["suggestion"] = suggestion(stage, result)
@@ -62,7 +63,7 @@ def from_weights(stage):
 
 def fit(stage, group):
     """Vocabulary, model and template against the first micro-batches. -> list of Chinese lines. UserError 4."""
-    rows, found = stage.model.config.vocab_size, []
+    rows, found = stage.about["config"]["vocab_size"], []
     highest = max(int(batch.ids.max()) for batch in group)
     if highest >= rows:
         raise UserError(f"数据里有编号 {highest}，而模型只认识 {rows} 个：词表和模型不配。请用训练这个模型时的词表，或删掉 cache_dir 重建缓存。", 4)
@@ -71,7 +72,8 @@ def fit(stage, group):
         if len(vocab) > rows or stage.about.get("vocab_hash") not in (None, vocab.hash):
             raise UserError(f"词表有 {len(vocab)} 项，模型的词向量有 {rows} 行，对不上。请换回原来的词表。", 4)
         found.append(f"词表 {len(vocab)} 项，和模型一致（{vocab.hash[:8]}）")
-        found.append(template_line(vocab, group))
+        if all(hasattr(batch, "positions") for batch in group):
+            found.append(template_line(vocab, group))
     targets, tokens = (sum(getattr(b, k) for b in group) for k in ("targets_1", "tokens"))
     if not targets:
         raise UserError("第一批数据里没有要学的词元：提问可能占满了 max_len，或对话里没有回答。请运行 python tools/check_data.py 看看。", 4)
@@ -98,8 +100,8 @@ def parameters(stage):
         routed += parameter.numel() if part == "路由专家" else 0
         total += parameter.numel()
         trainable += parameter.numel() if parameter.requires_grad else 0
-    config = stage.model.config
-    idle = routed * (1 - config.keep / config.other_experts) if routed else 0
+    shape = stage.about["config"]
+    idle = routed * (1 - shape["keep"] / shape["other_experts"]) if routed else 0
     return {"total": total, "active": round(total - idle), "trainable": trainable, "parts": parts}
 
 
@@ -113,29 +115,31 @@ def measure(stage, seconds):
     loop.choose()
     loop.journal = TrainLog(None, None, stage.name)
     loop.model.train()
-    loop.total_steps = max(loop.total_steps, 2)
     if loop.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(loop.device)
-    times, first, saved, start = [], None, 0, time.perf_counter()
-    wanted, together = loop.options["accumulation_steps"], min(TOGETHER, loop.options["accumulation_steps"])
-    since = time.perf_counter()
-    for group, _, _ in loader(stage.train, Position(), loop.options, loop.device, parallel.rank(), parallel.world()):
-        counted = SavedBytes(loop.model)
-        if first is None:
-            with counted:
-                loop.optimize(group[:1], 1)
-            first, saved = dict(loop.metrics), counted.total
-        else:
-            loop.optimize(group[:together], 1)
-            times.append((time.perf_counter() - since) * wanted / together)
-        enough = len(times) >= WARM_UP + LEAST
-        if enough and (parallel.world() > 1 or time.perf_counter() - start > seconds):      # ranks must take the same steps
+    groups, counted, start = over_and_over(stage, loop), SavedBytes(loop.model), time.perf_counter()
+    with counted:
+        loop.optimize(next(groups)[:1], 1)
+    first, times, since = dict(loop.metrics), [], time.perf_counter()
+    for group in groups:
+        part = group[:TOGETHER]
+        loop.optimize(part, 1)
+        now = time.perf_counter()
+        times.append((now - since) * len(group) / len(part))
+        if len(times) >= LEAST + WARM_UP and (parallel.world() > 1 or now - start > seconds):   # ranks take the same steps
             break
         since = time.perf_counter()
-    step = statistics.median(times[WARM_UP:] or times or [time.perf_counter() - start])
-    return {"metrics": first, "step": step, "forward": held_seconds(loop), "saved": saved, "total_steps": loop.total_steps,
+    step = statistics.mean(times[WARM_UP:])                             # a mean: steps that run slow are part of the run
+    return {"metrics": first, "step": step, "forward": held_seconds(loop), "saved": counted.total, "total_steps": loop.total_steps,
             "device": loop.device, "precision": loop.precision,
             "peak": torch.cuda.max_memory_allocated(loop.device) if loop.device.type == "cuda" else None}
+
+
+def over_and_over(stage, loop):
+    """Groups of micro-batches, from the start again when small data is used up."""
+    while True:
+        for group, _, _ in loader(stage.train, Position(), loop.options, loop.device, parallel.rank(), parallel.world()):
+            yield group
 
 
 class SavedBytes:
@@ -178,9 +182,9 @@ def held_seconds(loop):
 
 # ---------------------------------------------------------------- what the numbers mean
 
-def first_loss(metrics, vocab_size, fresh):
+def first_loss(metrics, choices, fresh):
     """The first cross-entropies beside ln V, the loss of a guess among V words. level: ok | warn"""
-    guess, ce = math.log(vocab_size), metrics.get("ce_1")
+    guess, ce = math.log(choices), metrics.get("ce_1")
     found = {"ce_1": ce, "ce_2": metrics.get("ce_2"), "loss": metrics.get("loss"), "ln_vocab": guess, "level": "ok"}
     if ce is None:
         return {**found, "text": f"第一个损失 {metrics.get('loss', math.nan):.3f}"}
@@ -191,11 +195,11 @@ def first_loss(metrics, vocab_size, fresh):
     elif fresh and ce < guess - 1:
         found["level"], why = "warn", "没学过却比乱猜好得多：答案可能泄漏给了模型，请检查数据和 max_len"
     elif fresh:
-        why = "正常：还什么都没学，等于在全部词里乱猜"
+        why = f"正常：还什么都没学，等于在 {choices} 项里乱猜"
     else:
         why = "比乱猜好，起点模型已经学过" if ce < guess - 0.3 else "和乱猜差不多，起点模型对这批数据没有帮助"
     heads = f"{ce:.3f}" + (f" / {found['ce_2']:.3f}（第二个头）" if found["ce_2"] is not None else "")
-    return {**found, "text": f"第一个损失 {heads}，乱猜是 ln {vocab_size} = {guess:.3f}。{why}"}
+    return {**found, "text": f"第一个损失 {heads}，乱猜是 ln {choices} = {guess:.3f}。{why}"}
 
 
 def memory(stage, measured):

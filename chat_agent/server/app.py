@@ -1,0 +1,85 @@
+"""The routes. What is behind each of them lies in the other files."""
+
+from pathlib import Path
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from chat_agent.server.access import Access
+from chat_agent.server.errors import ApiError, internal
+from chat_agent.server.models import described
+from chat_agent.server.replies import NO_STORE, Desk
+
+STATIC = Path(__file__).resolve().parents[1] / "static"
+KINDS = {".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8",
+         ".svg": "image/svg+xml"}
+REASONS = {404: ("这里没有这个地址。", "not_found"), 405: ("这个地址不支持这种请求方法。", "method_not_allowed")}
+
+
+def create_app(models, engine, curves, limits, pool, key=None, local_only=True):
+    """An ASGI application. engine: started by the caller; curves: Curves; pool: an executor for what takes time."""
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
+    desk = Desk(models, engine, limits, pool)
+    _add_page(app)
+
+    @app.get("/health")
+    async def health():
+        return JSONResponse({"status": "ok"} if engine.alive else {"status": "down"}, 200 if engine.alive else 503, NO_STORE)
+
+    @app.get("/v1/models")
+    async def list_models():
+        return JSONResponse({"object": "list", "data": [described(served) for served in models]}, headers=NO_STORE)
+
+    @app.get("/v1/models/{name:path}")
+    async def one_model(name: str):
+        return JSONResponse(described(models.get(name)), headers=NO_STORE)
+
+    @app.post("/v1/chat/completions")
+    async def chat_completions(request: Request):
+        return await desk.answer(request, chat=True)
+
+    @app.post("/v1/completions")
+    async def completions(request: Request):
+        return await desk.answer(request, chat=False)
+
+    @app.get("/curves")
+    async def list_curves():
+        return JSONResponse(await curves.listing(), headers=NO_STORE)
+
+    @app.get("/curves/{name}")
+    async def one_curve(name: str):
+        return JSONResponse(await curves.read(name), headers=NO_STORE)
+
+    @app.exception_handler(ApiError)
+    async def refuse(_, error):
+        return JSONResponse(error.content(), error.status, NO_STORE | error.headers())
+
+    @app.exception_handler(Exception)
+    async def broken(_, error):
+        return JSONResponse(internal().content(), 500, NO_STORE)                  # the traceback goes to our log
+
+    @app.exception_handler(HTTPException)
+    async def no_such_route(_, error):
+        message, code = REASONS.get(error.status_code, ("请求不对。", None))
+        return JSONResponse(ApiError(error.status_code, message, code).content(), error.status_code, NO_STORE)
+
+    return Access(app, key, local_only)
+
+
+def _add_page(app):
+    """The page's files, read once: what is not in this folder at the start is never served."""
+    files = {path.name: path.read_bytes() for path in sorted(STATIC.iterdir()) if path.suffix in KINDS}
+
+    def give(name):
+        if name not in files:
+            raise HTTPException(404)
+        return Response(files[name], media_type=KINDS[Path(name).suffix], headers={"cache-control": "no-cache"})
+
+    @app.get("/")
+    async def page():
+        return give("index.html")
+
+    @app.get("/static/{name}")
+    async def static(name: str):
+        return give(name)

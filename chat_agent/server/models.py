@@ -1,0 +1,106 @@
+"""The models that are served, each under a name from the start-up list."""
+
+from dataclasses import dataclass
+
+from chat_agent.server.errors import ApiError, bad, shown
+from chat_agent.session import fitting, turns
+from model.gate import GatedExperts
+from tools.template import render_prompt, render_text
+from tools.vocab import MAX_WORD
+
+LEAST_LONGEST = 1024    # ids of a prompt that are read even by a model that was trained on shorter ones
+
+
+@dataclass
+class Served:
+    """One entry of the list. context: ids that a conversation should stay within; completes: it knows no dialogues."""
+
+    name: str
+    model: object
+    vocab: object
+    context: int
+    completes: bool = False
+    title: str = ""
+    created: int = 0
+
+    @property
+    def positions(self):
+        """How many positions there are, None where there is no end."""
+        return self.model.config.max_position if self.model.config.position == "learned" else None
+
+    @property
+    def longest(self):
+        """Ids that a prompt may have."""
+        most = max(self.context, LEAST_LONGEST)
+        return most if self.positions is None else min(most, self.positions)
+
+    def model_for(self, ids):
+        """The module that answers: a gate chooses one of its experts."""
+        return self.model.expert_for(ids) if isinstance(self.model, GatedExperts) else self.model
+
+    def room(self, ids, wanted):
+        """How many ids may follow the prompt."""
+        return wanted if self.positions is None else min(wanted, self.positions - len(ids) + 1)
+
+    def chat_prompt(self, messages, new_tokens):
+        """Conversation -> ids; the oldest turns are left out where it is too long. ApiError 400 when the last one alone is."""
+        if self.completes:
+            return self.text_prompt(messages[-1]["content"])
+        limit = self.context - min(new_tokens, self.context // 2)
+        return self._checked(lambda: render_prompt(fitting(self._recent(messages, limit), self.vocab, limit), self.vocab))
+
+    def text_prompt(self, text):
+        """Text to be continued -> ids. ApiError 400 when it is too long."""
+        self._check_size(len(text))
+        return self._checked(lambda: render_text(text, self.vocab)[0][:-1].tolist())
+
+    def _recent(self, messages, limit):
+        """Leaves out, before any of it is encoded, what cannot fit anyway: a word has at most MAX_WORD characters."""
+        system, parts = turns(messages)
+        last = sum(len(m["content"]) for m in system + (parts[-1] if parts else []))
+        self._check_size(last)
+        room, kept = limit * MAX_WORD - last, parts[-1:]
+        for part in reversed(parts[:-1]):
+            room -= sum(len(m["content"]) for m in part)
+            if room < 0:
+                break
+            kept.insert(0, part)
+        return system + [m for part in kept for m in part]
+
+    def _check_size(self, characters):
+        if characters > self.longest * MAX_WORD:
+            raise self._too_long()
+
+    def _checked(self, encode):
+        try:
+            ids = encode()
+        except ValueError:
+            raise bad("文字里有不能用的字符（孤立的代理字符）。", "messages") from None
+        if len(ids) > self.longest:
+            raise self._too_long()
+        return ids
+
+    def _too_long(self):
+        return bad(f"这段话太长：模型 {self.name[:64]} 最多读 {self.longest} 个词元。", "messages", "context_length_exceeded")
+
+
+class Models:
+    """name -> Served, in the order of the command line."""
+
+    def __init__(self, served):
+        self.by_name = {one.name: one for one in served}
+
+    def __iter__(self):
+        return iter(self.by_name.values())
+
+    def get(self, name):
+        """ApiError 404 for a name that was not given at the start; nothing is ever looked up on the disk."""
+        if name not in self.by_name:
+            raise ApiError(404, f"没有叫 {shown(name)} 的模型，有哪些见 /v1/models。", "model_not_found", "model")
+        return self.by_name[name]
+
+
+def described(served):
+    """An entry of /v1/models; the fields after owned_by are ours, for the page."""
+    return {"id": served.name, "object": "model", "created": served.created, "owned_by": "tinyseek",
+            "title": served.title, "context": served.context, "completes": served.completes}

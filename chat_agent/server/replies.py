@@ -1,0 +1,191 @@
+"""From a request to its reply: the body read within bounds, jobs for the engine, and the answer, whole or as a stream.
+
+While a reply is written somebody always listens for the client; when it leaves, its jobs are marked and free their slots.
+"""
+
+import asyncio
+import time
+
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse, Response
+
+from chat_agent.server.answers import DONE, WAITING, Answer, event
+from chat_agent.server.engine import Job
+from chat_agent.server.errors import ApiError, bad, busy
+from chat_agent.server.schemas import parsed, read_chat, read_completion
+from chat_agent.server.writing import Writer
+from model.sampling import stream_of
+
+HEARTBEAT = 15.0        # seconds of silence in a stream before a comment is sent
+NO_STORE = {"cache-control": "no-store"}
+
+
+class Bodies:
+    """Reads bodies; all that are being read share one bound on memory."""
+
+    def __init__(self, limits):
+        self.limits, self.held = limits, 0
+
+    async def read(self, request):
+        """-> bytes. ApiError 413 or 429; ClientDisconnect."""
+        length = request.headers.get("content-length", "")
+        if length.isdigit() and len(length) < 20 and int(length) > self.limits.body:
+            raise self._too_large()
+        body, before = bytearray(), 0
+        try:
+            async for chunk in request.stream():
+                body += chunk
+                self.held += len(body) - before
+                before = len(body)
+                if len(body) > self.limits.body:
+                    raise self._too_large()
+                if self.held > self.limits.bodies:
+                    raise busy("现在请求太多，请过一两秒再试。", "too_many_bodies")
+            return bytes(body)
+        finally:
+            self.held -= before
+
+    def _too_large(self):
+        return ApiError(413, f"请求太大：最多 {self.limits.body >> 20} MiB。", "request_too_large")
+
+
+def prepare(raw, chat, models, limits):
+    """Bytes of a body -> Ask, Served, ids of each prompt. Runs beside the event loop: parsing and encoding take time."""
+    ask = (read_chat if chat else read_completion)(parsed(raw), limits)
+    served = models.get(ask.model)
+    make = (lambda p: served.chat_prompt(p, ask.new_tokens)) if ask.chat else served.text_prompt
+    prompts = [make(p) for p in ask.prompts]
+    if min(served.room(ids, ask.new_tokens) for ids in prompts) < 1:
+        raise bad("这段话占满了模型的位置，没有地方写回答。", "messages", "context_length_exceeded")
+    return ask, served, prompts
+
+
+def jobs_for(ask, served, prompts, limits, bell):
+    """n jobs for each prompt; with a seed, choice i has the random numbers of its own place."""
+    now, jobs = time.monotonic(), []
+    for ids in prompts:
+        for _ in range(ask.n):
+            writer = Writer(served.vocab, served.room(ids, ask.new_tokens), ask.how.stop_ids, ask.stops)
+            jobs.append(Job(served, ids, ask.how, stream_of(ask.seed, len(jobs)), writer, bell, ask.stream,
+                            now + limits.request_time, now + limits.queue_time))
+    return jobs
+
+
+def deliver(news):
+    """Runs on the event loop, once per step of the engine: hands its news over and rings."""
+    for job, text, finish, error in news:
+        if text:
+            job.pieces.append(text)
+        job.finish, job.error = finish, error
+        job.count = len(job.writer.ids)
+        job.bell.set()
+
+
+class Desk:
+    """Answers /v1/chat/completions and /v1/completions."""
+
+    def __init__(self, models, engine, limits, pool):
+        self.models, self.engine, self.limits, self.pool, self.bodies = models, engine, limits, pool, Bodies(limits)
+
+    async def answer(self, request, chat):
+        raw = await self.bodies.read(request)
+        loop = asyncio.get_running_loop()
+        ask, served, prompts = await loop.run_in_executor(self.pool, prepare, raw, chat, self.models, self.limits)
+        bell = asyncio.Event()
+        jobs = jobs_for(ask, served, prompts, self.limits, bell)
+        self.engine.submit(jobs)
+        read = sum(map(len, prompts))
+        if ask.stream:
+            return Stream(ask, jobs, bell, read)
+        return await whole(request, ask, jobs, bell, read)
+
+
+async def until_gone(receive):
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def whole(request, ask, jobs, bell, read):
+    gone = asyncio.ensure_future(until_gone(request.receive))
+    try:
+        while not all(job.over for job in jobs):
+            bell.clear()
+            ring = asyncio.ensure_future(bell.wait())
+            await asyncio.wait((ring, gone), return_when=asyncio.FIRST_COMPLETED)
+            ring.cancel()
+            if gone.done():
+                raise ClientDisconnect
+    finally:
+        gone.cancel()
+        leave(jobs)
+    failed = next((job.error for job in jobs if job.error), None)
+    if failed:
+        raise failed
+    results = [("".join(job.pieces), job.finish, job.count) for job in jobs]
+    return JSONResponse(Answer(ask).whole(results, read), headers=NO_STORE)
+
+
+def leave(jobs):
+    """Nobody waits for these any more. Those that are over do not mind."""
+    for job in jobs:
+        job.gone = True
+
+
+class Stream(Response):
+    """Server-sent events. A reader that lags gets what has piled up as one piece; the engine never waits for it."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, ask, jobs, bell, read):
+        super().__init__(headers=NO_STORE | {"x-accel-buffering": "no"})
+        del self.headers["content-length"]
+        self.ask, self.jobs, self.bell, self.read = ask, jobs, bell, read
+
+    async def __call__(self, scope, receive, send):
+        gone = asyncio.ensure_future(until_gone(receive))
+        write = asyncio.ensure_future(self._write(send))
+        try:
+            await asyncio.wait((gone, write), return_when=asyncio.FIRST_COMPLETED)
+            if write.done():
+                write.result()
+        finally:
+            gone.cancel()
+            write.cancel()
+            leave(self.jobs)
+
+    async def _write(self, send):
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        async for part in self._parts():
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _parts(self):
+        answer, left = Answer(self.ask), dict(enumerate(self.jobs))
+        yield b"".join(event(answer.opening(i)) for i in left) if self.ask.chat else b""
+        while left:
+            yield await self._ring() or b"".join(self._news(answer, left))
+        if self.ask.usage:
+            yield event(answer.totals(self.read, sum(job.count for job in self.jobs)))
+        yield DONE
+
+    async def _ring(self):
+        """Wait for news. -> a comment to send when there were none for a while"""
+        try:
+            await asyncio.wait_for(self.bell.wait(), HEARTBEAT)
+        except asyncio.TimeoutError:
+            return WAITING
+        self.bell.clear()
+        return b""
+
+    def _news(self, answer, left):
+        """The events for what has come in; choices that are over leave `left`."""
+        for i, job in list(left.items()):
+            if job.pieces:
+                text, job.pieces = "".join(job.pieces), []
+                yield event(answer.piece(i, text))
+            if job.error:
+                del left[i]
+                yield event(job.error.content())
+            elif job.finish:
+                del left[i]
+                yield event(answer.closing(i, job.finish))
