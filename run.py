@@ -38,8 +38,8 @@ EXTRA = [("--minutes", {"type": float, "default": 10.0, "metavar": "N", "help": 
 FIXED = 40           # seconds that go to data, vocabulary, measuring, scoring and drawing
 SHARES = {"pre": 0.4, "sft": 0.6}
 TITLES = {"pre": "预训练", "sft": "指令微调（SFT）"}
-QUESTIONS = ["你好", "你是谁？", "34加57等于几？", "把“山水花”倒过来写", "今天星期三，五天后是星期几？",
-             "我要买三个苹果和两斤大米", "我叫林小雨", "“高兴”的反义词是什么？", "我叫什么名字？"]
+CONVERSATIONS = [["你好", "你是谁？", "34加57等于几？", "把“山水花”倒过来写"], ["我要买三个苹果和两斤大米", "今天星期三，五天后是星期几？"],
+                 ["我叫林小雨", "给“高兴”找一个反义词", "我叫什么名字？"]]
 
 
 class Progress:
@@ -106,10 +106,10 @@ def print_scores(before, after):
 
 def converse(path):
     model, vocab, _ = load(path)
-    pairs = sample_conversation(model, vocab, QUESTIONS)
-    for question, reply in pairs:
-        print(f"  你：{question}\n小寻：{reply}")
-    return [list(pair) for pair in pairs]
+    spoken = [sample_conversation(model, vocab, questions) for questions in CONVERSATIONS]
+    for pairs in spoken:
+        print("\n".join(f"  你：{question}\n小寻：{reply}" for question, reply in pairs) + "\n")
+    return spoken
 
 
 def write_report(out, options, progress, done, samples, extras):

@@ -42,7 +42,8 @@ AMOUNTS = {
     "shopping": (6000, 2600, 120),
 }
 HAND_REPEATS = 4          # how often each hand-written passage or dialogue appears
-CHAINED = 0.12            # share of SFT dialogues made of two or three unrelated exchanges
+CHAINED = 0.2             # share of SFT dialogues made of several unrelated exchanges
+CHAIN_SIZES = (2, 2, 3, 3, 4, 5, 7)
 SENTENCES = 3             # a document is two runs of this many sentences, each run about one thing
 TOP_ANSWER = 0.18         # no answer may fill more than this share of a task's held-out questions
 DROP_MARK = 0.15          # share of training questions without their question mark
@@ -78,7 +79,7 @@ def sft_rows(rng):
     single = [train_exchange(rng, name) for name, (_, amount, _) in AMOUNTS.items() if name != "recall" for _ in range(amount)]
     rng.shuffle(single)
     while single:
-        size = rng.choice((2, 3)) if rng.random() < CHAINED else 1
+        size = rng.choice(CHAIN_SIZES) if rng.random() < CHAINED else 1
         done.append(single[-size:])
         del single[-size:]
     rows = [{"conversations": turns(exchanges)} for exchanges in done] + hand_rows("small_talk") * HAND_REPEATS
