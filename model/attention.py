@@ -173,18 +173,15 @@ def attend(q, k, v, layout, config, scale):
 
 def grouped(q, k, v, step, scale):
     """Few new tokens against a cache. q (N, H, d_k); k, v (B, G, L, d): G key heads, each read by H / G query heads -> (N, H, d)."""
-    rows, groups, heads = k.shape[0], k.shape[1], q.shape[1]
-    length, bias = step.length, step.bias
-    if length == 1:
-        q = q.view(rows, groups, heads // groups, -1)
-        if bias is not None and bias.shape[1] > 1:
-            bias = bias.view(-1, groups, heads // groups, bias.shape[-1])
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale).reshape(rows, heads, -1)
-    q = q.view(rows, length, groups, -1, q.shape[-1]).permute(0, 2, 3, 1, 4).flatten(2, 3)                      # (B, G, g * T, d)
-    if bias is not None:
-        bias = bias.expand(-1, heads, -1, -1).unflatten(1, (groups, -1)).flatten(2, 3)                          # (B, G, g * T, L)
-    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
-    return mixed.unflatten(2, (-1, length)).permute(0, 3, 1, 2, 4).reshape(rows * length, heads, -1)
+    rows, groups, heads, length = k.shape[0], k.shape[1], q.shape[1], step.length
+    if groups == 1 or length == 1:
+        q = q.reshape(rows, groups, -1, q.shape[-1])                              # (B, G, T * g, d_k), T = 1 or G = 1
+    else:
+        q = q.reshape(rows, length, groups, -1, q.shape[-1]).transpose(1, 2).flatten(2, 3)
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=step.grouped_bias(groups, heads), scale=scale)
+    if groups > 1 and length > 1:
+        mixed = mixed.unflatten(2, (length, -1)).transpose(1, 2)
+    return mixed.reshape(rows * length, heads, -1)
 
 
 def naive(q, k, v, step, scale):

@@ -106,7 +106,7 @@ class Step:
         window = cache.config.sliding_window
         self.low = 0 if window is None else max(0, min(starts) + 1 - window)
         self.absorb = length <= self.ABSORB_UP_TO if absorb is None else absorb
-        self.at = None
+        self.at, self._grouped = None, None
         if self.first is None:
             self.at = torch.tensor(starts, device=device)[:, None] + torch.arange(length, device=device)       # (B, T)
             self.slots = torch.tensor(slots, device=device)[:, None]
@@ -136,6 +136,10 @@ class Step:
         alibi = config.position == "alibi"
         if not alibi and self.first is not None and (self.length == 1 or self.causal and not self.absorb):
             return None                                # one query per row sees all that is read; whole prompts are plainly causal
+        if not alibi and self.first is not None and config.sliding_window is None:
+            bias = torch.zeros(1, 1, self.length, self.high, device=device, dtype=dtype)
+            bias[..., self.first:] = torch.full((self.length, self.length), float("-inf"), device=device, dtype=dtype).triu_(1)
+            return bias
         keys = torch.arange(self.low, self.high, device=device)
         distance = self.positions(device)[..., None] - keys                                                    # (B, T, L)
         hidden = distance < 0
@@ -146,6 +150,15 @@ class Step:
         else:
             bias = torch.zeros_like(distance, dtype=torch.float32)[:, None]
         return bias.masked_fill_(hidden[:, None], float("-inf")).to(dtype)
+
+    def grouped_bias(self, groups, heads):
+        """The bias for queries that share G key heads: (B or 1, G or 1, T * g, L), g = H / G, or None. The same in every layer."""
+        if self.bias is None or self.length == 1 and self.bias.shape[1] == 1:
+            return self.bias
+        if self._grouped is None:
+            bias = self.bias.expand(-1, heads, -1, -1).unflatten(1, (groups, -1))                              # (B, G, g, T, L)
+            self._grouped = bias.transpose(2, 3).flatten(2, 3)
+        return self._grouped
 
     def write(self, memory, new):
         """memory (S, C, w) takes new (N, w) at the rows' next places."""

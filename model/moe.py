@@ -117,18 +117,19 @@ class MoE(nn.Module):
                 for place, expert in enumerate(chosen):
                     mixed[row] += weights[row, place] * self.expert(x[row:row + 1], expert)[0]
             return mixed
-        if len(x) == 1:
-            return self._one(x, mixed, weights, experts[0].tolist())
+        if len(x) <= 2:
+            return self._each(x, mixed, weights.view(-1, 1), experts.tolist())
         return self._few(x, mixed, weights.flatten(), experts.flatten().tolist())
 
-    def _one(self, x, mixed, weights, chosen):
-        """x, mixed (1, d), weights (1, K), chosen: K experts -> mixed, to which the experts have been added in place."""
-        inner = x.new_empty(len(chosen), self.up.shape[1])
-        for place, expert in enumerate(chosen):
-            torch.mm(x, self.up[expert].t(), out=inner[place:place + 1])
-        inner = gated(inner, self.config.activation).mul_(weights.t())
-        for place, expert in enumerate(chosen):
-            mixed.addmm_(inner[place:place + 1], self.down[expert].t())
+    def _each(self, x, mixed, weights, experts):
+        """x, mixed (N, d), weights (N * K, 1), experts: N lists of K -> mixed, to which the experts have been added in place."""
+        places = [(row, expert) for row, chosen in enumerate(experts) for expert in chosen]
+        inner = x.new_empty(len(places), self.up.shape[1])
+        for place, (row, expert) in enumerate(places):
+            torch.mm(x[row:row + 1], self.up[expert].t(), out=inner[place:place + 1])
+        inner = gated(inner, self.config.activation).mul_(weights)
+        for place, (row, expert) in enumerate(places):
+            mixed[row:row + 1].addmm_(inner[place:place + 1], self.down[expert].t())
         return mixed
 
     def _few(self, x, mixed, weights, chosen):

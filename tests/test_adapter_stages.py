@@ -58,7 +58,8 @@ def test_a_stage_runs_and_leaves_the_base_alone(world, vocab, case):
         assert not set(chain[1]["weights"]) & set(base["weights"])
     else:
         assert not torch.equal(chain[1]["weights"]["fc1.weight"], base["weights"]["fc1.weight"])
-    ids = torch.randint(16, 300, (2, 9))
+    ids = torch.randint(9, 300, (2, 9))
+    ids[:, 1], ids[:, 4] = 9, 10
     with torch.no_grad():
         assert torch.equal(build(chain)(ids).logits_1, loop.model.eval()(ids).logits_1)
         assert not torch.equal(build(chain[:1])(ids).logits_1, loop.model(ids).logits_1)
@@ -81,6 +82,7 @@ def test_resume_is_bit_identical(world, vocab, case):
     assert toy.same_tensors(read_checkpoint(final(whole))["weights"], read_checkpoint(final(again))["weights"])
     evals = [[r for r in rows if r.get("event") == "eval"] for rows in (lines, toy.log_lines(options))]
     assert evals[0] == evals[1] and evals[0][0]["step"] == 0
+    assert again.held == whole.held and again.held["general_first"] == evals[0][1]["eval_loss"]
 
 
 def test_an_adapter_may_stand_on_an_adapter(world, vocab):

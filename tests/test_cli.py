@@ -46,7 +46,7 @@ def refused(words, *said, **keywords):
     ("--use_alibi", "position", "alibi"), ("--use_geglu true", "activation", "geglu"), ("--log_to_wandb false", "tracker", "none"),
     ("--tie_word_embeddings", "tie_embedding", True), ("--max_steps none", "max_steps", None), ("--resume none", "resume", "none"),
     ("--name 实验", "name", "实验"), ("--text_field a b --quick", "text_field", ["a", "b"]), ("--num_gpus 1", "batch_size", 8),
-    ("--hidden_size 512", "d_model", 512), ("--seed 3 --seed 3", "seed", 3),
+    ("--hidden_size 384", "d_model", 384), ("--seed 3 --seed 3", "seed", 3),
 ])
 def test_T7_any_key_on_the_command_line(words, key, expected):
     assert run(words)[0].stage()[key] == expected

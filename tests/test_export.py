@@ -212,8 +212,8 @@ def test_as_a_script_and_as_a_module_from_another_folder(tmp_path, vocab):
     script = [sys.executable, str(ROOT / "chat_agent" / "export.py")]
     done = subprocess.run([*script, "--model", "模型 一.pkl", "--to", "hf", "--output", "导 出"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    done = subprocess.run([sys.executable, "-m", "chat_agent.export", "--from", "hf", str(tmp_path / "导 出"), "--output", str(tmp_path / "b.pkl")],
-                          cwd=ROOT, capture_output=True, text=True)
+    back = ["--from", "hf", str(tmp_path / "导 出"), "--output", str(tmp_path / "b.pkl")]
+    done = subprocess.run([sys.executable, "-m", "chat_agent.export", *back], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and (tmp_path / "b.pkl").exists(), done.stderr
     done = subprocess.run([*script, "--to", "hf"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and "Traceback" not in done.stderr and done.stderr.startswith("错误：")

@@ -111,7 +111,8 @@ def test_tokens_scores_and_types(tmp_path, vocab):
     assert (whole[:272] < -20_000_000).all() and (whole[len(vocab):] < -20_000_000).all()     # never matched in text
     types = np.array(setting(reader, "tokenizer.ggml.token_type"))
     T = gguf.TokenType
-    assert types[3] == T.UNKNOWN and types[9] == types[-1] == T.CONTROL and (types[16:272] == T.BYTE).all() and (types[words] == T.NORMAL).all()
+    assert types[3] == T.UNKNOWN and types[9] == types[-1] == T.CONTROL
+    assert (types[16:272] == T.BYTE).all() and (types[words] == T.NORMAL).all()
     assert setting(reader, "tokenizer.ggml.eos_token_id") == 1 and setting(reader, "tokenizer.ggml.add_bos_token") is False
 
 
@@ -139,7 +140,8 @@ def test_modelfile_and_second_head_lie_beside(tmp_path, vocab, capsys):
     path = saved(tmp_path / "m.pkl", payload)
     export.main(["--model", path, "--to", "gguf", "--precision", "q8_0", "--output", str(tmp_path / "g")])
     said = capsys.readouterr().out
-    assert sorted(p.name for p in (tmp_path / "g").iterdir()) == ["Modelfile", "TinySeek-q8_0.gguf", "TinySeek-q8_0.second_head.safetensors"]
+    wanted = ["Modelfile", "TinySeek-q8_0.gguf", "TinySeek-q8_0.second_head.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "g").iterdir()) == wanted
     assert "second_head" in said and "保持 f16" in said and "ollama create" in said
     found = safetensors.load_file(tmp_path / "g" / "TinySeek-q8_0.second_head.safetensors")
     assert torch.equal(found["fc2.weight"], payload["weights"]["fc2.weight"])

@@ -11,8 +11,8 @@ import numpy as np                                                       # noqa:
 from chat_agent.exports.gguf_file import write_gguf                      # noqa: E402
 from chat_agent.exports.source import read_source                        # noqa: E402
 from tools.template import render, render_prompt                         # noqa: E402
-from toy_export import (GQA, SHARED, compare_greedy, hand_texts, marked, plain_step, random_texts, rows_of, saved, toy_payload,  # noqa: E402
-                        toy_vocab)
+from toy_export import (GQA, SHARED, compare_greedy, hand_texts, marked, plain_step, random_texts, rows_of,  # noqa: E402
+                        saved, toy_payload, toy_vocab)
 
 F32 = 0                             # ggml's number for float32, for the cache
 SHAPES = {"moe": {}, "dense_tied": {"use_moe": False, "tie_embedding": True}, "sigmoid": {"router": "sigmoid"},

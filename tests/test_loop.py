@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -151,8 +152,8 @@ def test_P1_P2_every_precision_trains_and_resumes_bit_identically(options, preci
 
 # ---- taken up again ----
 
-HARD = dict(dropout=0.1, router_noise=0.1, accumulation_steps=2, batch_size=1, n_of_samples=20, max_epochs=2, eval_share=0.1, eval_steps=7,
-            save_steps=4, decay=0.99, save_total_limit=2)
+HARD = dict(optimizer="muon", dropout=0.1, router_noise=0.1, accumulation_steps=2, batch_size=1, n_of_samples=20, max_epochs=2, eval_share=0.1, eval_steps=7,
+            save_steps=4, decay=0.99, save_total_limit=2)         # Muon brings a second optimizer with it
 
 
 def same_end(a, b):
@@ -169,16 +170,18 @@ def lines_and_evaluations(options):
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    """{workers: (options, steps)} of a run that nothing disturbed; made when first asked for."""
+def uninterrupted():
+    """uninterrupted(workers) -> (options, steps) of a run that nothing disturbed; made when first asked for."""
     made = {}
-    def get(workers):
-        if workers not in made:
-            folder = tmp_path_factory.mktemp("whole")
-            chosen = toy.toy_options(folder, toy.toy_vocab(), rows=30, num_workers=workers, **HARD)
-            made[workers] = chosen, len(train(chosen).history)
-        return made[workers]
-    return get
+    with tempfile.TemporaryDirectory() as folder:
+        def get(workers):
+            if workers not in made:
+                place = Path(folder) / str(workers)
+                place.mkdir()
+                chosen = toy.toy_options(place, toy.toy_vocab(), rows=30, num_workers=workers, **HARD)
+                made[workers] = chosen, len(train(chosen).history)
+            return made[workers]
+        yield get
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -8,17 +8,23 @@ from toy import toy_model
 from train_agent.trainers.optimizers import build_optimizers, parameter_groups, set_rates
 
 
-def options(**changes):
-    return ConfigManager(overrides=changes, stage="pre").stage("pre")
+@pytest.fixture
+def options(tmp_path):
+    """options(stage="pre", **changes) -> the defaults of the keys, whatever model_config.json says."""
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+
+    def make(stage="pre", **changes):
+        return ConfigManager(tmp_path / "config.json", overrides=changes, stage=stage).stage(stage)
+    return make
 
 
 def named(model, rate=5e-4):
     return [(n, p, rate) for n, p in model.named_parameters()]
 
 
-def test_O1_adam_is_the_default_of_the_stages():
+def test_O1_adam_is_the_default_of_the_stages(options):
     for stage, rate in (("pre", 5e-4), ("sft", 5e-5)):
-        chosen = ConfigManager(stage=stage).stage(stage)
+        chosen = options(stage)
         assert (chosen["optimizer"], chosen["init_lr"]) == ("adam", rate)
         optimizer, = build_optimizers(named(toy_model(), rate), chosen)
         assert type(optimizer) is torch.optim.Adam
@@ -26,7 +32,7 @@ def test_O1_adam_is_the_default_of_the_stages():
             assert (group["lr"], group["betas"], group["eps"], group["weight_decay"]) == (rate, (0.9, 0.95), 1e-8, 0.0)
 
 
-def test_O2_adamw_decays_matrices_only():
+def test_O2_adamw_decays_matrices_only(options):
     model = toy_model(norm="layer")
     optimizer, = build_optimizers(named(model), options(optimizer="adamw"))
     assert type(optimizer) is torch.optim.AdamW
@@ -36,7 +42,7 @@ def test_O2_adamw_decays_matrices_only():
     assert all((g["betas"], g["eps"]) == ((0.9, 0.95), 1e-8) for g in optimizer.param_groups)
 
 
-def test_O2_sgd():
+def test_O2_sgd(options):
     weight = torch.nn.Parameter(torch.ones(2, 2, dtype=torch.float64))
     optimizer, = build_optimizers([("w", weight, 0.5)], options(optimizer="sgd", weight_decay=0.1, beta1=0.9))
     velocity, expected = 0.0, 1.0
@@ -49,7 +55,7 @@ def test_O2_sgd():
 
 
 @pytest.mark.parametrize("kind", ["adam", "adamw"])
-def test_O1_O2_steps_are_the_formula(kind):
+def test_O1_O2_steps_are_the_formula(options, kind):
     """Adam (Kingma & Ba), and AdamW (Loshchilov & Hutter) with the decay beside the gradient."""
     weight = torch.nn.Parameter(torch.full((1, 1), 2.0, dtype=torch.float64))
     optimizer, = build_optimizers([("w", weight, 0.1)], options(optimizer=kind, init_lr=0.1))
@@ -71,7 +77,7 @@ def rated(model):
 
 
 @pytest.mark.parametrize("kind", ["adam", "adamw", "sgd", "muon"])
-def test_O3_groups_are_disjoint_and_complete(kind):
+def test_O3_groups_are_disjoint_and_complete(options, kind):
     model = toy_model()
     triples = rated(model)
     optimizers = build_optimizers(triples, options(optimizer=kind))
@@ -81,20 +87,20 @@ def test_O3_groups_are_disjoint_and_complete(kind):
     assert id(model.embed.weight) not in dict(placed)
 
 
-def test_O3_rates_and_their_ratio():
+def test_O3_rates_and_their_ratio(options):
     optimizers = build_optimizers(rated(toy_model()), options())
     set_rates(optimizers, 0.5)
     assert {g["lr"] for o in optimizers for g in o.param_groups} == {1e-4, 5e-5, 5e-6}
 
 
-def test_O3_nothing_trainable_is_an_error():
+def test_O3_nothing_trainable_is_an_error(options):
     model = toy_model().requires_grad_(False)
     with pytest.raises(UserError) as error:
         build_optimizers(named(model), options())
     assert error.value.code == 2
 
 
-def test_muon_takes_the_inner_matrices_only():
+def test_muon_takes_the_inner_matrices_only(options):
     muon, rest = parameter_groups(named(toy_model()), options(optimizer="muon"))
     inner = {n for g in muon for n in g["names"]}
     assert inner and all(n.startswith("blocks.") and "router" not in n and "norm" not in n for n in inner)
@@ -102,7 +108,7 @@ def test_muon_takes_the_inner_matrices_only():
 
 
 @pytest.mark.parametrize("kind", ["adam", "adamw", "sgd", "muon"])
-def test_every_optimizer_lowers_the_loss_and_its_state_comes_back(kind):
+def test_every_optimizer_lowers_the_loss_and_its_state_comes_back(options, kind):
     model = toy_model(dtype=torch.float32)
     ids = torch.randint(16, 300, (2, 9), generator=torch.Generator().manual_seed(0))
     optimizers = build_optimizers(named(model, 2e-3), options(optimizer=kind, init_lr=2e-3))

@@ -55,7 +55,8 @@ def toy_payload(vocab, seed=0, size=None, stage="SFT", **changes):
     model = lively(TinySeek(config), seed)
     payload = {"format": 1, "kind": "model", "stage": stage, "config": config.to_dict(), "vocab_hash": vocab.hash, "vocab": vocab.state(),
                "weights": dict(model.state_dict()), "adapter": None, "base": None, "step": 1234,
-               "metrics": {"loss": 2.5, "bpc": 1.2345678, "best": "step 1000"}, "run": {"max_len": 128, "seed": 3, "json_data_path": "a.jsonl"}}
+               "metrics": {"loss": 2.5, "bpc": 1.2345678, "best": "step 1000"},
+               "run": {"max_len": 128, "seed": 3, "json_data_path": "a.jsonl"}}
     return payload, model
 
 

@@ -23,15 +23,17 @@ NOT_IN_NETWORK = ("scale",)         # flat among the model's keys, but LoRA's bu
 class ConfigManager:
     """`config`: model and run keys flat, a dict per stage, `presets`. `path`: the file read. `preset`, `stage`: as given.
 
-    A relative `path` is looked for in the current folder, then in the project's. Raises UserError (2).
+    A relative `path` is looked for in the current folder, then in the project's; a dict stands for a file's content, its paths
+    count from the current folder. Raises UserError (2).
     """
 
     def __init__(self, path="model_config.json", overrides=None, preset=None, stage=None):
         if stage is not None and stage not in STAGES:
             raise UserError(f"没有 {stage} 这个阶段，可选：{' '.join(STAGES)}。")
-        self.path, self.preset, self.stage_name = find_file(path), preset, stage
-        base = os.path.dirname(self.path)
-        raw = read_file(self.path)
+        given = isinstance(path, dict)                  # from Python: the values themselves
+        self.path, self.preset, self.stage_name = None if given else find_file(path), preset, stage
+        base = os.getcwd() if given else os.path.dirname(self.path)
+        raw = dict(path) if given else read_file(self.path)
         presets = raw.pop("presets", {})
         layers = [(_Layer(raw, base), STAGES)]
         preset_layers = _preset_layers(presets, base)

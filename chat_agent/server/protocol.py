@@ -31,7 +31,7 @@ class Guard:
     def add(self, connection):
         self.connections[connection] = None
         if len(self.connections) > self.limits.connections:
-            victim = next((c for c in self.connections if c.idle), None) or next((c for c in self.connections if c.stuck), connection)
+            victim = next((c for c in self.connections if c.quiet), None) or next((c for c in self.connections if c.stuck), connection)
             victim.transport.abort()
             self.connections.pop(victim, None)
 
@@ -48,7 +48,9 @@ class Guard:
         """Connections that have asked nothing yet are of no more use."""
         self.stopping = True
         for connection in list(self.connections):
-            if connection.idle or connection.reading:
+            if connection.idle:
+                connection.transport.close()            # after what it is still owed
+            elif connection.reading:
                 connection.transport.abort()
 
 
@@ -72,6 +74,11 @@ class Guarded(H11Protocol):
     def idle(self):
         """No request is under way: silence, or headers that are still coming."""
         return self.cycle is None or self.cycle.response_complete
+
+    @property
+    def quiet(self):
+        """Idle, and nothing left to send."""
+        return self.idle and not self.transport.get_write_buffer_size()
 
     @property
     def reading(self):

@@ -1,0 +1,13 @@
+"""The trainers. `from train_agent.trainers import Trainer, create_dataloader` works; each name is imported when it is asked for,
+so that the token cache's worker processes start without torch."""
+from importlib import import_module
+
+_HOME = {"Trainer": "trainer", "TrainingConfig": "trainer", "TextDataset": "text_data", "create_dataloader": "text_data",
+         "get_cosine_schedule_with_warmup": "schedules", "compute_router_auxiliary_loss": "losses"}
+__all__ = list(_HOME)
+
+
+def __getattr__(name):
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -34,7 +34,7 @@ def answered(cache, documents):
 def expert_losses(experts, hashes, cache, options, device):
     """{document: (X,) float32} for all documents with a reply: CE1 + CE2 in nats per token of the last reply, for each expert."""
     documents = answered(cache, range(len(cache)))
-    key = hashlib.sha256(json.dumps([cache.folder.name, hashes, options["max_len"]]).encode()).hexdigest()[:24]
+    key = hashlib.sha256(json.dumps([cache.name, hashes, options["max_len"]]).encode()).hexdigest()[:24]
     path = Path(options["cache_dir"], f"gate_{key}.npy")
     table = np.load(path) if path.exists() else None
     if table is None or table.shape != (len(documents), len(experts)):

@@ -16,9 +16,9 @@ from train_agent.trainers import parallel, recovery
 from train_agent.trainers.adapting import path_from
 from train_agent.trainers.dataset import NOTHING, PackedData, Position, split_documents
 from train_agent.trainers.expert_losses import answered, expert_losses
-from train_agent.trainers.loop import Loop
 from train_agent.trainers.prepare import cached, open_vocab, prepare_machine
 from train_agent.trainers.stage import Stage
+from train_agent.trainers.start import asked, start
 
 
 @dataclass
@@ -36,6 +36,10 @@ class TurnBatch:
     def to(self, device):
         moved = {k: getattr(self, k).to(device, non_blocking=True) for k in ("ids", "valid", "losses")}
         return TurnBatch(**{**self.__dict__, **moved})
+
+    def blank(self):
+        """Nothing to learn from, for a process that has no batch in a step."""
+        return replace(self, tokens=0, targets_1=0, position=None)
 
     def pin_memory(self):
         for k in ("ids", "valid", "losses"):
@@ -70,7 +74,7 @@ class TurnData(PackedData):
         ids, valid = padded(self.turns(documents))
         losses = torch.stack([torch.from_numpy(self.losses[int(d)]) for d in documents])
         made = TurnBatch(ids, valid, losses, tokens=int(valid.sum()), targets_1=len(documents), position=position)
-        return replace(made, tokens=0, targets_1=0, position=None) if position.batch == NOTHING else made
+        return made.blank() if position.batch == NOTHING else made
 
     def source_rows(self, position):
         documents = self._plan(position.epoch, position.chunk)[1][position.batch]
@@ -166,10 +170,11 @@ def gate_report(gate, data):
 
 def gate_train(config, **parameters):
     """Train on the options of the stage `gate`, `parameters` on top. Returns the last metrics and, under "gate", the report."""
-    stage = build_stage({**config, **parameters})
-    metrics = Loop(stage).run()
-    if not parallel.is_main():
+    options, built = {**config, **parameters}, []
+    metrics = start(lambda o: built.append(build_stage(o)) or built[0], options)
+    if asked(options) or not parallel.is_main():
         return metrics
+    stage = built[0]
     report = gate_report(stage.model, stage.held.get("held", stage.train))
     names = expert_names(stage.options["experts"])
     picture = draw_confusion(report["confusion"], names, Path(stage.options["out_dir"], stage.options["name"] or "", "gate_confusion.png"))

@@ -11,6 +11,7 @@ import torch
 from tqdm import tqdm
 
 from tools.checkpoint import best_name, final_name
+from tools.trackers import NoTracker, numbers_of, open_tracker
 from tools.train_log import TrainLog, perplexity
 from train_agent.trainers import machine, parallel, recovery, schedules, sharding
 from train_agent.trainers.dataset import Position, loader
@@ -36,6 +37,7 @@ class Loop:
         self.guard, self.spikes = FiniteGuard(), SpikeWatch()
         self.patience = Patience(self.options["early_stopping_threshold"])
         self.forgetting = ForgettingWatch(self.options["forget_limit"])
+        self.tracker = NoTracker()
 
     def run(self):
         with self.at_work():
@@ -49,7 +51,10 @@ class Loop:
         """The output folder is ours, signals are heard, and the loss of another process is told in plain words."""
         parallel.start(self.device)
         with parallel.watched(), StopSignals() as self.signals, Saver(self.stage) as self.saver:
-            yield
+            try:
+                yield
+            finally:
+                self.tracker.close()
 
     # ---- the spine ----
 
@@ -99,7 +104,7 @@ class Loop:
         norm = self.clip()
         self.sums = parallel.summed(sums, self.device)
         self.metrics = {**step_metrics(self.sums, totals), "grad_norm": norm}
-        factor = schedules.rate_factor(self.options, self.step, self.total_steps, chunk, self.decays)
+        factor = self.rate_factor(chunk)
         set_rates(self.optimizers, factor)
         if self.may_step(group):
             for optimizer in self.optimizers:
@@ -111,6 +116,9 @@ class Loop:
         self.tokens += int(totals["tokens"])
         self.decays += not schedules.is_held(self.options, chunk) and self.step >= self.options["warmup_steps"]
         self.step += 1
+
+    def rate_factor(self, chunk):
+        return schedules.rate_factor(self.options, self.step, self.total_steps, chunk, self.decays)
 
     def clip(self):
         """The global gradient norm before clipping; max_norm 0 only measures."""
@@ -168,6 +176,7 @@ class Loop:
         if "load" in self.sums:
             fields["expert_load"] = (self.sums["load"] / self.sums["load"].sum(-1, keepdim=True)).tolist()
         self.journal.line(fields)
+        self.tracker.log(self.step, numbers_of(fields, [g["lr"] for o in self.optimizers for g in o.param_groups]))
 
     def batch_number(self, here, in_chunk):
         return min(in_chunk, here.batch + self.options["accumulation_steps"] * parallel.world())
@@ -196,6 +205,7 @@ class Loop:
         result = evaluate(self.wrapped, data, self.device, self.precision, self.stage.loss)
         fields = {f"eval_{k}": v for k, v in result.items()}
         self.journal.event("eval", step=self.step, eval_name=name, eval_ppx_1=perplexity(result["ce_1"]), **fields)
+        self.tracker.log(self.step, {f"{name}/{k}": v for k, v in result.items()} | {f"{name}/ppx_1": perplexity(result["ce_1"])})
         return fields
 
     # ---- beginning and end ----
@@ -226,6 +236,9 @@ class Loop:
                   "ranks": parallel.world(), **self.stage.notes, "config": self.options}
         files = (self.options["log_file"], self.options["log_dir"]) if parallel.is_main() else (None, None)
         self.journal = TrainLog(*files, self.stage.name, header=header, resume=found["run_id"] if found else False)
+        if parallel.is_main():
+            self.tracker = open_tracker(self.options["tracker"], self.options["log_dir"], self.journal.run_id, self.options,
+                                        found["step"] if found else 0)
         if found:
             self.restore(found)
         else:

@@ -1,7 +1,7 @@
 """LoRA: a low-rank change of some projections is learned, the model itself stays as it is."""
 
 from train_agent.trainers.adapting import adapter_stage
-from train_agent.trainers.loop import Loop
+from train_agent.trainers.start import start
 
 
 def describe(options, vocab=None):
@@ -18,4 +18,4 @@ def build_stage(options):
 
 def lora_train(config, **parameters):
     """Train on the options of the stage `lora`, `parameters` on top. Returns the last metrics; see Loop for exit codes."""
-    return Loop(build_stage({**config, **parameters})).run()
+    return start(build_stage, {**config, **parameters})

@@ -6,9 +6,9 @@ import torch
 
 from train_agent.trainers import lora_tuning
 from train_agent.trainers.adapting import adapter_stage
-from train_agent.trainers.loop import Loop
 from train_agent.trainers.losses import (auxiliary_loss, compute_router_auxiliary_loss, load_balance_loss, read, share_of_step,
                                          z_loss)
+from train_agent.trainers.start import start
 
 
 def describe(options, vocab=None):
@@ -54,4 +54,4 @@ def build_stage(options):
 
 def memory_train(config, **parameters):
     """Train on the options of the stage `memory`, `parameters` on top. Returns the last metrics; see Loop for exit codes."""
-    return Loop(build_stage({**config, **parameters})).run()
+    return start(build_stage, {**config, **parameters})

@@ -1,7 +1,7 @@
 """Pre-training: every token of plain text is a target."""
 
-from train_agent.trainers.loop import Loop
 from train_agent.trainers.prepare import full_model_stage
+from train_agent.trainers.start import start
 
 WAYS_ON = "请检查 init_from 或 pretraining_model_path，或去掉它从零开始。"
 
@@ -12,4 +12,4 @@ def build_stage(options):
 
 def pre_train(config, **parameters):
     """Train on the options of the stage `pre`, `parameters` on top. Returns the last metrics; see Loop for exit codes."""
-    return Loop(build_stage({**config, **parameters})).run()
+    return start(build_stage, {**config, **parameters})

@@ -1,7 +1,7 @@
 """Prefixes: keys and values in front of every layer, or the embeddings of the three role tokens, are all that learns."""
 
 from train_agent.trainers.adapting import adapter_stage
-from train_agent.trainers.loop import Loop
+from train_agent.trainers.start import start
 
 ROLES = ("User", "Assistant", "System")
 
@@ -19,4 +19,4 @@ def build_stage(options):
 
 def prefix_train(config, **parameters):
     """Train on the options of the stage `prefix`, `parameters` on top. Returns the last metrics; see Loop for exit codes."""
-    return Loop(build_stage({**config, **parameters})).run()
+    return start(build_stage, {**config, **parameters})

@@ -4,6 +4,7 @@ A few real optimizer steps are taken on a copy of the model, which is then forgo
 """
 
 import copy
+import gc
 import math
 import os
 import statistics
@@ -52,6 +53,13 @@ def preflight(stage, seconds=5.0, done=0, say=print):
     for line in lines(result) if say and parallel.is_main() else ():
         say(line)
     return result
+
+
+def brief(result):
+    """What the log keeps of a preflight: journal.event("preflight", **brief(result))."""
+    return {"first_loss": result["first_loss"]["text"], "seconds_per_step": result["seconds_per_step"], "steps": result["steps"],
+            "seconds_left": result["seconds_left"], "memory_needed": result["memory"]["needed"], "memory_there": result["memory"]["there"],
+            "parameters": result["parameters"]["total"], "active": result["parameters"]["active"]}
 
 
 def from_weights(stage):
@@ -130,9 +138,13 @@ def measure(stage, seconds):
             break
         since = time.perf_counter()
     step = statistics.mean(times[WARM_UP:])                             # a mean: steps that run slow are part of the run
-    return {"metrics": first, "step": step, "forward": held_seconds(loop), "saved": counted.total, "total_steps": loop.total_steps,
-            "device": loop.device, "precision": loop.precision,
-            "peak": torch.cuda.max_memory_allocated(loop.device) if loop.device.type == "cuda" else None}
+    cuda = loop.device.type == "cuda"
+    found = {"metrics": first, "step": step, "forward": held_seconds(loop), "saved": counted.total, "total_steps": loop.total_steps,
+             "device": loop.device, "precision": loop.precision, "peak": torch.cuda.max_memory_allocated(loop.device) if cuda else None}
+    del loop, groups, group, part
+    gc.collect()
+    torch.cuda.empty_cache() if cuda else None
+    return found
 
 
 def over_and_over(stage, loop):

@@ -10,6 +10,7 @@ from model import ModelConfig, TinySeek
 from model.config import MODEL_KEYS
 from tools.checkpoint import load_chain, weights_hash
 from tools.errors import UserError
+from tools.hf_data import local_files
 from tools.vocab import Vocab
 from train_agent.trainers import machine, parallel, recovery
 from train_agent.trainers.dataset import PackedData, split_documents
@@ -45,8 +46,8 @@ def open_vocab(options, base=None):
     """The run's vocabulary: the base's own when there is a base, else the file, else built from the data and saved."""
     path = Path(options["vocab_trg_path"])
     if base is None:
-        return parallel.main_first(lambda: Vocab(options["vocab_data_path"], path, options["vocab_size"], options["token_kind"],
-                                                 cache_dir=options["cache_dir"]))
+        return parallel.main_first(lambda: Vocab(None if path.exists() else local_files(options["vocab_data_path"], options), path,
+                                                 options["vocab_size"], options["token_kind"], cache_dir=options["cache_dir"]))
     vocab = Vocab.from_state(base["vocab"])
     if path.exists() and Vocab.load_vocab(path).hash != base["vocab_hash"]:
         raise UserError(f"词表 {path} 和起点模型的词表不同，编号对不上。请用训练起点模型时的词表，或删掉这个文件（模型自带词表）。", 4)
@@ -80,7 +81,7 @@ def fitting_shape(options, vocab, base):
 
 def cached(options, vocab, data):
     return parallel.main_first(lambda: open_cache(
-        data, vocab, options["training_mode"], options["cache_dir"], options["text_field"], options["max_bad_share"],
+        local_files(data, options), vocab, options["training_mode"], options["cache_dir"], options["text_field"], options["max_bad_share"],
         Path(options["log_dir"]) / "bad_lines.jsonl"))
 
 

@@ -3,50 +3,15 @@
 import numpy as np
 
 from tools.errors import UserError
+from tools.hf_data import is_hf
 from tools.line_reader import expand_paths
 from train_agent.trainers.dataset import PackedData, split_documents
+from train_agent.trainers.joined_cache import JoinedCache
 from train_agent.trainers.packing import shuffled
 
 GENERAL_SHARE = 0.02       # held out of the general data where eval_share is 0
 REPLAY = 0xFFFF            # the stream of the shuffles that choose general rows
 GENERAL_DOCUMENTS = 200    # of them, evenly spread, are scored: the guard must not cost more than the training
-
-
-class JoinedCache:
-    """Two token caches of one vocabulary as one: the documents of the first, then those of the second."""
-
-    def __init__(self, first, second):
-        assert first.dtype == second.dtype
-        self.parts, self.dtype, self.split = (first, second), first.dtype, first.split
-        self.tokens = JoinedTokens(first.tokens, second.tokens)
-        self.rows = np.concatenate([first.rows, np.asarray(second.rows) + first.meta["rows"]])
-
-    def __len__(self):
-        return len(self.rows)
-
-    def bounds(self, documents):
-        """documents (D,) -> starts, ends in `tokens`, int64 each."""
-        documents, (first, second) = np.asarray(documents, dtype=np.int64), self.parts
-        own = documents < len(first)
-        starts, ends = np.empty_like(documents), np.empty_like(documents)
-        starts[own], ends[own] = first.bounds(documents[own])
-        starts[~own], ends[~own] = (edge + len(first.tokens) for edge in second.bounds(documents[~own] - len(first)))
-        return starts, ends
-
-
-class JoinedTokens:
-    """Two token files, indexed as if one followed the other. Neither is copied into memory."""
-
-    def __init__(self, first, second):
-        self.parts = first, second
-
-    def __getitem__(self, places):
-        """places (N,) int -> numbers (N,)."""
-        first, second = self.parts
-        own = places < len(first)
-        numbers = np.empty(len(places), dtype=first.dtype)
-        numbers[own], numbers[~own] = first[places[own]], second[places[~own] - len(first)]
-        return numbers
 
 
 class ReplayData(PackedData):
@@ -76,10 +41,13 @@ def same_data(options):
 
 
 def _files(paths):
+    """The files behind these paths; a data set of the hub is its own name."""
+    named = [paths] if isinstance(paths, str) else list(paths or [])
+    hub = [p for p in named if is_hf(p)]
     try:
-        return expand_paths(paths)
+        return hub + (expand_paths([p for p in named if p not in hub]) if len(hub) < len(named) else [])
     except UserError:
-        return []
+        return hub
 
 
 def add_general(options, train, held, truncate, open_general):
@@ -98,6 +66,6 @@ def add_general(options, train, held, truncate, open_general):
     kept = kept[:: -(-len(kept) // GENERAL_DOCUMENTS)]
     general = PackedData(cache, kept, options, truncate, shuffle=False)
     if share:
-        joined = JoinedCache(train.cache, cache)
+        joined = JoinedCache([train.cache, cache])
         train = ReplayData(joined, train.documents, training + len(train.cache), share, options, truncate)
     return train, {**held, "general": general}, {"通用数据": "+".join(d[:16] for d in cache.meta["digests"])} if share else {}

@@ -1,7 +1,7 @@
 """Supervised fine-tuning: the model reads whole dialogues and learns the replies alone."""
 
-from train_agent.trainers.loop import Loop
 from train_agent.trainers.prepare import full_model_stage
+from train_agent.trainers.start import start
 
 WAYS_ON = "请先运行 python train_agent/pre_train.py（或 python run.py）；若要不经预训练直接开始，加 --pretraining_model_path none。"
 
@@ -12,4 +12,4 @@ def build_stage(options):
 
 def sft_train(config, **parameters):
     """Train on the options of the stage `sft`, `parameters` on top. Returns the last metrics; see Loop for exit codes."""
-    return Loop(build_stage({**config, **parameters})).run()
+    return start(build_stage, {**config, **parameters})

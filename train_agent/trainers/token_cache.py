@@ -1,9 +1,11 @@
-"""Rows of text -> one memory-mapped file of token ids, made once per (data, vocabulary, template) with all cores.
+"""Rows of text -> memory-mapped token ids, made once per (data file, vocabulary, template) with all cores.
 
+Every data file has a folder of its own, so that one more shard costs one more shard; see joined_cache.py for several as one.
 `tokens.bin` holds all documents one after the other; the top bit of each number says "supervised". `ends.bin` holds each
 document's end, `rows.bin` the zero-based row it came from. Nothing here imports torch: the worker processes start fast.
 """
 
+import contextlib
 import hashlib
 import json
 import multiprocessing
@@ -18,8 +20,9 @@ from tqdm import tqdm
 from tools import formats, template
 from tools.errors import UserError
 from tools.vocab import Vocab
+from train_agent.trainers.joined_cache import JoinedCache
 
-VERSION = 1                 # part of the key: raise it when the layout of the cache changes
+VERSION = 2                 # part of the key: raise it when the layout of the cache changes
 BLOCK = 2 << 20             # bytes of JSONL per job
 PARALLEL_FROM = 4 << 20     # smaller data is done in this process: starting workers costs more
 
@@ -28,7 +31,7 @@ class TokenCache:
     """Read access. Documents 0..len-1; `document(i)` -> ids (int64), supervised (bool)."""
 
     def __init__(self, folder):
-        self.folder = Path(folder)
+        self.folder, self.name = Path(folder), Path(folder).name
         self.meta = json.loads((self.folder / "meta.json").read_text(encoding="utf-8"))
         self.dtype = np.dtype(self.meta["dtype"])
         self.top = 1 << (8 * self.dtype.itemsize - 1)
@@ -63,16 +66,30 @@ def _mapped(path, dtype):
 
 
 def open_cache(data, vocab, mode, cache_dir, text_field=None, max_bad_share=0.001, bad_log=None):
-    """The token cache of these files, built if it is not there. data: path, pattern or list; mode: pretraining (all of it is learned) | instruction_finetuning."""
+    """The token cache of these files, built where it is not there. data: path, pattern or list; mode: pretraining (all of it is learned) | instruction_finetuning."""
     paths = formats.expand_paths(data)
-    folder_root = Path(cache_dir)
-    digests = [file_digest(p, folder_root) for p in paths]
-    key = hashlib.sha256(json.dumps([VERSION, template.TEMPLATE, digests, vocab.hash, mode, text_field]).encode()).hexdigest()[:24]
-    folder = folder_root / key
-    if not (folder / "meta.json").exists():
-        _build(folder, paths, vocab, mode, text_field, max_bad_share, bad_log, digests)
-    cache = TokenCache(folder)
-    _check_sizes(cache, folder)
+    root, bad = Path(cache_dir), formats.BadLines(bad_log, max_bad_share)
+    digests = [file_digest(p, root) for p in paths]
+    common = [vocab.hash, mode, text_field]
+    keys = [hashlib.sha256(json.dumps([VERSION, template.TEMPLATE, [d], *common]).encode()).hexdigest()[:24] for d in digests]
+    missing = {k: (p, d) for k, p, d in zip(keys, paths, digests) if not (root / k / "meta.json").exists()}
+    if missing:
+        with _encoder(vocab, mode, text_field, sum(os.path.getsize(p) for p, _ in missing.values())) as encode:
+            for key, (path, digest) in missing.items():
+                _build(root / key, path, digest, encode, bad)
+    parts = [TokenCache(root / key) for key in keys]
+    for part in parts:
+        _check_sizes(part, part.folder)
+    cache = parts[0] if len(parts) == 1 else JoinedCache(parts)
+    bad.count, bad.first = cache.meta["bad"], next((tuple(p.meta["first_bad"]) for p in parts if p.meta.get("first_bad")), None)
+    try:
+        bad.check(cache.meta["rows"])
+        if not cache.meta["documents"]:
+            raise UserError(f"{paths[0]} 里没有一条可用的数据。用 python tools/check_data.py 看看每一行的问题。", 2)
+    except UserError:
+        for key in missing:                                # of data that is not fit for use nothing is left
+            shutil.rmtree(root / key, ignore_errors=True)
+        raise
     return cache
 
 
@@ -108,13 +125,12 @@ def _replace(path, content):
     os.replace(temporary, path)
 
 
-def _build(folder, paths, vocab, mode, text_field, max_bad_share, bad_log, digests):
+def _build(folder, path, digest, encode, bad):
     work = folder.with_name(f".tmp-{os.getpid()}-{folder.name}")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     try:
-        meta = _write(work, paths, vocab, mode, text_field, formats.BadLines(bad_log, max_bad_share))
-        meta["digests"] = digests
+        meta = {**_write(work, path, encode, bad), "digests": [digest], "files": [str(path)]}
         (work / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(work, folder)
@@ -122,66 +138,75 @@ def _build(folder, paths, vocab, mode, text_field, max_bad_share, bad_log, diges
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _write(work, paths, vocab, mode, text_field, bad):
-    dtype = np.dtype(np.uint16 if len(vocab) <= 1 << 15 else np.uint32)
-    total_bytes = sum(os.path.getsize(p) for p in paths)
-    documents = tokens = rows = 0
+def _write(work, path, encode, bad):
+    documents = tokens = rows = last = wrong = 0
+    first = None
     with open(work / "tokens.bin", "wb") as out, open(work / "ends.bin", "wb") as ends, open(work / "rows.bin", "wb") as origin, \
-            tqdm(total=total_bytes, unit="B", unit_scale=True, desc="分词", delay=2, leave=False) as bar:
-        for result in _results(paths, vocab, mode, text_field, dtype, total_bytes):
+            tqdm(total=os.path.getsize(path), unit="B", unit_scale=True, desc=f"分词 {Path(path).name}", delay=2, leave=False) as bar:
+        for result in encode(_blocks(path)):
             for number, reason, raw in result["bad"]:
-                bad.add(result["file"], number, reason, raw)
+                bad.add(path, number, reason, raw)
+                first, wrong = first or (str(path), number, reason), wrong + 1
             out.write(result["numbers"].tobytes())
             ends.write((tokens + result["lengths"].cumsum()).astype(np.int64).tobytes())
             origin.write(result["rows"].astype(np.int64).tobytes())
             tokens += len(result["numbers"])
             documents += len(result["lengths"])
-            rows += result["lines"]
+            rows, last = rows + result["lines"], result["last"]
             bar.update(result["bytes"])
         for f in (out, ends, origin):
             f.flush()
             os.fsync(f.fileno())
-    bad.check(rows)
-    if not documents:
-        raise UserError(f"{paths[0]} 里没有一条可用的数据。用 python tools/check_data.py 看看每一行的问题。", 2)
     sizes = {n: (work / n).stat().st_size for n in ("tokens.bin", "ends.bin", "rows.bin")}
-    return {"dtype": dtype.name, "documents": documents, "tokens": tokens, "rows": rows, "bad": bad.count, "sizes": sizes,
-            "files": [str(p) for p in paths]}
+    return {"dtype": encode.dtype.name, "documents": documents, "tokens": tokens, "rows": rows, "lines": last, "bad": wrong,
+            "first_bad": first, "sizes": sizes}
 
 
-def _results(paths, vocab, mode, text_field, dtype, total_bytes):
-    """Encoded blocks in file order; several processes when that pays, never more blocks in flight than twice the workers."""
-    settings = (vocab.state(), mode, text_field, dtype.name)
-    cores = os.cpu_count() or 1
-    if total_bytes < PARALLEL_FROM or cores == 1:
-        _start_worker(*settings)
-        yield from map(_encode_block, _blocks(paths))
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(cores, context, _start_worker, settings) as pool:
+class _encoder:
+    """encode(blocks) -> their results in order; several processes when that pays, never more blocks in flight than twice the workers."""
+
+    def __init__(self, vocab, mode, text_field, total_bytes):
+        self.dtype = np.dtype(np.uint16 if len(vocab) <= 1 << 15 else np.uint32)
+        self.settings = (vocab.state(), mode, text_field, self.dtype.name)
+        self.cores = os.cpu_count() or 1
+        self.alone = total_bytes < PARALLEL_FROM or self.cores == 1
+        self.stack = contextlib.ExitStack()
+
+    def __enter__(self):
+        if self.alone:
+            _start_worker(*self.settings)
+        else:
+            context = multiprocessing.get_context("spawn")
+            self.pool = self.stack.enter_context(ProcessPoolExecutor(self.cores, context, _start_worker, self.settings))
+        return self
+
+    def __exit__(self, *_):
+        self.stack.close()
+
+    def __call__(self, blocks):
+        if self.alone:
+            yield from map(_encode_block, blocks)
+            return
         waiting = []
-        for block in _blocks(paths):
-            waiting.append(pool.submit(_encode_block, block))
-            if len(waiting) >= 2 * cores:
+        for block in blocks:
+            waiting.append(self.pool.submit(_encode_block, block))
+            if len(waiting) >= 2 * self.cores:
                 yield waiting.pop(0).result()
         for future in waiting:
             yield future.result()
 
 
-def _blocks(paths):
-    """(file, [(line number, bytes)], row number of line 1) in blocks of about BLOCK bytes."""
-    offset = 0
-    for path in paths:
-        lines, size, last = [], 0, 0
-        for number, raw in formats.iter_lines(path):
-            lines.append((number, bytes(raw) if not isinstance(raw, formats.TooLong) else raw))
-            last, size = number, size + len(raw) + 1
-            if size >= BLOCK:
-                yield str(path), lines, offset
-                lines, size = [], 0
-        if lines:
-            yield str(path), lines, offset
-        offset += last
+def _blocks(path):
+    """(file, [(line number, bytes)]) in blocks of about BLOCK bytes."""
+    lines, size = [], 0
+    for number, raw in formats.iter_lines(path):
+        lines.append((number, bytes(raw) if not isinstance(raw, formats.TooLong) else raw))
+        size += len(raw) + 1
+        if size >= BLOCK:
+            yield str(path), lines
+            lines, size = [], 0
+    if lines:
+        yield str(path), lines
 
 
 _worker = {}
@@ -192,7 +217,7 @@ def _start_worker(vocab_state, mode, text_field, dtype):
 
 
 def _encode_block(block):
-    path, lines, offset = block
+    path, lines = block
     plain = formats.is_plain_text(path)
     rows, numbers, bad = [], [], []
     for number, raw in lines:
@@ -201,7 +226,7 @@ def _encode_block(block):
             bad.append((number, row, raw[:1000]))
         else:
             rows.append(row)
-            numbers.append(offset + number - 1)
+            numbers.append(number - 1)
     parts, owners = [], []
     dtype = _worker["dtype"]
     top = dtype.type(1 << (8 * dtype.itemsize - 1))
@@ -211,6 +236,6 @@ def _encode_block(block):
                 supervised[1:] = True
             parts.append(ids.astype(dtype) | np.where(supervised, top, dtype.type(0)))
             owners.append(number)
-    return {"file": path, "lines": len(lines), "bytes": sum(len(raw) + 1 for _, raw in lines), "bad": bad,
+    return {"lines": len(lines), "last": lines[-1][0], "bytes": sum(len(raw) + 1 for _, raw in lines), "bad": bad,
             "numbers": np.concatenate(parts) if parts else np.zeros(0, dtype),
             "lengths": np.array([len(p) for p in parts], dtype=np.int64), "rows": np.array(owners, dtype=np.int64)}

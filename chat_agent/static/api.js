@@ -1,0 +1,69 @@
+// Talking to the server: JSON in, JSON or a stream of events out. Errors carry a message that can be shown.
+
+import { raw } from "./store.js";
+
+export class ApiError extends Error {
+  constructor(message, status) {
+    super(message);
+    this.status = status;
+  }
+}
+
+async function call(path, options = {}) {
+  const key = raw("key");
+  const headers = { ...(options.body ? { "Content-Type": "application/json" } : {}), ...(key ? { Authorization: "Bearer " + key } : {}) };
+  let answer;
+  try {
+    answer = await fetch(path, { ...options, headers, cache: "no-store", credentials: "omit" });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new ApiError("连不上服务。它还在运行吗？", 0);
+  }
+  if (answer.ok) return answer;
+  let message = "";
+  try { message = (await answer.json()).error.message; } catch { /* not one of ours */ }
+  throw new ApiError(message || "服务答复了 " + answer.status + "。", answer.status);
+}
+
+export async function getJson(path) {
+  return (await call(path)).json();
+}
+
+// Calls onText for each piece of the reply. -> {finish, usage}
+export async function streamChat(request, signal, onText) {
+  const answer = await call("/v1/chat/completions", {
+    method: "POST", signal, body: JSON.stringify({ ...request, stream: true, stream_options: { include_usage: true } }),
+  });
+  const result = { finish: null, usage: null };
+  for await (const data of events(answer.body)) {
+    if (data === "[DONE]") return result;
+    const chunk = JSON.parse(data);
+    if (chunk.error) throw new ApiError(chunk.error.message, 0);
+    if (chunk.usage) result.usage = chunk.usage;
+    const choice = chunk.choices[0];
+    if (!choice) continue;
+    if (choice.delta.content) onText(choice.delta.content);
+    if (choice.finish_reason) result.finish = choice.finish_reason;
+  }
+  if (!result.finish) throw new ApiError("回答中途断开了。", 0);
+  return result;
+}
+
+// The data of server-sent events, one by one.
+async function* events(body) {
+  const reader = body.getReader();
+  const decoder = new TextDecoder();
+  let text = "";
+  try {
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) return;
+      text += decoder.decode(value, { stream: true });
+      const parts = text.split("\n\n");
+      text = parts.pop();
+      for (const part of parts) if (part.startsWith("data: ")) yield part.slice(6);
+    }
+  } finally {
+    reader.cancel().catch(() => {});
+  }
+}

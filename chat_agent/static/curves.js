@@ -1,0 +1,161 @@
+// The second tab: the curves of a training run, drawn as SVG and refreshed while the run goes on.
+
+import { $, make, shape } from "./view.js";
+import { getJson } from "./api.js";
+import { axis, short } from "./axis.js";
+
+const EVERY = 3000;
+const CHARTS = [
+  { names: ["loss"], title: "损失", evaluations: true, help: "两个输出头的交叉熵与路由损失之和，越低越好。空心点是留出数据。" },
+  { names: ["ppx_1", "ppx_2"], labels: ["下一个词", "再下一个词"], title: "困惑度", log: true, help: "模型在几个词之间犹豫，越低越好。" },
+  { names: ["lr"], title: "学习率", zero: true, help: "每一步走多大。" },
+  { names: ["grad_norm"], title: "梯度范数", help: "裁剪之前的大小；偶尔的尖峰正常，一直变大不正常。" },
+  { names: ["lexp"], title: "专家均衡", help: "0 表示各专家一样忙，越大越偏。" },
+  { names: ["tok_s"], title: "速度", zero: true, help: "每秒多少个词元。" },
+];
+const BOX = { width: 480, height: 240, left: 52, right: 12, top: 12, bottom: 28 };
+
+export class Curves {
+  constructor() {
+    this.timer = 0;
+    this.visible = false;
+    $("run").addEventListener("change", () => { $("charts").replaceChildren(); this.tick(); });
+    document.addEventListener("visibilitychange", () => { if (!document.hidden && this.visible) this.tick(); });
+  }
+
+  show() { this.visible = true; this.tick(); }
+  hide() { this.visible = false; clearTimeout(this.timer); }
+  again() { if (this.visible) this.tick(); }
+
+  async tick() {
+    clearTimeout(this.timer);
+    const turn = this.turn = Symbol();  // an answer that was overtaken by a newer question is dropped
+    try {
+      const { runs } = await getJson("/curves");
+      const name = this.fill(runs);
+      const data = name ? await getJson("/curves/" + encodeURIComponent(name)) : null;
+      if (turn !== this.turn) return;
+      this.draw(data);
+    } catch (error) {
+      if (turn !== this.turn) return;
+      this.say(error.message);
+    }
+    if (this.visible && !document.hidden) this.timer = setTimeout(() => this.tick(), EVERY);
+  }
+
+  // The list of runs; -> the chosen one
+  fill(runs) {
+    const select = $("run");
+    const chosen = runs.some((r) => r.name === select.value) ? select.value : runs.length ? runs[0].name : "";
+    const names = runs.map((r) => r.name + (r.live ? "　● 进行中" : ""));
+    if ([...select.options].map((o) => o.textContent).join() !== names.join()) {
+      select.replaceChildren(...runs.map((r, i) => make("option", { value: r.name }, names[i])));
+    }
+    select.value = chosen;
+    select.disabled = !runs.length;
+    return chosen;
+  }
+
+  say(text) {
+    $("curves-empty").hidden = !text;
+    $("curves-empty").textContent = text;
+    if (text) { $("charts").replaceChildren(); $("run-state").textContent = ""; }
+  }
+
+  draw(data) {
+    if (!data) { this.say("还没有训练记录。开始训练后，这里会实时画出曲线：python run.py"); return; }
+    if (!Object.keys(data.fields).length) { this.say("这次训练刚开始，还没有写下第一行记录。"); return; }
+    this.say("");
+    const state = $("run-state");
+    const text = stateOf(data);
+    if (state.textContent !== text) state.textContent = text;
+    state.classList.toggle("live", data.live);
+    const cards = CHARTS.filter((chart) => chart.names.some((name) => data.fields[name]));
+    const old = $("charts").children;
+    if (old.length !== cards.length) $("charts").replaceChildren(...cards.map(() => make("figure", { class: "card" })));
+    cards.forEach((chart, i) => card($("charts").children[i], chart, data));
+  }
+}
+
+function stateOf({ live, place }) {
+  const parts = [live ? "进行中" : "已结束"];
+  if (place.step) parts.push("第 " + place.step + " 步");
+  if (place.epochs) parts.push("第 " + place.epoch + "/" + place.epochs + " 轮");
+  if (live && place.remaining > 0) parts.push("还要约 " + clock(place.remaining));
+  return parts.join(" · ");
+}
+
+function clock(seconds) {
+  if (seconds < 90) return Math.round(seconds) + " 秒";
+  if (seconds < 5400) return Math.round(seconds / 60) + " 分钟";
+  return (seconds / 3600).toFixed(1) + " 小时";
+}
+
+function card(figure, chart, data) {
+  if (figure.firstChild && figure.matches(":hover")) return;      // somebody is reading it
+  const series = chart.names.map((name, i) => ({ name, label: chart.labels && chart.labels[i], ...data.fields[name] })).filter((s) => s.x);
+  const marks = chart.evaluations ? Object.entries(data.evaluations) : [];
+  const latest = series.map((s) => (s.label ? s.label + " " : "") + short(s.y.findLast((v) => v !== null))).join("　");
+  const { svg, point } = plot(chart, series, marks);
+  const value = make("span", { class: "value" }, latest);
+  svg.setAttribute("aria-label", chart.title + "，现在 " + latest);
+  svg.addEventListener("pointermove", (event) => { value.textContent = point(event) || latest; });
+  svg.addEventListener("pointerleave", () => { point(null); value.textContent = latest; });
+  figure.replaceChildren(make("figcaption", {}, make("b", {}, chart.title), value), svg, make("small", {}, chart.help));
+}
+
+function plot(chart, series, marks) {
+  const xs = series.flatMap((s) => [s.x[0], s.x.at(-1)]);
+  const ys = [...series.flatMap((s) => [...s.y, ...core(s.raw)]), ...marks.flatMap(([, m]) => m.y)].filter((v) => v !== null);
+  const across = axis(xs, BOX.left, BOX.width - BOX.right, {});
+  const up = axis(ys, BOX.height - BOX.bottom, BOX.top, chart);
+  const svg = shape("svg", { viewBox: `0 0 ${BOX.width} ${BOX.height}`, role: "img" });
+  for (const t of up.ticks) {
+    svg.append(shape("line", { x1: BOX.left, x2: BOX.width - BOX.right, y1: up.at(t), y2: up.at(t), class: "grid" }),
+      shape("text", { x: BOX.left - 8, y: up.at(t) + 4, class: "tick end" }, short(t)));
+  }
+  for (const t of across.ticks) svg.append(shape("text", { x: across.at(t), y: BOX.height - 8, class: "tick middle" }, short(t)));
+  series.forEach((s, i) => {
+    if (s.raw_x.length === 1) svg.append(shape("circle", { cx: across.at(s.x[0]), cy: up.at(s.y[0]), r: 3, class: "dot c" + i }));
+    svg.append(shape("path", { d: path(s.raw_x, s.raw, across, up), class: "raw c" + i }), shape("path", { d: path(s.x, s.y, across, up), class: "line c" + i }));
+  });
+  marks.forEach(([name, m], i) => {
+    svg.append(shape("path", { d: path(m.x, m.y, across, up), class: "held m" + (i % 3) }));
+    m.x.forEach((x, j) => m.y[j] === null || svg.append(shape("circle", { cx: across.at(x), cy: up.at(m.y[j]), r: 3, class: "mark m" + (i % 3) },
+      shape("title", {}, name + " " + short(m.y[j])))));
+  });
+  const cursor = shape("line", { y1: BOX.top, y2: BOX.height - BOX.bottom, class: "cursor" });
+  svg.append(cursor);
+  return { svg, point: (event) => read(event, svg, series, across, cursor) };
+}
+
+// The raw values without the few outermost, so that one spike does not flatten the curve.
+function core(values) {
+  const sorted = values.filter((v) => v !== null).sort((a, b) => a - b);
+  const cut = Math.floor(sorted.length * 0.02);
+  return sorted.slice(cut, sorted.length - cut);
+}
+
+function path(xs, ys, across, up) {
+  let pen = "M";
+  let d = "";
+  for (let i = 0; i < xs.length; i++) {
+    if (ys[i] === null) { pen = "M"; continue; }
+    d += pen + across.at(xs[i]).toFixed(1) + " " + up.at(ys[i]).toFixed(1);
+    pen = "L";
+  }
+  return d;
+}
+
+// What lies under the pointer, as text; null moves the cursor away.
+function read(event, svg, series, across, cursor) {
+  cursor.setAttribute("visibility", event ? "visible" : "hidden");
+  if (!event) return "";
+  const box = svg.getBoundingClientRect();
+  const x = across.value(((event.clientX - box.left) / box.width) * BOX.width);
+  const near = series.map((s) => s.x.reduce((best, v, i) => (Math.abs(v - x) < Math.abs(s.x[best] - x) ? i : best), 0));
+  const place = across.at(series[0].x[near[0]]);
+  cursor.setAttribute("x1", place);
+  cursor.setAttribute("x2", place);
+  return "第 " + short(series[0].x[near[0]]) + " 步　" + series.map((s, i) => short(s.y[near[i]])).join(" / ");
+}

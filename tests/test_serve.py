@@ -1,0 +1,308 @@
+"""The server as its clients see it: the openai client, curl, keys, errors, stopping. A real process on 127.0.0.1."""
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+pytest.importorskip("fastapi", reason="requirements-serve.txt 没有装")
+pytest.importorskip("uvicorn", reason="requirements-serve.txt 没有装")
+
+from toy_server import ROOT, serving, write_model
+
+KEY = "a-Secret_key.42"
+ASK = {"model": "one", "messages": [{"role": "user", "content": "你好"}], "temperature": 0, "max_tokens": 12}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("serve")
+    models = {"one": write_model(folder / "one.pkl"), "two": write_model(folder / "two.pkl", 1),
+              "raw": write_model(folder / "raw.pkl", 2, stage="Pre")}
+    with serving(folder, models=models) as running:
+        yield running
+        assert "Traceback" not in running.said()
+
+
+@pytest.fixture(scope="module")
+def locked(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("locked")
+    with serving(folder, environment={"TINYSEEK_API_KEY": KEY}) as running:
+        yield running
+        assert KEY not in running.said()
+
+
+# ---------------------------------------------------------------- the openai client
+
+@pytest.fixture(scope="module")
+def client(server):
+    openai = pytest.importorskip("openai", reason="openai 没有装")
+    with openai.OpenAI(base_url=server.url + "/v1", api_key="none", timeout=300, max_retries=0) as one:
+        yield one
+
+
+def test_openai_client_chats(client):
+    answer = client.chat.completions.create(**ASK)
+    choice = answer.choices[0]
+    assert answer.object == "chat.completion" and answer.model == "one" and choice.message.role == "assistant"
+    assert choice.message.content and choice.finish_reason == "length"
+    assert answer.usage.completion_tokens == 12 and answer.usage.prompt_tokens > 4
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + 12
+
+
+def test_openai_client_streams_the_same_reply(client):
+    whole = client.chat.completions.create(**ASK)
+    chunks = list(client.chat.completions.create(**ASK, stream=True, stream_options={"include_usage": True}))
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == whole.choices[0].message.content
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "length"
+    assert chunks[-1].usage == whole.usage and not chunks[-1].choices
+
+
+def test_openai_client_gets_n_choices_by_seed(client):
+    def ask(n, seed):
+        answer = client.chat.completions.create(**{**ASK, "temperature": 1.0}, n=n, seed=seed)
+        assert [c.index for c in answer.choices] == list(range(n)) and answer.usage.completion_tokens <= n * 12
+        return [c.message.content for c in answer.choices]
+    three = ask(3, 7)
+    assert len(set(three)) == 3 and ask(3, 7) == three and ask(1, 7) == three[:1] and ask(3, 8) != three
+
+
+def test_openai_client_stops_at_a_string(client):
+    text = client.chat.completions.create(**ASK).choices[0].message.content
+    cut = text[len(text) // 2]
+    for stream in (False, True):
+        answer = client.chat.completions.create(**ASK, stop=[cut, "never to be seen"], stream=stream)
+        if stream:
+            chunks = [c.choices[0] for c in answer]
+            got, finish = "".join(c.delta.content or "" for c in chunks), chunks[-1].finish_reason
+        else:
+            got, finish = answer.choices[0].message.content, answer.choices[0].finish_reason
+        assert (got, finish) == (text[:text.index(cut)], "stop")
+
+
+def test_openai_client_completes_text(client):
+    answer = client.completions.create(model="raw", prompt=["从前", "今天"], max_tokens=6, temperature=0)
+    assert [c.index for c in answer.choices] == [0, 1] and answer.usage.completion_tokens == 12
+    alone = client.completions.create(model="raw", prompt="今天", max_tokens=6, temperature=0, stream=True)
+    assert "".join(c.choices[0].text for c in alone) == answer.choices[1].text
+
+
+def test_openai_client_sees_the_models(client):
+    import openai
+    assert [m.id for m in client.models.list()] == ["one", "two", "raw"]
+    assert client.models.retrieve("two").id == "two"
+    texts = {m: client.chat.completions.create(**{**ASK, "model": m}).choices[0].message.content for m in ("one", "two")}
+    assert texts["one"] != texts["two"]
+    with pytest.raises(openai.NotFoundError) as found:
+        client.chat.completions.create(**{**ASK, "model": "three"})
+    assert found.value.code == "model_not_found" and found.value.param == "model"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("three")
+
+
+def test_openai_client_reads_our_errors(client):
+    import openai
+    for wrong, param in [({"temperature": 9}, "temperature"), ({"n": 0}, "n"), ({"messages": []}, "messages"),
+                         ({"messages": [{"role": "tool", "content": "x"}]}, "messages"), ({"presence_penalty": 1}, "presence_penalty"),
+                         ({"extra_body": {"chat_template": "{{ x }}"}}, "chat_template"), ({"extra_body": {"path": "/etc"}}, "path"),
+                         ({"max_tokens": "many"}, "max_tokens"), ({"stop": ["a"] * 5}, "stop")]:
+        with pytest.raises(openai.BadRequestError) as found:
+            client.chat.completions.create(**{**ASK, **wrong})
+        assert found.value.param == param and found.value.type == "invalid_request_error"
+
+
+def test_openai_client_can_leave_a_stream(client, server):
+    for _ in range(3):
+        stream = client.chat.completions.create(**{**ASK, "max_tokens": 1024, "temperature": 1.5}, stream=True)
+        next(iter(stream))
+        stream.close()
+    assert server.chat()
+
+
+def test_key_is_asked_for(locked):
+    openai = pytest.importorskip("openai", reason="openai 没有装")
+    with openai.OpenAI(base_url=locked.url + "/v1", api_key=KEY, timeout=300) as good:
+        assert good.chat.completions.create(**ASK).choices[0].message.content
+    with openai.OpenAI(base_url=locked.url + "/v1", api_key=KEY + "x", timeout=300, max_retries=0) as wrong:
+        with pytest.raises(openai.AuthenticationError) as found:
+            wrong.models.list()
+    assert found.value.code == "invalid_api_key"
+
+
+# ---------------------------------------------------------------- plain HTTP
+
+def test_curl_chats_and_streams(server):
+    if not shutil.which("curl"):
+        pytest.skip("没有 curl")
+
+    def curl(*words):
+        return subprocess.run(["curl", "-sS", "--max-time", "300", *words], capture_output=True, check=True).stdout.decode()
+    at, body = server.url + "/v1/chat/completions", json.dumps({**ASK, "stream": True})
+    text = curl(at, "-H", "Content-Type: application/json", "-d", json.dumps(ASK))
+    lines = [line for line in curl("-N", at, "-H", "Content-Type: application/json", "-d", body).split("\n") if line]
+    assert all(line.startswith("data: ") for line in lines) and lines[-1] == "data: [DONE]"
+    pieces = [json.loads(line[6:])["choices"][0]["delta"].get("content", "") for line in lines[:-1]]
+    assert "".join(pieces) == json.loads(text)["choices"][0]["message"]["content"]
+    assert json.loads(curl(at, "-d", json.dumps(ASK)))["choices"]          # curl's own content type
+    assert json.loads(curl("-X", "DELETE", at))["error"]["code"] == "method_not_allowed"
+
+
+def test_key_guards_v1_and_curves_and_nothing_else(locked):
+    for path in ("/v1/models", "/v1/models/one", "/v1/nothing", "/v1", "/curves", "/curves/x", "/nothing"):
+        for headers in ({}, {"Authorization": KEY}, {"Authorization": f"Basic {KEY}"}, {"Authorization": "Bearer "}):
+            status, body, _ = locked.call(path, headers=headers)
+            assert status == 401 and body["error"]["code"] == "invalid_api_key", path
+    assert locked.call("/v1/chat/completions", ASK)[0] == 401
+    assert locked.call("/v1/models", key=KEY)[0] == 200 and locked.call("/curves", key=KEY)[0] == 200
+    assert locked.call("/health")[:2] == (200, {"status": "ok"})
+    status, page, _ = locked.call("/")
+    assert status == 200 and b"one" not in page.split(b"<body")[0] and KEY.encode() not in page
+
+
+def test_answers_carry_a_strict_policy(server):
+    for path in ("/", "/static/app.js", "/v1/models", "/nothing"):
+        headers = server.call(path)[2]
+        policy = headers["content-security-policy"]
+        assert "default-src 'none'" in policy and "script-src 'self';" in policy and "unsafe" not in policy
+        assert headers["x-content-type-options"] == "nosniff" and "uvicorn" not in str(headers).lower()
+
+
+def test_a_page_names_nothing_from_outside():
+    for path in (ROOT / "chat_agent" / "static").iterdir():
+        text = path.read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")
+        assert "http://" not in text and "https://" not in text.replace("without https", ""), path
+        assert "innerHTML" not in text and "insertAdjacentHTML" not in text and "eval(" not in text, path
+
+
+def test_other_sites_cannot_ask(server):
+    headers = {"Origin": "http://evil.example", "Content-Type": "text/plain"}
+    assert server.call("/v1/chat/completions", ASK, headers=headers)[0] == 403
+    assert server.call("/v1/models", headers={"Host": "evil.example"})[0] == 403
+    assert server.call("/v1/models", headers={"Host": f"localhost:{server.port}"})[0] == 200
+
+
+def test_a_body_of_more_than_a_mebibyte_is_refused(server):
+    text = "好" * 400_000
+    status, body, _ = server.call("/v1/chat/completions", {**ASK, "messages": [{"role": "user", "content": text}]})
+    assert status == 413 and body["error"]["code"] == "request_too_large"
+
+
+def test_too_long_a_conversation_forgets_and_too_long_a_question_is_refused(server):
+    old = [{"role": r, "content": "很久以前的话。" * 30} for r in ("user", "assistant")] * 40
+    status, body, _ = server.call("/v1/chat/completions", {**ASK, "messages": old + ASK["messages"]})
+    assert status == 200 and body["usage"]["prompt_tokens"] < 128
+    status, body, _ = server.call("/v1/chat/completions", {**ASK, "messages": [{"role": "user", "content": "长" * 30_000}]})
+    assert status == 400 and body["error"]["code"] == "context_length_exceeded"
+
+
+def test_many_at_once_are_each_answered_as_alone(server):
+    texts = ["你好", "你好吗", "妈妈说", "小船", "今天很好，明天呢？", "一", "下雨了", "吃饭"]
+    alone = [server.chat(text, max_tokens=40) for text in texts]
+    got = [None] * len(texts)
+
+    def ask(i):
+        got[i] = server.chat(texts[i], max_tokens=40)
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(len(texts))]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join(300)
+    assert sum(a == b for a, b in zip(alone, got)) >= len(texts) - 1     # a rounding tie may tip one; test_serve_engine looks closer
+
+
+# ---------------------------------------------------------------- starting and stopping
+
+def test_sigterm_lets_a_reply_finish_and_leaves_nobody(tmp_path):
+    with serving(tmp_path) as server:
+        body = json.dumps({**ASK, "max_tokens": 600, "temperature": 1.5, "seed": 1, "stream": True}).encode()
+        with socket.create_connection(("127.0.0.1", server.port), timeout=300) as connection:
+            connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+            got = connection.recv(1)
+            server.process.send_signal(signal.SIGTERM)
+            while part := connection.recv(65536):
+                got += part
+        assert b"data: [DONE]" in got and b'"finish_reason":"length"' in got
+        assert server.process.wait(120) == 143 and "Traceback" not in server.said() and "服务已停止" in server.said()
+        with pytest.raises(OSError):
+            socket.create_connection(("127.0.0.1", server.port), timeout=5)
+    assert not _children(server.process.pid)
+
+
+def _children(pid):
+    if not os.path.isdir("/proc"):
+        return []
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{name}/stat") as file:
+                parent = file.read().rpartition(")")[2].split()[1]
+        except OSError:
+            continue
+        found += [name] if parent == str(pid) else []
+    return found
+
+
+def test_idle_connections_do_not_delay_the_end(tmp_path):
+    with serving(tmp_path) as server:
+        idle = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(5)]
+        idle[0].sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 99\r\n\r\n{")
+        time.sleep(0.5)
+        assert server.stop(60) == 143 and "Traceback" not in server.said()
+        for one in idle:
+            one.close()
+
+
+def _run(*words):
+    done = subprocess.run([sys.executable, str(ROOT / "chat_agent" / "serve.py"), *map(str, words)], capture_output=True, timeout=300)
+    return done.returncode, done.stderr.decode()
+
+
+def test_mistakes_get_a_clear_line(tmp_path):
+    model = write_model(tmp_path / "one.pkl")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        code, said = _run("--model", model, "--port", taken.getsockname()[1])
+        assert code == 2 and "--port" in said and "Traceback" not in said
+    code, said = _run("--model", tmp_path / "none.pkl", "--port", 0)
+    assert code == 3 and "none.pkl" in said and "Traceback" not in said
+
+
+def test_nonsense_options_are_refused(tmp_path, monkeypatch):
+    from chat_agent import serve
+    from tools.errors import UserError
+    for words in (["--api_key", ""], ["--api_key", "中文"], ["--port", "70000"], ["--max_batch", "0"], ["--context", "1"], ["--n_layer", "3"]):
+        with pytest.raises(UserError) as found:
+            serve.main(["--model", str(tmp_path / "x.pkl"), *words])
+        assert found.value.code == 2
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    from chat_agent import serve
+    from tools.errors import UserError
+    for name in [m for m in sys.modules if m.startswith("chat_agent.server")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    with pytest.raises(UserError, match="requirements-serve.txt"):
+        serve.need_packages()
+
+
+def test_a_public_address_without_a_key_is_warned_of(tmp_path):
+    with serving(tmp_path, "--host", "0.0.0.0") as server:
+        assert "警告" in server.said() and "--api_key" in server.said()
+        assert server.chat()
+
+
+def test_names_come_from_the_command_line(tmp_path):
+    from chat_agent.serve import split_name
+    (tmp_path / "a=b.pkl").write_bytes(b"")
+    assert split_name("小寻=out/a.pkl") == ("小寻", "out/a.pkl")
+    assert split_name(str(tmp_path / "a=b.pkl")) == (None, str(tmp_path / "a=b.pkl"))
+    assert split_name("out/x=1.pkl") == (None, "out/x=1.pkl") and split_name("out/x.pkl") == (None, "out/x.pkl")
