@@ -22,7 +22,7 @@ from bench.ties import first_tie
 from chat_agent.load import load
 from model import ModelConfig, TinySeek
 from model.cache import DecodeCache, cache_width
-from model.generate import generate_replies, generate_reply
+from model.generate import Reply, generate_replies, generate_reply, stream
 from tools.cli import guarded, parse
 from tools.demo_data import HAND, write_demo
 from tools.errors import UserError
@@ -133,8 +133,9 @@ def compare(model, prompts, plain, other):
     ties = 0
     for prompt, a, b, equal in zip(prompts, plain, other, same):
         if not equal:
+            expert = model.groups([prompt])[0][0]
             parted = next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
-            tie = first_tie(model, prompt, a)
+            tie = first_tie(expert, prompt, a)
             ties += tie is not None and tie <= parted
     return sum(same), ties
 
@@ -152,29 +153,36 @@ def questions(vocab, options, bad):
     return [render_prompt(messages, vocab) for messages in cut]
 
 
+def timed_reply(model, prompt, tokens, speculate):
+    """Reply, seconds from the start to the first id, seconds from there to the end."""
+    reply, begin, first = Reply(), time.perf_counter(), None
+    for _ in stream(model, prompt, tokens, speculate=speculate, reply=reply):
+        first = first or time.perf_counter()
+    end = time.perf_counter()
+    return reply, (first or end) - begin, end - (first or end)
+
+
 def speculation(model, vocab, options, bad):
-    prompts, spent, made = questions(vocab, options, bad), {True: [], False: []}, {}
-    for drafting in (False, True):
-        generate_reply(model.groups([prompts[0]])[0][0], prompts[0], options.tokens, speculate=drafting)
-    for round_ in range(max(1, options.rounds // 2)):
-        total = {True: 0.0, False: 0.0}
-        for i, prompt in enumerate(prompts):
+    prompts, made = questions(vocab, options, bad), {}
+    reading, writing = ({True: [], False: []} for _ in range(2))       # seconds over all prompts, per round
+    for round_ in range(-1, max(1, options.rounds // 2)):              # round -1 warms up
+        for i, prompt in enumerate(prompts[:3] if round_ < 0 else prompts):
             for drafting in (round_ % 2 == 0, round_ % 2 != 0):
-                start = time.perf_counter()
-                made[i, drafting] = generate_reply(model, prompt, options.tokens, speculate=drafting)
-                total[drafting] += time.perf_counter() - start
-        for drafting, value in total.items():
-            spent[drafting].append(value)
+                made[i, drafting], *times = timed_reply(model, prompt, options.tokens, drafting)
+                for place, value in zip((reading, writing), times) if round_ >= 0 else ():
+                    place[drafting] += [0.0] * (round_ + 1 - len(place[drafting]))
+                    place[drafting][round_] += value
     plain, drafted = ([made[i, d] for i in range(len(prompts))] for d in (False, True))
-    written = {d: sum(len(r.ids) + 1 for r in replies) for d, replies in ((False, plain), (True, drafted))}
-    rate = {d: written[d] / statistics.median(spent[d]) for d in spent}
-    same, ties = compare(model.groups([prompts[0]])[0][0], prompts, [r.ids for r in plain], [r.ids for r in drafted])
+    ids = sum(len(r.ids) for r in drafted)                              # the end is written too, the first id is not timed
+    took = {d: (statistics.median(writing[d]), statistics.median(map(sum, zip(reading[d], writing[d])))) for d in writing}
+    same, ties = compare(model, prompts, [r.ids for r in plain], [r.ids for r in drafted])
     guesses, right = sum(r.drafted for r in drafted), sum(r.accepted for r in drafted)
-    print(f"第二头猜词：{rate[True]:.0f} 词元/秒，不猜 {rate[False]:.0f} 词元/秒，{rate[True] / rate[False]:.2f} 倍；"
+    ratio, whole = (took[False][i] / took[True][i] for i in range(2))
+    print(f"第二头猜词：{ids / took[True][0]:.0f} 词元/秒，不猜 {ids / took[False][0]:.0f} 词元/秒，{ratio:.2f} 倍（连同读问题 {whole:.2f} 倍）；"
           f"猜 {guesses} 次，对 {right} 次；{len(prompts)} 个回答中相同 {same}，因并列而不同 {ties}")
-    return {"speculative_tokens_per_s": round(rate[True], 1), "plain_tokens_per_s": round(rate[False], 1),
-            "speculative_ratio": round(rate[True] / rate[False], 3), "acceptance": round(right / max(1, guesses), 4),
-            "tokens_per_pass": round(written[True] / max(1, written[True] - right), 3), "drafted_share": round(guesses / max(1, written[True] - right), 3),
+    return {"speculative_tokens_per_s": round(ids / took[True][0], 1), "plain_tokens_per_s": round(ids / took[False][0], 1),
+            "speculative_ratio": round(ratio, 3), "speculative_ratio_with_prompt": round(whole, 3),
+            "acceptance": round(right / max(1, guesses), 4), "guesses_per_id": round(guesses / max(1, ids), 3),
             "prompts": len(prompts), "identical": same, "ties": ties}
 
 

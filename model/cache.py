@@ -95,7 +95,7 @@ class Step:
     are (few new tokens) instead of expanding them to keys and values (many).
     """
 
-    ABSORB_UP_TO = 8
+    ABSORB_UP_TO = 32
 
     def __init__(self, cache, slots, length, absorb=None):
         starts = [cache.lengths[s] for s in slots]

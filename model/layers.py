@@ -21,8 +21,8 @@ class _RMSNorm(torch.autograd.Function):
         x, weight, inverse = ctx.saved_tensors
         normed, grad = x * inverse, grad.to(x.dtype)
         product = grad * normed
-        along = (product @ weight).div_(x.shape[-1])[..., None]                   # the part of the gradient along x
-        grad_weight = product.flatten(0, -2).sum(0)
+        along = (product @ weight.to(x.dtype)).div_(x.shape[-1])[..., None]       # the part of the gradient along x
+        grad_weight = product.flatten(0, -2).sum(0).to(weight.dtype)
         return (grad * weight).sub_(normed.mul_(along)).mul_(inverse), grad_weight, None, None
 
 

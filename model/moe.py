@@ -13,6 +13,10 @@ from model.expert_products import RoutedExperts
 from model.layers import FeedForward, activate, gated, is_gated
 
 
+FEW = 256             # assignments up to which decoding on a CPU goes expert by expert without sorting tensors
+GATHER_UP_TO = 64     # assignments for which a GPU copies the experts' matrices
+
+
 @dataclass
 class Routing:
     """What one layer's router did with one batch. `load` (E,) counts assignments; the losses are scalars with a gradient."""
@@ -109,17 +113,22 @@ class MoE(nn.Module):
     def decode(self, x):
         """x (N, d) -> (N, d) without statistics; for few tokens only the chosen experts' weights are touched, and nothing is sorted."""
         weights, experts, _ = self.router.pick(self.router.logits(x))
-        if x.device.type != "cpu" or experts.numel() > 2 * self.config.other_experts:
-            return self.shared(x) + self.routed(x, weights, experts)
-        mixed, weights = self.shared(x), weights.to(x.dtype)
-        if self.up_lora or self.down_lora or not is_gated(self.config.activation):
-            for row, chosen in enumerate(experts.tolist()):
-                for place, expert in enumerate(chosen):
-                    mixed[row] += weights[row, place] * self.expert(x[row:row + 1], expert)[0]
-            return mixed
+        adapted, mixed = self.up_lora or self.down_lora, self.shared(x)
+        if x.device.type != "cpu" and experts.numel() <= GATHER_UP_TO and not adapted:
+            return mixed + self._gathered(x, weights.to(x.dtype), experts)
+        if x.device.type != "cpu" or experts.numel() > FEW or adapted or not is_gated(self.config.activation):
+            return mixed + self.routed(x, weights, experts)
+        weights = weights.to(x.dtype)
         if len(x) <= 2:
             return self._each(x, mixed, weights.view(-1, 1), experts.tolist())
         return self._few(x, mixed, weights.flatten(), experts.flatten().tolist())
+
+    def _gathered(self, x, weights, experts):
+        """Copies of the chosen experts' matrices, and no word to the host: what a GPU likes. x (N, d), weights, experts (N, K) -> (N, d)."""
+        chosen, keep = experts.flatten(), self.config.keep
+        inner = torch.bmm(self.up[chosen], x.repeat_interleave(keep, 0)[..., None])[..., 0]
+        mixed = torch.bmm(self.down[chosen], activate(inner, self.config.activation)[..., None])[..., 0]
+        return torch.einsum("nkd,nk->nd", mixed.unflatten(0, (-1, keep)), weights)
 
     def _each(self, x, mixed, weights, experts):
         """x, mixed (N, d), weights (N * K, 1), experts: N lists of K -> mixed, to which the experts have been added in place."""

@@ -71,6 +71,12 @@ def sent_bytes():
     return total
 
 
+def memory_of_process(name):
+    """VmRSS (now) or VmHWM (highest) of this process in bytes."""
+    with open("/proc/self/status") as f:
+        return next(int(line.split()[1]) * 1024 for line in f if line.startswith(name))
+
+
 def run_job(job):
     """One run -> {"history", "weights", "shards": bytes of weights and optimizer here, "gradients": of the first steps, ...}.
 
@@ -84,6 +90,8 @@ def run_job(job):
 
     if job.get("errors"):
         return {"errors": shared_errors(parallel)}
+    Path("/proc/self/clear_refs").write_text("5")          # the highest memory counts from here
+    base = memory_of_process("VmRSS")
     stage = toy.build_stage(job["options"], job.get("stage", "pre"))
     if job.get("float64", True):
         stage.model.double()
@@ -107,6 +115,7 @@ def run_job(job):
         optimize(*args)
         result["sent"].append(sent_bytes() - before[0])
         result["calls"].append(result["reductions"] - before[1])
+        result["peak"] = memory_of_process("VmHWM") - base             # before anything is saved
     stage.loss, loop.may_step, loop.optimize = spoiled, watched_step, counted
     try:
         with counting_reductions(loop, result):

@@ -110,11 +110,19 @@ def test_merged_computes_what_base_and_adapter_compute(tmp_path, vocab, descript
     export.main(["--model", str(tmp_path / "m.pkl"), "--to", "hf", "--output", str(tmp_path / "hf")])
 
 
+def test_a_gate_is_refused(tmp_path, vocab):
+    base, _ = toy_payload(vocab)
+    path = saved(tmp_path / "g.pkl", {**base, "kind": "gate", "stage": "gate", "weights": {}, "adapter": {"experts": []}})
+    for kind in ("hf", "gguf", "merged"):
+        assert "专家" in refused(["--model", path, "--to", kind, "--output", tmp_path / "x"])
+
+
 def test_merging_a_full_model_and_missing_or_wrong_bases(tmp_path, vocab):
     base, _ = toy_payload(vocab)
     base_path = saved(tmp_path / "base.pkl", base)
     export.main(["--model", base_path, "--to", "merged", "--output", str(tmp_path / "m")])
     assert weights_hash(read_checkpoint(tmp_path / "m.pkl")["weights"]) == weights_hash(base["weights"])
+    assert "已存在" in refused(["--model", base_path, "--to", "merged", "--output", tmp_path / "m.pkl"])
     (tmp_path / "m.pkl").unlink()
     adapter(tmp_path / "a.pkl", base_path, base, "Lora", {"type": "lora", "rank": 2})
     merge = ["--model", tmp_path / "a.pkl", "--to", "merged", "--output", tmp_path / "x.pkl"]

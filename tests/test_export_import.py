@@ -130,6 +130,13 @@ def test_wrong_parts_are_refused(folder, tmp_path):
     assert code_of(tmp_path / "nowhere") == 2
 
 
+@pytest.mark.parametrize("key, value", [("kind", "adapter"), ("metrics", 5), ("config", []), ("base", {}), ("step", "x"), ("format", 2)])
+def test_a_changed_tinyseek_json_is_refused(folder, key, value):
+    known = json.loads((folder / "tinyseek.json").read_text(encoding="utf-8"))
+    (folder / "tinyseek.json").write_text(json.dumps(known | {key: value}), encoding="utf-8")
+    assert code_of(folder) == 4
+
+
 def test_a_foreign_tokenizer_is_refused(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "b")
     found = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))

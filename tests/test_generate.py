@@ -63,7 +63,8 @@ def test_cached_equals_full_forward_with_adapters(variant, adapter):
     model, ids = eval_model(adapter=adapter, **toy.VARIANTS[variant]), tokens(2, 26)
     with torch.no_grad():
         full = model(ids).logits_1
-        assert (full - in_pieces(model, ids, (1, 1, 9, 2, 12, 1))).abs().max() < 1e-9
+        for absorb in (None, False):
+            assert (full - in_pieces(model, ids, (1, 1, 9, 2, 12, 1), absorb)).abs().max() < 1e-9
 
 
 @pytest.mark.parametrize("variant", toy.VARIANTS)
@@ -82,6 +83,23 @@ def test_folded_equals_absorbed():
     caches[1].folded = [None] * 2
     outs = [[model.decode(part, cache, absorb=True) for part in ids.split(3, 1)] for cache in caches]
     assert max((a - b).abs().max() for a, b in zip(*outs)) < 1e-12
+
+
+@pytest.mark.parametrize("variant", ["default", "geglu", "gelu_layer", "relu", "sigmoid", "scaled"])
+def test_all_ways_through_the_experts_agree(variant):
+    """Each token by itself, expert by expert, sorted, gathered: for one token and for many."""
+    moe = eval_model(**toy.VARIANTS[variant]).blocks[0].mlp
+    for count in (1, 2, 3, 40, 300):
+        x = torch.randn(count, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(count))
+        with torch.inference_mode():
+            weights, experts, *_ = moe.router(x)
+            expected = moe(x)[0]
+            assert (moe.decode(x) - expected).abs().max() < 1e-12
+            ways = [moe.shared(x) + moe._gathered(x, weights, experts)]
+            if variant not in ("gelu_layer", "relu"):
+                ways += [moe._each(x, moe.shared(x), weights.reshape(-1, 1), experts.tolist()),
+                         moe._few(x, moe.shared(x), weights.flatten(), experts.flatten().tolist())]
+            assert max((way - expected).abs().max() for way in ways) < 1e-12
 
 
 @pytest.mark.parametrize("variant", ["default", "alibi", "gqa", "gqa_window_alibi", "window", "learned"])

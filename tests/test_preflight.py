@@ -10,7 +10,8 @@ from tools.errors import UserError
 from train_agent.trainers import preflight as file
 from train_agent.trainers import recovery
 from train_agent.trainers.loop import Loop
-from train_agent.trainers.preflight import divisors, first_loss, memory_there, preflight, suggestion
+from train_agent.trainers.memory_room import memory_there
+from train_agent.trainers.preflight import divisors, first_loss, preflight, suggestion
 
 
 @pytest.fixture

@@ -1,15 +1,20 @@
 """Drafting with the second head changes the speed of a reply and nothing else: same greedy ids, same distribution of samples."""
 import itertools
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
 import toy
-from model import ModelConfig, TinySeek, speculate
+from bench.decode_speed import compare
+from bench.ties import first_tie
+from model import ModelConfig, TinySeek, generate, speculate
 from model.generate import generate_reply
 from model.sampling import Sampling, repeats
 from model.speculate import drafted_ids
+from tools.formats import read_rows
+from tools.template import render_prompt
 
 
 def tiny_model(seed=0, vocab=5, agree=0.0):
@@ -146,16 +151,54 @@ def test_no_pass_is_made_for_an_id_that_nobody_needs(monkeypatch):
 def test_a_guess_must_be_worth_it():
     """The threshold changes how often is drafted, not what is written."""
     model = tiny_model(agree=0.5, vocab=20)
-    from model import generate as module
     made = {}
     for worth in (0.0, 0.3, 1.1):
         source = lambda *a, worth=worth: drafted_ids(*a, worth=worth)                   # noqa: E731
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(module, "drafted_ids", source)
+            patch.setattr(generate, "drafted_ids", source)
             reply = generate_reply(model, [1, 2, 3], 30, reserved=0, stop_ids=(), guard=False)
         made[worth] = reply
     assert made[0.0].ids == made[0.3].ids == made[1.1].ids
     assert made[0.0].drafted >= made[0.3].drafted >= made[1.1].drafted == 0 < made[0.0].drafted
+
+
+# ---------------------------------------------------------------- ties, and prompts as people write them
+
+def test_a_tie_is_found_where_it_is():
+    model = toy.toy_model(use_moe=False).eval()
+    reply = generate_reply(model, [20, 21], 6, stop_ids=(), guard=False).ids
+    assert first_tie(model, [20, 21], reply, close=1e-12) is None
+    twin = next(i for i in range(16, 300) if i not in reply)
+    changed = next(i for i, new in enumerate(reply) if new not in reply[:i] and i > 1)
+    model.fc1.weight.data[twin] = model.fc1.weight.data[reply[changed]]
+    assert first_tie(model, [20, 21], reply) == changed
+    assert first_tie(model, [20, 21], reply, close=1e9) == 0
+
+
+def test_a_tie_between_experts_counts_from_its_place():
+    model = toy.toy_model().eval()
+    reply = generate_reply(model, [20, 21], 4, stop_ids=(), guard=False).ids
+    assert first_tie(model, [20, 21], reply, close=1e-12) is None
+    model.blocks[0].mlp.router.weight.data.zero_()
+    assert first_tie(model, [20, 21], reply, close=1e-12) == 0
+
+
+@pytest.mark.slow
+def test_200_prompts_of_real_dialogues(monkeypatch, vocab):
+    """Float32, a second head that is right about half the time: every reply as without it, or parted at a tie (at most 1 %)."""
+    data = Path(__file__).resolve().parents[2] / "shared" / "data" / "dialogue.jsonl"
+    if not data.is_file():
+        pytest.skip("../shared/data/dialogue.jsonl is not here")
+    torch.manual_seed(0)
+    model = TinySeek(ModelConfig(vocab_size=len(vocab), n_layer=2, n_head=4, d_model=64, d_c=16, d_r=8, hidden=64, init_std=0.1)).eval()
+    model.fc2.weight.data = 0.7 * model.fc1.weight.data + 0.3 * model.fc2.weight.data
+    monkeypatch.setattr(generate, "drafted_ids", lambda *a: drafted_ids(*a, worth=0.0))
+    rows = [row.messages for i, row in zip(range(10_000), read_rows([data])) if i % 50 == 0]
+    prompts = [render_prompt(messages[:1], vocab)[-200:] for messages in rows]
+    plain, drafted = ([generate_reply(model, p, 32, speculate=s, guard=False) for p in prompts] for s in (False, True))
+    same, ties = compare(model, prompts, [r.ids for r in plain], [r.ids for r in drafted])
+    assert len(prompts) == 200 and same + ties == 200 and ties <= 2
+    assert 0 < sum(r.accepted for r in drafted) < sum(r.drafted for r in drafted)
 
 
 def test_repeats_sees_the_guess():

@@ -232,6 +232,17 @@ def test_D7_workers_prefetch_and_fewer_rows_than_a_batch(ram_path, vocab, worker
     assert len(found) == len(batches) == 1 and 1 <= found[0]["input_ids"].shape[0] <= 3
 
 
+def test_D8_training_mode_decides_what_is_a_target(ram_path, vocab):
+    path = toy.write_rows(ram_path / "a.jsonl", toy.dialogue_rows(10))
+    keys = dict(tokenizer=vocab, batch_size=4, max_length=64, cache_dir=ram_path / "cache", shuffle=False)
+    talk, text = (list(create_dataloader(path, training_mode=mode, **keys)) for mode in ("instruction_finetuning", "pretraining"))
+    targets = [sum(int((b["labels_1"] >= 0).sum()) for b in batches) for batches in (talk, text)]
+    tokens = sum(int(b["valid"].sum()) for b in text)
+    assert 0 < targets[0] < targets[1] and targets[1] > 0.9 * tokens
+    with pytest.raises(UserError):
+        create_dataloader(path, training_mode="finetuning", **keys)
+
+
 def test_S6_the_schedule_for_somebody_elses_loop():
     optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=1.0)
     schedule = get_cosine_schedule_with_warmup(optimizer, 2, 10)

@@ -17,6 +17,7 @@ from tools.data_duplicates import Book, find_duplicates, leaks_by_share
 from tools.data_scan import KIND_NUMBERS, Columns, scan_block, scan_files, start_worker, unpacked
 from tools.data_scan import count_lines as lines_before
 from tools.errors import UserError
+from tools.hf_data import is_hf, local_files
 from tools.near_duplicates import THRESHOLD
 from tools.vocab import Vocab
 
@@ -203,8 +204,9 @@ OPTIONS = [
 def main(argv=None):
     manager, options = parse(argv, __doc__, extra=OPTIONS)
     config = manager.config
-    paths = formats.expand_paths(options.files) if options.files else _configured(config)
-    text_field, held = config["pre"]["text_field"], options.held or config["pre"]["eval_data_path"]
+    hub = {**config, **config["pre"]}                      # where and how an hf: name among them is fetched
+    paths = formats.expand_paths(local_files(options.files or _configured(config), hub))
+    text_field, held = config["pre"]["text_field"], local_files(options.held or config["pre"]["eval_data_path"], hub)
     start = time.perf_counter()
     vocab, origin = _vocabulary(options.vocab or config["pre"]["vocab_trg_path"], bool(options.vocab), paths, config, text_field)
     result = check(paths, held, vocab, config["sft"]["max_len"], text_field, options.near > 0, options.near or THRESHOLD,
@@ -226,10 +228,10 @@ def _configured(config):
     """The training data of the configuration, as far as it is there."""
     wanted = [p for stage in ("pre", "sft") for p in ([config[stage]["json_data_path"]] if isinstance(config[stage]["json_data_path"], str)
                                                        else config[stage]["json_data_path"] or [])]
-    found = [p for p in dict.fromkeys(wanted) if Path(p).exists()]
+    found = [p for p in dict.fromkeys(wanted) if is_hf(p) or Path(p).exists()]
     if not found:
         raise UserError("没有给出要检查的文件。用法：python tools/check_data.py data/我的数据.jsonl")
-    return formats.expand_paths(found)
+    return found
 
 
 def _vocabulary(path, asked, paths, config, text_field):

@@ -33,6 +33,7 @@ def write_gguf(source, output, precision):
     path = Path(output)
     path = path if path.suffix == ".gguf" else path / f"TinySeek-{precision}.gguf"
     check_place(path)
+    save_file = need("safetensors.torch", "保存第二个预测头").save_file if SECOND_HEAD in source.weights else None
     tensors = to_gguf(source.config, source.weights)
     kept = []
     with whole_file(path) as temporary:
@@ -41,7 +42,7 @@ def write_gguf(source, output, precision):
         _tokens(gguf, writer, source)
         for name, tensor in tqdm(tensors.items(), desc="写 GGUF", delay=2):
             kind = _kind(name, tensor, precision)
-            if kind != precision and precision == "q8_0" and kind == "f16":
+            if (precision, kind) == ("q8_0", "f16"):
                 kept.append(name)
             _add(gguf, writer, name, tensor, kind)
         writer.write_header_to_file()
@@ -49,8 +50,7 @@ def write_gguf(source, output, precision):
         writer.write_tensors_to_file()
         writer.close()
     write_modelfile(path, source)
-    if SECOND_HEAD in source.weights:
-        save_file = need("safetensors.torch", "保存第二个预测头").save_file
+    if save_file:
         with whole_file(side_file(path)) as temporary:
             save_file({SECOND_HEAD: source.weights[SECOND_HEAD].clone()}, temporary, {"format": "pt"})
     return path, kept

@@ -17,15 +17,24 @@ def read_hf(folder):
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"找不到文件夹 {folder}。--from hf 后面要写 --to hf 导出的文件夹。", 2)
-    known = read_json(folder / "tinyseek.json") if (folder / "tinyseek.json").exists() else {}
+    known = _remembered(folder / "tinyseek.json")
     second = _read(folder / "second_head.safetensors") if (folder / "second_head.safetensors").exists() else {}
     config = model_config(read_json(folder / "config.json"), known.get("config"), bool(second))
-    vocab = vocab_from_tokenizer(read_json(folder / "tokenizer.json"), known.pop("token_kind", None), known.get("vocab_hash"))
+    vocab = vocab_from_tokenizer(read_json(folder / "tokenizer.json"), known.get("token_kind"), known.get("vocab_hash"))
     found = from_hf(config, _weights(folder), second.get(SECOND_HEAD))
     check_shapes(config, found, folder)
     weights = {name: found[name] for name in expected(config)}
-    return FRESH | known | {"config": known.get("config", config.to_dict()), "vocab_hash": vocab.hash, "vocab": vocab.state(),
-                            "weights": weights}
+    return FRESH | {k: known[k] for k in FRESH if k in known} | {
+        "config": known.get("config", config.to_dict()), "vocab_hash": vocab.hash, "vocab": vocab.state(), "weights": weights}
+
+
+def _remembered(path):
+    """What tinyseek.json says, {} without one. UserError 4 when it cannot be of a full model."""
+    found = read_json(path) if path.exists() else {}
+    right = all(type(found[k]) is type(v) for k, v in FRESH.items() if k in found) and isinstance(found.get("config", {}), dict)
+    if not right or any(found.get(k, FRESH[k]) != FRESH[k] for k in ("format", "kind", "adapter", "base")):
+        raise UserError(f"{path} 不是完整模型的记录。请重新导出，或删去它再试。", 4)
+    return found
 
 
 def _weights(folder):

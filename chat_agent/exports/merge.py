@@ -1,7 +1,7 @@
 """An adapter and its base as one plain checkpoint."""
 
 from model.build import build, merged
-from tools.checkpoint import load_chain
+from tools.checkpoint import load_chain, read_checkpoint
 from tools.errors import UserError
 
 
@@ -10,12 +10,13 @@ def merged_payload(path):
 
     UserError: 2 what it adds is no change of weights, 3 a file is missing or damaged, 4 the parts do not fit.
     """
-    chain = load_chain(path)
-    top, base = chain[-1], chain[0]
+    top = read_checkpoint(path)
     if top["kind"] == "model":
         return top
     if top["kind"] == "gate":
         raise UserError(f"{path} 是挑选专家的门控，没有可以合并的底座。请分别合并、导出各个专家。", 2)
+    chain = load_chain(path)
+    base = chain[0]
     if any(payload["vocab_hash"] != base["vocab_hash"] for payload in chain):
         raise UserError(f"{path} 的词表和它的底座不是同一份，编号对不上。请用原来的文件，或重新训练。", 4)
     try:

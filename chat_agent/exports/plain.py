@@ -13,6 +13,8 @@ from tools.safe_file import explain, write_torch
 def write_pkl(payload, output, precision=None):
     """A full model as a checkpoint of the usual kind; returns its path. precision: f32, f16, bf16 or None = as it is."""
     path = _with_suffix(output, ".pkl")
+    if path.exists():
+        raise UserError(f"{path} 已存在，检查点从不覆盖。请用 --output 换一个名字。", 2)
     source = source_of(payload, path, precision)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

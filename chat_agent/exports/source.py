@@ -7,7 +7,7 @@ import torch
 
 from model.config import ModelConfig
 from model.tiny_seek import TinySeek
-from tools.checkpoint import cast_weights, load_chain
+from tools.checkpoint import cast_weights, read_checkpoint
 from tools.errors import UserError
 from tools.vocab import Vocab
 
@@ -31,9 +31,8 @@ class Source(NamedTuple):
 
 
 def read_source(path, precision=None):
-    """A full model. precision: f32, f16, bf16 or None = as stored. UserError 2 for adapters, 3 and 4 as load_chain raises."""
-    chain = load_chain(path)
-    payload = chain[-1]
+    """A full model. precision: f32, f16, bf16 or None = as stored. UserError 2 for adapters, 3 and 4 as read_checkpoint raises."""
+    payload = read_checkpoint(path)
     if payload["kind"] != "model":
         way = WAYS.get(payload["stage"], "请先合并成完整的模型再导出。")
         raise UserError(f"{path} 是 {payload['stage']} 适配器，不是完整的模型。{way.format(path=path)}", 2)

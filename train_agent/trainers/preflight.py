@@ -6,9 +6,7 @@ A few real optimizer steps are taken on a copy of the model, which is then forgo
 import copy
 import gc
 import math
-import os
 import statistics
-import sys
 import time
 from dataclasses import replace
 
@@ -21,6 +19,7 @@ from tools.vocab import Vocab
 from train_agent.trainers import machine, parallel, recovery
 from train_agent.trainers.dataset import Position, loader
 from train_agent.trainers.evaluation import EMPTY
+from train_agent.trainers.memory_room import memory_there
 
 WARM_UP, LEAST, TOGETHER = 1, 2, 4      # steps not counted, steps counted at least, micro-batches measured at a time
 HELD_BATCHES = 3
@@ -221,35 +220,6 @@ def memory(stage, measured):
     fixed = size + 4 * learning * (1 + ADAM_STATES[stage.options["optimizer"]])
     batch = max(measured["saved"], (measured["peak"] or 0) - fixed)
     return {"fixed": round(fixed), "batch": batch, "needed": round(fixed + batch), "there": memory_there(measured["device"])}
-
-
-def memory_there(device):
-    """Bytes that this process may still take on `device`; None where the system does not say."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return free + torch.cuda.memory_reserved(device)
-    try:
-        if sys.platform.startswith("linux"):
-            with open("/proc/meminfo", encoding="ascii") as f:
-                free = next(int(line.split()[1]) * 1024 for line in f if line.startswith("MemAvailable"))
-            return min([free] + cgroup_room())
-        if hasattr(os, "sysconf"):
-            return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        import ctypes
-        state = (ctypes.c_ulonglong * 8)(64)                            # MEMORYSTATUSEX: its length, then totals and free
-        ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(state))
-        return int(state[2])
-    except (OSError, ValueError, StopIteration, AttributeError):
-        return None
-
-
-def cgroup_room():
-    """What a container may still take, [] without a limit."""
-    try:
-        read = lambda name: open(f"/sys/fs/cgroup/{name}", encoding="ascii").read().strip()       # noqa: E731
-        return [max(0, int(read("memory.max")) - int(read("memory.current")))]
-    except (OSError, ValueError):
-        return []
 
 
 def time_left(stage, measured, parameters, done):

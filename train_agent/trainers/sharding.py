@@ -34,6 +34,12 @@ def is_sharded(module):
     return hasattr(module, "set_requires_gradient_sync") and hasattr(module, "reshard")
 
 
+def settle(model):
+    """Back to shards after a forward pass that no backward pass follows."""
+    for module in filter(is_sharded, model.modules()):
+        module.reshard()
+
+
 def mapped(value, change):
     """Nested dicts and lists with `change` applied to every tensor."""
     if isinstance(value, torch.Tensor):
