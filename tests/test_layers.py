@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from model.layers import FeedForward, activate, alibi_slopes, compute_dtype, make_norm, residual_std, rotary_tables, rotate
+from model.layers import _RMSNorm, FeedForward, activate, alibi_slopes, compute_dtype, make_norm, residual_std, rotary_tables, rotate
 from toy import toy_config
 
 
@@ -72,6 +72,16 @@ def test_A2_gated_activations(kind, act):
     gate, up = (layer.up.weight[:3] @ x.T).T, (layer.up.weight[3:] @ x.T).T
     inner = torch.tensor([[act(g) * u for g, u in zip(*rows)] for rows in zip(gate.tolist(), up.tolist())], dtype=torch.float64)
     torch.testing.assert_close(layer(x), inner @ layer.down.weight.T, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["swiglu", "geglu", "gelu", "relu"])
+def test_gradients_of_norms_and_activations_are_those_of_the_formula(kind):
+    """Some are written by hand for speed; numerical differentiation is the judge."""
+    x = randn(3, 6).requires_grad_()
+    assert torch.autograd.gradcheck(lambda t: activate(t, kind), x)
+    norm = make_norm("rms", 6, 1e-3).double()
+    norm.weight.data = randn(6)
+    assert torch.autograd.gradcheck(lambda t, w: _RMSNorm.apply(t, w, 1e-3, torch.float64), (x, norm.weight))
 
 
 def test_plain_activations():

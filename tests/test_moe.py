@@ -3,8 +3,8 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional as F
 
-from model.layers import activate
 from model.moe import MoE, Router, lexp, sequence_balance
 from tools.config_manager import ConfigManager
 from toy import toy_config, toy_model
@@ -21,6 +21,15 @@ def inputs(rows=9, width=16, seed=3):
     return torch.randn(rows, width, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
+def feed(token, up, down, activation):
+    """down(act(up x)); gated kinds hold the gate in the first half of `up`."""
+    inner = up @ token
+    if activation in ("swiglu", "geglu"):
+        gate, inner = inner.chunk(2)
+        return down @ ((F.silu if activation == "swiglu" else F.gelu)(gate) * inner)
+    return down @ (F.gelu if activation == "gelu" else F.relu)(inner)
+
+
 def plain_moe(layer, x, config):
     """One token at a time, one expert at a time."""
     out = []
@@ -31,9 +40,9 @@ def plain_moe(layer, x, config):
         weights = {e: scores[e] for e in chosen}
         if config.router == "sigmoid":
             weights = {e: w / sum(weights.values()) for e, w in weights.items()}
-        mixed = layer.shared(token)
+        mixed = feed(token, layer.shared.up.weight, layer.shared.down.weight, config.activation)
         for e, w in weights.items():
-            mixed = mixed + config.routed_scaling * w * (layer.down[e] @ activate(layer.up[e] @ token, config.activation))
+            mixed = mixed + config.routed_scaling * w * feed(token, layer.up[e], layer.down[e], config.activation)
         out.append(mixed)
     return torch.stack(out)
 
