@@ -11,7 +11,6 @@ import pytest
 
 from tools import report, report_data
 from tools.code_version import code_version
-from tools.config_manager import ConfigManager
 from tools.errors import UserError
 from tools.log_reader import read_log
 from tools.report_data import differences, flat_scores, heat_map, run_data, seconds_of, subject, thinned
@@ -96,7 +95,7 @@ def test_compare_names_every_change(tmp_path):
     rows = differences(*(subject(str(p), config) for p in (a, b)))
     found = {(group, what): (x, y) for group, what, x, y in rows}
     settings = {what: values for (group, what), values in found.items() if group == "配置"}
-    assert settings.pop("init_lr") == (ConfigManager().stage("pre")["init_lr"], 1e-3) and settings.pop("n_layer") == (4, 2)
+    assert settings.pop("init_lr") == (5e-4, 1e-3) and settings.pop("n_layer") == (4, 2)
     assert set(settings) <= {"out_dir", "log_dir", "cache_dir", "vocab_trg_path"}
     data_file = Path(ConfigManager(stage="pre").stage("pre")["json_data_path"]).name
     assert found["数据", data_file] == ("d1", "d2") and ("数据", "词表") not in found
@@ -152,7 +151,7 @@ def test_command(tmp_path):
     make_run(tmp_path / "b", init_lr=1e-3)
     out = subprocess.run([sys.executable, ROOT / "tools" / "report.py", "--compare", tmp_path / "a", tmp_path / "b", "--output", tmp_path / "x.html"],
                          capture_output=True, text=True, encoding="utf-8", cwd=tmp_path)
-    assert out.returncode == 0 and f"init_lr：{ConfigManager().stage('pre')['init_lr']} → 0.001" in out.stdout
+    assert out.returncode == 0 and "init_lr：0.0005 → 0.001" in out.stdout
     assert len(data_of_page((tmp_path / "x.html").read_text(encoding="utf-8"))["subjects"]) == 2
 
 
