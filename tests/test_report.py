@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tools.config_manager import ConfigManager
 from tools import report, report_data
 from tools.code_version import code_version
 from tools.errors import UserError
