@@ -123,6 +123,8 @@ class Lane:
         """Something broke: nothing of this lane can be trusted. -> news, an error for each job that was under way"""
         told = {id(job) for job, _, finish, error in self.news if finish or error}
         lost = [job for job in self.jobs if id(job) not in told]
+        if not self.jobs:                              # not even a place could be made: those who wait would break it again
+            lost, self.waiting = list(self.waiting), deque()
         self.jobs, self.cache = [], None
         return self.news + [(job, "", None, internal()) for job in lost]
 
