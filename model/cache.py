@@ -6,7 +6,7 @@ and emptied one by one, so that replies can come and go while others are being w
 
 import torch
 
-from model.folded import folded_layers
+from model.folded import folded_blocks
 from model.layers import alibi_slopes, rotary_tables
 
 
@@ -25,7 +25,7 @@ class DecodeCache:
         self.config = config
         self.lengths = [0] * slots
         self.memory = [torch.zeros(slots, 0, cache_width(config), device=device, dtype=dtype) for _ in range(config.n_layer)]
-        self.folded = [None] * config.n_layer   # FoldedMLA per layer where there is one
+        self.folded = [None] * config.n_layer   # a Folded per block, or None: then the blocks' own weights are used as they are
         self.capacity = 0
         self.reserve(max(capacity, 1))
 
@@ -36,7 +36,7 @@ class DecodeCache:
         """
         weight = model.embed.weight
         cache = cls(model.config, slots, capacity, weight.device, weight.dtype)
-        cache.folded = folded_layers(model)
+        cache.folded = folded_blocks(model)
         return cache
 
     def reserve(self, capacity):

@@ -1,5 +1,6 @@
-"""Latent attention with its matrices multiplied out once, for decoding: half the products and a third of the steps per token.
+"""What decoding prepares of a model once, instead of at every token.
 
+Most of it is latent attention with its matrices multiplied out: half the products and a third of the steps per token.
 Three pairs of neighbouring projections become one each: q_down and kv_down read the same input; the key half of kv_up meets every
 query right after q_up; the value half of kv_up goes straight into out. What is computed stays the same up to rounding.
 """
@@ -53,16 +54,24 @@ class FoldedMLA:
             x.copy_(rotate(x, step.tables))
 
 
+class Folded:
+    """What is prepared of one block. attention: a FoldedMLA or None; matrices: the experts' (see MoE.matrices) or None."""
+
+    def __init__(self, block):
+        self.attention = FoldedMLA(block.attention) if FoldedMLA.fits(block.attention) else None
+        self.matrices = block.mlp.matrices() if hasattr(block.mlp, "matrices") else None
+
+
 @torch.inference_mode()
-def folded_layers(model):
-    """A FoldedMLA per layer, None where that cannot be. Kept on a frozen model for as long as its weights stay what they are."""
+def folded_blocks(model):
+    """A Folded per block. Kept on a frozen model for as long as its weights stay what they are."""
     parameters = list(model.parameters())
     frozen = not any(p.requires_grad or p.is_inference() for p in parameters)
     state = [(p.data_ptr(), p._version) for p in parameters] if frozen else None
     kept = model.__dict__.get("_folded")
     if frozen and kept and kept[0] == state:
         return kept[1]
-    layers = [FoldedMLA(block.attention) if FoldedMLA.fits(block.attention) else None for block in model.blocks]
+    blocks = [Folded(block) for block in model.blocks]
     if frozen:
-        model.__dict__["_folded"] = (state, layers)
-    return layers
+        model.__dict__["_folded"] = (state, blocks)
+    return blocks

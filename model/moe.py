@@ -110,18 +110,27 @@ class MoE(nn.Module):
             parts.append(self.expert(part, i, up, down))
         return torch.cat(parts)
 
-    def decode(self, x):
-        """x (N, d) -> (N, d) without statistics; for few tokens only the chosen experts' weights are touched, and nothing is sorted."""
+    def matrices(self):
+        """The experts' matrices as two lists of E views, (d, 2h or h) and (h, d), ready for `x @ matrix`; None for adapted experts."""
+        if self.up_lora or self.down_lora:
+            return None
+        return [m.t() for m in self.up.unbind(0)], [m.t() for m in self.down.unbind(0)]
+
+    def decode(self, x, matrices=None):
+        """x (N, d) -> (N, d) without statistics; for few tokens only the chosen experts' weights are touched, and nothing is sorted.
+
+        matrices: as `matrices` gives them, where the caller has kept them.
+        """
         weights, experts, _ = self.router.pick(self.router.logits(x))
-        adapted, mixed = self.up_lora or self.down_lora, self.shared(x)
-        if x.device.type != "cpu" and experts.numel() <= GATHER_UP_TO and not adapted:
+        matrices, mixed = matrices or self.matrices(), self.shared(x)
+        if x.device.type != "cpu" and experts.numel() <= GATHER_UP_TO and matrices:
             return mixed + self._gathered(x, weights.to(x.dtype), experts)
-        if x.device.type != "cpu" or experts.numel() > FEW or adapted or not is_gated(self.config.activation):
+        if x.device.type != "cpu" or experts.numel() > FEW or not matrices or not is_gated(self.config.activation):
             return mixed + self.routed(x, weights, experts)
         weights = weights.to(x.dtype)
         if len(x) <= 2:
-            return self._each(x, mixed, weights.view(-1, 1), experts.tolist())
-        return self._few(x, mixed, weights.flatten(), experts.flatten().tolist())
+            return self._each(x, mixed, weights.view(-1, 1), experts.tolist(), *matrices)
+        return self._few(x, mixed, weights.flatten(), experts.flatten().tolist(), *matrices)
 
     def _gathered(self, x, weights, experts):
         """Copies of the chosen experts' matrices, and no word to the host: what a GPU likes. x (N, d), weights, experts (N, K) -> (N, d)."""
@@ -130,18 +139,17 @@ class MoE(nn.Module):
         mixed = torch.bmm(self.down[chosen], activate(inner, self.config.activation)[..., None])[..., 0]
         return torch.einsum("nkd,nk->nd", mixed.unflatten(0, (-1, keep)), weights)
 
-    def _each(self, x, mixed, weights, experts):
+    def _each(self, x, mixed, weights, experts, ups, downs):
         """x, mixed (N, d), weights (N * K, 1), experts: N lists of K -> mixed, to which the experts have been added in place."""
         places = [(row, expert) for row, chosen in enumerate(experts) for expert in chosen]
-        inner = x.new_empty(len(places), self.up.shape[1])
-        for place, (row, expert) in enumerate(places):
-            torch.mm(x[row:row + 1], self.up[expert].t(), out=inner[place:place + 1])
-        inner = gated(inner, self.config.activation).mul_(weights)
-        for place, (row, expert) in enumerate(places):
-            mixed[row:row + 1].addmm_(inner[place:place + 1], self.down[expert].t())
+        rows, sums = x.split(1), mixed.split(1)
+        inner = torch.cat([torch.mm(rows[row], ups[expert]) for row, expert in places])
+        inner = gated(inner, self.config.activation).mul_(weights).split(1)
+        for (row, expert), part in zip(places, inner):
+            sums[row].addmm_(part, downs[expert])
         return mixed
 
-    def _few(self, x, mixed, weights, chosen):
+    def _few(self, x, mixed, weights, chosen, ups, downs):
         """x, mixed (N, d), weights (N * K,), chosen: N * K experts -> mixed. Every expert is multiplied once with all its tokens."""
         order = sorted(range(len(chosen)), key=chosen.__getitem__)
         places = torch.tensor(order)
@@ -149,10 +157,10 @@ class MoE(nn.Module):
         gathered, inner = x[rows], x.new_empty(len(chosen), self.up.shape[1])
         runs = _runs([chosen[i] for i in order])
         for expert, first, last in runs:
-            torch.mm(gathered[first:last], self.up[expert].t(), out=inner[first:last])
+            torch.mm(gathered[first:last], ups[expert], out=inner[first:last])
         inner = gated(inner, self.config.activation).mul_(weights[places][:, None])
         for expert, first, last in runs:
-            torch.mm(inner[first:last], self.down[expert].t(), out=gathered[first:last])
+            torch.mm(inner[first:last], downs[expert], out=gathered[first:last])
         return mixed.index_add_(0, rows, gathered)
 
     def expert(self, x, index, up=None, down=None):

@@ -80,13 +80,13 @@ class Block(nn.Module):
         return x, routings
 
     def decode(self, x, step, memory, folded=None):
-        """The block for new tokens only, x (N, d) -> (N, d); `memory`: this layer's part of a DecodeCache, `folded`: a FoldedMLA."""
-        attention = folded if folded is not None and step.absorb else self.attention
+        """The block for new tokens only, x (N, d) -> (N, d); `memory`: this layer's part of a DecodeCache, `folded`: a Folded."""
+        attention = folded.attention if folded and folded.attention and step.absorb else self.attention
         x = x + attention.decode(self.attention_norm(x), step, memory)
         if self.memories:
             x = self.recall(x)[0]
         mixed = self.mlp_norm(x)
-        return x + (self.mlp.decode(mixed) if isinstance(self.mlp, MoE) else self.mlp(mixed))
+        return x + (self.mlp.decode(mixed, folded.matrices if folded else None) if isinstance(self.mlp, MoE) else self.mlp(mixed))
 
     def feed(self, x, valid=None, sequences=1):
         mixed, routing = self.mlp(self.mlp_norm(x), valid, sequences) if isinstance(self.mlp, MoE) \

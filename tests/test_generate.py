@@ -79,7 +79,7 @@ def test_cached_equals_full_forward_in_float32(variant):
 def test_folded_equals_absorbed():
     model, ids = eval_model(), tokens(3, 9)
     caches = [DecodeCache.of(model, 3, 4) for _ in range(2)]
-    assert caches[0].folded[0] is not None
+    assert caches[0].folded[0].attention is not None
     caches[1].folded = [None] * 2
     outs = [[model.decode(part, cache, absorb=True) for part in ids.split(3, 1)] for cache in caches]
     assert max((a - b).abs().max() for a, b in zip(*outs)) < 1e-12
@@ -97,8 +97,8 @@ def test_all_ways_through_the_experts_agree(variant):
             assert (moe.decode(x) - expected).abs().max() < 1e-12
             ways = [moe.shared(x) + moe._gathered(x, weights, experts)]
             if variant not in ("gelu_layer", "relu"):
-                ways += [moe._each(x, moe.shared(x), weights.reshape(-1, 1), experts.tolist()),
-                         moe._few(x, moe.shared(x), weights.flatten(), experts.flatten().tolist())]
+                ways += [moe._each(x, moe.shared(x), weights.reshape(-1, 1), experts.tolist(), *moe.matrices()),
+                         moe._few(x, moe.shared(x), weights.flatten(), experts.flatten().tolist(), *moe.matrices())]
             assert max((way - expected).abs().max() for way in ways) < 1e-12
 
 

@@ -61,6 +61,21 @@ def test_output_and_gradients_are_those_of_a_loop_over_tokens(changes):
         torch.testing.assert_close(made, expected, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("activation", ["swiglu", "gelu"])
+def test_P2_under_bfloat16_output_and_gradients_stay_close(activation):
+    layer = layer_of(activation=activation)[0].bfloat16().float()                # weights and inputs that bfloat16 holds exactly
+    x, results = inputs(60).bfloat16().float(), []
+    for enabled in (False, True):
+        leaf = x.clone().requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            out = layer(leaf.bfloat16() if enabled else leaf)[0]
+        assert out.dtype == (torch.bfloat16 if enabled else torch.float32)
+        results.append([out, *torch.autograd.grad((out.float() * torch.sin(4 * x)).sum(), [leaf, *layer.parameters()])])
+    for exact, narrow in zip(*results):
+        assert narrow.dtype == exact.dtype or narrow is results[1][0]
+        assert 0 < (narrow - exact).norm() < 0.02 * exact.norm()
+
+
 def test_softmax_weights_are_not_renormalised_sigmoid_ones_are():
     x = inputs()
     softmax, sigmoid = (layer_of(router=kind, routed_scaling=3.0)[0].router(x)[0] / 3 for kind in ("softmax", "sigmoid"))

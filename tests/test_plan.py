@@ -66,8 +66,9 @@ def reality(tmp_path_factory):
     for name, count, keys in (("alone", 1, {}), ("DDP", 2, {}), ("FULL_SHARD", 2, {"distributed": "fsdp"}),
                               ("SHARD_GRAD_OP", 2, {"distributed": "fsdp", "fsdp_sharding": "SHARD_GRAD_OP", "accumulation_steps": 2})):
         chosen = options(name, **keys)
-        results = ranks.launch(folder, [{"options": chosen, "float64": False}], count)
-        found[name] = chosen, [r[0] for r in results]
+        small = options(name + " warm-up", **{**keys, **toy.SHAPE, "max_steps": 2})       # what is imported on the way is no tensor
+        results = ranks.launch(folder, [{"options": one, "float64": False} for one in (small, chosen)], count)
+        found[name] = chosen, [r[1] for r in results]
     return found
 
 

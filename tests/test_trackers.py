@@ -62,18 +62,24 @@ def test_M3_wandb_offline_run_written_and_read(options, monkeypatch):
 
 
 def wandb_history(path):
-    """The history rows of a .wandb file, read with the package's own reader."""
+    """The history rows of a .wandb file, in the package's own record type. The file is a LevelDB log after 7 bytes of header."""
     import json
 
     from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
-    store, rows = DataStore(), []
-    store.open_for_scan(str(path))
-    while (data := store.scan_data()) is not None:
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
-        if record.WhichOneof("record_type") == "history":
-            rows.append({item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item})
+    data, at, parts, rows = path.read_bytes(), 7, [], []
+    assert data[:4] == b":W&B"
+    while at + 7 <= len(data):
+        if 32768 - at % 32768 < 7:                                    # a block's end is too short for a record's header
+            at += 32768 - at % 32768
+            continue
+        length, kind = int.from_bytes(data[at + 4:at + 6], "little"), data[at + 6]
+        parts.append(data[at + 7:at + 7 + length])
+        at += 7 + length
+        if kind in (1, 4):                                            # whole, or the last part of a long one
+            record = wandb_internal_pb2.Record.FromString(b"".join(parts))
+            parts = []
+            if record.WhichOneof("record_type") == "history":
+                rows.append({item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item})
     return rows
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import unquote
 
 import pytest
 
@@ -121,7 +122,6 @@ def test_tricks_with_paths_and_names_read_nothing_outside(tmp_path):
 
 def _audited(folder, tricks):
     """Run the application in this process and watch every file it opens. -> (paths opened outside, [(status, body)])"""
-    import httpx
     from chat_agent.server.app import create_app
     from chat_agent.server.curves import Curves
     from chat_agent.server.engine import Engine
@@ -139,25 +139,37 @@ def _audited(folder, tricks):
     async def run():
         with ThreadPoolExecutor(1) as pool:
             app = create_app(Models([]), engine, Curves(folder / "logs", Limits()), Limits(), pool)
-            async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as client:
-                assert (await client.get("/curves")).status_code == 200         # what is imported late is imported now
-                await client.post("/v1/chat/completions", json=bad.GOOD)
-                watching[0], asked = True, []
-                for target, name in tricks:
-                    request = client.build_request("GET", "/")
-                    request.url = request.url.copy_with(raw_path=target.encode())
-                    answer = await client.send(request)
-                    asked.append((answer.status_code, answer.content))
-                    answer = await client.post("/v1/chat/completions", json={**bad.GOOD, "model": name})
-                    asked.append((answer.status_code, answer.content))
-                watching[0] = False
-                return asked
+            assert (await _direct(app, "GET", "/curves"))[0] == 200             # what is imported late is imported now
+            await _direct(app, "POST", "/v1/chat/completions", bad.GOOD)
+            watching[0], asked = True, []
+            for target, name in tricks:
+                asked.append(await _direct(app, "GET", target))
+                asked.append(await _direct(app, "POST", "/v1/chat/completions", {**bad.GOOD, "model": name}))
+            watching[0] = False
+            return asked
     try:
         asked = asyncio.run(run())
     finally:
         watching[0] = False
         engine.close()
     return [path for path in opened if not path.endswith((".py", ".pyc"))], asked
+
+
+async def _direct(app, method, target, body=None):
+    """A request as uvicorn hands it over, whatever the target looks like -> (status, body)."""
+    raw, _, query = target.partition("?")
+    scope = {"type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1", "method": method, "scheme": "http",
+             "path": unquote(raw), "raw_path": raw.encode(), "query_string": query.encode(), "root_path": "", "state": {},
+             "headers": [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")], "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 80)}
+    sent = []
+
+    async def receive():
+        return {"type": "http.request", "body": json.dumps(body).encode() if body else b"", "more_body": False}
+
+    async def send(message):
+        sent.append(message)
+    await app(scope, receive, send)
+    return sent[0]["status"], b"".join(m.get("body", b"") for m in sent[1:])
 
 
 def test_a_pipelining_client_that_leaves_is_noticed(tmp_path):

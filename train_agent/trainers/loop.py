@@ -37,7 +37,7 @@ class Loop:
         self.guard, self.spikes = FiniteGuard(), SpikeWatch()
         self.patience = Patience(self.options["early_stopping_threshold"])
         self.forgetting = ForgettingWatch(self.options["forget_limit"])
-        self.tracker = NoTracker()
+        self.tracker, self.bar = NoTracker(), None
 
     def run(self):
         with self.at_work():
@@ -55,14 +55,16 @@ class Loop:
                 yield
             finally:
                 self.tracker.close()
+                if self.bar is not None:                   # before a message is printed
+                    self.bar.close()
 
     # ---- the spine ----
 
     def train(self):
         self.model.train()
         batches = loader(self.stage.train, self.position, self.options, self.device, parallel.rank(), parallel.world())
-        bar = tqdm(total=self.total_steps, initial=self.step, desc=self.stage.label, delay=0.5, dynamic_ncols=True,
-                   disable=not parallel.is_main())
+        bar = self.bar = tqdm(total=self.total_steps, initial=self.step, desc=self.stage.label, delay=0.5, dynamic_ncols=True,
+                              disable=not parallel.is_main())
         clock = self.since = time.perf_counter()
         self.since_tokens = self.tokens
         for group, after, in_chunk in batches:
@@ -83,7 +85,6 @@ class Loop:
             if name or stop:
                 self.save(name or self.step_name(here))
             if stop:
-                bar.close()
                 raise SystemExit(STOPPED)
         bar.close()
 

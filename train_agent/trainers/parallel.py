@@ -7,6 +7,7 @@ import atexit
 import contextlib
 import os
 from datetime import timedelta
+from inspect import signature
 
 import torch
 import torch.distributed as dist
@@ -19,6 +20,7 @@ TIMEOUT = float(os.environ.get("TINYSEEK_TIMEOUT", 600))   # seconds without an 
 PATIENCE = timedelta(days=1)                               # for one that builds a token cache
 LOST = 1                                                   # exit code of a process whose peer is gone
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+NO_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in signature(DistributedDataParallel).parameters else "broadcast_buffers"
 LOSS_WORDS = ("gloo", "nccl", "connection", "timed out", "timeout", "socket", "process group")
 
 _patient = None                                            # the process group that waits with PATIENCE
@@ -67,8 +69,8 @@ def wrap(model, device, options, precision="no"):
     if options["distributed"] == "fsdp" and options["fsdp_sharding"] != "NO_SHARD" and hasattr(model, "blocks"):
         return sharding.shard(model, device, keep_whole=options["fsdp_sharding"] == "SHARD_GRAD_OP", precision=precision)
     # No buffer changes in training, so none is sent around; gradients live in the buckets that travel, not beside them.
-    return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None, broadcast_buffers=False,
-                                   gradient_as_bucket_view=True)
+    return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None, gradient_as_bucket_view=True,
+                                   **{NO_BUFFERS: False})
 
 
 def loss_factor(wrapped):

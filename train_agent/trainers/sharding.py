@@ -1,5 +1,7 @@
 """FSDP2: weights, gradients and optimizer state cut into one piece per process, and put together again for files."""
 
+import warnings
+
 import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -23,6 +25,7 @@ def shard(model, device, keep_whole=False, precision="no"):
     for block in model.blocks:
         fully_shard(block, mesh=mesh, reshard_after_forward=not keep_whole, mp_policy=policy)
     fully_shard(model, mesh=mesh, reshard_after_forward=False, mp_policy=policy)     # the heads: the backward pass begins with them
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")      # nobody changes the output in place
     for module in model.modules():
         if isinstance(module, FSDPModule):                 # a plain sum: gloo knows no average
             module.set_force_sum_reduction_for_comms(True)
