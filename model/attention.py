@@ -13,6 +13,8 @@ from model import short_attention
 from model.layers import alibi_slopes, make_norm, rotate
 from model.layout import from_slots, to_slots
 
+QUERIES = 256     # that meet a bias (window, ALiBi) at once
+
 
 class MLA(nn.Module):
     """Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434, section 2.1).
@@ -197,33 +199,43 @@ def naive(q, k, v, step, scale):
 
 def _causal(q, k, v, config, scale):
     """q, k: (D, L, H, d_k), v: (D, L, H, d_v) -> (D, L, H, d_v)."""
-    at = torch.arange(q.shape[1], device=q.device)
-    bias = attention_bias(config, q.shape[2], at, at)
-    if bias is None and short_attention.applies(q, q.shape[1]):
+    length, width = q.shape[1], v.shape[-1]
+    window = config.sliding_window if config.sliding_window and config.sliding_window < length else None
+    biased = config.position == "alibi" or window
+    if not biased and short_attention.applies(q, length):
         return short_attention.short_causal_attention(q, k, v, scale)
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-    width = v.shape[-1]
     if k.shape[-1] != width and q.device.type == "cpu":
         v = F.pad(v, (0, k.shape[-1] - width))     # the fused CPU kernel wants keys and values of one width
-    if bias is not None:
-        bias = bias.to(q.dtype)
-    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=bias is None, scale=scale)
+    if biased:
+        mixed = _biased(q, k, v, config, window, scale)
+    else:
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
     return mixed[..., :width].transpose(1, 2)
 
 
+def _biased(q, k, v, config, window, scale):
+    """(D, H, L, d) each -> (D, H, L, d). QUERIES at a time, against the keys that they can see: no bias over the whole square."""
+    parts, length = [], q.shape[2]
+    for first in range(0, length, QUERIES):
+        last = min(first + QUERIES, length)
+        low = max(0, first - window + 1) if window else 0
+        bias = attention_bias(config, q.shape[1], torch.arange(first, last, device=q.device), torch.arange(low, last, device=q.device))
+        parts.append(F.scaled_dot_product_attention(q[:, :, first:last], k[:, :, low:last], v[:, :, low:last],
+                                                    attn_mask=bias.to(q.dtype), scale=scale))
+    return torch.cat(parts, 2)
+
+
 def attention_bias(config, heads, query_at, key_at):
-    """None for plain causal attention, else an additive float mask (1 or H, T_q, T_k) from the positions of queries and keys.
+    """An additive float mask (1 or H, T_q, T_k) from the positions of queries and keys.
 
     Sliding window W: key j is seen iff i - W < j <= i. ALiBi: slope * (j - i). Computed when needed, never stored.
     """
-    window, alibi = config.sliding_window, config.position == "alibi"
-    if not alibi and (window is None or len(query_at) <= window and len(key_at) <= window):
-        return None
     distance = query_at[:, None] - key_at[None, :]                                # i - j
     hidden = distance < 0
-    if window is not None:
-        hidden |= distance >= window
+    if config.sliding_window is not None:
+        hidden |= distance >= config.sliding_window
     bias = torch.zeros(1, *distance.shape, device=distance.device)
-    if alibi:
+    if config.position == "alibi":
         bias = -alibi_slopes(heads).to(distance.device)[:, None, None] * distance
     return bias.masked_fill(hidden, float("-inf"))

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import model.attention as attention_module
 from model.attention import GQA, MLA, attention_bias
 from model.layers import rotary_tables
 from model.short_attention import BLOCK, short_causal_attention
@@ -89,7 +90,9 @@ def run(layer, config, x, lengths):
 
 @pytest.mark.parametrize("changes", KINDS, ids=str)
 @pytest.mark.parametrize("kind", ["mla", "gqa", "grouped"])
-def test_A7_A3_A1_attention_is_the_plain_one(kind, changes):
+@pytest.mark.parametrize("queries", [256, 4])
+def test_A7_A3_A1_attention_is_the_plain_one(kind, changes, queries, monkeypatch):
+    monkeypatch.setattr(attention_module, "QUERIES", queries)
     grouped = {"n_kv_head": 2} if kind == "grouped" else {}
     layer, config = attention("mla" if kind == "mla" else "gqa", **grouped, **changes)
     x = torch.randn(sum(LENGTHS), config.d_model, dtype=torch.float64)
@@ -122,8 +125,8 @@ def test_A1_alibi_replaces_rotation_and_is_computed_not_stored(kind):
 def test_A3_window_mask():
     bias = attention_bias(toy_config(sliding_window=2), 1, torch.arange(5), torch.arange(5))[0]
     assert [[j for j in range(5) if bias[i, j] == 0] for i in range(5)] == [[0], [0, 1], [1, 2], [2, 3], [3, 4]]
-    assert attention_bias(toy_config(sliding_window=5), 1, torch.arange(5), torch.arange(5)) is None     # W >= T is full
-    assert attention_bias(toy_config(), 1, torch.arange(5), torch.arange(5)) is None
+    full = attention_bias(toy_config(sliding_window=5), 1, torch.arange(5), torch.arange(5))             # W >= T is full
+    assert torch.equal(full, attention_bias(toy_config(), 1, torch.arange(5), torch.arange(5)))
     late = attention_bias(toy_config(sliding_window=2), 1, torch.tensor([7]), torch.arange(8))[0]        # one decoded token
     assert [j for j in range(8) if late[0, j] == 0] == [6, 7]
 
