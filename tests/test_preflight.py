@@ -7,8 +7,7 @@ import torch
 
 from toy import build_stage, same_tensors, train
 from tools.errors import UserError
-from train_agent.trainers import preflight as file
-from train_agent.trainers import recovery
+from train_agent.trainers import pace, recovery
 from train_agent.trainers.loop import Loop
 from train_agent.trainers.memory_room import memory_there
 from train_agent.trainers.preflight import divisors, first_loss, preflight, suggestion
@@ -113,7 +112,7 @@ def test_memory_of_this_machine():
 
 
 def test_evaluations_are_counted_in(stage, monkeypatch):
-    monkeypatch.setattr(file, "held_seconds", lambda loop: 7.0)
+    monkeypatch.setattr(pace, "held_seconds", lambda loop: 7.0)
     stage.options["eval_steps"] = 10
     found = preflight(stage, seconds=0, say=None)
     assert found["seconds"]["evaluating"] == 7.0 * (found["steps"] // 10 + 1)

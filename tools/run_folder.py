@@ -184,7 +184,7 @@ class RunFolder:
         with_state = [e for e in entries if e["stem"] + ".state" in e["files"]]
         for entry in with_state or entries:
             try:
-                return self._load(entry)
+                return self.load(entry)
             except CheckpointError as error:
                 self._bad.add(entry["stem"])
                 self.warn(f"{error}。改用更早的存点。")
@@ -193,7 +193,7 @@ class RunFolder:
                                   f"请从备份恢复，或加 --resume none 重新训练（旧文件会移到 backup 文件夹）。")
         return None
 
-    def _load(self, entry):
+    def load(self, entry):
         """(payload, state) of one entry: both as they were listed, and of the same save."""
         stem, files = entry["stem"], entry["files"]
         pkl, state = stem + ".pkl", None

@@ -67,7 +67,7 @@ def test_kill_at_every_call_of_a_save(ram_path, act, torn):
             assert payload["step"] in (2, 3) and same(payload, state, payload["step"])
             found.add(payload["step"])
             for entry in folder.entries():  # every pair, best and final too, is of one save
-                assert same(*folder._load(entry), entry["step"])
+                assert same(*folder.load(entry), entry["step"])
             assert not temporary_files(folder.path)
             act(folder)  # and the run goes on as if nothing had happened
             assert same(*folder.newest_good(), 3)
@@ -198,7 +198,7 @@ def random_kills(ram_path, kills):
             step = loaded[0]["step"] if loaded else 0
             assert step >= last and (not loaded or same(*loaded, step))
             for entry in folder.entries():
-                assert same(*folder._load(entry), entry["step"])
+                assert same(*folder.load(entry), entry["step"])
             last = step
     report(random_kills=kills, found_half_way=torn, saves=last, lost=0)
     assert torn and last

@@ -8,7 +8,8 @@ import torch
 from tools.errors import UserError
 from train_agent.trainers import parallel
 from train_agent.trainers.dataset import make_batch
-from train_agent.trainers.preflight import SPARE, SavedBytes, clock, gigabytes, memory_there
+from train_agent.trainers.memory_room import SavedBytes, memory_there
+from train_agent.trainers.preflight import SPARE, clock, gigabytes
 from train_agent.trainers.rehearsal import Rehearsal
 
 MOST, PATIENCE = 1024, 30.0     # rows, and seconds of one step beyond which more rows are only slower

@@ -1,4 +1,4 @@
-"""How much memory is there, on the device or in the machine, a container's limit included."""
+"""How much memory is there, a container's limit included, and how much a training step keeps."""
 
 import os
 import sys
@@ -33,3 +33,25 @@ def cgroup_room():
         return [max(0, int(read("memory.max")) - int(read("memory.current")))]
     except (OSError, ValueError):
         return []
+
+
+class SavedBytes:
+    """Counts what autograd keeps for the backward pass: the activations. Parameters do not count; views count once."""
+
+    def __init__(self, model):
+        self.seen = {p.untyped_storage().data_ptr() for p in model.parameters()}
+        self.total = 0
+        self.hooks = torch.autograd.graph.saved_tensors_hooks(self.pack, lambda tensor: tensor)
+
+    def pack(self, tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self.seen:
+            self.seen.add(storage.data_ptr())
+            self.total += storage.nbytes()
+        return tensor
+
+    def __enter__(self):
+        self.hooks.__enter__()
+
+    def __exit__(self, *error):
+        self.hooks.__exit__(*error)

@@ -16,7 +16,8 @@ from tools.errors import UserError
 from train_agent.trainers import machine, parallel, recovery
 from train_agent.trainers.dataset import Batch
 from train_agent.trainers.losses import next_tokens_loss
-from train_agent.trainers.preflight import ADAM_STATES, SavedBytes, clock, gigabytes, short
+from train_agent.trainers.memory_room import SavedBytes
+from train_agent.trainers.preflight import ADAM_STATES, clock, gigabytes, short
 
 STRATEGIES = ("DDP", "SHARD_GRAD_OP", "FULL_SHARD")
 PROBE = (96, 288)        # tokens of the two probes whose difference is the cost of a token

@@ -3,26 +3,18 @@
 A few real optimizer steps are taken on a copy of the model, which is then forgotten; weights, gradients and random states stay.
 """
 
-import copy
-import gc
 import math
-import statistics
-import time
-from dataclasses import replace
 
 import torch
 
 from tools.config_keys import STAGE_TITLES
 from tools.errors import UserError
-from tools.train_log import TrainLog
 from tools.vocab import Vocab
-from train_agent.trainers import machine, parallel, recovery
+from train_agent.trainers import parallel, recovery
 from train_agent.trainers.dataset import Position, loader
-from train_agent.trainers.evaluation import EMPTY
 from train_agent.trainers.memory_room import memory_there
+from train_agent.trainers.pace import measure
 
-WARM_UP, LEAST, TOGETHER = 1, 2, 4      # steps not counted, steps counted at least, micro-batches measured at a time
-HELD_BATCHES = 3
 SAVE_RATE = 200e6                       # bytes per second of a checkpoint written, flushed, hashed and read back
 SPARE = 0.8                             # share of the memory there that a run may plan with
 ADAM_STATES = {"adam": 2, "adamw": 2, "muon": 1.5, "sgd": 0}
@@ -110,85 +102,6 @@ def parameters(stage):
     shape = stage.about["config"]
     idle = routed * (1 - shape["keep"] / shape["other_experts"]) if routed else 0
     return {"total": total, "active": round(total - idle), "trainable": trainable, "parts": parts}
-
-
-# ---------------------------------------------------------------- a few real steps, on a copy
-
-def measure(stage, seconds):
-    """-> {"metrics" of the first step, "step", "forward" (a held-out batch), "saved" bytes of activations, "peak" on CUDA}"""
-    from train_agent.trainers.loop import Loop                          # the loop imports this file
-    loop = Loop(replace(stage, model=copy.deepcopy(stage.model), options={**stage.options, "num_workers": 0}))
-    loop.setup()
-    loop.choose()
-    loop.journal = TrainLog(None, None, stage.name)
-    loop.model.train()
-    if loop.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(loop.device)
-    groups, counted, start = over_and_over(stage, loop), SavedBytes(loop.model), time.perf_counter()
-    with counted:
-        loop.optimize(next(groups)[:1], 1)
-    first, times, since = dict(loop.metrics), [], time.perf_counter()
-    for group in groups:
-        part = group[:TOGETHER]
-        loop.optimize(part, 1)
-        now = time.perf_counter()
-        times.append((now - since) * len(group) / len(part))
-        if len(times) >= LEAST + WARM_UP and (parallel.world() > 1 or now - start > seconds):   # ranks take the same steps
-            break
-        since = time.perf_counter()
-    step = statistics.mean(times[WARM_UP:])                             # a mean: steps that run slow are part of the run
-    cuda = loop.device.type == "cuda"
-    found = {"metrics": first, "step": step, "forward": held_seconds(loop), "saved": counted.total, "total_steps": loop.total_steps,
-             "device": loop.device, "precision": loop.precision, "peak": torch.cuda.max_memory_allocated(loop.device) if cuda else None}
-    del loop, groups, group, part
-    gc.collect()
-    torch.cuda.empty_cache() if cuda else None
-    return found
-
-
-def over_and_over(stage, loop):
-    """Groups of micro-batches, from the start again when small data is used up."""
-    while True:
-        for group, _, _ in loader(stage.train, Position(), loop.options, loop.device, parallel.rank(), parallel.world()):
-            yield group
-
-
-class SavedBytes:
-    """Counts what autograd keeps for the backward pass: the activations. Parameters do not count; views count once."""
-
-    def __init__(self, model):
-        self.seen = {p.untyped_storage().data_ptr() for p in model.parameters()}
-        self.total = 0
-        self.hooks = torch.autograd.graph.saved_tensors_hooks(self.pack, lambda tensor: tensor)
-
-    def pack(self, tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self.seen:
-            self.seen.add(storage.data_ptr())
-            self.total += storage.nbytes()
-        return tensor
-
-    def __enter__(self):
-        self.hooks.__enter__()
-
-    def __exit__(self, *error):
-        self.hooks.__exit__(*error)
-
-
-@torch.no_grad()
-def held_seconds(loop):
-    """Seconds of one whole evaluation over all held-out data, from a few of its batches."""
-    total = 0.0
-    loop.model.eval()
-    for data in loop.stage.held.values():
-        places = [Position(0, c, b) for c in range(data.chunks) for b in range(data.batches_in(0, c))]
-        start, tried = time.perf_counter(), places[:HELD_BATCHES]
-        for place in tried:
-            with machine.autocast(loop.device, loop.precision):
-                _, sums = loop.stage.loss(loop.wrapped, data.batch(place).to(loop.device), EMPTY)
-            {k: float(v) for k, v in sums.items() if v.numel() == 1}      # waits for the device
-        total += (time.perf_counter() - start) * len(places) / max(1, len(tried)) / parallel.world()
-    return total
 
 
 # ---------------------------------------------------------------- what the numbers mean

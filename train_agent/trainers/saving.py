@@ -74,14 +74,14 @@ class Saver:
         fitting = [e for e in self.folder.entries() if pattern.match(e["stem"])]
         if not fitting:
             raise UserError(f"{self.folder.path} 里没有第 {index} 块的 {self.stage.label} 检查点（--last_index {index}）。", 3)
-        return self.folder._load(fitting[-1])
+        return self.folder.load(fitting[-1])
 
     def _by_path(self, path):
         stem = re.sub(r"\.(pkl|state)$", "", str(path).replace("\\", "/").rsplit("/", 1)[-1])
         fitting = [e for e in self.folder.entries() if e["stem"] == stem]
         if not fitting:
             raise UserError(f"{self.folder.path} 的清单里没有检查点 {stem}（--resume {path}）。只取权重请用 --init_from。", 3)
-        return self.folder._load(fitting[-1])
+        return self.folder.load(fitting[-1])
 
     def _changes(self, state):
         """Keys that differ from the checkpoint's run and may not differ in silence: [(key, old, new)]."""
