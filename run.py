@@ -38,7 +38,7 @@ EXTRA = [("--minutes", {"type": float, "default": 10.0, "metavar": "N", "help": 
 FIXED = 40           # seconds that go to data, vocabulary, measuring, scoring and drawing
 SHARES = {"pre": 0.4, "sft": 0.6}
 TITLES = {"pre": "预训练", "sft": "指令微调（SFT）"}
-CONVERSATIONS = [["你好", "你是谁？", "34加57等于几？", "把“山水花”倒过来写"], ["我要买三个苹果和两斤大米", "今天星期三，五天后是星期几？"],
+CONVERSATIONS = [["你好", "你是谁？", "34加57等于几？", "把“山水花”倒过来写"], ["我要买三斤苹果和两袋大米", "今天星期三，五天后是星期几？"],
                  ["我叫林小雨", "给“高兴”找一个反义词", "我叫什么名字？"]]
 
 
@@ -96,6 +96,12 @@ def score(path, paths, text, quick):
     return {"exact": exact, "bits_per_char": bits_per_char(model, vocab, text, every=500 if quick else 50)["bits_per_char"]}
 
 
+def answered(path, questions):
+    """Share of a specialist's held-out questions that are answered exactly."""
+    model, vocab, _ = load(path)
+    return exact_scores(model, vocab, str(questions))["overall"]
+
+
 def print_scores(before, after):
     """One line per task: before SFT, after SFT, what guessing gets."""
     print(f"\n{'SFT 前':>7} {'SFT 后':>8} {'瞎猜':>7}   任务")
@@ -142,7 +148,7 @@ def main(argv=None):
     if paths:
         print_scores(done["pre"]["score"]["exact"], done["sft"]["score"]["exact"])
     samples = converse(final)
-    extras = train_specialists(manager, progress, command.quick) if command.extras else {}
+    extras = train_specialists(manager, progress, answered, command.quick) if command.extras else {}
     write_report(out, options, progress, done, samples, extras)
     print(f"\n报告 {out / 'report.json'}\n曲线 {options['sft']['log_dir']}\n接着聊：python chat_agent/chat.py")
 
