@@ -65,3 +65,10 @@ def token_losses(hidden, weight, labels):
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         parts.append(F.cross_entropy(logits, goal, ignore_index=-100, reduction="none"))
     return torch.cat(parts)
+
+
+def target_losses(hidden, weight, labels):
+    """token_losses for labels (N,) most of which are negative: logits are made for the targets alone. -> (N,)"""
+    picked = (labels >= 0).nonzero().squeeze(1)
+    losses = token_losses(hidden.index_select(0, picked), weight, labels.index_select(0, picked))
+    return losses.new_zeros(len(labels)).index_copy(0, picked, losses)

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from model.attention import GQA, MLA
 from model.cache import Step
-from model.cross_entropy import linear_cross_entropy
+from model.cross_entropy import linear_cross_entropy, target_losses
 from model.layers import FeedForward, make_norm, residual_std, rotary_tables
 from model.layout import Layout
 from model.memory import ChapterRouting
@@ -28,6 +28,7 @@ class ModelOutput:
     hidden: torch.Tensor = None          # (B, T, d), after the final norm
     logits_1: torch.Tensor = None        # (B, T, V), next token
     logits_2: torch.Tensor = None        # (B, T, V), second next token
+    losses_1: torch.Tensor = None        # (B, T), cross-entropy of each target of head 1
     loss_sums: tuple = ()                # cross-entropy sums of both heads
     counts: tuple = ()                   # supervised targets of both heads
     aux_loss: torch.Tensor = None        # alpha * routing loss, None without experts
@@ -140,12 +141,13 @@ class TinySeek(nn.Module):
         return [self.fc1, self.fc2] if self.config.use_fc2 else [self.fc1]
 
     def forward(self, input_ids, labels=None, labels_1=None, labels_2=None, positions=None, layout=None, valid=None,
-                return_logits=None):
+                return_logits=None, each=False):
         """One pass over a batch.
 
         input_ids (B, T); positions (B, T) and layout describe packed documents, None = every row is one document;
         valid (B, T) bool, False = padding. `labels` (B, T) are the ids themselves and are shifted here; `labels_1`, `labels_2`
         come shifted. Negative labels are no targets. Logits are made when there are no labels, or when asked for.
+        each: the losses of head 1's targets one by one (losses_1) instead of the heads' sums.
         """
         if labels is not None:
             labels_1, labels_2 = shifted(labels, 1), shifted(labels, 2)
@@ -153,7 +155,9 @@ class TinySeek(nn.Module):
         routings, chapters = ([r for r in routed if isinstance(r, kind)] for kind in (Routing, ChapterRouting))
         out = ModelOutput(hidden=hidden.unflatten(0, input_ids.shape), routings=routings, chapters=chapters,
                           aux_loss=self.routing_loss(routings))
-        if labels_1 is not None:
+        if each:
+            out.losses_1 = target_losses(hidden, self.fc1.weight, labels_1.flatten()).view_as(labels_1)
+        elif labels_1 is not None:
             pairs = [linear_cross_entropy(hidden, head.weight, goal.flatten())
                      for head, goal in zip(self.heads(), (labels_1, labels_2))]
             out.loss_sums, out.counts = zip(*pairs)

@@ -12,7 +12,7 @@ from model.layout import Layout
 from tools.checkpoint import read_checkpoint
 from tools.config_manager import ConfigManager
 from tools.vocab import Vocab
-from train_agent.trainers import gated_training, lora_tuning, memory_tuning, pre_training, prefix_tuning, sft_training
+from train_agent.trainers import dpo_tuning, gated_training, lora_tuning, memory_tuning, pre_training, prefix_tuning, sft_training
 from train_agent.trainers.loop import Loop
 
 THINGS = ["苹果", "书", "小船", "月亮", "茶", "雨伞", "铅笔", "面包"]
@@ -137,7 +137,7 @@ def toy_options(folder, vocab, stage="pre", rows=30, **keys):
 
 def build_stage(options, stage="pre"):
     trainers = {"pre": pre_training, "sft": sft_training, "lora": lora_tuning, "prefix": prefix_tuning, "memory": memory_tuning,
-                "gate": gated_training}
+                "gate": gated_training, "dpo": dpo_tuning}
     return trainers[stage].build_stage(options)
 
 

@@ -198,6 +198,13 @@ def _check_strings(row):
             raise Bad("含有孤立的代理字符")
 
 
+def not_a_pair(row):
+    """Why a good Row teaches no preference (Chinese str), or None."""
+    if row.kind != "preference":
+        return "不是偏好数据：要有 chosen 和 rejected"
+    return "chosen 和 rejected 一样，没有可学的偏好" if row.chosen == row.rejected else None
+
+
 def read_rows(paths, text_field=None, bad=None):
     """Generator of all good Rows of a file, pattern or list; bad lines go to `bad` (BadLines) or raise UserError 8."""
     for path in expand_paths(paths):

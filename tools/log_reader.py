@@ -14,8 +14,9 @@ from tools.errors import UserError
 
 MARK = "# TinySeek"                                     # opens the header of a run
 COUNTERS = {"Epoch": ("epoch", "epochs"), "Batch": ("batch", "batches"), "Index": ("index", "indexes")}    # Epoch 001/1
-WORDS = {"Loss": "loss", "Ppx_1": "ppx_1", "Ppx_2": "ppx_2", "Lexp": "lexp", "GradNorm": "grad_norm", "LR": "lr",
-         "Tok/s": "tok_s", "Device": "device", "Batch_t": "batch_t", "Remaining": "remaining", "Step": "step"}    # Loss: 2.3410
+WORDS = {"Loss": "loss", "Ppx_1": "ppx_1", "Ppx_2": "ppx_2", "Lexp": "lexp", "Accuracy": "accuracy", "Margin": "margin",
+         "GradNorm": "grad_norm", "LR": "lr", "Tok/s": "tok_s", "Device": "device", "Batch_t": "batch_t", "Remaining": "remaining",
+         "Step": "step"}                                # Loss: 2.3410
 
 class Run:
     """One run of a log. header: dict; fields: name -> float array (n,), NaN where a line lacks it (`device` and its like: a list

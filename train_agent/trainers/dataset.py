@@ -207,6 +207,27 @@ class PackedData(Dataset):
         return total
 
 
+class ItemData(PackedData):
+    """Items that are never packed together with others: batch_size of them in a batch, walked through like packed documents."""
+
+    def _packed_chunk(self, epoch, chunk):
+        items = self._order(epoch)[chunk * self.per_chunk:(chunk + 1) * self.per_chunk]
+        return None, [items[i:i + self.batch_size] for i in range(0, len(items), self.batch_size)]
+
+    def steps(self, accumulation, world=1):
+        """Counted: nothing has to be packed for that."""
+        sizes = [min(self.per_chunk, len(self.documents) - i * self.per_chunk) for i in range(self.chunks)]
+        batches = [-(-size // self.batch_size) for size in sizes]
+        return self.epochs * sum(-(-count // (accumulation * world)) for count in batches)
+
+    def items(self, position):
+        """The numbers of the documents (of the items) in one batch."""
+        return self._plan(position.epoch, position.chunk)[1][max(0, position.batch)]
+
+    def source_rows(self, position):
+        return sorted({int(r) for r in self.cache.rows[self.items(position)]})
+
+
 def split_documents(cache, share):
     """-> (training documents, held-out documents): every round(1/share)-th data row, from row 0, is held out."""
     documents = np.arange(len(cache))

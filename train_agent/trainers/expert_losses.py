@@ -1,16 +1,12 @@
 """What every expert's answer to every sample would cost: computed once, kept beside the token cache."""
 
-import hashlib
-import json
-import os
-from pathlib import Path
-
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from model.cross_entropy import token_losses
 from model.layout import Layout
+from train_agent.trainers.stored import stored
 
 TOKENS = 8192     # padded tokens of one forward pass
 
@@ -34,17 +30,8 @@ def answered(cache, documents):
 def expert_losses(experts, hashes, cache, options, device):
     """{document: (X,) float32} for all documents with a reply: CE1 + CE2 in nats per token of the last reply, for each expert."""
     documents = answered(cache, range(len(cache)))
-    key = hashlib.sha256(json.dumps([cache.name, hashes, options["max_len"]]).encode()).hexdigest()[:24]
-    path = Path(options["cache_dir"], f"gate_{key}.npy")
-    table = np.load(path) if path.exists() else None
-    if table is None or table.shape != (len(documents), len(experts)):
-        table = np.stack([scored(model, cache, documents, options["max_len"], device, f"专家 {i + 1}/{len(experts)}")
-                          for i, model in enumerate(experts)], 1)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-        with open(temporary, "wb") as f:
-            np.save(f, table)
-        os.replace(temporary, path)
+    table = stored("gate", [cache.name, hashes, options["max_len"]], options["cache_dir"], (len(documents), len(experts)), lambda: np.stack(
+        [scored(model, cache, documents, options["max_len"], device, f"专家 {i + 1}/{len(experts)}") for i, model in enumerate(experts)], 1))
     return {int(d): row for d, row in zip(documents, table)}
 
 

@@ -14,7 +14,7 @@ from tools.confusion import draw_confusion
 from tools.errors import UserError
 from train_agent.trainers import parallel, recovery
 from train_agent.trainers.adapting import path_from
-from train_agent.trainers.dataset import NOTHING, PackedData, Position, split_documents
+from train_agent.trainers.dataset import NOTHING, ItemData, Position, split_documents
 from train_agent.trainers.expert_losses import answered, expert_losses
 from train_agent.trainers.prepare import cached, open_vocab, prepare_machine
 from train_agent.trainers.stage import Stage
@@ -47,38 +47,24 @@ class TurnBatch:
         return self
 
 
-class TurnData(PackedData):
-    """Conversations for the gate, batch_size of them in a batch; walked through like packed documents."""
+class TurnData(ItemData):
+    """Conversations for the gate."""
 
     def __init__(self, cache, documents, losses, gate, options, shuffle=True):
         """documents: numbers in the cache; losses: {document: (X,) array}; gate: finds the turn that is read."""
         super().__init__(cache, documents, options, truncate=True, shuffle=shuffle)
         self.losses, self.turn_of = losses, gate.last_turn
 
-    def _packed_chunk(self, epoch, chunk):
-        documents = self._order(epoch)[chunk * self.per_chunk:(chunk + 1) * self.per_chunk]
-        return None, [documents[i:i + self.batch_size] for i in range(0, len(documents), self.batch_size)]
-
-    def steps(self, accumulation, world=1):
-        """Counted: nothing has to be packed for that."""
-        starts = range(0, self.chunks * self.per_chunk, self.per_chunk)
-        batches = [-(-min(self.per_chunk, len(self.documents) - start) // self.batch_size) for start in starts]
-        return self.epochs * sum(-(-count // (accumulation * world)) for count in batches)
-
     def turns(self, documents):
         """-> the last user turn of each document, cut to max_len (its end counts)."""
         return [self.turn_of(self.cache.document(d)[0].tolist())[-self.width:] for d in documents]
 
     def batch(self, position):
-        documents = self._plan(position.epoch, position.chunk)[1][max(0, position.batch)]
+        documents = self.items(position)
         ids, valid = padded(self.turns(documents))
         losses = torch.stack([torch.from_numpy(self.losses[int(d)]) for d in documents])
         made = TurnBatch(ids, valid, losses, tokens=int(valid.sum()), targets_1=len(documents), position=position)
         return made.blank() if position.batch == NOTHING else made
-
-    def source_rows(self, position):
-        documents = self._plan(position.epoch, position.chunk)[1][position.batch]
-        return sorted({int(r) for r in self.cache.rows[documents]})
 
 
 def gate_loss(model, batch, totals):

@@ -2,7 +2,7 @@
 
 import torch
 
-PER_SAMPLE = ("accuracy", "regret")      # sums over samples, which are counted as targets_1
+PER_SAMPLE = ("accuracy", "regret", "margin", "reward_chosen", "reward_rejected")    # sums over samples, counted as targets_1
 
 
 def next_tokens_loss(model, batch, totals):

@@ -13,7 +13,7 @@ from tools.config_values import check_value
 from tools.errors import UserError
 from tools.vocab import Vocab
 from train_agent.trainers import parallel
-from train_agent.trainers.dataset import IGNORE, PackedData, Position, loader
+from train_agent.trainers.dataset import IGNORE, ItemData, PackedData, Position, loader
 from train_agent.trainers.prepare import cached
 
 FILES = (".jsonl", ".jsonl.gz", ".json", ".txt", ".txt.gz")
@@ -139,22 +139,18 @@ class PairBatch:
         return empty
 
 
-class PairData(PackedData):
+class PairData(ItemData):
     """Any map-style dataset of (tokens, targets) of equal length, walked through like packed documents."""
 
     def __init__(self, dataset, options, shuffle=True):
         super().__init__(None, np.arange(len(dataset)), options, truncate=False, shuffle=shuffle)
         self.dataset = dataset
 
-    def _packed_chunk(self, epoch, chunk):
-        items = self._order(epoch)[chunk * self.per_chunk:(chunk + 1) * self.per_chunk]
-        return None, [items[i:i + self.batch_size] for i in range(0, len(items), self.batch_size)]
-
     def batch(self, position):
-        items = [self.dataset[int(i)] for i in self._plan(position.epoch, position.chunk)[1][max(0, position.batch)]]
+        items = [self.dataset[int(i)] for i in self.items(position)]
         tokens, targets = (torch.stack([torch.as_tensor(item[k]) for item in items]).long() for k in (0, 1))
         made = PairBatch(tokens, targets, position)
         return made if position.batch >= 0 else made.blank()
 
     def source_rows(self, position):
-        return sorted(int(i) for i in self._plan(position.epoch, position.chunk)[1][position.batch])
+        return sorted(int(i) for i in self.items(position))

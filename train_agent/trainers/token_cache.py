@@ -66,7 +66,10 @@ def _mapped(path, dtype):
 
 
 def open_cache(data, vocab, mode, cache_dir, text_field=None, max_bad_share=0.001, bad_log=None):
-    """The token cache of these files, built where it is not there. data: path, pattern or list; mode: pretraining (all of it is learned) | instruction_finetuning."""
+    """The token cache of these files, built where it is not there.
+
+    data: path, pattern or list; mode: pretraining (all of it is learned) | instruction_finetuning | preference (what is no pair is a bad line).
+    """
     paths = formats.expand_paths(data)
     root, bad = Path(cache_dir), formats.BadLines(bad_log, max_bad_share)
     digests = [file_digest(p, root) for p in paths]
@@ -222,6 +225,8 @@ def _encode_block(block):
     rows, numbers, bad = [], [], []
     for number, raw in lines:
         row = formats.parse_line(raw, _worker["text_field"], plain)
+        if _worker["mode"] == "preference" and not isinstance(row, str):
+            row = formats.not_a_pair(row) or row
         if isinstance(row, str):
             bad.append((number, row, raw[:1000]))
         else:

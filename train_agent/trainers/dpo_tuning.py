@@ -1,0 +1,128 @@
+"""Direct preference optimisation (Rafailov et al. 2023, arXiv:2305.18290): what people chose becomes likelier than what they
+rejected, measured from the model that training starts from.
+
+    reward(reply) = beta * (log p(reply) - log p_reference(reply));  loss = -log sigmoid(reward(chosen) - reward(rejected))
+"""
+
+import sys
+from functools import partial
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from tools.checkpoint import weights_hash
+from tools.errors import UserError
+from tools.preference_curves import draw_preference
+from train_agent.trainers import machine, parallel
+from train_agent.trainers.dataset import split_documents
+from train_agent.trainers.losses import share_of_step
+from train_agent.trainers.preference_data import PreferenceData, both, joined, usable_pairs
+from train_agent.trainers.prepare import build_model, cached, load_base, open_vocab, prepare_machine
+from train_agent.trainers.stage import Stage
+from train_agent.trainers.start import asked, start
+from train_agent.trainers.stored import stored
+
+WAYS_ON = "请先运行 python train_agent/sft_train.py（或 python run.py），或用 --pretraining_model_path 指定一个对话模型。"
+PAIRS = 8       # scored at once by the reference
+
+
+def log_probabilities(model, batch):
+    """-> log p of each reply (2 * P,), chosen and rejected in turn, and the model's output."""
+    out = model(batch.ids, labels_1=batch.labels, positions=batch.positions, layout=batch.layout, valid=batch.valid, each=True)
+    totals = torch.zeros(len(batch.reference), dtype=out.losses_1.dtype, device=batch.ids.device)
+    return -totals.index_add(0, batch.owner, out.losses_1.flatten()), out
+
+
+def preference_loss(beta, model, batch, totals):
+    """One micro-batch's share of the step: the mean loss of its pairs, and the experts' balance as in every stage."""
+    scores, out = log_probabilities(model, batch)
+    rewards = (beta * (scores - batch.reference)).view(-1, 2)                    # (P, 2): chosen, rejected
+    margin, counted = rewards[:, 0] - rewards[:, 1], batch.targets_1 > 0         # False: a rank without pairs in this step
+    out.loss_sums = (-F.logsigmoid(margin).sum() * counted,)
+    loss, sums = share_of_step(out, batch, totals)
+    told = {"accuracy": margin > 0, "margin": margin, "reward_chosen": rewards[:, 0], "reward_rejected": rewards[:, 1]}
+    return loss, sums | {name: values.detach().sum() * counted for name, values in told.items()}
+
+
+def reference_scores(model, digest, cache, pairs, options, device):
+    """(documents of the cache,) float32: the start model's log-probability of every reply in `pairs`, 0 elsewhere. Kept on the disk."""
+    key = [cache.name, digest, options["max_len"], options["mixed_precision"], device.type, np.asarray(pairs).tolist()]
+    return stored("dpo", key, options["cache_dir"], (len(cache),), lambda: scored(model, cache, pairs, options, device))
+
+
+@torch.no_grad()
+def scored(model, cache, pairs, options, device):
+    found, was_training = np.zeros(len(cache), np.float32), model.training
+    model.to(device).eval()
+    with tqdm(total=len(pairs), desc="参考模型打分", delay=2, leave=False) as bar:
+        for first in range(0, len(pairs), PAIRS):
+            documents = both(pairs[first:first + PAIRS])
+            batch = joined(cache, documents, options["max_len"], torch.zeros(len(documents))).to(device)
+            with machine.autocast(device, options["mixed_precision"]):
+                found[documents] = log_probabilities(model, batch)[0].float().cpu().numpy()
+            bar.update(len(documents) // 2)
+    model.train(was_training)
+    return found
+
+
+def settled(options, device):
+    """Options with a precision that two starts choose alike: the reference is kept, so it must not hang on a timing. Sums over
+    hundreds of tokens are compared, so a CPU takes float32 unless it is told otherwise."""
+    if options["replay_share"]:
+        raise UserError("偏好对齐不混入通用数据：请去掉 replay_share。")
+    if options["mixed_precision"] == "auto":
+        options = {**options, "mixed_precision": "no" if device.type == "cpu" else machine.choose_precision("auto", device)}
+    return options
+
+
+def build_stage(options):
+    device = prepare_machine(options)
+    options = settled(options, device)
+    path = options["init_from"] or options["pretraining_model_path"]
+    if not path:
+        raise UserError(f"偏好对齐要从一个会对话的模型开始。{WAYS_ON}")
+    base = load_base(path, WAYS_ON)
+    if not options["json_data_path"]:
+        raise UserError('偏好对齐要有偏好数据：--json_data_path 文件.jsonl，每行 {"prompt": …, "chosen": …, "rejected": …}。')
+    vocab = open_vocab(options, base)
+    model, digest = build_model(options, vocab, base), weights_hash(base["weights"])
+    for head in model.heads()[1:]:
+        head.requires_grad_(False)                                               # only head 1 speaks; the second has no loss here
+    cache = pair_cache(options, vocab, options["json_data_path"])
+    training, held = split_documents(cache, options["eval_share"])
+    held_cache = cache
+    if options["eval_data_path"]:
+        training, held_cache = np.arange(len(cache)), pair_cache(options, vocab, options["eval_data_path"])
+        held = np.arange(len(held_cache))
+    sets = [pairs_of(one, documents[::2], model, digest, options, device, shuffle)
+            for one, documents, shuffle in ((cache, training, True), (held_cache, held, False)) if len(documents)]
+    about = {"kind": "model", "stage": "DPO", "config": model.config.to_dict(), "vocab_hash": vocab.hash, "vocab": vocab.state(),
+             "adapter": None, "base": None}
+    identity = {"数据": "+".join(d[:16] for d in cache.meta["digests"]), "词表": vocab.hash[:16], "起点模型": digest[:16]}
+    return Stage("dpo", "DPO", options, model, sets[0], {"held": sets[1]} if len(sets) > 1 else {}, about, identity,
+                 partial(preference_loss, options["beta"]))
+
+
+def pair_cache(options, vocab, data):
+    """Of these files only the rows with chosen and rejected; the others are bad lines."""
+    return cached({**options, "training_mode": "preference"}, vocab, data)
+
+
+def pairs_of(cache, pairs, model, digest, options, device, shuffle):
+    pairs = usable_pairs(cache, pairs, options["max_len"])
+    reference = parallel.main_first(lambda: reference_scores(model, digest, cache, pairs, options, device))
+    return PreferenceData(cache, pairs, reference, options, shuffle)
+
+
+def dpo_train(config, **parameters):
+    """Train on the options of the stage `dpo`, `parameters` on top. Returns the last metrics; see Loop for exit codes."""
+    options = {**config, **parameters}
+    metrics = start(build_stage, options)
+    if not asked(options) and parallel.is_main():
+        picture = draw_preference(options["log_dir"])
+        said = {k: metrics[k] for k in ("eval_accuracy", "eval_margin") if k in metrics}
+        told = f"留出的偏好准确率 {said['eval_accuracy']:.1%}，间隔 {said['eval_margin']:.3f}；" if len(said) == 2 else ""
+        print(f"{told}奖励、间隔和准确率的曲线：{picture}", file=sys.stderr)
+    return metrics
