@@ -1,0 +1,89 @@
+"""What a child process of zygote.py may be told to do wrong (control arms), or to itself at a given place (signals)."""
+import os
+import signal
+
+import torch
+
+from train_agent.trainers import loop as loop_file
+from train_agent.trainers import recovery
+from train_agent.trainers.dataset import Position
+
+
+# ---- control arms: a guard is taken away ----
+
+def forget_position(_):
+    """A resume that starts at the data's beginning again."""
+    restore = loop_file.Loop.restore
+
+    def without(self, state):
+        restore(self, {**state, "position": list(Position())})
+    loop_file.Loop.restore = without
+
+
+def forget_random(_):
+    """A resume whose dropout starts from the seed again."""
+    recovery.restore_random_states = lambda states: None
+
+
+def forget_optimizer(_):
+    """A resume with fresh moments."""
+    restore = loop_file.Loop.restore
+
+    def without(self, state):
+        restore(self, {**state, "optimizers": [o.state_dict() for o in self.optimizers]})
+    loop_file.Loop.restore = without
+
+
+def forget_log(_):
+    """A resume that leaves the lines of the lost steps in the log."""
+    from tools.train_log import TrainLog
+    TrainLog.resume_from = lambda self, step: None
+
+
+def plain_save(_):
+    """torch.save straight onto the final names, no list, no digest; a resume takes whatever lies there."""
+    from tools import run_folder
+
+    def save(self, stem, payload, state=None, final=False, best=False):
+        for ending, content in (("pkl", payload), ("state", state)):
+            if content is not None:
+                torch.save(content, self.path / f"TinySeek_Pre_plain.{ending}")
+                os.sync() if os.environ.get("SYNC") else None
+        if final:
+            torch.save(payload, self.path / f"{stem}.pkl")
+
+    def newest_good(self):
+        path = self.path / "TinySeek_Pre_plain.pkl"
+        if path.exists():
+            return torch.load(path, weights_only=True), torch.load(path.with_suffix(".state"), weights_only=True)
+    run_folder.RunFolder.save, run_folder.RunFolder.newest_good = save, newest_good
+    run_folder.RunFolder.prune = lambda self, limit: None
+
+
+# ---- signals at a given place ----
+
+def signal_at(order):
+    """order: [module, qualified name, call number, "before" | "after", signal numbers ...]: sent to this very process."""
+    from importlib import import_module
+    module, name, number, when, *signals = order
+    owner = import_module(module)
+    *path, last = name.split(".")
+    for part in path:
+        owner = getattr(owner, part)
+    real, calls = getattr(owner, last), []
+
+    def wrapped(*arguments, **options):
+        calls.append(1)
+        hit = len(calls) == number
+        if hit and when == "before":
+            _send(signals)
+        result = real(*arguments, **options)
+        if hit and when == "after":
+            _send(signals)
+        return result
+    setattr(owner, last, wrapped)
+
+
+def _send(signals):
+    for number in signals:
+        os.kill(os.getpid(), signal.Signals(number))

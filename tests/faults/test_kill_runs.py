@@ -1,0 +1,90 @@
+"""kill -9 at random moments of whole runs, restarted until they are done: the same bits as the run that was left alone."""
+import os
+import shutil
+import time
+
+import pytest
+
+from file_faults import report, seeded
+from whole_runs import LABELS, World, Zygote, differences, finished
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="需要 fork 和 SIGKILL")
+MOST = 400          # lives of one run; more would mean that it does not get on
+
+
+@pytest.fixture(scope="module")
+def zygote():
+    with Zygote() as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return World(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def whole(zygote, world):
+    """The pre-training that was left alone."""
+    return undisturbed(zygote, world, world.folder / "whole", "pre")[0]
+
+
+def undisturbed(zygote, world, out, stage, **keys):
+    """-> (what the run left, seconds it took)"""
+    begin = time.monotonic()
+    assert zygote.run(stage, world.argv(stage, out, **keys), out.with_suffix(".said")) == 0, out.with_suffix(".said").read_text()
+    return finished(out, stage), time.monotonic() - begin
+
+
+def killed_until_done(zygote, world, out, stage, seconds, rng, sabotage=None, **keys):
+    """Restart a run until it exits with 0 -> (kills, how often the finished run was begun anew)."""
+    said, kills = out.with_suffix(".said"), 0
+    final = out / "out" / f"TinySeek_{LABELS[stage]}_final.pkl"
+    again = 0
+    for _ in range(MOST):
+        status = zygote.run_and_kill(rng.uniform(0, seconds), stage, world.argv(stage, out, **keys), said, **(sabotage or {}))
+        if status == 0:
+            break
+        assert status == -9, said.read_text(errors="replace")[-3000:]
+        kills += 1
+        again += final.exists()
+    assert status == 0
+    return kills, again
+
+
+def kill_runs(zygote, world, folder, stage, wanted, **keys):
+    """Runs of one stage in new folders until `wanted` kills have been survived."""
+    expected, seconds = undisturbed(zygote, world, folder / f"{stage}_whole", stage, **keys)
+    rng, kills, runs, again = seeded(f"{stage}{wanted}"), 0, 0, 0
+    while kills < wanted:
+        out = folder / f"{stage}_{runs}"
+        more, repeated = killed_until_done(zygote, world, out, stage, seconds * rng.choice((0.4, 0.8, 1.3)), rng, **keys)
+        assert differences(expected, finished(out, stage)) == []
+        kills, runs, again = kills + more, runs + 1, again + repeated
+        shutil.rmtree(out)
+    report(stage=stage, kills=kills, runs=runs, lost=0, different=0, begun_anew_after_its_end=again, steps=expected["state"]["step"])
+
+
+@pytest.mark.parametrize("stage", ["pre", "sft", "lora"])
+def test_C3_killed_at_random_the_bits_are_the_same(zygote, world, ram_path, stage):
+    kill_runs(zygote, world, ram_path, stage, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["pre", "sft", "lora"])
+def test_C3_killed_at_random_the_bits_are_the_same_long(zygote, world, ram_path, stage):
+    kill_runs(zygote, world, ram_path, stage, 100)
+
+
+CONTROLS = {"forget_position": {"payload", "state"}, "forget_random": {"payload", "state"}, "forget_optimizer": {"payload", "state"},
+            "forget_log": {"json", "text"}}
+
+
+@pytest.mark.parametrize("control", CONTROLS)
+def test_control_a_resume_that_forgets_something_is_noticed(zygote, world, whole, ram_path, control):
+    """Control arms: each guard taken away, one kill after the first checkpoint, and the comparison must see it."""
+    out = ram_path / "cut"
+    kill = {"signal_at": ["train_agent.trainers.loop", "Loop.optimize", 5, "after", 9]}
+    assert zygote.run("pre", world.argv("pre", out), ram_path / "said", **kill) == -9
+    assert zygote.run("pre", world.argv("pre", out), ram_path / "said", **{control: 0}) == 0
+    assert CONTROLS[control] <= set(differences(whole, finished(out, "pre")))
