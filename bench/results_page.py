@@ -1,0 +1,107 @@
+"""bench/results/*.jsonl -> bench/RESULTS.md and a curve beside it. Nothing on that page is written by hand.
+
+    python bench/results_page.py
+
+Each file of committed JSON lines is one table: equal conditions within, the best on top. A first line {"title", "note", ...}
+without a label says in plain words what was compared and what follows from it.
+"""
+
+import json
+import statistics
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+HERE = Path(__file__).resolve().parent
+OPENING = """# 同样的时间，能学到多好？
+
+本页由 `python bench/results_page.py` 从 `bench/results/*.jsonl` 生成，不要手改；不好的结果也在里面。
+
+数据：约 1000 万字的公开中文文本（`../shared/data/text.jsonl`）。从 0 数，行号能被 50 整除的行留出、整行打分，其余用来训练；词表也只看训练行。
+指标是留出文本的**比特/字**（bits per character，每个字符都算，越低越好）。计时只含训练步，学习率规则在时间用完时正好走完。
+"""
+
+
+def read(folder):
+    """-> [(notes, lines)] of each file, in the order of their names."""
+    tables = []
+    for path in sorted(Path(folder).glob("*.jsonl")):
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        notes = [line for line in lines if "title" in line]
+        tables.append((notes[0] if notes else {"title": path.stem}, [line for line in lines if "label" in line]))
+    return tables
+
+
+def final_bits(line):
+    return list(line["bits_per_char"].values())[-1]
+
+
+def by_label(lines):
+    """[(label, its lines)], the best mean first."""
+    found = {}
+    for line in lines:
+        found.setdefault(line["label"], []).append(line)
+    return sorted(found.items(), key=lambda item: statistics.fmean(map(final_bits, item[1])))
+
+
+def table(lines):
+    groups = by_label(lines)
+    base = next((statistics.fmean(map(final_bits, g)) for label, g in groups if label == "default"), None)
+    rows = ["| label | bits/char | worst | vs default | seeds | seconds | tokens/s | steps | parameters | keys | commit |",
+            "|---|---:|---:|---:|---|---:|---:|---:|---:|---|---|"]
+    for label, group in groups:
+        bits = [final_bits(line) for line in group]
+        first, mean = group[0], statistics.fmean(bits)
+        keys = " ".join(f"{k}={v}" for k, v in _own_keys(first).items())
+        rows.append(f"| {label} | {mean:.3f} | {max(bits):.3f} | {'' if base is None else f'{mean - base:+.3f}'} | "
+                    f"{','.join(str(line['seed']) for line in group)} | {first['train_seconds']:.0f} {first['clock']} × {first['threads']} | "
+                    f"{statistics.fmean(line['tokens_per_s'] for line in group):.0f} | {first['steps']} | {first['parameters'] / 1e6:.2f} M | "
+                    f"{keys} | {first['commit']} |")
+    return "\n".join(rows)
+
+
+def _own_keys(line):
+    """What the command line said, without what every run says."""
+    boring = ("threads", "seed", "pre.seed")
+    keys = {"preset": line["preset"]} if line["preset"] else {}
+    return keys | {k: v for k, v in line["keys"].items() if k not in boring}
+
+
+def page(tables):
+    parts = [OPENING]
+    for notes, lines in tables:
+        parts += [f"## {notes['title']}", *([notes["note"]] if "note" in notes else []), table(lines) if lines else "（还没有结果）"]
+        parts += [f"**结论**：{notes['verdict']}"] if "verdict" in notes else []
+    return "\n\n".join(part.strip() for part in parts) + "\n\n![bits per character against minutes](quality.png)\n"
+
+
+def draw_curves(lines, path):
+    """Bits per character against minutes of training, one curve per label and seed."""
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    colours = {}
+    for line in lines:
+        colour = colours.setdefault(line["label"], f"C{len(colours) % 10}")
+        minutes, bits = zip(*line["curve"])
+        seen = colour in [c.get_color() for c in axes.get_lines()]
+        axes.plot(minutes, bits, color=colour, marker="o", markersize=3, linewidth=1.2, label=None if seen else line["label"])
+    axes.set(xlabel="minutes of training", ylabel="held-out bits per character")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=130)
+
+
+def main():
+    tables = read(HERE / "results")
+    (HERE / "RESULTS.md").write_text(page(tables), encoding="utf-8")
+    drawn = [line for notes, lines in tables if notes.get("draw") for line in lines]
+    if drawn:
+        draw_curves(drawn, HERE / "quality.png")
+    print(json.dumps({"tables": len(tables), "runs": sum(len(lines) for _, lines in tables)}))
+
+
+if __name__ == "__main__":
+    main()
