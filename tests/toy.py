@@ -1,6 +1,7 @@
 """A world small enough to train in a second: texts, dialogues, a vocabulary, options, models, and a loop that can be interrupted."""
 import json
 import random
+from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import torch
 
 from model import ModelConfig, TinySeek
+from model.cache import DecodeCache
 from model.layout import Layout
 from tools.checkpoint import read_checkpoint
 from tools.config_manager import ConfigManager
@@ -42,6 +44,52 @@ VARIANTS = {
     "gpt2": {"attention": "gqa", "position": "learned", "max_position": 64, "norm": "layer", "activation": "gelu", "use_moe": False,
              "use_fc2": False, "tie_embedding": True},
 }
+
+# One entry per value of an option that differs from the default; tests/test_option_pairs.py holds the laws for every two of them.
+OPTIONS = {
+    "alibi": {"position": "alibi"},
+    "learned": {"position": "learned", "max_position": 64},
+    "gqa": {"attention": "gqa"},
+    "gqa_grouped": {"attention": "gqa", "n_kv_head": 1},
+    "window": {"sliding_window": 3},
+    "geglu": {"activation": "geglu"},
+    "gelu": {"activation": "gelu"},
+    "relu": {"activation": "relu"},
+    "layer_norm": {"norm": "layer"},
+    "half_dense": {"n_dense_layer": 1, "dense_hidden": 10},
+    "scaled": {"routed_scaling": 2.5},
+    "one_expert": {"keep": 1},
+    "sigmoid": {"router": "sigmoid"},
+    "router_noise": {"router_noise": 0.5},
+    "aux": {"moe_loss": "aux"},
+    "z_loss": {"router_z_loss": 0.01},
+    "dropout": {"dropout": 0.3},
+}
+# Fields that are numbers of a shape or of its start, not ways to compute.
+SIZES = ("vocab_size", "n_layer", "pad_idx", "n_head", "d_model", "d_c", "d_q", "d_r", "hidden", "other_experts", "shared_experts", "ro_theta",
+         "alpha", "init_std", "norm_eps")
+
+
+def all_options():
+    """OPTIONS, and every bool of ModelConfig as what it is not by default."""
+    switches = {f.name: {f.name: not f.default} for f in fields(ModelConfig) if isinstance(f.default, bool)}
+    own = {key for changes in OPTIONS.values() for key in changes}
+    return OPTIONS | {name: changes for name, changes in switches.items() if name not in own}
+
+
+def excluded(one, other):
+    """Two values of one option are no pair."""
+    return any(other.get(key, value) != value for key, value in one.items())
+
+
+def decode_in_pieces(model, ids, sizes, absorb=None):
+    """ids (B, T) read from a cache piece by piece -> logits (B, T, V) of head 1."""
+    cache, parts, at = DecodeCache.of(model, len(ids), 4), [], 0
+    for size in sizes:
+        parts.append(model.decode(ids[:, at:at + size], cache, absorb=absorb))
+        at += size
+    assert cache.lengths == [at] * len(ids)
+    return model.fc1(torch.cat(parts, 1).clone())
 
 
 def sentence(rng):
