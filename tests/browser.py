@@ -11,8 +11,8 @@ from pathlib import Path
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 FLAGS = ["--headless=new", "--remote-debugging-port=0", "--remote-allow-origins=*", "--no-first-run", "--no-default-browser-check",
-         "--disable-gpu", "--disable-dev-shm-usage", "--disable-extensions", "--disable-background-networking", "--disable-sync",
-         "--hide-scrollbars", "--mute-audio", "--lang=zh-CN"]
+         "--disable-gpu", "--disable-dev-shm-usage", "--disable-extensions", "--disable-background-networking", "--disable-component-update",
+         "--disable-sync", "--disable-quic", "--hide-scrollbars", "--mute-audio", "--lang=zh-CN"]
 KEYS = {"Enter": 13, "Escape": 27, "ArrowRight": 39, "ArrowUp": 38, "Tab": 9}
 
 
