@@ -5,8 +5,10 @@ and emptied one by one, so that replies can come and go while others are being w
 """
 
 import torch
+from torch.nn import functional as F
 
-from model.folded import folded_blocks
+from model.counted import NOTHING
+from model.folded import folded
 from model.layers import alibi_slopes, rotary_tables
 
 
@@ -25,6 +27,7 @@ class DecodeCache:
         self.config = config
         self.lengths = [0] * slots
         self.memory = [torch.zeros(slots, 0, cache_width(config), device=device, dtype=dtype) for _ in range(config.n_layer)]
+        self.tokens = torch.zeros(slots, 0, 1, device=device, dtype=torch.long) if config.counted else None  # what was read
         self.folded = [None] * config.n_layer   # a Folded per block, or None: then the blocks' own weights are used as they are
         self.capacity = 0
         self.reserve(max(capacity, 1))
@@ -36,7 +39,8 @@ class DecodeCache:
         """
         weight = model.embed.weight
         cache = cls(model.config, slots, capacity, weight.device, weight.dtype)
-        cache.folded = folded_blocks(model)
+        made = folded(model)
+        cache.folded, cache.heads = made.blocks, made.heads
         return cache
 
     def reserve(self, capacity):
@@ -48,6 +52,8 @@ class DecodeCache:
         self.memory = [m.new_zeros(m.shape[0], capacity, m.shape[2]) for m in old]
         for new, m in zip(self.memory, old):
             new[:, :self.capacity] = m
+        if self.tokens is not None:
+            self.tokens = F.pad(self.tokens, (0, 0, 0, capacity - self.capacity))
         self.capacity = capacity
         if self.config.position == "rope":
             at = torch.arange(capacity, device=old[0].device)
@@ -61,7 +67,7 @@ class DecodeCache:
     def move(self, source, target):
         """Slot `target` takes over what slot `source` holds, which is empty afterwards."""
         length = self.lengths[source]
-        for m in self.memory:
+        for m in self.memory if self.tokens is None else [*self.memory, self.tokens]:
             m[target, :length] = m[source, :length]
         self.lengths[target], self.lengths[source] = length, 0
 
@@ -74,6 +80,7 @@ class DecodeCache:
         """Drop every slot that is not listed; slots[i] becomes slot i."""
         index = torch.tensor(slots, device=self.memory[0].device)
         self.memory = [m.index_select(0, index) for m in self.memory]
+        self.tokens = None if self.tokens is None else self.tokens.index_select(0, index)
         self.lengths = [self.lengths[s] for s in slots]
 
     def bytes_per_token(self):
@@ -169,6 +176,13 @@ class Step:
             memory[self.rows, self.first:self.first + self.length] = new.view(len(self.rows), self.length, -1)
         else:
             memory[self.slots, self.at] = new.view(*self.at.shape, -1)
+
+    def last_tokens(self, cache, ids, count):
+        """Notes the new ids (B, T) -> each of them and the `count` - 1 before it in its sequence, (N,) each."""
+        self.write(cache.tokens, ids.reshape(-1, 1))
+        rows = cache.tokens[self.rows, :, 0]                                                                   # (B, C)
+        at = self.positions(ids.device).expand(len(rows), -1)                                                  # (B, T)
+        return [torch.where(at >= j, rows.gather(1, (at - j).clamp_min(0)), NOTHING).flatten() for j in range(count)]
 
     def read(self, memory):
         """-> (B, L, w)."""

@@ -1,15 +1,16 @@
 """What decoding prepares of a model once, instead of at every token.
 
-Most of it is latent attention with its matrices multiplied out: half the products and a third of the steps per token.
+All matrices are made ready for one row (see few_rows.py). Latent attention has its matrices multiplied out as well: half the
+products and a third of the steps per token.
 Three pairs of neighbouring projections become one each: q_down and kv_down read the same input; the key half of kv_up meets every
 query right after q_up; the value half of kv_up goes straight into out. What is computed stays the same up to rounding.
 """
 
 import torch
-from torch.nn import functional as F
 
 from model.attention import MLA, grouped
-from model.layers import rotate
+from model.few_rows import DenseFeedForward, ExpertTables, Matrix
+from model.layers import FeedForward, is_gated, rotate
 
 
 class FoldedMLA:
@@ -29,22 +30,22 @@ class FoldedMLA:
         up = weight["kv_up"].view(c.n_head, 2, c.d_h, c.d_c)
         query = weight["q_up"].view(c.n_head, attention.key_width, -1)                                # (H, d_h + d_r, d_q)
         content = torch.bmm(up[:, 0].transpose(1, 2), query[:, :c.d_h])                               # (H, d_c, d_q)
-        self.inward = torch.cat((weight["q_down"], weight["kv_down"]))                                # (d_q + d_c + d_r, d_model)
-        self.query = torch.cat((content, query[:, c.d_h:]), 1).flatten(0, 1)                          # (H * (d_c + d_r), d_q)
+        self.inward = Matrix(torch.cat((weight["q_down"], weight["kv_down"])))                        # (d_q + d_c + d_r, d_model)
+        self.query = Matrix(torch.cat((content, query[:, c.d_h:]), 1).flatten(0, 1))                  # (H * (d_c + d_r), d_q)
         outward = weight["out"].view(-1, c.n_head, c.d_h).transpose(0, 1)                             # (H, d_model, d_h)
-        self.outward = torch.bmm(outward, up[:, 1]).transpose(0, 1).flatten(1)                        # (d_model, H * d_c)
+        self.outward = Matrix(torch.bmm(outward, up[:, 1]).transpose(0, 1).flatten(1))                # (d_model, H * d_c)
 
     def decode(self, x, step, memory):
         """The same as MLA.decode with absorbed attention."""
-        q, latent, turning = torch.split_with_sizes(F.linear(x, self.inward), self.parts, -1)
-        q = F.linear(self.q_norm(q), self.query).view(len(x), self.heads, -1)                         # (N, H, d_c + d_r)
+        q, latent, turning = torch.split_with_sizes(self.inward(x), self.parts, -1)
+        q = self.query(self.q_norm(q)).view(len(x), self.heads, -1)                                   # (N, H, d_c + d_r)
         if self.rotary:
             self.turn(q[..., self.latent:], step)
             self.turn(turning[:, None], step)
         step.write(memory, torch.cat((self.kv_norm(latent), turning), -1))
         past = step.read(memory)[:, None]
         mixed = grouped(q, past, past, step, self.scale)[..., :self.latent]                           # (N, H, d_c)
-        return F.linear(mixed.flatten(1), self.outward)
+        return self.outward(mixed.flatten(1))
 
     def turn(self, x, step):
         """Rotates x (N, H, d_r) in place: a pair of neighbours is a complex number, its rotation one product."""
@@ -55,23 +56,36 @@ class FoldedMLA:
 
 
 class Folded:
-    """What is prepared of one block. attention: a FoldedMLA or None; matrices: the experts' (see MoE.matrices) or None."""
+    """What is prepared of one block. attention: a FoldedMLA or None; mlp: a DenseFeedForward, or ExpertTables, or None where
+    adapters stand in between; matrices: the experts' own (see MoE.matrices) or None."""
 
     def __init__(self, block):
         self.attention = FoldedMLA(block.attention) if FoldedMLA.fits(block.attention) else None
-        self.matrices = block.mlp.matrices() if hasattr(block.mlp, "matrices") else None
+        if isinstance(block.mlp, FeedForward):
+            self.mlp, self.matrices = DenseFeedForward(block.mlp), None
+        else:
+            self.matrices = block.mlp.matrices()
+            self.mlp = ExpertTables(block.mlp) if self.matrices and is_gated(block.mlp.config.activation) else None
+
+
+class FoldedModel:
+    """blocks: a Folded for each; heads: head 1 and, where there is one, head 2, hidden states (N, d) -> logits (N, V)."""
+
+    def __init__(self, model):
+        self.blocks = [Folded(block) for block in model.blocks]
+        self.heads = [head if model.config.counted else Matrix(head.weight) for head in model.heads()]
 
 
 @torch.inference_mode()
-def folded_blocks(model):
-    """A Folded per block. Kept on a frozen model for as long as its weights stay what they are."""
+def folded(model):
+    """The FoldedModel of a model as its weights are now. Kept on a frozen model for as long as they stay so."""
     parameters = list(model.parameters())
     frozen = not any(p.requires_grad or p.is_inference() for p in parameters)
     state = [(p.data_ptr(), p._version) for p in parameters] if frozen else None
     kept = model.__dict__.get("_folded")
     if frozen and kept and kept[0] == state:
         return kept[1]
-    blocks = [Folded(block) for block in model.blocks]
+    made = FoldedModel(model)
     if frozen:
-        model.__dict__["_folded"] = (state, blocks)
-    return blocks
+        model.__dict__["_folded"] = (state, made)
+    return made

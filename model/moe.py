@@ -9,11 +9,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from model.expert_products import RoutedExperts
+from model.expert_products import RoutedExperts, Slots
+from model.few_rows import few
 from model.layers import FeedForward, activate, gated, is_gated
 
 
-FEW = 256             # assignments up to which decoding on a CPU goes expert by expert without sorting tensors
+ONE_BY_ONE = 256      # assignments up to which decoding on a CPU goes expert by expert without sorting tensors
 GATHER_UP_TO = 64     # assignments for which a GPU copies the experts' matrices
 
 
@@ -88,17 +89,17 @@ class MoE(nn.Module):
 
     def routed(self, x, weights, experts):
         """Sort the assignments by expert once, multiply contiguous slices, add the results back per token."""
+        if x.device.type == "cpu" and is_gated(self.config.activation) and not self.up_lora and not self.down_lora:
+            slots = Slots.of(experts, self.config.other_experts)
+            return RoutedExperts.apply(x, weights, slots, self.up, self.down, self.config.activation)
         order = experts.flatten().argsort(stable=True)                            # (N * K,) assignment -> place
         back = torch.empty_like(order)
         back[order] = torch.arange(len(order), device=order.device)
-        if x.device.type == "cpu" and is_gated(self.config.activation) and not self.up_lora and not self.down_lora:
-            sizes = torch.bincount(experts.flatten(), minlength=self.config.other_experts).tolist()
-            return RoutedExperts.apply(x, weights, order, back, sizes, self.up, self.down, self.config.activation)
         gathered = _Dispatch.apply(x, order, back, experts.shape[1])              # (N * K, d), expert by expert
         counts = torch.bincount(experts.flatten(), minlength=self.config.other_experts)
         results = self.experts(gathered, counts)
         per_token = _Reorder.apply(results, back, order).view(*experts.shape, -1)  # (N, K, d)
-        return (per_token * weights.to(per_token.dtype)[..., None]).sum(1)        # rounded as RoutedExperts does
+        return (per_token * weights.to(per_token.dtype)[..., None]).sum(1)
 
     def experts(self, x, counts):
         """x (N * K, d) sorted by expert, counts (E,) -> (N * K, d)."""
@@ -116,20 +117,20 @@ class MoE(nn.Module):
             return None
         return [m.t() for m in self.up.unbind(0)], [m.t() for m in self.down.unbind(0)]
 
-    def decode(self, x, matrices=None):
+    def decode(self, x, folded=None):
         """x (N, d) -> (N, d) without statistics; for few tokens only the chosen experts' weights are touched, and nothing is sorted.
 
-        matrices: as `matrices` gives them, where the caller has kept them.
+        folded: what the caller has prepared of this block (see folded.py), or None.
         """
         weights, experts, _ = self.router.pick(self.router.logits(x))
-        matrices, mixed = matrices or self.matrices(), self.shared(x)
-        if x.device.type != "cpu" and experts.numel() <= GATHER_UP_TO and matrices:
-            return mixed + self._gathered(x, weights.to(x.dtype), experts)
-        if x.device.type != "cpu" or experts.numel() > FEW or not matrices or not is_gated(self.config.activation):
-            return mixed + self.routed(x, weights, experts)
         weights = weights.to(x.dtype)
-        if len(x) <= 2:
-            return self._each(x, mixed, weights.view(-1, 1), experts.tolist(), *matrices)
+        if folded and folded.mlp and few(x):
+            return folded.mlp(x, weights, experts)
+        matrices, mixed = folded.matrices if folded else self.matrices(), self.shared(x)
+        if x.device.type != "cpu" and experts.numel() <= GATHER_UP_TO and matrices:
+            return mixed + self._gathered(x, weights, experts)
+        if x.device.type != "cpu" or experts.numel() > ONE_BY_ONE or not matrices or not is_gated(self.config.activation):
+            return mixed + self.routed(x, weights, experts)
         return self._few(x, mixed, weights.flatten(), experts.flatten().tolist(), *matrices)
 
     def _gathered(self, x, weights, experts):
@@ -138,16 +139,6 @@ class MoE(nn.Module):
         inner = torch.bmm(self.up[chosen], x.repeat_interleave(keep, 0)[..., None])[..., 0]
         mixed = torch.bmm(self.down[chosen], activate(inner, self.config.activation)[..., None])[..., 0]
         return torch.einsum("nkd,nk->nd", mixed.unflatten(0, (-1, keep)), weights)
-
-    def _each(self, x, mixed, weights, experts, ups, downs):
-        """x, mixed (N, d), weights (N * K, 1), experts: N lists of K -> mixed, to which the experts have been added in place."""
-        places = [(row, expert) for row, chosen in enumerate(experts) for expert in chosen]
-        rows, sums = x.split(1), mixed.split(1)
-        inner = torch.cat([torch.mm(rows[row], ups[expert]) for row, expert in places])
-        inner = gated(inner, self.config.activation).mul_(weights).split(1)
-        for (row, expert), part in zip(places, inner):
-            sums[row].addmm_(part, downs[expert])
-        return mixed
 
     def _few(self, x, mixed, weights, chosen, ups, downs):
         """x, mixed (N, d), weights (N * K,), chosen: N * K experts -> mixed. Every expert is multiplied once with all its tokens."""

@@ -19,7 +19,7 @@ WORTH = 0.3   # head 2 must give its guess this probability, or the second row c
 def plain_ids(model, cache, last, how, numbers, reply, room):
     """Yields up to `room` ids. last (1, d): hidden state of the prompt's last id. The caller keeps reply.ids up to date."""
     for place in range(room):
-        new = how.pick(model.fc1(last), [reply.ids], _numbers(how, numbers))[0]
+        new = how.pick(cache.heads[0](last), [reply.ids], _numbers(how, numbers))[0]
         yield new
         if place + 1 < room:
             last = model.decode(torch.tensor([[new]], device=last.device), cache)[:, 0]
@@ -28,20 +28,20 @@ def plain_ids(model, cache, last, how, numbers, reply, room):
 @torch.inference_mode()
 def drafted_ids(model, cache, last, how, numbers, reply, room, worth=WORTH):
     """Like `plain_ids`; counts reply.drafted and reply.accepted. `worth` changes the speed only, never the distribution."""
-    new = how.pick(model.fc1(last), [reply.ids], _numbers(how, numbers))[0]
+    new = how.pick(cache.heads[0](last), [reply.ids], _numbers(how, numbers))[0]
     left = room
     while True:
         yield new
         left -= 1
         if not left:
             return
-        guess, q = _guess(model, last, how, numbers, reply, worth) if left > 1 else (None, None)
+        guess, q = _guess(cache, last, how, numbers, reply, worth) if left > 1 else (None, None)
         if guess is None:
             last = model.decode(torch.tensor([[new]], device=last.device), cache)[:, 0]
-            new = how.pick(model.fc1(last), [reply.ids], _numbers(how, numbers))[0]
+            new = how.pick(cache.heads[0](last), [reply.ids], _numbers(how, numbers))[0]
             continue
         hidden = model.decode(torch.tensor([[new, guess]], device=last.device), cache)[0]                       # (2, d)
-        logits = model.fc1(hidden)
+        logits = cache.heads[0](hidden)
         reply.drafted += 1
         new = _judged(logits[:1], guess, q, how, numbers, reply)
         if new != guess:
@@ -57,9 +57,9 @@ def drafted_ids(model, cache, last, how, numbers, reply, room, worth=WORTH):
         new = how.pick(logits[1:], [reply.ids], _numbers(how, numbers))[0]
 
 
-def _guess(model, last, how, numbers, reply, worth):
+def _guess(cache, last, how, numbers, reply, worth):
     """Head 2's id and the distribution (1, V) it was drawn from (None when greedy); id None where it is not sure enough."""
-    logits = how.allowed(model.fc2(last), [reply.ids])
+    logits = how.allowed(cache.heads[1](last), [reply.ids])
     if how.greedy:
         best, guess = logits.max(-1)
         sure = not worth or (best - logits.logsumexp(-1)).item() >= math.log(worth)

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from model.attention import GQA, MLA
 from model.cache import Step
+from model.counted import CountedHead, before_in_batch
 from model.cross_entropy import linear_cross_entropy, target_losses
 from model.layers import FeedForward, make_norm, residual_std, rotary_tables
 from model.layout import Layout
@@ -87,7 +88,9 @@ class Block(nn.Module):
         if self.memories:
             x = self.recall(x)[0]
         mixed = self.mlp_norm(x)
-        return x + (self.mlp.decode(mixed, folded.matrices if folded else None) if isinstance(self.mlp, MoE) else self.mlp(mixed))
+        if isinstance(self.mlp, MoE):
+            return x + self.mlp.decode(mixed, folded)
+        return x + (folded.mlp if folded else self.mlp)(mixed)
 
     def feed(self, x, valid=None, sequences=1):
         mixed, routing = self.mlp(self.mlp_norm(x), valid, sequences) if isinstance(self.mlp, MoE) \
@@ -105,7 +108,7 @@ class TinySeek(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, i) for i in range(config.n_layer))
         self.norm = make_norm(config.norm, config.d_model, config.norm_eps)
-        self.fc1 = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.fc1 = CountedHead(config) if config.counted else nn.Linear(config.d_model, config.vocab_size, bias=False)
         if config.use_fc2:
             self.fc2 = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.checkpointing = config.gradient_checkpointing
@@ -156,10 +159,10 @@ class TinySeek(nn.Module):
         out = ModelOutput(hidden=hidden.unflatten(0, input_ids.shape), routings=routings, chapters=chapters,
                           aux_loss=self.routing_loss(routings))
         if each:
-            out.losses_1 = target_losses(hidden, self.fc1.weight, labels_1.flatten()).view_as(labels_1)
+            out.losses_1 = target_losses(hidden, self.fc1, labels_1.flatten()).view_as(labels_1)
         elif labels_1 is not None:
-            pairs = [linear_cross_entropy(hidden, head.weight, goal.flatten())
-                     for head, goal in zip(self.heads(), (labels_1, labels_2))]
+            pairs = [head.cross_entropy(hidden, goal.flatten()) if self.config.counted else
+                     linear_cross_entropy(hidden, head.weight, goal.flatten()) for head, goal in zip(self.heads(), (labels_1, labels_2))]
             out.loss_sums, out.counts = zip(*pairs)
         if return_logits or (return_logits is None and labels_1 is None):
             logits = [head(hidden).unflatten(0, input_ids.shape) for head in self.heads()]
@@ -182,7 +185,10 @@ class TinySeek(nn.Module):
             else:
                 x, routed = block(x, tables, layout, valid, rows)
             routings += routed
-        return self.norm(x), routings
+        hidden = self.norm(x)
+        if self.config.counted:
+            hidden = self.fc1.tagged(hidden, before_in_batch(input_ids.flatten(), positions.flatten(), self.config.counted - 1))
+        return hidden, routings
 
     @torch.inference_mode()
     def decode(self, ids, cache, slots=None, counts=None, absorb=None):
@@ -208,7 +214,10 @@ class TinySeek(nn.Module):
             x = block.decode(x, step, memory, folded)
         for i, s in enumerate(slots):
             cache.lengths[s] += length if counts is None else counts[i]
-        return self.norm(x).view(rows, length, -1)
+        hidden = self.norm(x)
+        if self.config.counted:
+            hidden = self.fc1.tagged(hidden, step.last_tokens(cache, ids, self.config.counted - 1))
+        return hidden.view(rows, length, -1)
 
     def embedded(self, ids, positions):
         """ids, positions (N,) -> (N, d)."""

@@ -7,6 +7,8 @@ import torch
 import toy
 from model import ModelConfig
 from model.cache import DecodeCache, cache_width
+from model.few_rows import FEW, Matrix, few
+from model.folded import Folded
 from model.generate import Reply, generate, generate_batch, generate_replies, generate_reply, prefill, stream
 from model.loop_guard import LEAST, LoopGuard
 from model.lora import apply_lora
@@ -36,15 +38,6 @@ def tokens(*shape, seed=0):
     return torch.randint(0, 300, shape, generator=torch.Generator().manual_seed(seed))
 
 
-def in_pieces(model, ids, sizes, absorb=None):
-    cache, parts, at = DecodeCache.of(model, len(ids), 4), [], 0
-    for size in sizes:
-        parts.append(model.decode(ids[:, at:at + size], cache, absorb=absorb))
-        at += size
-    assert cache.lengths == [at] * len(ids)
-    return model.fc1(torch.cat(parts, 1).clone())
-
-
 # ---------------------------------------------------------------- cached = full, absorbed = naive
 
 @pytest.mark.parametrize("absorb", [True, False, None])
@@ -53,7 +46,7 @@ def test_cached_equals_full_forward(variant, absorb):
     model, ids = eval_model(**toy.VARIANTS[variant]), tokens(2, 26)
     with torch.no_grad():
         full = model(ids).logits_1
-        pieces = in_pieces(model, ids, (1, 1, 9, 2, 12, 1), absorb)
+        pieces = toy.decode_in_pieces(model, ids, (1, 1, 9, 2, 12, 1), absorb)
     assert (full - pieces).abs().max() < 1e-9
 
 
@@ -64,7 +57,7 @@ def test_cached_equals_full_forward_with_adapters(variant, adapter):
     with torch.no_grad():
         full = model(ids).logits_1
         for absorb in (None, False):
-            assert (full - in_pieces(model, ids, (1, 1, 9, 2, 12, 1), absorb)).abs().max() < 1e-9
+            assert (full - toy.decode_in_pieces(model, ids, (1, 1, 9, 2, 12, 1), absorb)).abs().max() < 1e-9
 
 
 @pytest.mark.parametrize("variant", toy.VARIANTS)
@@ -73,7 +66,7 @@ def test_cached_equals_full_forward_in_float32(variant):
     with torch.no_grad():
         full = model(ids).logits_1
         for absorb in (True, False):
-            assert (full - in_pieces(model, ids, (1, 9, 1, 15), absorb)).abs().max() < 1e-5 * full.abs().max()
+            assert (full - toy.decode_in_pieces(model, ids, (1, 9, 1, 15), absorb)).abs().max() < 1e-5 * full.abs().max()
 
 
 def test_folded_equals_absorbed():
@@ -87,19 +80,33 @@ def test_folded_equals_absorbed():
 
 @pytest.mark.parametrize("variant", ["default", "geglu", "gelu_layer", "relu", "sigmoid", "scaled"])
 def test_all_ways_through_the_experts_agree(variant):
-    """Each token by itself, expert by expert, sorted, gathered: for one token and for many."""
-    moe = eval_model(**toy.VARIANTS[variant]).blocks[0].mlp
+    """Weighted sums, expert by expert, sorted, gathered: for one token and for many."""
+    block = eval_model(**toy.VARIANTS[variant]).blocks[0]
+    moe, folded = block.mlp, Folded(block)
     for count in (1, 2, 3, 40, 300):
         x = torch.randn(count, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(count))
         with torch.inference_mode():
             weights, experts, *_ = moe.router(x)
             expected = moe(x)[0]
-            assert (moe.decode(x) - expected).abs().max() < 1e-12
+            for prepared in (None, folded):
+                assert (moe.decode(x, prepared) - expected).abs().max() < 1e-12
             ways = [moe.shared(x) + moe._gathered(x, weights, experts)]
             if variant not in ("gelu_layer", "relu"):
-                ways += [moe._each(x, moe.shared(x), weights.reshape(-1, 1), experts.tolist(), *moe.matrices()),
+                ways += [folded.mlp(x, weights, experts),
                          moe._few(x, moe.shared(x), weights.flatten(), experts.flatten().tolist(), *moe.matrices())]
             assert max((way - expected).abs().max() for way in ways) < 1e-12
+
+
+@pytest.mark.parametrize("out, inner", [(7, 5), (600, 256), (512, 257)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_matrix_multiplies_few_rows_and_many(out, inner, dtype):
+    weight = torch.randn(out, inner, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(dtype)
+    matrix = Matrix(weight)
+    for count in (1, 2, FEW, FEW + 1, 30, 1):
+        x = torch.randn(count, inner, dtype=torch.float64, generator=torch.Generator().manual_seed(count)).to(dtype)
+        assert few(x) == (count <= FEW and dtype != torch.bfloat16)
+        exact = x.double() @ weight.double().t()
+        assert (matrix(x) - exact).abs().max() <= 16 * torch.finfo(dtype).eps * exact.abs().max()
 
 
 @pytest.mark.parametrize("variant", ["default", "alibi", "gqa", "gqa_window_alibi", "window", "learned"])

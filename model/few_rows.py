@@ -1,0 +1,99 @@
+"""Products of a few rows with large matrices, as decoding on a CPU needs them.
+
+Writing a token reads every weight once and computes next to nothing with it: memory sets the pace. For one row the usual matrix
+product stays far below what memory can give; a weighted sum of the rows of the transposed matrix, torch's embedding_bag, does not.
+
+N rows, in and out: the widths of a weight (out, in).
+"""
+
+from functools import lru_cache
+
+import torch
+from torch.nn import functional as F
+
+from model.layers import activate, gated
+
+FEW = 4               # rows up to which the weighted sum is faster
+HALVED = 1 << 17      # numbers from which on a single row's product is cut in two, one part per core
+
+
+def few(x):
+    return len(x) <= FEW and x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+
+
+def weighted_rows(table, places, amounts):
+    """table (R, out), places (B, n) of its rows, amounts B * n numbers -> (B, out): the sum of each bag's rows times their amounts."""
+    return torch.embedding_bag(table, places.reshape(-1), _bags(*places.shape), False, 0, False, amounts.reshape(-1))[0]
+
+
+@lru_cache(maxsize=1024)
+def _bags(count, size):
+    with torch.inference_mode(False):
+        return torch.arange(0, count * size, size)
+
+
+class Matrix:
+    """x (N, in) -> x @ weight.T (N, out). The table for few rows is made when they first come: whole batches never need it."""
+
+    def __init__(self, weight):
+        self.weight, self.table = weight, None
+
+    def __call__(self, x):
+        if not few(x):
+            return F.linear(x, self.weight)
+        if self.table is None:
+            self._transpose()
+        if len(x) == 1 and self.halves is not None:
+            return weighted_rows(self.table, self.halves, x).sum(0, keepdim=True)
+        return weighted_rows(self.table, self.places.expand(len(x), -1), x)
+
+    def _transpose(self):
+        out, inner = self.weight.shape
+        self.table = self.weight.t().contiguous()
+        self.weight = self.table.t()                    # one copy is enough; a model's own weight stays with the model
+        self.places = torch.arange(inner)[None]
+        self.halves = self.places.view(2, -1) if out * inner >= HALVED and inner % 2 == 0 else None
+
+
+class DenseFeedForward:
+    """A FeedForward as its weights are now."""
+
+    def __init__(self, layer):
+        self.up, self.down, self.activation = Matrix(layer.up.weight), Matrix(layer.down.weight), layer.activation
+
+    def __call__(self, x):
+        return self.down(activate(self.up(x), self.activation))
+
+
+class ExpertTables:
+    """The routed and the shared experts of a MoE side by side: all that a few tokens need comes from two weighted sums.
+
+    A shared layer of S times an expert's width is S experts that every token chooses with weight 1.
+    """
+
+    def __init__(self, moe):
+        self.moe, self.shared, self.up = moe, moe.config.shared_experts, None
+
+    def __call__(self, x, weights, experts):
+        """x (N, d), weights, experts (N, K) -> routed and shared experts (N, d)."""
+        if self.up is None:
+            self._lay_out()
+        rows = len(x)
+        chosen = torch.cat((experts, self.always.expand(rows, -1)), 1).flatten()                      # (N * (K + S),)
+        weights = torch.cat((weights, self.ones.expand(rows, -1)), 1).view(-1, 1)
+        each = x[:, None].expand(-1, len(chosen) // rows, -1)                                         # (N, K + S, d)
+        inner = weighted_rows(self.up, self.up_places[chosen], each)
+        inner = gated(inner, self.moe.config.activation).mul_(weights)                                # (N * (K + S), h)
+        return weighted_rows(self.down, self.down_places[chosen], inner).view(rows, -1, x.shape[1]).sum(1)
+
+    def _lay_out(self):
+        moe, shared = self.moe, self.shared
+        experts, width, hidden = moe.up.shape[0] + shared, moe.down.shape[1], moe.down.shape[2]
+        up = moe.shared.up.weight.view(2, shared, hidden, width).transpose(0, 1).reshape(shared, 2 * hidden, width)
+        down = moe.shared.down.weight.view(width, shared, hidden).permute(1, 2, 0)                    # (S, h, d)
+        self.up = torch.cat((moe.up, up)).transpose(1, 2).reshape(experts * width, 2 * hidden)
+        self.down = torch.cat((moe.down.transpose(1, 2), down)).reshape(experts * hidden, width)
+        self.up_places = torch.arange(experts * width).view(experts, width)
+        self.down_places = torch.arange(experts * hidden).view(experts, hidden)
+        self.always = torch.arange(moe.up.shape[0], experts)[None]
+        self.ones = moe.up.new_ones(1, shared)
