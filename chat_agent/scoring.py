@@ -97,7 +97,7 @@ def _score(model, documents, group, precision):
     with torch.autocast(device.type, dtype=DTYPES[precision], enabled=precision != "no"):
         hidden, _ = model.encode(ids[None], positions[None], layout)
         picked = (labels >= 0).nonzero().squeeze(1)
-        losses = token_losses(hidden[picked], model.fc1.weight, labels[picked])
+        losses = token_losses(hidden[picked], model.fc1, labels[picked])
     return np.concatenate(owners)[picked.cpu().numpy()], losses.double().cpu().numpy()
 
 

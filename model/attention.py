@@ -114,6 +114,8 @@ class GQA(nn.Module):
         c = self.config = config
         self.q = nn.Linear(c.d_model, c.n_head * c.d_h, bias=False)
         self.kv = nn.Linear(c.d_model, 2 * c.kv_heads * c.d_h, bias=False)        # all keys, then all values
+        if c.qk_norm:                                                             # Henry et al. 2020, arXiv:2010.04245
+            self.q_norm, self.k_norm = (make_norm("rms", c.d_h, c.norm_eps) for _ in range(2))
         self.out = nn.Linear(c.n_head * c.d_h, c.d_model, bias=False)
         self.prefixes = nn.ModuleList()                                           # see model/prefix.py
 
@@ -123,11 +125,15 @@ class GQA(nn.Module):
 
     def queries(self, x, tables):
         q = self.q(x).view(-1, self.config.n_head, self.config.d_h)
+        if self.config.qk_norm:
+            q = self.q_norm(q)
         return rotate(q, tables) if self.config.position == "rope" else q
 
     def latents(self, x, tables):
         """x (N, d_model) -> keys and values (N, G * d_h) each: what a decoder has to remember."""
         k, v = self.kv(x).chunk(2, -1)
+        if self.config.qk_norm:
+            k = self.k_norm(k.unflatten(-1, (self.config.kv_heads, -1))).flatten(-2)
         if self.config.position == "rope":
             k = rotate(k.unflatten(-1, (self.config.kv_heads, -1)), tables).flatten(-2)
         return k, v

@@ -58,10 +58,13 @@ def linear_cross_entropy(hidden, weight, labels):
 
 
 def token_losses(hidden, weight, labels):
-    """Cross-entropy of each position, 0 where labels are negative. hidden (N, d), labels (N,) -> (N,), plain autograd."""
+    """Cross-entropy of each position, 0 where labels are negative. hidden (N, d), labels (N,) -> (N,), plain autograd.
+
+    weight: (V, d), or a head that makes logits of hidden states.
+    """
     parts = []
     for h, goal in zip(hidden.split(CHUNK), labels.split(CHUNK)):
-        logits = F.linear(h, weight)
+        logits = weight(h) if callable(weight) else F.linear(h, weight)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         parts.append(F.cross_entropy(logits, goal, ignore_index=-100, reduction="none"))
     return torch.cat(parts)

@@ -78,7 +78,7 @@ def alibi_slopes(heads):
 
 GATED = {"swiglu": F.silu, "geglu": F.gelu}
 GATED_BACKWARD = {"swiglu": torch.ops.aten.silu_backward, "geglu": torch.ops.aten.gelu_backward}
-PLAIN = {"gelu": F.gelu, "relu": F.relu}
+PLAIN = {"gelu": F.gelu, "relu": F.relu, "relu2": lambda x: _SquaredReLU.apply(x) if torch.is_grad_enabled() else F.relu(x).square_()}
 
 
 def is_gated(activation):
@@ -111,6 +111,20 @@ class _Gated(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         return gated_backward(grad, ctx.saved_tensors[0], ctx.activation), None
+
+
+class _SquaredReLU(torch.autograd.Function):
+    """relu(x)^2 (So et al. 2021, arXiv:2109.08668), keeping one tensor instead of two for the backward pass."""
+
+    @staticmethod
+    def forward(ctx, x):
+        positive = F.relu(x)
+        ctx.save_for_backward(positive)
+        return positive.square()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return (grad * ctx.saved_tensors[0]).mul_(2)
 
 
 def activate(x, activation):

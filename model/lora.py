@@ -66,7 +66,7 @@ def projections(model):
             found |= {f"{place}.experts.{name}": (mlp, name) for name in ("up", "down")}
             mlp, place = mlp.shared, f"{place}.shared"
         found |= {f"{place}.{name}": (mlp, name) for name in ("up", "down")}
-    return found | {f"heads.{name}": (model, name) for name in ("fc1", "fc2") if hasattr(model, name)}
+    return found | {f"heads.{name}": (model, name) for name in ("fc1", "fc2") if hasattr(model, name) and not model.config.counted}
 
 
 def chosen(model, targets):

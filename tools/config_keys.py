@@ -49,7 +49,7 @@ _MODEL = _block(
     _key("scale", "float", 0.02, "LoRA 的 A 矩阵初始标准差", above=0),
     _with("ask", _key("alpha", "float", 0.01, "负载均衡项 Lexp 的权重", low=0)),
     _key("routed_scaling", "float", 1.0, "路由专家输出的系数", above=0),
-    _key("activation", "choice", "swiglu", "激活函数", choices=("swiglu", "geglu", "gelu", "relu")),
+    _key("activation", "choice", "swiglu", "激活函数", choices=("swiglu", "geglu", "gelu", "relu", "relu2")),
     _key("norm", "choice", "rms", "归一化", choices=("rms", "layer")),
     _key("position", "choice", "rope", "位置编码", choices=("rope", "alibi", "learned")),
     _key("attention", "choice", "mla", "注意力：mla 有潜缓存，gqa 为分组查询", choices=("mla", "gqa")),
@@ -66,6 +66,8 @@ _MODEL = _block(
     _with("ask", _key("moe_loss", "choice", "lexp", "均衡损失：lexp 或按序列的 aux", choices=("lexp", "aux"))),
     _with("ask", _key("router_z_loss", "float", 0.0, "路由 z 损失的权重", low=0)),
     _key("max_position", "int", None, "learned 位置的最大长度，null = 各阶段 max_len 的最大值", low=1),
+    _key("qk_norm", "bool", False, "每个头的查询和键先归一化（仅 gqa；不能导出）"),
+    _key("counted", "int", 0, "把训练文本里数出来的 2 到 n 元组混进第一个头，0 = 不用（须 use_fc2=false；不能导出）", low=0),
     _key("init_std", "float", 0.02, "权重初始标准差", above=0),
     _key("norm_eps", "float", 1e-6, "归一化的小常数", above=0),
 )
@@ -138,6 +140,7 @@ _OPTIM = _block(
 _RATE = _block(
     "stage", "学习率", "ask",
     _key("init_lr", "float", 5e-4, "学习率的峰值", above=0),
+    _key("embedding_lr", "float", None, "词向量与输出头的学习率峰值，null = init_lr", above=0),
     _key("min_lr", "float", 1e-7, "指数衰减的下限", low=0),
     _key("decay", "float", 0.9995, "指数衰减每步的系数", above=0, high=1),
     _key("scheduler", "choice", "exponential", "学习率规则", choices=("exponential", "cosine", "linear", "constant")),
@@ -200,7 +203,7 @@ STAGE_DEFAULTS = {
     "prefix": _ADAPTER,
     "memory": {**_ADAPTER, "rank": 0},
     "gate": {"json_data_path": "data/demo_sft.jsonl"},
-    "dpo": {"pretraining_model_path": "{out_dir}/TinySeek_SFT_final.pkl", "init_lr": 5e-6, "min_lr": 5e-8},
+    "dpo": {"pretraining_model_path": "{out_dir}/TinySeek_SFT_final.pkl", "init_lr": 1e-4, "min_lr": 1e-6},
 }
 DEMO_DATA = ("data/demo_pre.jsonl", "data/demo_sft.jsonl")
 

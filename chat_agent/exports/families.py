@@ -20,6 +20,10 @@ def family(config, target):
     """deepseek_v2, deepseek_v3, llama or gpt2 for target hf or gguf. UserError 2 with the reason when nothing fits."""
     if config.sliding_window is not None:
         _refuse("滑动窗口（sliding_window）在目标格式的同类结构里没有", "sliding_window=null")
+    if config.counted:
+        _refuse("计数的 n 元组（counted）在目标格式的同类结构里没有", "counted=0")
+    if config.qk_norm:
+        _refuse("查询与键的归一化（qk_norm）在目标格式的同类结构里没有", "qk_norm=false")
     if config.position == "learned":
         return _gpt2(config, target)
     if config.position != "rope":

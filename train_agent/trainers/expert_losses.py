@@ -65,6 +65,6 @@ def _losses(model, pairs, max_len, device):
         labels = np.full_like(ids, -100)
         labels[:, :width - ahead] = goals[:, ahead:]
         labels = torch.from_numpy(labels).to(device)
-        ce = token_losses(hidden, head.weight, labels.flatten()).view_as(labels).sum(1)
+        ce = token_losses(hidden, head, labels.flatten()).view_as(labels).sum(1)
         total = total + ce / (labels >= 0).sum(1).clamp_min(1)
     return total.float().cpu().numpy()
