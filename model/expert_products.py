@@ -1,70 +1,89 @@
 """All routed experts in one differentiable step, with the buffers and passes it takes and no more.
 
-Left to autograd, every expert's slice costs its own views, casts and concatenations; on a CPU those outweigh the products.
-M = N * K assignments, sorted by expert.
+Left to autograd, every expert's slice costs its own views, casts and concatenations; on a CPU those outweigh the products. Here one
+expert after the other is gathered, multiplied and activated while its rows are still in the cache, and nothing is kept for the
+backward pass that a gather brings back. M = N * K assignments, P >= M slots, sorted by expert.
 """
 
+from dataclasses import dataclass
+
 import torch
+from torch.nn import functional as F
 
 from model.layers import gated, gated_backward
+
+QUANTUM = 32     # an expert's slots are a multiple of it: oneDNN compiles a kernel for every new shape, which costs more than the product
+
+
+@dataclass
+class Slots:
+    """Where the assignments lie once they are sorted by expert.
+
+    tokens (P,): the token in each slot; padding slots hold token 0. places (N, K): the slot of each assignment. parts: for each
+    expert that has any, (expert, slice of its slots). counts (E,): assignments per expert.
+    """
+
+    tokens: torch.Tensor
+    places: torch.Tensor
+    parts: list
+    counts: torch.Tensor
+
+    @classmethod
+    def of(cls, experts, number, quantum=QUANTUM):
+        """experts (N, K), `number` of experts -> Slots."""
+        flat = experts.flatten()
+        counts = torch.bincount(flat, minlength=number)
+        padded = (counts + quantum - 1) // quantum * quantum
+        ends, order = padded.cumsum(0), flat.argsort(stable=True)
+        shift = ends - padded - (counts.cumsum(0) - counts)                       # of an expert's slots against its sorted assignments
+        slots = torch.arange(len(flat), device=flat.device) + shift.repeat_interleave(counts)
+        places = torch.empty_like(order)
+        places[order] = slots
+        bounds = ends.tolist()
+        tokens = order.new_zeros(bounds[-1])
+        tokens[slots] = order // experts.shape[1]
+        parts = [(e, slice(first, last)) for e, (first, last) in enumerate(zip([0, *bounds], bounds)) if last > first]
+        return cls(tokens, places.view_as(experts), parts, counts)
 
 
 class RoutedExperts(torch.autograd.Function):
     """sum over the K chosen experts of weight * down(act(up(x))), gated activations.
 
-    x (N, d); weights (N, K); order (M,) assignments sorted by expert; back (M,) its inverse; sizes: tokens per expert;
-    up (E, 2h, d), gate rows first; down (E, d, h) -> (N, d) in x's dtype.
+    x (N, d); weights (N, K); slots: Slots; up (E, 2h, d), gate rows first; down (E, d, h) -> (N, d) in x's dtype.
     """
 
     @staticmethod
-    def forward(ctx, x, weights, order, back, sizes, up, down, activation):
-        keep, hidden = weights.shape[1], down.shape[2]
+    def forward(ctx, x, weights, slots, up, down, activation):
         up_c, down_c = up.to(x.dtype), down.to(x.dtype)
-        gathered = x.index_select(0, order // keep)                               # (M, d)
-        before = x.new_empty(len(order), 2 * hidden)
-        for e, part in _parts(sizes):
-            torch.mm(gathered[part], up_c[e].t(), out=before[part])
-        after = gated(before, activation)                                         # (M, h)
-        results = torch.empty_like(gathered)
-        for e, part in _parts(sizes):
-            torch.mm(after[part], down_c[e].t(), out=results[part])
-        results = results.index_select(0, back).view(len(x), keep, -1)
-        ctx.save_for_backward(gathered, before, after, weights, order, back, up_c, down_c)
-        ctx.sizes, ctx.activation, ctx.dtypes = sizes, activation, (up.dtype, down.dtype)
-        return results.mul_(weights.to(x.dtype)[..., None]).sum(1)
+        before = x.new_empty(len(slots.tokens), up.shape[1])                      # (P, 2h)
+        results = x.new_empty(len(slots.tokens), x.shape[1])                      # (P, d)
+        for e, part in slots.parts:
+            inner = torch.mm(x.index_select(0, slots.tokens[part]), up_c[e].t(), out=before[part])
+            torch.mm(gated(inner, activation), down_c[e].t(), out=results[part])
+        ctx.save_for_backward(x, weights, before, up_c, down_c)
+        ctx.slots, ctx.activation, ctx.dtypes = slots, activation, (up.dtype, down.dtype)
+        return F.embedding_bag(slots.places, results, mode="sum", per_sample_weights=weights.to(x.dtype))
 
     @staticmethod
     def backward(ctx, grad):
-        gathered, before, after, weights, order, back, up, down = ctx.saved_tensors
-        keep = weights.shape[1]
-        sorted_weights = weights.flatten().index_select(0, order).to(grad.dtype)[:, None]
-        grad = grad.index_select(0, order // keep)                                # (M, d)
-        grad_after = torch.empty_like(after)
-        for e, part in _parts(ctx.sizes):
-            torch.mm(grad[part], down[e], out=grad_after[part])
-        # weight * expert output is linear in both, so one product serves the weight's gradient and the activation's.
-        grad_weights = (grad_after * after).sum(-1, dtype=torch.promote_types(grad.dtype, torch.float32))
-        grad_before = gated_backward(grad_after.mul_(sorted_weights), before, ctx.activation)
-        weighted = after * sorted_weights
-        learns = ctx.needs_input_grad[5]
+        x, weights, before, up, down = ctx.saved_tensors
+        slots, learns = ctx.slots, ctx.needs_input_grad[3]
+        tokens, grad = slots.tokens, grad.contiguous()
+        scale = weights.new_zeros(len(tokens)).index_copy_(0, slots.places.flatten(), weights.flatten()).to(grad.dtype)[:, None]
+        to_weights = weights.new_empty(len(tokens))
+        grad_x = grad.new_empty(len(tokens), grad.shape[1])
         grad_up, grad_down = (torch.zeros_like(up), torch.zeros_like(down)) if learns else (None, None)
-        grad_x = torch.empty_like(gathered)
-        for e, part in _parts(ctx.sizes):
-            torch.mm(grad_before[part], up[e], out=grad_x[part])
-            if learns:
-                torch.mm(grad[part].t(), weighted[part], out=grad_down[e])
-                torch.mm(grad_before[part].t(), gathered[part], out=grad_up[e])
-        grad_x = grad_x.index_select(0, back).view(len(weights), keep, -1).sum(1)
-        grad_weights = grad_weights.index_select(0, back).view_as(weights).to(weights.dtype)
+        for e, part in slots.parts:
+            rows = grad.index_select(0, tokens[part])
+            after, to_after = gated(before[part], ctx.activation), torch.mm(rows, down[e])
+            # weight * expert output is linear in both, so one product serves the weight's gradient and the activation's.
+            to_weights[part] = (to_after * after).sum(-1)
+            to_before = gated_backward(to_after.mul_(scale[part]), before[part], ctx.activation)
+            torch.mm(to_before, up[e], out=grad_x[part])
+            if learns:                                                            # a padding slot has weight 0 and adds nothing
+                torch.mm(rows.t(), after.mul_(scale[part]), out=grad_down[e])
+                torch.mm(to_before.t(), x.index_select(0, tokens[part]), out=grad_up[e])
         if learns:
             grad_up, grad_down = grad_up.to(ctx.dtypes[0]), grad_down.to(ctx.dtypes[1])
-        return grad_x, grad_weights, None, None, None, grad_up, grad_down, None
-
-
-def _parts(sizes):
-    """(expert, its slice of the sorted assignments) for every expert that has any."""
-    start = 0
-    for expert, size in enumerate(sizes):
-        if size:
-            yield expert, slice(start, start + size)
-        start += size
+        grad_weights = to_weights.index_select(0, slots.places.flatten()).view_as(weights)
+        return F.embedding_bag(slots.places, grad_x, mode="sum"), grad_weights, None, grad_up, grad_down, None
