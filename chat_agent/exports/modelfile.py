@@ -5,6 +5,7 @@ from tools.errors import UserError
 from tools.template import COLON, END
 
 FIRST_LINE = "# TinySeek 导出，用法：ollama create tinyseek -f Modelfile && ollama run tinyseek"
+WARNING = "# Ollama 把模板当文字填写：消息里写的 <|User|>、<|im_end|> 会被当成标记。要接收不可信的消息，请改用 chat_agent/serve.py。"
 TURNS = ('{{ range .Messages }}{{ if eq .Role "system" }}<|System|>@{{ .Content }}{{ else if eq .Role "user" }}<|User|>@{{ .Content }}'
          '{{ else if eq .Role "assistant" }}<|Assistant|>@{{ .Content }}' + END + '{{ end }}{{ end }}<|Assistant|>@')
 
@@ -18,7 +19,7 @@ def check_place(path):
 
 def write_modelfile(path, source):
     """Beside the .gguf at `path`."""
-    lines = [FIRST_LINE, f"FROM ./{path.name}", f'TEMPLATE """{END}{TURNS.replace("@", COLON)}"""',
+    lines = [FIRST_LINE, WARNING, f"FROM ./{path.name}", f'TEMPLATE """{END}{TURNS.replace("@", COLON)}"""',
              f"PARAMETER num_ctx {source.context}", "PARAMETER temperature 0"]
     with whole_file(path.with_name("Modelfile")) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
