@@ -144,9 +144,8 @@ class Step:
         if not alibi and self.first is not None and (self.length == 1 or self.causal and not self.absorb):
             return None                                # one query per row sees all that is read; whole prompts are plainly causal
         if not alibi and self.first is not None and config.sliding_window is None:
-            bias = torch.zeros(1, 1, self.length, self.high, device=device, dtype=dtype)
-            bias[..., self.first:] = torch.full((self.length, self.length), float("-inf"), device=device, dtype=dtype).triu_(1)
-            return bias
+            later = torch.full((self.length, self.high), float("-inf"), device=device, dtype=dtype).triu_(self.first + 1)
+            return later[None, None]
         keys = torch.arange(self.low, self.high, device=device)
         distance = self.positions(device)[..., None] - keys                                                    # (B, T, L)
         hidden = distance < 0

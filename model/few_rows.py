@@ -66,25 +66,39 @@ class DenseFeedForward:
 
 
 class ExpertTables:
-    """The routed and the shared experts of a MoE side by side: all that a few tokens need comes from two weighted sums.
+    """The routed and the shared experts of a MoE side by side: all that some tokens need comes from two weighted sums.
 
     A shared layer of S times an expert's width is S experts that every token chooses with weight 1.
     """
 
+    ROWS = 8            # tokens per expert, on average, from which on ordinary products are faster
+
     def __init__(self, moe):
         self.moe, self.shared, self.up = moe, moe.config.shared_experts, None
+
+    def suits(self, x):
+        c = self.moe.config
+        return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and len(x) * c.keep <= self.ROWS * c.other_experts
 
     def __call__(self, x, weights, experts):
         """x (N, d), weights, experts (N, K) -> routed and shared experts (N, d)."""
         if self.up is None:
             self._lay_out()
-        rows = len(x)
-        chosen = torch.cat((experts, self.always.expand(rows, -1)), 1).flatten()                      # (N * (K + S),)
+        rows, each = len(x), experts.shape[1] + self.shared
+        chosen = torch.cat((experts, self.always.expand(rows, -1)), 1).flatten()                      # (M,), M = N * (K + S)
         weights = torch.cat((weights, self.ones.expand(rows, -1)), 1).view(-1, 1)
-        each = x[:, None].expand(-1, len(chosen) // rows, -1)                                         # (N, K + S, d)
-        inner = weighted_rows(self.up, self.up_places[chosen], each)
-        inner = gated(inner, self.moe.config.activation).mul_(weights)                                # (N * (K + S), h)
-        return weighted_rows(self.down, self.down_places[chosen], inner).view(rows, -1, x.shape[1]).sum(1)
+        if rows <= FEW:
+            mixed = self._products(x[:, None].expand(-1, each, -1), weights, chosen)
+            return mixed.view(rows, each, -1).sum(1)
+        chosen, order = chosen.sort()                   # an expert's tokens one after the other: its matrices stay in the cache
+        tokens = order // each
+        return torch.zeros_like(x).index_add_(0, tokens, self._products(x[tokens], weights[order], chosen))
+
+    def _products(self, x, weights, chosen):
+        """x: M rows of width d; weights (M, 1); chosen (M,) experts -> (M, d)."""
+        inner = weighted_rows(self.up, self.up_places[chosen], x)
+        inner = gated(inner, self.moe.config.activation).mul_(weights)                                # (M, h)
+        return weighted_rows(self.down, self.down_places[chosen], inner)
 
     def _lay_out(self):
         moe, shared = self.moe, self.shared

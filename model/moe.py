@@ -10,7 +10,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from model.expert_products import RoutedExperts, Slots
-from model.few_rows import few
 from model.layers import FeedForward, activate, gated, is_gated
 
 
@@ -124,7 +123,7 @@ class MoE(nn.Module):
         """
         weights, experts, _ = self.router.pick(self.router.logits(x))
         weights = weights.to(x.dtype)
-        if folded and folded.mlp and few(x):
+        if folded and folded.mlp and folded.mlp.suits(x):
             return folded.mlp(x, weights, experts)
         matrices, mixed = folded.matrices if folded else self.matrices(), self.shared(x)
         if x.device.type != "cpu" and experts.numel() <= GATHER_UP_TO and matrices:

@@ -6,6 +6,7 @@ its own seed only and not on what is generated beside it.
 
 import random
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -42,10 +43,15 @@ class Sampling:
     def greedy(self):
         return self.temperature == 0
 
+    @property
+    def forgetful(self):
+        """Whether the choice of an id does not depend on the ids before it in the reply, other than through the model."""
+        return self.repetition_penalty == 1 and not self.no_repeat_ngram
+
     def allowed(self, logits, replies):
         """logits (B, V), changed in place; replies: B lists of the ids generated so far -> the same logits after bans and penalties."""
         if self.reserved:
-            logits[:, :self.reserved] += self._structure(logits)
+            logits[:, :self.reserved].add_(self._structure(logits))
         if self.repetition_penalty != 1:
             for row, reply in zip(logits, replies):
                 seen = torch.tensor(list(dict.fromkeys(reply)), dtype=torch.long, device=logits.device)
@@ -61,8 +67,7 @@ class Sampling:
     def _structure(self, logits):
         """0 for stop ids, -inf for the other reserved ids: (min(reserved, V),)."""
         width = min(self.reserved, logits.shape[-1])
-        bans = _bans(width, self.stop_ids)
-        return bans.to(logits.device, logits.dtype)
+        return _bans(width, self.stop_ids, logits.device, logits.dtype)
 
     def probabilities(self, logits):
         """logits (B, V) after `allowed` -> probabilities (B, V) in float32 or wider; one-hot when greedy."""
@@ -89,15 +94,12 @@ class Sampling:
         return draw(self.probabilities(logits), numbers)
 
 
-_BANS = {}
-
-
-def _bans(width, stop_ids):
-    if (width, stop_ids) not in _BANS:
-        bans = torch.full((width,), float("-inf"))
+@lru_cache(maxsize=64)
+def _bans(width, stop_ids, device, dtype):
+    with torch.inference_mode(False):
+        bans = torch.full((width,), float("-inf"), device=device, dtype=dtype)
         bans[[s for s in stop_ids if s < width]] = 0.0
-        _BANS[width, stop_ids] = bans
-    return _BANS[width, stop_ids]
+        return bans
 
 
 def draw(p, numbers):

@@ -6,8 +6,6 @@ Sampled ones keep their distribution by rejection sampling (Leviathan et al. 202
 with probability min(1, p(d) / q(d)), else the id is drawn from the positive part of p - q.
 """
 
-import math
-
 import torch
 
 from model.sampling import draw
@@ -43,7 +41,7 @@ def drafted_ids(model, cache, last, how, numbers, reply, room, worth=WORTH):
         hidden = model.decode(torch.tensor([[new, guess]], device=last.device), cache)[0]                       # (2, d)
         logits = cache.heads[0](hidden)
         reply.drafted += 1
-        new = _judged(logits[:1], guess, q, how, numbers, reply)
+        new, after = _judged(logits, guess, q, how, numbers, reply)
         if new != guess:
             cache.truncate(0, cache.lengths[0] - 1)
             last = hidden[:1]
@@ -54,16 +52,15 @@ def drafted_ids(model, cache, last, how, numbers, reply, room, worth=WORTH):
         if not left:
             return
         last = hidden[1:]
-        new = how.pick(logits[1:], [reply.ids], _numbers(how, numbers))[0]
+        new = how.pick(logits[1:], [reply.ids], _numbers(how, numbers))[0] if after is None else after
 
 
 def _guess(cache, last, how, numbers, reply, worth):
     """Head 2's id and the distribution (1, V) it was drawn from (None when greedy); id None where it is not sure enough."""
     logits = how.allowed(cache.heads[1](last), [reply.ids])
     if how.greedy:
-        best, guess = logits.max(-1)
-        sure = not worth or (best - logits.logsumexp(-1)).item() >= math.log(worth)
-        return (guess.item() if sure else None), None
+        best, guess = logits.softmax(-1).max(-1)
+        return (guess.item() if best.item() >= worth else None), None
     q = how.probabilities(logits)
     if worth and q.max().item() < worth:
         return None, None
@@ -71,14 +68,16 @@ def _guess(cache, last, how, numbers, reply, worth):
 
 
 def _judged(logits, guess, q, how, numbers, reply):
-    """Head 1's verdict, logits (1, V): the guess itself, or the id that stands in its place."""
+    """Head 1's verdict, logits (2, V): the guess itself or the id that stands in its place, and, where it is known already, the next."""
+    if how.greedy and how.forgetful:
+        return how.pick(logits, [reply.ids] * 2, None)
     if how.greedy:
-        return how.pick(logits, [reply.ids], None)[0]
-    p = how.probabilities(how.allowed(logits, [reply.ids]))
+        return how.pick(logits[:1], [reply.ids], None)[0], None
+    p = how.probabilities(how.allowed(logits[:1], [reply.ids]))
     if numbers.random() * q[0, guess].item() < p[0, guess].item():
-        return guess
+        return guess, None
     rest = (p - q).clamp_min_(0)
-    return draw(rest if rest.sum() > 0 else p, [numbers.random()])[0]
+    return draw(rest if rest.sum() > 0 else p, [numbers.random()])[0], None
 
 
 def _numbers(how, numbers):

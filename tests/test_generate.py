@@ -83,7 +83,7 @@ def test_all_ways_through_the_experts_agree(variant):
     """Weighted sums, expert by expert, sorted, gathered: for one token and for many."""
     block = eval_model(**toy.VARIANTS[variant]).blocks[0]
     moe, folded = block.mlp, Folded(block)
-    for count in (1, 2, 3, 40, 300):
+    for count in (1, 2, 3, 5, 16, 40, 300):
         x = torch.randn(count, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(count))
         with torch.inference_mode():
             weights, experts, *_ = moe.router(x)

@@ -123,7 +123,7 @@ def test_sampled_speculation_has_the_same_distribution_20000(case, agree):
 def test_a_wrong_verdict_would_be_noticed(monkeypatch):
     model, options = tiny_model(seed=3, agree=0.5), dict(reserved=0, stop_ids=(), **CASES["plain"])
     expected = exact(model, [1, 2], 3, **options)
-    monkeypatch.setattr(speculate, "_judged", lambda logits, guess, *rest: guess)
+    monkeypatch.setattr(speculate, "_judged", lambda logits, guess, *rest: (guess, None))
     assert chi_square(drawn(model, [1, 2], 3, 500, **options)[0], expected, 500) > 8
 
 
