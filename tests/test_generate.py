@@ -18,6 +18,7 @@ from model.sampling import Sampling, draw, repeats
 
 ADAPTERS = {
     "lora": lambda model: apply_lora(model, rank=3, targets="all"),
+    "lora_beside_experts": lambda model: apply_lora(model, rank=3, targets=["attention", "shared", "router", "heads"] if model.config.use_moe else "all"),
     "prefix": lambda model: apply_prefix(model, length=3),
     "role": lambda model: apply_prefix(model, kind="role", ids=(9, 10, 11)),
     "memory": lambda model: apply_memory(model, tokens=8, chapters=4, topk=2),
@@ -107,6 +108,16 @@ def test_a_matrix_multiplies_few_rows_and_many(out, inner, dtype):
         assert few(x) == (count <= FEW and dtype != torch.bfloat16)
         exact = x.double() @ weight.double().t()
         assert (matrix(x) - exact).abs().max() <= 16 * torch.finfo(dtype).eps * exact.abs().max()
+
+
+@pytest.mark.parametrize("adapter", [None, "lora"])
+def test_prepared_heads_are_the_models_own(adapter):
+    model = eval_model(adapter=adapter)
+    cache = DecodeCache.of(model, 1, 1)
+    for count in (1, 2, 30, 1):
+        x = torch.randn(count, 16, dtype=torch.float64)
+        with torch.inference_mode():
+            assert all((mine(x) - head(x)).abs().max() < 1e-12 for mine, head in zip(cache.heads, model.heads(), strict=True))
 
 
 @pytest.mark.parametrize("variant", ["default", "alibi", "gqa", "gqa_window_alibi", "window", "learned"])
