@@ -30,11 +30,12 @@ BUFFERS = ("contexts", "starts", "pairs", "counts", "totals")
 
 
 class Table(nn.Module):
-    """Order n: what followed each run of n - 1 tokens. Buffers, as sorted integers; a pair seen less than `least` times is left out."""
+    """Order n: what followed each run of n - 1 tokens. Buffers, as sorted integers; a pair seen less than `least` times is left out,
+    or the long runs that occur once would be most of the file."""
 
     def __init__(self, order, vocab_size):
         super().__init__()
-        self.order, self.vocab_size, self.least = order, vocab_size, 1 if order == 2 else 2
+        self.order, self.vocab_size, self.least = order, vocab_size, 1 if order <= 3 else 2
         one = torch.zeros(1, dtype=torch.long)
         self.hold(one - 1, torch.zeros(2, dtype=torch.int32), one - 1, one.int())    # a context that never occurs
 

@@ -48,6 +48,7 @@ def adapter(path, base_path, base, stage, description, fill=0.05):
     ({"sliding_window": 16}, "窗口"), ({**GQA, "use_moe": True}, "MoE"), ({"norm_eps": 1e-5}, "norm_eps"),
     ({**GPT2, "n_kv_head": 2}, "n_kv_head"), ({**GPT2, "use_moe": True}, "use_moe"), ({**GPT2, "attention": "mla"}, "attention"),
     ({**GPT2, "activation": "relu"}, "relu"), ({"router": "sigmoid", "other_experts": 1, "keep": 1}, "2 个路由专家"),
+    ({"activation": "relu2"}, "relu2"), ({**GQA, "qk_norm": True}, "qk_norm"), ({"counted": 2, "use_fc2": False}, "counted"),
 ])
 def test_A6_what_transformers_cannot_express_is_refused_with_reason_and_way_out(tmp_path, vocab, changes, word):
     path = saved(tmp_path / "m.pkl", toy_payload(vocab, **changes)[0])

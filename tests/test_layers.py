@@ -74,7 +74,7 @@ def test_A2_gated_activations(kind, act):
     torch.testing.assert_close(layer(x), inner @ layer.down.weight.T, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", ["swiglu", "geglu", "gelu", "relu"])
+@pytest.mark.parametrize("kind", ["swiglu", "geglu", "gelu", "relu", "relu2"])
 def test_gradients_of_norms_and_activations_are_those_of_the_formula(kind):
     """Some are written by hand for speed; numerical differentiation is the judge."""
     x = randn(3, 6).requires_grad_()
@@ -87,6 +87,7 @@ def test_gradients_of_norms_and_activations_are_those_of_the_formula(kind):
 def test_plain_activations():
     x = randn(3, 5)
     torch.testing.assert_close(activate(x, "relu"), x.clamp_min(0))
+    torch.testing.assert_close(activate(x, "relu2"), x.clamp_min(0) ** 2)
     torch.testing.assert_close(activate(x, "gelu"), F.gelu(x))
     assert FeedForward(4, 3, "relu").up.weight.shape == (3, 4)
 

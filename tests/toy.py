@@ -40,6 +40,9 @@ VARIANTS = {
     "geglu": {"activation": "geglu"},
     "gelu_layer": {"activation": "gelu", "norm": "layer"},
     "relu": {"activation": "relu"},
+    "relu2": {"activation": "relu2"},
+    "qk_norm": {"attention": "gqa", "qk_norm": True},
+    "counted": {"counted": 3, "use_fc2": False},
     "scaled": {"routed_scaling": 2.5, "keep": 1},
     "gpt2": {"attention": "gqa", "position": "learned", "max_position": 64, "norm": "layer", "activation": "gelu", "use_moe": False,
              "use_fc2": False, "tie_embedding": True},
@@ -55,6 +58,9 @@ OPTIONS = {
     "geglu": {"activation": "geglu"},
     "gelu": {"activation": "gelu"},
     "relu": {"activation": "relu"},
+    "relu2": {"activation": "relu2"},
+    "qk_norm": {"attention": "gqa", "qk_norm": True},
+    "counted": {"counted": 3, "use_fc2": False},
     "layer_norm": {"norm": "layer"},
     "half_dense": {"n_dense_layer": 1, "dense_hidden": 10},
     "scaled": {"routed_scaling": 2.5},
@@ -131,6 +137,9 @@ def toy_model(seed=0, dtype=torch.float64, **changes):
     for name, parameter in model.named_parameters():
         if "norm" in name:
             parameter.data += torch.randn_like(parameter) * 0.1
+    if model.config.counted:
+        ids = torch.randint(16, model.config.vocab_size, (400,)).repeat(3)
+        model.fc1.count(ids, torch.arange(len(ids)))
     return model
 
 

@@ -140,7 +140,7 @@ _OPTIM = _block(
 _RATE = _block(
     "stage", "学习率", "ask",
     _key("init_lr", "float", 5e-4, "学习率的峰值", above=0),
-    _key("embedding_lr", "float", None, "词向量与输出头的学习率峰值，null = init_lr", above=0),
+    _key("embedding_lr", "float", None, "词向量与输出头的学习率峰值，null = init_lr", above=0, stages=("pre",)),
     _key("min_lr", "float", 1e-7, "指数衰减的下限", low=0),
     _key("decay", "float", 0.9995, "指数衰减每步的系数", above=0, high=1),
     _key("scheduler", "choice", "exponential", "学习率规则", choices=("exponential", "cosine", "linear", "constant")),
@@ -182,6 +182,7 @@ _OWN = (
            _key("experts", "paths", [], "供选择的模型或适配器", stages=("gate",)),
            _key("gate_hidden", "int", 64, "门的隐藏宽度", low=1, stages=("gate",)))
     + _block("stage", "本阶段专有", "ask",
+             _key("forget_penalty", "float", 0.0, "改变底座对通用数据的输出要付的代价，防遗忘，0 = 不管", low=0, stages=("lora",)),
              _key("memory_lr", "float", 2e-4, "记忆的学习率", above=0, stages=("memory",)),
              _key("lora_lr", "float", 1e-4, "与记忆同训的 LoRA 的学习率", above=0, stages=("memory",)),
              _key("base_model_lr", "float", None, "底座的学习率，null = 冻结", above=0, stages=("memory",)),

@@ -29,6 +29,8 @@ class Source(NamedTuple):
         """Positions the model was trained for."""
         return int(self.config.max_position or self.payload["run"].get("max_len") or CONTEXT)
 
+TABLES = "fc1.tables."
+
 
 def read_source(path, precision=None):
     """A full model. precision: f32, f16, bf16 or None = as stored. UserError 2 for adapters, 3 and 4 as read_checkpoint raises."""
@@ -63,8 +65,8 @@ def expected(config):
 
 
 def check_shapes(config, weights, name):
-    """UserError 4 unless `weights` are exactly a TinySeek of this configuration, all float."""
-    wanted = expected(config)
+    """UserError 4 unless `weights` are exactly a TinySeek of this configuration, all float. Tables of counts have their text's size."""
+    wanted, weights = ({n: t for n, t in tensors.items() if not n.startswith(TABLES)} for tensors in (expected(config), weights))
     wrong = sorted(set(wanted) ^ set(weights))
     wrong += [n for n, shape in wanted.items() if n in weights and tuple(weights[n].shape) != shape]
     wrong += [n for n, t in weights.items() if not t.is_floating_point()]
@@ -74,7 +76,7 @@ def check_shapes(config, weights, name):
 
 def precision_of(weights):
     """float32, float16 or bfloat16: what the weights are stored as, the widest where they differ."""
-    kinds = {t.dtype for n, t in weights.items() if not n.endswith("router.bias")}
+    kinds = {t.dtype for n, t in weights.items() if not n.endswith("router.bias") and not n.startswith(TABLES)}
     order = [torch.float32, torch.bfloat16, torch.float16]
     odd = kinds - set(order)
     if odd:

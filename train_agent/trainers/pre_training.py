@@ -1,5 +1,6 @@
 """Pre-training: every token of plain text is a target."""
 
+from train_agent.trainers.counting import count_text
 from train_agent.trainers.prepare import full_model_stage
 from train_agent.trainers.start import start
 
@@ -7,7 +8,17 @@ WAYS_ON = "请检查 init_from 或 pretraining_model_path，或去掉它从零�
 
 
 def build_stage(options):
-    return full_model_stage("pre", "Pre", options, WAYS_ON)
+    stage = full_model_stage("pre", "Pre", options, WAYS_ON)
+    if stage.model.config.counted and not (options["init_from"] or options["pretraining_model_path"]):
+        stage.notes |= count_text(stage.model, stage.train)
+    stage.rates = two_rates(options)
+    return stage
+
+
+def two_rates(options):
+    """parameter name -> its learning rate, where word vectors and heads have one of their own; None where they have not."""
+    own = options["embedding_lr"]
+    return own and (lambda name: own if name.startswith(("embed", "fc")) else options["init_lr"])
 
 
 def pre_train(config, **parameters):
