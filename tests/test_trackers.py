@@ -49,11 +49,12 @@ def test_M3_tensorboard_events_read_back_after_a_stop_and_a_resume(options):
 
 
 def test_M3_wandb_offline_run_written_and_read(options, monkeypatch):
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     for name, value in {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "WANDB_DISABLE_CODE": "true", "WANDB_CONSOLE": "off"}.items():
         monkeypatch.setenv(name, value)
     chosen = options(rows=30, tracker="wandb", max_steps=4)
     loop = toy.train(chosen)
+    wandb.teardown()                                                  # finish() returns before its service has written; the end of a process waits
     files = list(Path(chosen["log_dir"], "wandb").glob("offline-run-*/run-*.wandb"))
     assert len(files) == 1 and loop.journal.run_id in files[0].name
     history = wandb_history(files[0])
