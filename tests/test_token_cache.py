@@ -130,14 +130,40 @@ def test_no_usable_row_is_2(ram_path, place, vocab):
     assert error.value.code == 2
 
 
-def test_a_damaged_cache_is_noticed(ram_path, place, vocab):
+def test_a_damaged_cache_is_made_again(ram_path, place, vocab, capsys):
     data = write_rows(ram_path / "a.jsonl", text_rows(5))
     cache = open_cache(data, vocab, "pretraining", place)
-    with open(cache.folder / "tokens.bin", "ab") as f:
-        f.truncate(10)
-    with pytest.raises(UserError) as error:
-        open_cache(data, vocab, "pretraining", place)
-    assert error.value.code == 4
+    good, folder = documents(cache), cache.folder
+    for name in ("tokens.bin", "ends.bin", "rows.bin", "meta.json"):
+        path = folder / name
+        raw = bytearray(path.read_bytes())
+        raw[len(raw) // 2] ^= 4
+        path.write_bytes(raw)
+        again = open_cache(data, vocab, "pretraining", place)
+        assert all((a == c).all() and (b == d).all() for (a, b), (c, d) in zip(documents(again), good, strict=True))
+        assert "重新生成" in capsys.readouterr().err
+    (folder / "ends.bin").unlink()
+    assert len(open_cache(data, vocab, "pretraining", place)) == 5
+
+
+def test_large_files_are_hashed_in_parts(ram_path, place, vocab, monkeypatch):
+    monkeypatch.setattr(token_cache, "PART", 100)
+    cache = open_cache(write_rows(ram_path / "a.jsonl", text_rows(20)), vocab, "pretraining", place)
+    for name, (size, *digests) in cache.meta["content"].items():
+        raw = (cache.folder / name).read_bytes()
+        assert size == len(raw) and digests == [token_cache.hashlib.sha256(raw[i:i + 100]).hexdigest() for i in range(0, size, 100)]
+
+
+def test_what_a_killed_build_left_is_removed_when_nobody_writes_it(ram_path, place, vocab):
+    data = write_rows(ram_path / "a.jsonl", text_rows(5))
+    old, own, fresh = (place / name for name in (".tmp-k-999999999-ab", f".tmp-k-{os.getppid()}-ab", ".tmp-k-999999998-ab"))
+    for folder in (old, own, fresh):
+        folder.mkdir(parents=True)
+        (folder / "tokens.bin").write_bytes(b"x")
+        if folder is not fresh:
+            os.utime(folder / "tokens.bin", (1, 1)), os.utime(folder, (1, 1))
+    open_cache(data, vocab, "pretraining", place)
+    assert not old.exists() and own.exists() and fresh.exists()
 
 
 def test_a_large_vocabulary_takes_wider_numbers(ram_path, place, vocab):

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from tools.errors import UserError
-from tools.safe_file import explain
+from tools.whole_file import explain
 
 if os.name == "nt":
     import msvcrt

@@ -4,6 +4,7 @@ The manifest decides. A save writes both files under temporary names, checks the
 Where a name (best, final) is used again, the manifest first notes what is about to happen, and `lock` after a kill finishes
 it, so that the .pkl and the .state of one name always belong together.
 """
+import math
 import os
 import sys
 import time
@@ -15,7 +16,8 @@ from tools.checkpoint import read_checkpoint
 from tools.errors import UserError
 from tools.folder_lock import FolderLock
 from tools.manifest import Manifest, fingerprint, new_entry  # noqa: F401  (fingerprint: for whoever compares runs)
-from tools.safe_file import PREFIX, CheckpointError, commit, explain, read_torch, stage_torch, sync_folder, verify_torch
+from tools.safe_file import read_torch, stage_torch, verify_torch
+from tools.whole_file import PREFIX, CheckpointError, commit, explain, still_written, sync_folder
 
 
 class RunFolder:
@@ -61,7 +63,7 @@ class RunFolder:
             else:
                 other._finish(body)
         for path in self.path.glob(PREFIX + "*"):
-            if not _alive(path.name):
+            if not still_written(path.name):
                 path.unlink(missing_ok=True)
 
     def entries(self):
@@ -76,7 +78,7 @@ class RunFolder:
         At every moment, a kill included, the folder offers the old pair of that name or the new one. Raises UserError
         7 (disk full), 2 (not writable), 5 (a weight is not finite: such a checkpoint is never written).
         """
-        _refuse_non_finite(payload["weights"])
+        _refuse_non_finite(payload["weights"], state)
         stem = stem.removesuffix(".pkl")
         body = self.manifest.load()
         self._finish(body)  # of an earlier save that failed half-way
@@ -235,24 +237,21 @@ def check_limit(limit):
         raise UserError(f"save_total_limit 必须是大于 0 的整数，或 null（全部保留），不能是 {limit!r}。")
 
 
-def _alive(temporary_name):
-    """Whether the process that began a temporary file (…-<pid>-<random>) still runs, and is not this one."""
-    try:
-        pid = int(temporary_name.split("-")[-2])
-    except (ValueError, IndexError):
-        return False
-    if os.name == "nt" or pid == os.getpid():
-        return False  # Windows refuses to delete an open file anyway
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # somebody else's process: it lives
-        pass
-    return True
-
-
-def _refuse_non_finite(weights):
-    bad = [n for n, t in weights.items() if t.is_floating_point() and not torch.isfinite(t).all()]
+def _refuse_non_finite(weights, state):
+    bad = [n for n, t in weights.items() if not _is_finite(t)]
     if bad:
         raise UserError(f"权重 {'、'.join(bad[:3])} 里有 NaN 或无穷大，不保存。请从上一个存点用更小的 init_lr 继续。", 5)
+    bad = [name for name, value in (state or {}).items() if not _is_finite(value)]
+    if bad:
+        raise UserError(f"训练状态 {'、'.join(bad[:3])} 里有 NaN 或无穷大，不保存。请从上一个存点继续，并检查 init_lr 和那几步的数据。", 5)
+
+
+def _is_finite(value):
+    """No NaN and no infinity in a tensor, a number, or whatever nests them."""
+    if isinstance(value, torch.Tensor):
+        return not value.is_floating_point() or bool(torch.isfinite(value).all())
+    if isinstance(value, dict):
+        return all(map(_is_finite, value.values()))
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)

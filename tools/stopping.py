@@ -10,6 +10,8 @@ import threading
 STOPPED = 143
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
+heard = False       # whether a run was asked to stop; one that was writing its final checkpoint has ended with success all the same
+
 
 def end_on_signals():
     """From now on the first of these signals ends the process in good order; more of them do not disturb that."""
@@ -22,3 +24,9 @@ def _end(*_):
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     sys.exit(STOPPED)
+
+
+def leave_if_heard():
+    """Between two runs of one process: a stop that the first was asked for is a stop of both."""
+    if heard:
+        sys.exit(STOPPED)

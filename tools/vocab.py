@@ -169,7 +169,7 @@ class Vocab:
                 os.fsync(f.fileno())
             os.replace(temporary, path)
         except OSError as error:
-            from .safe_file import explain
+            from .whole_file import explain
             with contextlib.suppress(OSError):
                 temporary.unlink()
             raise explain(error, path) from None

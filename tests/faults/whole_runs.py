@@ -84,16 +84,14 @@ class World:
     def argv(self, stage, out, **keys):
         """Dropout, router noise and MoE are on; chunks, accumulation, evaluation, best model and retention all take part."""
         base = {"sft": "out/base/TinySeek_Pre_final.pkl", "lora": "out/base/TinySeek_SFT_final.pkl"}.get(stage)
+        own = {"pretraining_model_path": self.folder / base} if base else {}
+        own |= {"rank": 4, "replay_data_path": self.folder / "none.jsonl"} if stage == "lora" else {}
         values = {**toy.SHAPE, "config": self.folder / "config.json", "token_kind": "char", "device": "cpu", "mixed_precision": "no", "threads": 1,
                   "out_dir": out / "out", "log_dir": out / "logs", "log_file": out / "log.txt", "cache_dir": out / "cache",
                   "vocab_trg_path": self.folder / "vocab.json", "json_data_path": self.folder / f"{stage}.jsonl",
                   "max_len": 40, "batch_size": 2, "accumulation_steps": 2, "n_of_samples": 20, "max_epochs": 2, "dropout": 0.1,
                   "router_noise": 0.1, "eval_share": 0.1, "eval_steps": 4, "save_steps": 3, "save_total_limit": 2, "logging_steps": 1,
-                  "init_lr": 5e-3, "seed": 1, **keys}
-        if stage == "sft" or stage == "lora":
-            values["pretraining_model_path"] = self.folder / base
-        if stage == "lora":
-            values |= {"rank": 4, "replay_data_path": self.folder / "none.jsonl"}
+                  "init_lr": 5e-3, "seed": 1, **own, **keys}
         return [f"--{key}={value}" for key, value in values.items()]
 
 
@@ -103,7 +101,7 @@ def finished(out, stage):
     run_id = state.pop("run_id")
     state.pop("seconds")
     for content in (payload["run"], *state["fingerprint"].values()):     # folders differ from run to run
-        for key in [k for k in content if k.endswith(("_dir", "_file"))]:
+        for key in [k for k in content if k.endswith(("_dir", "_file")) or k == "vocab_trg_path"]:
             content.pop(key)
     if payload["base"]:
         payload["base"]["path"] = Path(payload["base"]["path"]).name

@@ -11,6 +11,7 @@ import torch
 from tqdm import tqdm
 
 from tools.checkpoint import best_name, final_name
+from tools.stopping import STOPPED
 from tools.trackers import NoTracker, numbers_of, open_tracker
 from tools.train_log import TrainLog, perplexity
 from train_agent.trainers import machine, parallel, recovery, schedules, sharding
@@ -19,9 +20,8 @@ from train_agent.trainers.evaluation import evaluate
 from train_agent.trainers.losses import step_metrics
 from train_agent.trainers.optimizers import build_optimizers, set_rates
 from train_agent.trainers.saving import Saver
-from train_agent.trainers.watch import FiniteGuard, ForgettingWatch, Patience, SpikeWatch, StopSignals
+from train_agent.trainers.watch import FiniteGuard, ForgettingWatch, Patience, SpikeWatch, StopSignals, finite
 
-STOPPED = 143
 GENERAL = "general"      # the held-out set that tells what an adaptation makes the model forget
 
 
@@ -196,7 +196,7 @@ class Loop:
                 self.journal.event("warning", text=self.forgetting.warning)
         if own and self.patience.improved(own["eval_loss"]):
             if self.options["save_best_model"]:
-                self.saver.save(best_name(self.stage.label), self.step, {**self.metrics, **self.held}, best=True)
+                self.saver.save(best_name(self.stage.label), self.step, finite({**self.metrics, **self.held}), best=True)
         elif own and self.options["early_stopping"] and self.patience.waited >= self.options["early_stopping_patience"]:
             self.finished = True
             self.journal.event("early_stop", step=self.step, best=self.patience.best)
@@ -256,7 +256,7 @@ class Loop:
                 "scaler": self.scaler.state_dict(),
                 "random": parallel.gathered(recovery.random_states()), "surroundings": recovery.surroundings(self.device),
                 "spikes": list(self.spikes.history), "guard": self.guard.in_a_row,
-                "patience": [self.patience.best, self.patience.waited], "forgetting": self.forgetting.first, "held": self.held, "metrics": self.metrics}
+                "patience": self.patience.state(), "forgetting": self.forgetting.first, "held": finite(self.held), "metrics": finite(self.metrics)}
 
     def restore(self, state):
         for name in ("step", "decays", "tokens", "seconds", "finished", "held", "metrics"):
@@ -267,7 +267,7 @@ class Loop:
         self.scaler.load_state_dict(state["scaler"])
         self.spikes = SpikeWatch(state["spikes"])
         self.guard.in_a_row = state["guard"]
-        self.patience.best, self.patience.waited = state["patience"]
+        self.patience.restore(*state["patience"])
         self.forgetting.first = state.get("forgetting")
         self.journal.resume_from(self.step)
         recovery.seed_everything(self.options["seed"] + parallel.rank())
@@ -279,7 +279,7 @@ class Loop:
             self.journal.event("warning", text=f"续训环境变了（{'，'.join(changed)}），结果不再逐位相同。")
 
     def save(self, stem, final=False):
-        self.saver.save(stem, self.step, {**self.metrics, **self.held}, self.state(), final=final)
+        self.saver.save(stem, self.step, finite({**self.metrics, **self.held}), self.state(), final=final)
         self.journal.event("save", step=self.step, name=stem)
 
     def finish(self):

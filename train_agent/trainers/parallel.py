@@ -24,11 +24,12 @@ NO_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in signature(Distr
 LOSS_WORDS = ("gloo", "nccl", "connection", "timed out", "timeout", "socket", "process group")
 
 _patient = None                                            # the process group that waits with PATIENCE
+_prompt = None                                             # one on the CPU that waits with TIMEOUT; None = the usual one
 
 
 def start(device):
     """Join the process group that torchrun's variables describe; nothing to do for a single process. UserError 2 without them."""
-    global _patient
+    global _patient, _prompt
     if int(os.environ.get("WORLD_SIZE", 1)) <= 1 or dist.is_initialized():
         return
     missing = [name for name in VARIABLES if name not in os.environ]
@@ -38,14 +39,15 @@ def start(device):
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=TIMEOUT))
     _patient = dist.new_group(backend="gloo", timeout=PATIENCE)
+    _prompt = dist.new_group(backend="gloo", timeout=timedelta(seconds=TIMEOUT)) if device.type == "cuda" else None
     atexit.register(stop)
 
 
 def stop():
-    global _patient
+    global _patient, _prompt
     if dist.is_initialized():
         dist.destroy_process_group()
-    _patient = None
+    _patient = _prompt = None
 
 
 def rank():
@@ -58,6 +60,11 @@ def world():
 
 def is_main():
     return rank() == 0
+
+
+def is_first_here():
+    """Whether this is the first process of its machine."""
+    return is_main() or int(os.environ.get("LOCAL_RANK", 0)) == 0
 
 
 # ---- the model ----
@@ -121,12 +128,12 @@ def any_of(flag, device):
     return bool(float(summed({"flag": float(flag)}, device)["flag"]) > 0)
 
 
-def gathered(value):
-    """The values of all processes, in the order of their ranks, on every process."""
+def gathered(value, patient=False):
+    """The values of all processes, in the order of their ranks, on every process. patient: one may work for hours before it answers."""
     if world() == 1:
         return [value]
     values = [None] * world()
-    dist.all_gather_object(values, value, group=_patient)
+    dist.all_gather_object(values, value, group=_patient if patient else _prompt)
     return values
 
 
@@ -155,12 +162,12 @@ def main_first(work):
     """
     if world() == 1:
         return work()
-    place = 0 if is_main() else 1 if int(os.environ.get("LOCAL_RANK", 0)) == 0 else 2
+    place = 0 if is_main() else 1 if is_first_here() else 2
     value = None
     for turn in range(3):
         mine, problem = _tried(work) if turn == place else (None, None)
         value = mine if turn == place else value
-        _raise_first(gathered(problem))
+        _raise_first(gathered(problem, patient=True))
     return value
 
 
@@ -194,6 +201,10 @@ def watched():
     try:
         yield
     except RuntimeError as error:
+        if "DataLoader worker" in str(error):
+            atexit.unregister(stop)
+            raise UserError("读数据的子进程被杀掉了（常见原因是内存不足）。可以减小 num_workers 或 prefetch_factor；"
+                            "重新运行同一条命令，会从最近的检查点接着训练。", LOST) from error
         if world() == 1 or not any(word in str(error).lower() for word in LOSS_WORDS):
             raise
         atexit.unregister(stop)                            # leaving in good order would wait for the one that is gone

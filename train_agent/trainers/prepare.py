@@ -82,7 +82,7 @@ def fitting_shape(options, vocab, base):
 def cached(options, vocab, data):
     return parallel.main_first(lambda: open_cache(
         local_files(data, options), vocab, options["training_mode"], options["cache_dir"], options["text_field"], options["max_bad_share"],
-        Path(options["log_dir"]) / "bad_lines.jsonl"))
+        Path(options["log_dir"]) / "bad_lines.jsonl", verify=parallel.is_first_here()))
 
 
 def packed_data(options, vocab):

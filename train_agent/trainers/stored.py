@@ -1,6 +1,10 @@
-"""Tables of numbers that are dear to compute and depend on nothing but their key: kept beside the token cache."""
+"""Tables of numbers that are dear to compute and depend on nothing but their key: kept beside the token cache.
+
+Behind the array stand the 32 bytes of its file's SHA-256; np.load does not mind them.
+"""
 
 import hashlib
+import io
 import json
 import os
 from pathlib import Path
@@ -17,8 +21,9 @@ def stored(kind, key, folder, shape, make):
         table = make()
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-        with open(temporary, "wb") as f:
-            np.save(f, table)
+        content = io.BytesIO()
+        np.save(content, table)
+        temporary.write_bytes(content.getvalue() + hashlib.sha256(content.getvalue()).digest())
         os.replace(temporary, path)
     return table
 
@@ -26,6 +31,7 @@ def stored(kind, key, folder, shape, make):
 def _read(path):
     """None where there is nothing, or nothing whole: it is then made again."""
     try:
-        return np.load(path)
+        raw = path.read_bytes()
+        return np.load(io.BytesIO(raw[:-32])) if hashlib.sha256(raw[:-32]).digest() == raw[-32:] else None
     except (OSError, ValueError, EOFError):
         return None

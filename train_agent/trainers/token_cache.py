@@ -3,6 +3,9 @@
 Every data file has a folder of its own, so that one more shard costs one more shard; see joined_cache.py for several as one.
 `tokens.bin` holds all documents one after the other; the top bit of each number says "supervised". `ends.bin` holds each
 document's end, `rows.bin` the zero-based row it came from. Nothing here imports torch: the worker processes start fast.
+
+Every start reads the whole cache once and compares it with the SHA-256 in meta.json (all cores, about a second per gigabyte and
+core): a flipped bit on the disk would otherwise be learned. What does not hold is made again from the data.
 """
 
 import contextlib
@@ -11,7 +14,11 @@ import json
 import multiprocessing
 import os
 import shutil
-from concurrent.futures import ProcessPoolExecutor
+import signal
+import sys
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +27,15 @@ from tqdm import tqdm
 from tools import formats, template
 from tools.errors import UserError
 from tools.vocab import Vocab
+from tools.whole_file import PREFIX, CheckpointError, read_json, still_written, write_json
 from train_agent.trainers.joined_cache import JoinedCache
 
-VERSION = 2                 # part of the key: raise it when the layout of the cache changes
+VERSION = 3                 # part of the key: raise it when the layout of the cache changes
 BLOCK = 2 << 20             # bytes of JSONL per job
 PARALLEL_FROM = 4 << 20     # smaller data is done in this process: starting workers costs more
+FILES = ("tokens.bin", "ends.bin", "rows.bin")
+PART = 64 << 20             # bytes under one SHA-256: parts of a large file are read side by side
+ABANDONED = 3600            # seconds without a write after which a dead build's files go
 
 
 class TokenCache:
@@ -32,7 +43,7 @@ class TokenCache:
 
     def __init__(self, folder):
         self.folder, self.name = Path(folder), Path(folder).name
-        self.meta = json.loads((self.folder / "meta.json").read_text(encoding="utf-8"))
+        self.meta = read_json(self.folder / "meta.json")
         self.dtype = np.dtype(self.meta["dtype"])
         self.top = 1 << (8 * self.dtype.itemsize - 1)
         self.tokens = _mapped(self.folder / "tokens.bin", self.dtype)
@@ -65,24 +76,24 @@ def _mapped(path, dtype):
     return np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.zeros(0, dtype)
 
 
-def open_cache(data, vocab, mode, cache_dir, text_field=None, max_bad_share=0.001, bad_log=None):
-    """The token cache of these files, built where it is not there.
+def open_cache(data, vocab, mode, cache_dir, text_field=None, max_bad_share=0.001, bad_log=None, verify=True):
+    """The token cache of these files, built where it is not there or damaged.
 
     data: path, pattern or list; mode: pretraining (all of it is learned) | instruction_finetuning | preference (what is no pair is a bad line).
+    verify=False: another process of this machine has just read all of it.
     """
     paths = formats.expand_paths(data)
     root, bad = Path(cache_dir), formats.BadLines(bad_log, max_bad_share)
     digests = [file_digest(p, root) for p in paths]
     common = [vocab.hash, mode, text_field]
     keys = [hashlib.sha256(json.dumps([VERSION, template.TEMPLATE, [d], *common]).encode()).hexdigest()[:24] for d in digests]
-    missing = {k: (p, d) for k, p, d in zip(keys, paths, digests) if not (root / k / "meta.json").exists()}
+    _sweep(root)
+    missing = {k: (p, d) for k, p, d in zip(keys, paths, digests) if not _is_sound(root / k, verify)}
     if missing:
         with _encoder(vocab, mode, text_field, sum(os.path.getsize(p) for p, _ in missing.values())) as encode:
             for key, (path, digest) in missing.items():
                 _build(root / key, path, digest, encode, bad)
     parts = [TokenCache(root / key) for key in keys]
-    for part in parts:
-        _check_sizes(part, part.folder)
     cache = parts[0] if len(parts) == 1 else JoinedCache(parts)
     bad.count, bad.first = cache.meta["bad"], next((tuple(p.meta["first_bad"]) for p in parts if p.meta.get("first_bad")), None)
     try:
@@ -96,10 +107,50 @@ def open_cache(data, vocab, mode, cache_dir, text_field=None, max_bad_share=0.00
     return cache
 
 
-def _check_sizes(cache, folder):
-    sizes = {n: (folder / n).stat().st_size for n in ("tokens.bin", "ends.bin", "rows.bin")}
-    if sizes != cache.meta["sizes"]:
-        raise UserError(f"分词缓存 {folder} 已损坏（大小不符）。删除这个文件夹后重新运行即可。", 4)
+def _is_sound(folder, verify):
+    """Whether a finished cache lies there; with `verify`, whether every byte is as it was written."""
+    if not (folder / "meta.json").exists():
+        return False
+    try:
+        content = read_json(folder / "meta.json")["content"]
+        if content == (content_of(folder) if verify else content):
+            return True
+    except (CheckpointError, KeyError, OSError):
+        pass
+    print(f"分词缓存 {folder} 已损坏，从数据重新生成。", file=sys.stderr)
+    return False
+
+
+def content_of(folder):
+    """{file: [size, SHA-256 of each PART of it]} of a cache."""
+    sizes = {name: (folder / name).stat().st_size for name in FILES}
+    places = [(name, start) for name, size in sizes.items() for start in range(0, size, PART)]
+    with ThreadPoolExecutor(min(len(places) or 1, os.cpu_count() or 1)) as pool:
+        hashed = list(tqdm(pool.map(lambda place: _hash_part(folder / place[0], place[1]), places), total=len(places), delay=2,
+                           desc="检查分词缓存", leave=False))
+    content = {name: [size] for name, size in sizes.items()}
+    for (name, _), digest in zip(places, hashed):
+        content[name].append(digest)
+    return content
+
+
+def _hash_part(path, start):
+    sha, left = hashlib.sha256(), PART
+    with open(path, "rb", buffering=0) as file:
+        file.seek(start)
+        while left and (piece := file.read(min(left, 4 << 20))):
+            sha.update(piece)
+            left -= len(piece)
+    return sha.hexdigest()
+
+
+def _sweep(root):
+    """Remove what killed builds left behind: nobody here writes it, and nobody elsewhere has for an hour."""
+    for folder in root.glob(PREFIX + "*"):
+        with contextlib.suppress(OSError):
+            newest = max((p.stat().st_mtime for p in [folder, *folder.glob("*")]))
+            if not still_written(folder.name) and time.time() - newest > ABANDONED:
+                shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
 
 
 def file_digest(path, cache_dir):
@@ -108,8 +159,8 @@ def file_digest(path, cache_dir):
     stat = path.stat()
     known_file = Path(cache_dir) / "files.json"
     try:
-        known = json.loads(known_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        known = read_json(known_file)
+    except CheckpointError:                                # not there, or damaged: what it would save is read again
         known = {}
     entry = known.get(str(path))
     if entry and entry[:2] == [stat.st_size, stat.st_mtime_ns]:
@@ -117,24 +168,17 @@ def file_digest(path, cache_dir):
     with open(path, "rb") as f:
         digest = hashlib.file_digest(f, "sha256").hexdigest()
     known[str(path)] = [stat.st_size, stat.st_mtime_ns, digest]
-    _replace(known_file, json.dumps(known).encode())
+    known_file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(known_file, known)
     return digest
 
 
-def _replace(path, content):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
-
-
 def _build(folder, path, digest, encode, bad):
-    work = folder.with_name(f".tmp-{os.getpid()}-{folder.name}")
-    shutil.rmtree(work, ignore_errors=True)
+    work = folder.with_name(f"{PREFIX}{folder.name}-{os.getpid()}-{os.urandom(4).hex()}")
     work.mkdir(parents=True)
     try:
         meta = {**_write(work, path, encode, bad), "digests": [digest], "files": [str(path)]}
-        (work / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+        write_json(work / "meta.json", meta)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(work, folder)
     finally:
@@ -160,9 +204,8 @@ def _write(work, path, encode, bad):
         for f in (out, ends, origin):
             f.flush()
             os.fsync(f.fileno())
-    sizes = {n: (work / n).stat().st_size for n in ("tokens.bin", "ends.bin", "rows.bin")}
     return {"dtype": encode.dtype.name, "documents": documents, "tokens": tokens, "rows": rows, "lines": last, "bad": wrong,
-            "first_bad": first, "sizes": sizes}
+            "first_bad": first, "content": content_of(work)}
 
 
 class _encoder:
@@ -173,18 +216,18 @@ class _encoder:
         self.settings = (vocab.state(), mode, text_field, self.dtype.name)
         self.cores = os.cpu_count() or 1
         self.alone = total_bytes < PARALLEL_FROM or self.cores == 1
-        self.stack = contextlib.ExitStack()
 
     def __enter__(self):
         if self.alone:
             _start_worker(*self.settings)
         else:
             context = multiprocessing.get_context("spawn")
-            self.pool = self.stack.enter_context(ProcessPoolExecutor(self.cores, context, _start_worker, self.settings))
+            self.pool = ProcessPoolExecutor(self.cores, context, _start_worker, self.settings)
         return self
 
     def __exit__(self, *_):
-        self.stack.close()
+        if not self.alone:
+            self.pool.shutdown(cancel_futures=True)        # after an error or a signal nobody waits for what is queued
 
     def __call__(self, blocks):
         if self.alone:
@@ -216,7 +259,16 @@ _worker = {}
 
 
 def _start_worker(vocab_state, mode, text_field, dtype):
+    _follow_parent()
     _worker.update(vocab=Vocab.from_state(vocab_state), mode=mode, text_field=text_field, dtype=np.dtype(dtype))
+
+
+def _follow_parent():
+    """In a worker: Ctrl-C is the parent's business, and without a parent there is nothing left to do."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def _encode_block(block):

@@ -6,6 +6,7 @@ import sys
 import threading
 from collections import deque
 
+from tools import stopping
 from tools.errors import UserError
 from train_agent.trainers import parallel
 
@@ -18,11 +19,11 @@ class StopSignals:
         self._before = {}
 
     def _ask(self, *_):
-        self.asked = True
+        self.asked = stopping.heard = True
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in stopping.SIGNALS:
                 self._before[number] = signal.signal(number, self._ask)
         return self
 
@@ -52,6 +53,11 @@ class FiniteGuard:
             raise UserError(f"连续 {self.LIMIT} 步的损失或梯度不是有限数，训练已停止，这几步都没有更新权重。"
                             "出问题的数据行写在 log.txt 里；可调小 init_lr，或检查那几行数据，然后重新运行，会从最近的检查点继续。", 5)
         return finite
+
+
+def finite(numbers):
+    """The entries of a dict that may go into a checkpoint: after a skipped step its loss is no number."""
+    return {name: value for name, value in numbers.items() if not isinstance(value, float) or math.isfinite(value)}
 
 
 class SpikeWatch:
@@ -95,6 +101,13 @@ class Patience:
 
     def __init__(self, threshold=0.0, best=math.inf, waited=0):
         self.threshold, self.best, self.waited = threshold, best, waited
+
+    def state(self):
+        """[best or None before the first one, waited]; `restore(*state)` is its inverse."""
+        return [self.best if math.isfinite(self.best) else None, self.waited]
+
+    def restore(self, best, waited):
+        self.best, self.waited = math.inf if best is None else best, waited
 
     def improved(self, loss):
         """True when `loss` beats the best by more than the threshold (or is the first)."""

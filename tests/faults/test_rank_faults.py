@@ -1,0 +1,152 @@
+"""Two ranks under torchrun: one killed, one frozen, a data worker killed. All processes end, the restart gives the same bits."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import ranks
+import toy
+from file_faults import quiet, report
+from whole_runs import differences, finished
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not sys.platform.startswith("linux") or not torch.distributed.is_available(), reason="gloo on Linux")]
+ROOT = Path(__file__).resolve().parents[2]
+TIMEOUT = 20            # seconds: TINYSEEK_TIMEOUT of these runs
+FORGIVING = 15          # times that: until torchrun has given up on a frozen process, on a busy machine
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("ranks")
+    toy.toy_vocab().save(place / "vocab.json")
+    toy.write_rows(place / "pre.jsonl", toy.text_rows(60))
+    shape = {**toy.SHAPE, "vocab_size": 500, "token_kind": "char", "device": "cpu", "mixed_precision": "no", "threads": 1, "dropout": 0.1}
+    keys = {"max_len": 40, "batch_size": 1, "max_epochs": 60, "max_steps": 300, "save_steps": 20, "save_total_limit": 2, "eval_share": 0.1, "eval_steps": 100,
+            "logging_steps": 1, "n_of_samples": 20, "init_lr": 1e-3}
+    (place / "config.json").write_text(json.dumps({**shape, "pre": keys}))
+    return place
+
+
+def start(folder, out, **keys):
+    """A torchrun of two ranks in a session of its own."""
+    words = {"config": folder / "config.json", "json_data_path": folder / "pre.jsonl", "vocab_trg_path": folder / "vocab.json", "out_dir": out / "out",
+             "log_dir": out / "logs", "log_file": out / "log.txt", "cache_dir": out / "cache", **keys}
+    out.mkdir(exist_ok=True)
+    with open(out / "said.txt", "a") as said:
+        return subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(ranks.free_port()),
+                                 str(ROOT / "train_agent/pre_train.py"), *(f"--{k}={v}" for k, v in words.items())], stdout=said, stderr=said,
+                                start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1", "TINYSEEK_TIMEOUT": str(TIMEOUT)})
+
+
+def session(pid):
+    """{pid: command line} of the living processes of a session."""
+    found = {}
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (place / "stat").read_text().rpartition(")")[2].split()
+            if int(fields[3]) == pid and fields[0] != "Z":
+                found[int(place.name)] = (place / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+    return found
+
+
+def own_ranks(pid):
+    """Pids of rank 0 and 1: the children of torchrun that run the script and are no data workers."""
+    found = {}
+    for one in session(pid):
+        try:
+            variables = dict(v.split(b"=", 1) for v in Path(f"/proc/{one}/environ").read_bytes().split(b"\0") if b"=" in v)
+            parent = int(Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+        if b"LOCAL_RANK" in variables and parent == pid:
+            found[int(variables[b"LOCAL_RANK"])] = one
+    return found
+
+
+def workers_of(rank, pid):
+    return [one for one in session(pid) if int(Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()[1]) == rank]
+
+
+def wait_for_save(run, out):
+    end = time.monotonic() + 600
+    while not (out / "out" / "manifest_Pre.json").exists() or (out / "log.txt").read_text(encoding="utf-8").count("Epoch ") < 30:
+        assert run.poll() is None and time.monotonic() < end, (out / "said.txt").read_text()[-3000:]
+        time.sleep(0.01)
+
+
+FAULTS = {"killed 0": (0, signal.SIGKILL, 0), "killed 1": (1, signal.SIGKILL, 0), "frozen 0": (0, signal.SIGSTOP, 0), "frozen 1": (1, signal.SIGSTOP, 0),
+          "worker of 0": (0, signal.SIGKILL, 1), "worker of 1": (1, signal.SIGKILL, 1)}
+
+
+@pytest.fixture(scope="module")
+def whole(folder):
+    """What the two ranks leave when nobody disturbs them."""
+    run = start(folder, folder / "whole")
+    assert run.wait(600) == 0, (folder / "whole" / "said.txt").read_text()[-3000:]
+    return finished(folder / "whole", "pre")
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_X_a_lost_rank_ends_all_and_the_restart_is_identical(folder, whole, fault):
+    rank, number, workers = FAULTS[fault]
+    out = folder / fault.replace(" ", "_")
+    run = start(folder, out, num_workers=workers)
+    begin = None
+    try:
+        wait_for_save(run, out)
+        victim = own_ranks(run.pid)[rank]
+        if workers:
+            victim = workers_of(victim, run.pid)[0]
+        os.kill(victim, number)
+        begin = time.monotonic()
+        code = run.wait(FORGIVING * TIMEOUT)
+        took = time.monotonic() - begin
+        left = session(run.pid)
+        assert code != 0 and not left, left
+    finally:
+        for one in session(run.pid):
+            os.kill(one, signal.SIGKILL)
+        run.wait(60)
+    said = (out / "said.txt").read_text(errors="replace")
+    assert "错误：" in said, said[-3000:]
+    with quiet(out / "out") as lock:
+        step = lock.newest_good()[1]["step"]
+    assert step % 20 == 0 and step > 0
+    again = start(folder, out, num_workers=workers)
+    assert again.wait(600) == 0, (out / "said.txt").read_text()[-3000:]
+    assert differences(whole, finished(out, "pre")) == []
+    report(fault=fault.replace(" ", "_"), ended_after_seconds=round(took, 1), orphans=0, went_on_from=step, identical=True)
+
+
+def test_an_orphaned_tokeniser_ends(folder, tmp_path):
+    """kill -9 while many processes cut the data: its workers notice that nobody is left and go."""
+    import gzip
+    with gzip.open(tmp_path / "much.jsonl.gz", "wt", encoding="utf-8", compresslevel=1) as f:
+        for row in toy.text_rows(2000):
+            f.write((json.dumps(row, ensure_ascii=False) + "\n") * 100)
+    code = ("import sys; sys.path[:0] = [sys.argv[1], sys.argv[1] + '/tests']\n"
+            "from train_agent.trainers import token_cache\nfrom tools.vocab import Vocab\n"
+            "if __name__ == '__main__':\n    token_cache.PARALLEL_FROM = 0\n    token_cache.os.cpu_count = lambda: 2\n"
+            "    token_cache.open_cache(sys.argv[2], Vocab.load_vocab(sys.argv[3]), 'pretraining', sys.argv[4])\n")
+    (tmp_path / "cut.py").write_text(code)
+    run = subprocess.Popen([sys.executable, str(tmp_path / "cut.py"), str(ROOT), str(tmp_path / "much.jsonl.gz"), str(folder / "vocab.json"), str(tmp_path / "cache")],
+                           start_new_session=True, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 300
+    while len(session(run.pid)) < 4 or not list((tmp_path / "cache").glob(".tmp-*")):    # itself, its resource tracker, two workers
+        assert run.poll() is None and time.monotonic() < end
+        time.sleep(0.01)
+    seen = len(session(run.pid))
+    run.kill()
+    run.wait()
+    while session(run.pid):
+        assert time.monotonic() < end, session(run.pid)
+        time.sleep(0.05)
+    report(tokeniser_processes=seen, orphans=0)

@@ -1,0 +1,151 @@
+"""Files that are replaced as a whole or not at all, and JSON that carries its own digest. Needs no torch.
+
+A file is written under a temporary name, flushed, renamed, and its folder flushed: a crash leaves the old one or the new one.
+"""
+import errno
+import hashlib
+import json
+import os
+import stat
+import time
+from pathlib import Path
+
+from tools.errors import UserError
+
+PREFIX = ".tmp-"  # temporary names; whatever carries it is no checkpoint
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is missing, damaged or not to be trusted (code 3), or that is something else (code 4)."""
+
+    def __init__(self, message, code=3):
+        super().__init__(message, code)
+
+
+def explain(error, path):
+    """Turn the OSError of a write under `path` into a UserError: 7 disk full, 2 not writable."""
+    folder = Path(path).parent
+    if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None), errno.EFBIG):
+        return UserError(f"磁盘已满（或超出配额），没能写入 {path}。已有的存点完好；请腾出空间后重新运行，会接着训练。", 7)
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return UserError(f"没有写入权限：{folder}。请改用可写的文件夹（--out_dir）。", 2)
+    return UserError(f"写不了 {path}：{error.strerror or error}。请检查这个文件夹。", 2)
+
+
+def write_temporary(path, fill):
+    """Create a temporary file beside `path`, let `fill(handle)` write it, flush it to the disk. Returns (its path, result)."""
+    path = Path(path)
+    temporary = path.parent / f"{PREFIX}{path.name}-{os.getpid()}-{os.urandom(4).hex()}"
+    try:
+        handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0), 0o666)
+        try:
+            result = fill(handle)
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        return temporary, result
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        raise explain(error, path) from error if isinstance(error, OSError) else error
+
+
+def commit(temporary, path):
+    """Give a finished temporary file its name: from here on a crash finds the new file, before it the old one."""
+    try:
+        tries = 6 if os.name == "nt" else 1  # Windows: somebody may just be reading the old file
+        for attempt in range(tries):
+            try:
+                os.replace(temporary, path)
+                break
+            except PermissionError:
+                if attempt == tries - 1:
+                    raise
+                time.sleep(0.2)
+        sync_folder(Path(path).parent)
+    except OSError as error:
+        raise explain(error, path) from error
+
+
+def sync_folder(folder):
+    """A rename is on the disk only when its folder is (Windows has no such call)."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:  # some network file systems cannot flush a folder
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(handle)
+
+
+def still_written(name):
+    """Whether the process that began a temporary file (…-<pid>-<random>) still runs, and is not this one."""
+    try:
+        pid = int(name.split("-")[-2])
+    except (ValueError, IndexError):
+        return False
+    if os.name == "nt" or pid == os.getpid():
+        return False  # Windows refuses to delete an open file anyway
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's process: it lives
+        pass
+    return True
+
+
+def put(path, temporary):
+    """`commit`, and on failure no temporary file is left."""
+    try:
+        commit(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def bad(path, why, code=3):
+    return CheckpointError(f"存点不能用：{path}：{why}", code)
+
+
+def open_regular(path):
+    """Open a plain file for reading; a pipe or a device would block for ever. Raises CheckpointError."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise bad(path, "不是普通文件")
+        return open(path, "rb")
+    except FileNotFoundError:
+        raise CheckpointError(f"找不到存点：{path}") from None
+    except OSError as error:
+        raise bad(path, f"打不开（{error.strerror}）") from error
+
+
+def _render(body):
+    def text(value):
+        return json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True, allow_nan=False).encode(errors="surrogatepass")
+    return text({**body, "sha256": hashlib.sha256(text(body)).hexdigest()})
+
+
+def write_json(path, body):
+    """Write a dict of plain values atomically, its digest under the key "sha256". Raises UserError 7 or 2."""
+    def fill(handle):
+        view = memoryview(_render(body))
+        while len(view):
+            view = view[os.write(handle, view):]
+    put(path, write_temporary(path, fill)[0])
+
+
+def read_json(path):
+    """Read a file of `write_json`; every byte must be as it was written. Raises CheckpointError 3."""
+    with open_regular(path) as file:
+        raw = file.read()
+    try:
+        body = json.loads(raw)
+        body.pop("sha256")
+        if _render(body) == raw:
+            return body
+    except Exception:  # not even JSON any more
+        pass
+    raise bad(path, "内容和校验码不符，文件已损坏")
