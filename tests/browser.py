@@ -12,7 +12,8 @@ from pathlib import Path
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 FLAGS = ["--headless=new", "--remote-debugging-port=0", "--remote-allow-origins=*", "--no-first-run", "--no-default-browser-check",
          "--disable-gpu", "--disable-dev-shm-usage", "--disable-extensions", "--disable-background-networking", "--disable-component-update",
-         "--disable-sync", "--disable-quic", "--hide-scrollbars", "--mute-audio", "--lang=zh-CN"]
+         "--disable-sync", "--disable-quic", "--disable-renderer-backgrounding", "--disable-backgrounding-occluded-windows", "--hide-scrollbars",
+         "--mute-audio", "--lang=zh-CN"]
 KEYS = {"Enter": 13, "Escape": 27, "ArrowRight": 39, "ArrowUp": 38, "Tab": 9}
 
 
@@ -48,7 +49,7 @@ class Browser:
         """Until the expression is true -> its value."""
         end = time.monotonic() + self.patience
         while not (value := self.run(expression)):
-            assert time.monotonic() < end, f"never true: {expression}"
+            assert time.monotonic() < end, f"never true: {expression}\n{self.run('document.body.innerText')[:2000]}"
             time.sleep(0.05)
         return value
 

@@ -261,3 +261,15 @@ def test_E3_E4_both_perplexities_norm_and_rate_are_in_every_line(tmp_path):
     line = (tmp_path / "log.txt").read_text("utf-8").splitlines()[-1]
     assert re.search(r"Ppx_1: 5\.5406e\+34 \| Ppx_2: 148\.4132", line)
     assert "GradNorm: 1.0000e-07" in line and "LR: 1.0000e-09" in line
+
+
+def test_M1_a_budget_keeps_events_the_last_line_and_an_even_share(tmp_path):
+    path = tmp_path / "pre_1.jsonl"
+    rows = [{"event": "start", "stage": "pre"}] + [{"step": i, "loss": 9 - i / 1000} for i in range(1, 4002)]
+    rows.insert(1234, {"event": "eval", "step": 1233, "eval_loss": 5.0})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 4002, "lo', encoding="utf-8")
+    whole, part = read_log(path)[0], read_log(path, path.stat().st_size // 10)[0]
+    assert len(whole) == 4001 and 350 < len(part) < 450 and part.step[-1] == whole.step[-1] == 4001
+    assert len(part.evaluations()["eval"][0]) == 1 and part.header["stage"] == "pre"
+    np.testing.assert_allclose(part.get("loss"), 9 - part.step / 1000)
+    assert len(read_log(path, path.stat().st_size + 1)[0]) == 4001

@@ -17,6 +17,7 @@ FIELDS = ("loss", "ppx_1", "ppx_2", "lr", "grad_norm", "lexp", "tok_s")
 PLACE = ("epoch", "epochs", "batch", "batches", "step", "remaining")      # where the run is
 FRESH = 60.0            # seconds after its last line for which a run counts as in progress
 MOST = 100              # runs that are listed
+READ = 6 << 20          # bytes of a log that are parsed: every k-th line of a longer one draws the same picture
 WAIT = 8                # a log that took t seconds to read is read again after WAIT * t at the earliest
 
 
@@ -71,7 +72,7 @@ class Curves:
 
 def read_points(path, points):
     """A log -> {"stage", "place", "fields": {name: {"x", "raw_x", "y", "raw"}}, "evaluations": {name: {"x", "y"}}}, plain JSON values."""
-    runs = read_log(path)
+    runs = read_log(path, READ)
     if not runs:
         return {"stage": None, "place": {}, "fields": {}, "evaluations": {}}
     run = runs[-1]

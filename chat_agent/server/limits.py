@@ -28,4 +28,4 @@ class Limits:
     connections: int = 4096        # beyond it the longest-waiting one is closed
     headers: int = 32 * KIB
     curve_points: int = 600        # of each curve that the page gets
-    log_size: int = 64 * MIB       # the largest logs/*.jsonl that is read
+    log_size: int = 1024 * MIB     # the largest logs/*.jsonl that is read
