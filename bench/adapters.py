@@ -31,7 +31,7 @@ from tools.vocab import Vocab
 
 PARTS = ("identity", "folds", "shopping")
 OLD_NAME, FOLDS, EVERY = "小寻", 5, 50
-REPLAYS = (0.0, 0.3)
+BATCH = 4                # rows of max_len tokens per step, the same for all four ways
 WAYS = {"lora": "LoRA", "prefix": "前缀", "memory": "记忆", "sft": "整个模型"}
 OPTIONS = [
     ("--model", {"metavar": "文件", "help": "底座（默认 out_dir 里的 TinySeek_SFT_final.pkl）"}),
@@ -39,7 +39,9 @@ OPTIONS = [
     ("--new_name", {"default": "tinyseek", "metavar": "名字", "help": "--identity 的回答里的新名字（tinyseek）"}),
     ("--shopping", {"metavar": "文件", "help": "购物清单对话（JSONL），每 50 行留出一行；不给就用内置的清单专家数据"}),
     ("--parts", {"nargs": "+", "choices": PARTS, "default": list(PARTS), "help": "只做其中几项"}),
-    ("--shopping_steps", {"type": int, "default": 300, "metavar": "N", "help": "四种办法各训练多少步（300）"}),
+    ("--replay", {"nargs": "+", "type": float, "default": [0.0, 0.2], "metavar": "X", "help": "换名字时混入的通用数据，每个比例各训练一次（0 和 0.2）"}),
+    ("--shopping_steps", {"type": int, "default": 400, "metavar": "N", "help": "四种办法各训练多少步（400）"}),
+    ("--ways", {"nargs": "+", "choices": list(WAYS), "default": list(WAYS), "help": "购物清单只比较其中几种办法"}),
     ("--results", {"metavar": "文件", "help": "把结果（一行 JSON）追加到这个文件"}),
     ("--quick", {"action": "store_true", "help": "两步的试跑，只看能不能工作"}),
 ]
@@ -95,7 +97,7 @@ def identity(work, memory, options):
     """LoRA on the built-in rows under another name -> {replay: figures}."""
     paths, found = write_adapters(HAND), {}
     asked = read_rows(paths["identity_eval"])
-    for replay in REPLAYS:
+    for replay in options.replay:
         cost = work.adapt("lora", f"identity_{replay}", paths["identity"], paths["identity_eval"], replay_share=replay, **short(options))
         found[f"replay {replay:g}"] = {**cost, **named(cost["path"], asked, OTHER_NAME), **memory.left(cost["path"])}
     return told("内置数据：换个名字", found, Path(work.base).stat().st_size)
@@ -106,7 +108,7 @@ def folds(work, memory, options):
     if not options.identity:
         return None
     rows, found = read_rows(options.identity), {}
-    for replay in REPLAYS:
+    for replay in options.replay:
         parts = []
         for fold in range(1 if options.quick else FOLDS):
             train = [row for i, row in enumerate(rows) if i % FOLDS != fold]
@@ -165,8 +167,8 @@ def shopping(work, memory, options):
     right = [expected(row) for row in held]
     before = answers(work.base, held)
     found = {"base": {"f1": item_f1(right, before), "loose_f1": item_f1(right, before, cells=2)}}
-    for kind in WAYS:
-        cost = work.adapt(kind, kind, *places, max_epochs=100, **short(options, options.shopping_steps))
+    for kind in options.ways:
+        cost = work.adapt(kind, kind, *places, max_epochs=100, batch_size=BATCH, **short(options, options.shopping_steps))
         replies = answers(cost["path"], held)
         found[kind] = {**figures(cost), "f1": item_f1(right, replies), "loose_f1": item_f1(right, replies, cells=2),
                        "exact": sum(a.strip() == b.strip() for a, b in zip(right, replies)), **memory.left(cost["path"])}
@@ -200,9 +202,10 @@ def item_f1(right, replies, cells=3):
 def print_shopping(found, train, held):
     lines = [[f"购物清单（{train} 行训练，{held} 行留出）", "可训练参数", "文件字节", "秒", "CPU 秒", "物品 F1", "（不看要求）", "通用损失", "内置考题"]]
     lines.append(["底座", "", "", "", "", f"{found['base']['f1']:.3f}", f"{found['base']['loose_f1']:.3f}", "", ""])
-    for kind, title in WAYS.items():
-        f = found[kind]
-        lines.append([f"{title}（{f['steps']} 步）", f"{f['trainable']:,}", f"{f['bytes']:,}", f"{f['seconds']:.0f}", f"{f['cpu_seconds']:.0f}",
+    for kind, f in found.items():
+        if kind == "base":
+            continue
+        lines.append([f"{WAYS[kind]}（{f['steps']} 步）", f"{f['trainable']:,}", f"{f['bytes']:,}", f"{f['seconds']:.0f}", f"{f['cpu_seconds']:.0f}",
                       f"{f['f1']:.3f}", f"{f['loose_f1']:.3f}", f"{f['general'][0]:.3f} → {f['general'][1]:.3f}",
                       f"{f['before']:.1f} → {f['after']:.1f}"])
     print(table(lines) + "\n", flush=True)

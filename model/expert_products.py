@@ -67,7 +67,7 @@ class RoutedExperts(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         x, weights, before, up, down = ctx.saved_tensors
-        slots, learns = ctx.slots, ctx.needs_input_grad[3]
+        slots, learns = ctx.slots, any(ctx.needs_input_grad[3:5])
         tokens, grad = slots.tokens, grad.contiguous()
         scale = weights.new_zeros(len(tokens)).index_copy_(0, slots.places.flatten(), weights.flatten()).to(grad.dtype)[:, None]
         to_weights = weights.new_empty(len(tokens))

@@ -64,8 +64,8 @@ def projections(model):
         if hasattr(mlp, "router"):
             found[f"{place}.router"] = (mlp.router, "weight")
             found |= {f"{place}.experts.{name}": (mlp, name) for name in ("up", "down")}
-            mlp, place = mlp.shared, f"{place}.shared"
-        found |= {f"{place}.{name}": (mlp, name) for name in ("up", "down")}
+            mlp = mlp.shared
+        found |= {f"{place}.shared.{name}": (mlp, name) for name in ("up", "down")}     # without experts all tokens share the whole
     return found | {f"heads.{name}": (model, name) for name in ("fc1", "fc2") if hasattr(model, name) and not model.config.counted}
 
 

@@ -70,6 +70,13 @@ class Router(nn.Module):
         return weights * self.config.routed_scaling, experts, scores
 
 
+def in_effect(weight, loras):
+    """The weight with what each LowRank adds: a new adapter takes the way of the base, so that it changes no bit."""
+    for lora in loras:
+        weight = weight + lora.delta()
+    return weight
+
+
 class MoE(nn.Module):
     def __init__(self, config):
         super().__init__()
@@ -88,9 +95,10 @@ class MoE(nn.Module):
 
     def routed(self, x, weights, experts):
         """Sort the assignments by expert once, multiply contiguous slices, add the results back per token."""
-        if x.device.type == "cpu" and is_gated(self.config.activation) and not self.up_lora and not self.down_lora:
+        if x.device.type == "cpu" and is_gated(self.config.activation):
             slots = Slots.of(experts, self.config.other_experts)
-            return RoutedExperts.apply(x, weights, slots, self.up, self.down, self.config.activation)
+            up, down = in_effect(self.up, self.up_lora), in_effect(self.down, self.down_lora)
+            return RoutedExperts.apply(x, weights, slots, up, down, self.config.activation)
         order = experts.flatten().argsort(stable=True)                            # (N * K,) assignment -> place
         back = torch.empty_like(order)
         back[order] = torch.arange(len(order), device=order.device)

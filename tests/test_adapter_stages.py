@@ -10,8 +10,11 @@ import toy
 
 from model import ModelConfig, TinySeek
 from model.build import attach, build, own_weights
+from tools import plot
 from tools.checkpoint import load_chain, read_checkpoint, weights_hash
 from tools.errors import UserError
+from tools.log_reader import read_log
+from tools.plot_page import Page
 from train_agent import lora_train, memory_train, prefix_train, train_gate
 from train_agent.trainers import memory_tuning
 from train_agent.trainers.dataset import Position
@@ -120,6 +123,19 @@ def test_the_guard_warns(world, vocab, capsys):
     stage, options = adapter_options(world, vocab, "lora_all", name="keeps", init_lr=1e-6, min_lr=1e-6, forget_limit=0.05)
     toy.train(options, stage)
     assert not toy.events(options, "warning")
+
+
+def test_both_curves_are_in_the_picture(world, vocab):
+    """The new set's loss and the general one's, from before the first step to the end, in every adaptation's loss panel."""
+    for case in ("lora", "prefix", "memory"):
+        stage, options = adapter_options(world, vocab, case, name=f"drawn_{case}", eval_steps=2, max_steps=4)
+        toy.train(options, stage)
+        tracks = plot.tracks_of([("log", [r for r in read_log(options["log_file"]) if r.header.get("stage") == stage][-1:])])
+        axes = plot._single(Page(), tracks, "loss").axes[0]
+        curves = [line for line in axes.get_lines() if line.get_linestyle() == "--" and len(line.get_xdata())]
+        labels = " ".join(str(line.get_label()) for line in curves)
+        assert len(curves) == 2 and "held" in labels and "general" in labels
+        assert all(list(line.get_xdata()) == [0, 2, 4] for line in curves)
 
 
 def test_no_guard_without_general_data(world, vocab):

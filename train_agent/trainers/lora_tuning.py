@@ -1,6 +1,10 @@
 """LoRA: a low-rank change of some projections is learned, the model itself stays as it is."""
 
+from functools import partial
+
 from train_agent.trainers.adapting import adapter_stage
+from train_agent.trainers.keeping import general_moments, keeping_loss
+from train_agent.trainers.replay import general_to_learn_from
 from train_agent.trainers.start import start
 
 
@@ -13,7 +17,11 @@ def describe(options, vocab=None):
 
 
 def build_stage(options):
-    return adapter_stage("lora", "Lora", options, describe)
+    stage = adapter_stage("lora", "Lora", options, describe)
+    general = general_to_learn_from(stage) if options["forget_penalty"] and options["distributed"] != "fsdp" else None
+    if general is not None:                            # not the rows that the guard scores
+        stage.loss = partial(keeping_loss, general_moments(stage.model, general), options["forget_penalty"])
+    return stage
 
 
 def lora_train(config, **parameters):

@@ -2,6 +2,7 @@
 
 import torch
 
+EXTRAS = ("router_aux", "drift")         # of an adaptation: token-weighted means, part of the loss
 PER_SAMPLE = ("accuracy", "regret", "margin", "reward_chosen", "reward_rejected")    # sums over samples, counted as targets_1
 
 
@@ -45,9 +46,9 @@ def step_metrics(sums, totals):
         metrics["lexp"] = float(sums["lexp"]) / max(1, totals["tokens"])
         metrics["entropy"] = float(sums["entropy"]) / max(1, totals["tokens"])
         metrics["loss"] += float(sums["aux"]) / max(1, totals["tokens"])
-    if "router_aux" in sums:
-        metrics["router_aux"] = float(sums["router_aux"]) / max(1, totals["tokens"])
-        metrics["loss"] += metrics["router_aux"]
+    for name in [n for n in EXTRAS if n in sums]:
+        metrics[name] = float(sums[name]) / max(1, totals["tokens"])
+        metrics["loss"] += metrics[name]
     return metrics | {k: float(sums[k]) / max(1, totals["targets_1"]) for k in PER_SAMPLE if k in sums}
 
 

@@ -62,10 +62,26 @@ def add_general(options, train, held, truncate, open_general):
     if not share and (same_data(options) or not _files(paths)):
         return train, held, {}
     cache = open_general(paths)
-    training, kept = split_documents(cache, options["eval_share"] or GENERAL_SHARE)
-    kept = kept[:: -(-len(kept) // GENERAL_DOCUMENTS)]
-    general = PackedData(cache, kept, options, truncate, shuffle=False)
+    training, kept = split_general(cache, options)
+    general = PackedData(cache, evenly(kept), options, truncate, shuffle=False)
     if share:
         joined = JoinedCache([train.cache, cache])
         train = ReplayData(joined, train.documents, training + len(train.cache), share, options, truncate)
     return train, {**held, "general": general}, {"通用数据": "+".join(d[:16] for d in cache.meta["digests"])} if share else {}
+
+
+def split_general(cache, options):
+    return split_documents(cache, options["eval_share"] or GENERAL_SHARE)
+
+
+def evenly(documents):
+    """At most GENERAL_DOCUMENTS of them, from all over the file."""
+    return documents[:: -(-len(documents) // GENERAL_DOCUMENTS)]
+
+
+def general_to_learn_from(stage):
+    """Some of the general rows that the guard of `stage` does not score, in their order; None where there is no general data."""
+    guard = stage.held.get("general")
+    if guard is None:
+        return None
+    return PackedData(guard.cache, evenly(split_general(guard.cache, stage.options)[0]), stage.options, True, shuffle=False)

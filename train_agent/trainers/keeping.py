@@ -1,0 +1,68 @@
+"""Against forgetting, without a single general row to train on: how much an adapter may change what the base does with general data.
+
+Before training, the base reads some general rows, and of every projection's inputs x the second moments C = mean(x xᵀ) are kept. The
+penalty is the mean square of what an adapter's D adds to the outputs of W on such inputs, as a share of W's own outputs:
+tr(D C Dᵀ) / tr(W C Wᵀ), summed over the projections. It asks nothing of directions that general data does not use.
+"""
+
+import torch
+
+from model.lora import LoraLinear
+from train_agent.trainers.dataset import Position
+from train_agent.trainers.losses import next_tokens_loss
+
+
+def adapted(model):
+    """{name: LoraLinear that learns} of a model, however it is wrapped; the experts' stacks and routers are not among them."""
+    named = {n.removeprefix("module.").removeprefix("_orig_mod."): m for n, m in model.named_modules()}
+    return {n: m for n, m in named.items() if isinstance(m, LoraLinear) and m.lora.a.requires_grad}
+
+
+@torch.no_grad()
+def general_moments(model, data):
+    """{name of an adapted projection: C / tr(W C Wᵀ), (in, in) float32} on `data`, a PackedData of general rows."""
+    places, sums, counts = adapted(model), {}, {}
+
+    def see(name, x):
+        x = x.reshape(-1, x.shape[-1]).float()
+        sums[name], counts[name] = sums.get(name, 0) + x.t() @ x, counts.get(name, 0) + len(x)
+
+    watching = [m.register_forward_pre_hook(lambda _, args, name=n: see(name, args[0])) for n, m in places.items()]
+    was_training = model.training
+    model.eval()
+    try:
+        for chunk in range(data.chunks):
+            for number in range(data.batches_in(0, chunk)):
+                batch = data.batch(Position(0, chunk, number))
+                hidden, _ = model.encode(batch.ids, batch.positions, batch.layout)
+                for name in {"fc1", "fc2"} & places.keys():               # the loss multiplies by their weights itself
+                    see(name, hidden.reshape(batch.valid.numel(), -1)[batch.valid.flatten()])
+    finally:
+        model.train(was_training)
+        for handle in watching:
+            handle.remove()
+    return {n: shared_out(sums[n] / counts[n], places[n].base.weight.float()) for n in sums}
+
+
+def shared_out(moments, weight):
+    """C as a share of what the base's own weight makes of it."""
+    return moments / ((weight @ moments) * weight).sum().clamp_min(1e-30)
+
+
+def drift(model, moments):
+    """The penalty, a scalar with a gradient in float32: 0 for a new adapter, 1 where one projection's outputs change by their own size."""
+    places, total = adapted(model), 0.0
+    with torch.autocast(next(model.parameters()).device.type, enabled=False):
+        for name, c in moments.items():
+            lora = places[name].lora
+            a, b, c = lora.a.float(), lora.b.float() * lora.factor, c.to(lora.a.device)
+            total = total + ((b.t() @ b) @ (a @ c) * a).sum()             # tr(B A C Aᵀ Bᵀ), nothing larger than rank x in
+    return total
+
+
+def keeping_loss(moments, weight, model, batch, totals):
+    """The tokens' losses and `weight` times the drift, spread over the step's micro-batches by their tokens."""
+    loss, sums = next_tokens_loss(model, batch, totals)
+    extra = weight * drift(model, moments)
+    sums["drift"] = extra.detach() * batch.tokens
+    return loss + extra * (batch.tokens / max(1, totals["tokens"])), sums
