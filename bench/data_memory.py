@@ -16,12 +16,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from bench.measure import draw
 from tools.cli import guarded, parse
 from tools.demo_data import write_demo
 from tools.log_reader import read_log
 
 EXTRA = [("--small_mb", {"type": int, "default": 20, "help": "小文件的大小（MB）"}),
          ("--large_mb", {"type": int, "default": 2000, "help": "大文件的大小（MB）"}),
+         ("--png", {"metavar": "文件", "default": str(ROOT / "out/data_memory.png"), "help": "图存到哪里"}),
          ("--quick", {"action": "store_true", "help": "大文件只用 60 MB"})]
 MODEL = ["--n_layer", "2", "--d_model", "64", "--n_head", "4", "--hidden", "64", "--other_experts", "4"]
 
@@ -70,22 +72,33 @@ def train(data, folder, steps):
     return round(peak, 1), float(speed[len(speed) // 2])
 
 
-def main(argv=None):
-    _, command = parse(argv, "数据变大，内存会不会变大？", extra=EXTRA)
+def compare(small_mb, large_mb, steps):
+    """-> {"small", "large": {"mb", "peak_anonymous_mb", "tokens_per_s", "seconds"}, "growth_mb", "speed_ratio"}; prints a line for each."""
     results = {}
     with tempfile.TemporaryDirectory() as temporary:
         rows = [json.loads(line)["text"] for line in open(write_demo(Path(temporary) / "demo")["pre"], encoding="utf-8")]
-        for name, size in (("small", command.small_mb), ("large", 60 if command.quick else command.large_mb)):
+        for name, size in (("small", small_mb), ("large", large_mb)):
             folder = Path(temporary) / name
             folder.mkdir()
             write_corpus(folder / "data.jsonl", size, rows)
             start = time.time()
-            peak, speed = train(folder / "data.jsonl", folder, 40 if command.quick else 200)
+            peak, speed = train(folder / "data.jsonl", folder, steps)
             results[name] = {"mb": round((folder / "data.jsonl").stat().st_size / 1e6), "peak_anonymous_mb": peak, "tokens_per_s": speed,
                              "seconds": round(time.time() - start, 1)}
             print(f"{results[name]['mb']:>6} MB 数据：峰值匿名内存 {peak:.0f} MB，{speed:.0f} token/s，共 {results[name]['seconds']} 秒")
     results["growth_mb"] = round(results["large"]["peak_anonymous_mb"] - results["small"]["peak_anonymous_mb"], 1)
     results["speed_ratio"] = round(results["large"]["tokens_per_s"] / results["small"]["tokens_per_s"], 3)
+    return results
+
+
+def main(argv=None):
+    _, command = parse(argv, "数据变大，内存会不会变大？", extra=EXTRA)
+    results = compare(command.small_mb, 60 if command.quick else command.large_mb, 40 if command.quick else 200)
+    if command.png:
+        sizes = {f"{results[n]['mb']} MB": results[n] for n in ("small", "large")}
+        Path(command.png).parent.mkdir(parents=True, exist_ok=True)
+        draw(command.png, [("峰值匿名内存，MB", "peak anonymous memory, MB", {k: v["peak_anonymous_mb"] for k, v in sizes.items()}),
+                           ("词元/秒", "tokens/s", {k: v["tokens_per_s"] for k, v in sizes.items()})])
     print(json.dumps(results))
 
 

@@ -20,29 +20,35 @@ class ShortCausalAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q, k, v, scale):
-        ctx.scale, blocks, saved = scale, _blocks(q.shape[1]), []
+        q = q * scale                                                             # here it is d_k wide, later it would be L wide
+        blocks, saved = _blocks(q.shape[1]), []
         out = torch.empty(q.shape[0], q.shape[1], v.shape[2], dtype=v.dtype, device=v.device)
         for first, last in blocks:
-            scores = torch.bmm(q[:, first:last], k[:, :last].transpose(1, 2)).mul_(scale)       # (G, queries, keys)
-            scores.add_(_mask(first, last, scores))
+            scores = torch.bmm(q[:, first:last], k[:, :last].transpose(1, 2))    # (G, queries, keys)
+            scores[:, :, first:].add_(_mask(last - first, scores))                # all earlier keys may be seen
             saved.append(scores.softmax(-1))
             out[:, first:last] = torch.bmm(saved[-1], v[:, :last])
+        ctx.scale = scale
         ctx.save_for_backward(q, k, v, *saved)
         return out
 
     @staticmethod
     def backward(ctx, grad):
         q, k, v, *saved = ctx.saved_tensors
-        grad = grad.contiguous()
-        grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for (first, last), p in zip(_blocks(q.shape[1]), saved):
+        grad, grad_q, grad_k, grad_v = grad.contiguous(), torch.empty_like(q), None, None
+        for (first, last), p in zip(reversed(_blocks(q.shape[1])), reversed(saved)):     # the last block sees every key
             g = grad[:, first:last]
-            grad_v[:, :last] += torch.bmm(p.transpose(1, 2), g)
+            to_v = torch.bmm(p.transpose(1, 2), g)
             grad_p = torch.bmm(g, v[:, :last].transpose(1, 2))
-            grad_s = torch._softmax_backward_data(grad_p, p, -1, p.dtype).mul_(ctx.scale)
+            grad_s = torch._softmax_backward_data(grad_p, p, -1, p.dtype)
             grad_q[:, first:last] = torch.bmm(grad_s, k[:, :last])
-            grad_k[:, :last] += torch.bmm(grad_s.transpose(1, 2), q[:, first:last])
-        return grad_q, grad_k, grad_v, None
+            to_k = torch.bmm(grad_s.transpose(1, 2), q[:, first:last])
+            if grad_k is None:
+                grad_k, grad_v = to_k, to_v
+            else:
+                grad_k[:, :last] += to_k
+                grad_v[:, :last] += to_v
+        return grad_q.mul_(ctx.scale), grad_k, grad_v, None
 
 
 def short_causal_attention(q, k, v, scale):
@@ -59,7 +65,6 @@ def _blocks(length):
     return [(first, min(first + BLOCK, length)) for first in range(0, length, BLOCK)]
 
 
-def _mask(first, last, like):
-    """0 where a query may look, -inf where it may not. (queries, keys)"""
-    ahead = torch.arange(last)[None, :] > torch.arange(first, last)[:, None]
-    return torch.zeros(ahead.shape, dtype=like.dtype).masked_fill_(ahead, float("-inf"))
+def _mask(size, like):
+    """0 where query i of a block may see key j of the same block, -inf where it may not. (size, size)"""
+    return torch.full((size, size), float("-inf"), dtype=like.dtype).triu_(1)
