@@ -73,7 +73,7 @@ def test_C3_killed_at_random_the_bits_are_the_same(zygote, world, ram_path, stag
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["pre", "sft", "lora"])
 def test_C3_killed_at_random_the_bits_are_the_same_long(zygote, world, ram_path, stage):
-    kill_runs(zygote, world, ram_path, stage, 100)
+    kill_runs(zygote, world, ram_path, stage, 70)
 
 
 CONTROLS = {"forget_position": {"payload", "state"}, "forget_random": {"payload", "state"}, "forget_optimizer": {"payload", "state"},
