@@ -36,7 +36,7 @@ export async function streamChat(request, signal, onText) {
   });
   const result = { finish: null, usage: null };
   for await (const data of events(answer.body)) {
-    if (data === "[DONE]") return result;
+    if (data === "[DONE]") continue;    // read on to the end, so that the connection can be used again
     const chunk = JSON.parse(data);
     if (chunk.error) throw new ApiError(chunk.error.message, 0);
     if (chunk.usage) result.usage = chunk.usage;
