@@ -79,10 +79,10 @@ def test_folded_equals_absorbed():
     assert max((a - b).abs().max() for a, b in zip(*outs)) < 1e-12
 
 
-@pytest.mark.parametrize("variant", ["default", "geglu", "gelu_layer", "relu", "sigmoid", "scaled"])
+@pytest.mark.parametrize("variant", ["default", "geglu", "gelu_layer", "relu", "sigmoid", "scaled", "two_shared"])
 def test_all_ways_through_the_experts_agree(variant):
     """Weighted sums, expert by expert, sorted, gathered: for one token and for many."""
-    block = eval_model(**toy.VARIANTS[variant]).blocks[0]
+    block = eval_model(**(toy.VARIANTS | {"two_shared": {"shared_experts": 2}})[variant]).blocks[0]
     moe, folded = block.mlp, Folded(block)
     for count in (1, 2, 3, 5, 16, 40, 300):
         x = torch.randn(count, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(count))
