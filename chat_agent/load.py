@@ -41,9 +41,9 @@ def load(path, device="auto"):
     try:
         model = build(chain)
     except (ValueError, KeyError, RuntimeError) as error:
-        raise UserError(f"{path} 的权重和它写的结构对不上（{_first_line(error)}）。请换一个存点，或重新训练。", 4) from None
+        raise UserError(f"{path} 的权重和它写的结构对不上（{_first_line(error)}）。请换一个检查点，或重新训练。", 4) from None
     if model.config.vocab_size < len(vocab):
-        raise UserError(f"{path} 的词表有 {len(vocab)} 项，模型只有 {model.config.vocab_size} 项。请换一个存点。", 4)
+        raise UserError(f"{path} 的词表有 {len(vocab)} 项，模型只有 {model.config.vocab_size} 项。请换一个检查点。", 4)
     return model.to(device).eval().requires_grad_(False), vocab, chain[-1]
 
 

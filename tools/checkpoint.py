@@ -45,7 +45,7 @@ def read_checkpoint(path, digest=None):
             and isinstance(payload["weights"], dict) and isinstance(payload["config"], dict)
             and all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in payload["weights"].items()))
     if not good:
-        raise CheckpointError(f"{path} 是别的版本或别的种类的存点，这里用不上。", 4)
+        raise CheckpointError(f"{path} 是别的版本或别的种类的检查点，这里用不上。", 4)
     return payload
 
 

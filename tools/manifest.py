@@ -37,7 +37,7 @@ class Manifest:
         body = read_json(self.path)
         names = [n for e in body["entries"] for n in e["files"]] + body["drop"]
         if body["format"] != 1 or not all(self.pattern.fullmatch(n) for n in names):
-            raise CheckpointError(f"{self.path} 不是这个版本的存点清单。")
+            raise CheckpointError(f"{self.path} 不是这个版本的检查点清单。")
         return body
 
     def write(self, body):
@@ -49,7 +49,7 @@ class Manifest:
             if self.path.exists():
                 return self.read()
         except CheckpointError as error:
-            self.warn(f"{error}；按存点自带的校验码重建清单。")
+            self.warn(f"{error}；按检查点自带的校验码重建清单。")
         return {"format": 1, "entries": self._proven(), "pending": None, "drop": [], "backup": None}
 
     def mend(self):

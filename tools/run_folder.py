@@ -109,7 +109,7 @@ class RunFolder:
         path, digest = stage_torch(self.path / name, payload)
         temporary[name] = path
         if verify_torch(path) != digest:
-            raise CheckpointError(f"{path} 写完后读回来不一致，磁盘可能有故障。已有的存点没有动。")
+            raise CheckpointError(f"{path} 写完后读回来不一致，磁盘可能有故障。已有的检查点没有动。")
         return {name: {"sha256": digest, "size": path.stat().st_size}}
 
     def _counted_on(self, temporary):
@@ -159,7 +159,7 @@ class RunFolder:
             try:
                 (self.path / name).unlink(missing_ok=True)
             except OSError as error:
-                self.warn(f"旧存点 {name} 删不掉（{error.strerror}），下次再删。")
+                self.warn(f"旧检查点 {name} 删不掉（{error.strerror}），下次再删。")
                 left.append(name)
         sync_folder(self.path)
         body["drop"] = sorted(left)
@@ -189,9 +189,9 @@ class RunFolder:
                 return self.load(entry)
             except CheckpointError as error:
                 self._bad.add(entry["stem"])
-                self.warn(f"{error}。改用更早的存点。")
+                self.warn(f"{error}。改用更早的检查点。")
         if entries or pickles:
-            raise CheckpointError(f"{self.path} 里有 {self.label} 的存点，但没有一个完好。为了不覆盖它们，训练没有开始；"
+            raise CheckpointError(f"{self.path} 里有 {self.label} 的检查点，但没有一个完好。为了不覆盖它们，训练没有开始；"
                                   f"请从备份恢复，或加 --resume none 重新训练（旧文件会移到 backup 文件夹）。")
         return None
 
@@ -240,10 +240,10 @@ def check_limit(limit):
 def _refuse_non_finite(weights, state):
     bad = [n for n, t in weights.items() if not _is_finite(t)]
     if bad:
-        raise UserError(f"权重 {'、'.join(bad[:3])} 里有 NaN 或无穷大，不保存。请从上一个存点用更小的 init_lr 继续。", 5)
+        raise UserError(f"权重 {'、'.join(bad[:3])} 里有 NaN 或无穷大，不保存。请从上一个检查点用更小的 init_lr 继续。", 5)
     bad = [name for name, value in (state or {}).items() if not _is_finite(value)]
     if bad:
-        raise UserError(f"训练状态 {'、'.join(bad[:3])} 里有 NaN 或无穷大，不保存。请从上一个存点继续，并检查 init_lr 和那几步的数据。", 5)
+        raise UserError(f"训练状态 {'、'.join(bad[:3])} 里有 NaN 或无穷大，不保存。请从上一个检查点继续，并检查 init_lr 和那几步的数据。", 5)
 
 
 def _is_finite(value):

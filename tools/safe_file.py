@@ -171,5 +171,5 @@ def read_torch(path, fields=(), digest=None):
         raise bad(path, "张量声称的大小超过文件本身")
     missing = [f for f in fields if f not in payload] if isinstance(payload, dict) else ["字典"]
     if missing:
-        raise bad(path, f"不是这种存点，缺少 {'、'.join(missing)}", 4)
+        raise bad(path, f"不是这种检查点，缺少 {'、'.join(missing)}", 4)
     return payload

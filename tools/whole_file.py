@@ -26,7 +26,7 @@ def explain(error, path):
     """Turn the OSError of a write under `path` into a UserError: 7 disk full, 2 not writable."""
     folder = Path(path).parent
     if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None), errno.EFBIG):
-        return UserError(f"磁盘已满（或超出配额），没能写入 {path}。已有的存点完好；请腾出空间后重新运行，会接着训练。", 7)
+        return UserError(f"磁盘已满（或超出配额），没能写入 {path}。已有的检查点完好；请腾出空间后重新运行，会接着训练。", 7)
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return UserError(f"没有写入权限：{folder}。请改用可写的文件夹（--out_dir）。", 2)
     return UserError(f"写不了 {path}：{error.strerror or error}。请检查这个文件夹。", 2)
@@ -106,8 +106,21 @@ def put(path, temporary):
         raise
 
 
+def write_bytes(path, content):
+    """Write a file as a whole; its folder is made. Raises UserError 7 (disk full) or 2."""
+    def fill(handle):
+        view = memoryview(content)
+        while len(view):
+            view = view[os.write(handle, view):]
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise explain(error, path) from error
+    put(path, write_temporary(path, fill)[0])
+
+
 def bad(path, why, code=3):
-    return CheckpointError(f"存点不能用：{path}：{why}", code)
+    return CheckpointError(f"检查点不能用：{path}：{why}", code)
 
 
 def open_regular(path):
@@ -117,7 +130,7 @@ def open_regular(path):
             raise bad(path, "不是普通文件")
         return open(path, "rb")
     except FileNotFoundError:
-        raise CheckpointError(f"找不到存点：{path}") from None
+        raise CheckpointError(f"找不到检查点：{path}") from None
     except OSError as error:
         raise bad(path, f"打不开（{error.strerror}）") from error
 
@@ -130,11 +143,7 @@ def _render(body):
 
 def write_json(path, body):
     """Write a dict of plain values atomically, its digest under the key "sha256". Raises UserError 7 or 2."""
-    def fill(handle):
-        view = memoryview(_render(body))
-        while len(view):
-            view = view[os.write(handle, view):]
-    put(path, write_temporary(path, fill)[0])
+    write_bytes(path, _render(body))
 
 
 def read_json(path):

@@ -36,7 +36,7 @@ def special_tokens(vocab, size):
 def pieces(vocab, size):
     """(surface form, score) of all ids. size: rows of the embedding, at least len(vocab). UserError 4 if it cannot be."""
     if size < len(vocab):
-        raise UserError(f"词表有 {len(vocab)} 项，模型只有 {size} 行。存点与词表不是一套，请用别的存点。", 4)
+        raise UserError(f"词表有 {len(vocab)} 项，模型只有 {size} 行。检查点与词表不是一套，请用别的检查点。", 4)
     reserved = [(surface(i), NEVER) for i in range(FIRST_BYTE)] + [(byte_name(b), NEVER) for b in range(256)]
     extra = [(extra_name(i), NEVER) for i in range(len(vocab), size)]
     _check(vocab, [name for name, _ in reserved + extra])

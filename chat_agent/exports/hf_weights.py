@@ -14,7 +14,7 @@ def to_hf(config, weights):
     weights = {name: t for name, t in weights.items() if name != SECOND_HEAD}
     if config.tie_embedding:
         if not torch.equal(weights["fc1.weight"], weights["embed.weight"]):
-            raise UserError("配置说输出头与词嵌入共用（tie_embedding），权重却不同。存点有问题，请用别的存点。", 4)
+            raise UserError("配置说输出头与词嵌入共用（tie_embedding），权重却不同。检查点有问题，请用别的检查点。", 4)
         del weights["fc1.weight"]
     return to_theirs(parts(config), weights)
 

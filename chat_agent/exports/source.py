@@ -48,7 +48,7 @@ def source_of(payload, name, precision=None):
         raise UserError(f"{name} 的模型配置不能用（{error}）。请用同一版本的程序导出。", 4) from None
     vocab = Vocab.from_state(payload["vocab"])
     if vocab.hash != payload["vocab_hash"]:
-        raise UserError(f"{name} 里的词表与它记录的哈希不符，请换一个存点。", 4)
+        raise UserError(f"{name} 里的词表与它记录的哈希不符，请换一个检查点。", 4)
     check_shapes(config, payload["weights"], name)
     weights = dict(payload["weights"])
     if precision is not None:
@@ -71,7 +71,7 @@ def check_shapes(config, weights, name):
     wrong += [n for n, shape in wanted.items() if n in weights and tuple(weights[n].shape) != shape]
     wrong += [n for n, t in weights.items() if not t.is_floating_point()]
     if wrong:
-        raise UserError(f"{name} 的权重与它的配置不符：{wrong[0]} 等 {len(wrong)} 个张量。请换一个存点。", 4)
+        raise UserError(f"{name} 的权重与它的配置不符：{wrong[0]} 等 {len(wrong)} 个张量。请换一个检查点。", 4)
 
 
 def precision_of(weights):
