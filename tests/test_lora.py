@@ -7,7 +7,7 @@ from toy import VARIANTS, toy_model
 
 from model.build import attach, build, load_adapter, merged, own_weights
 from model.cache import DecodeCache
-from model.config import ModelConfig
+from model.config import MODEL_KEYS, ModelConfig
 from model.lora import LowRank, LoraLinear, apply_lora, chosen, projections, target_names
 from model.tiny_seek import TinySeek
 from tools.config_manager import ConfigManager
@@ -115,9 +115,8 @@ def test_targets_by_name():
 def test_the_configured_targets_fit_every_preset(preset):
     """`shared` is what every token passes: the shared experts, or the whole of a dense feed-forward."""
     options = ConfigManager(preset=preset).stage("lora")
-    shape = {k: options[k] for k in ModelConfig().to_dict() if k in options}
     with torch.device("meta"):
-        model = TinySeek(ModelConfig.from_dict({**shape, "max_position": 64}))
+        model = TinySeek(ModelConfig.from_dict({k: options[k] for k in MODEL_KEYS} | {"max_position": 64}))
     assert len(chosen(model, "shared")) == 2 * model.config.n_layer
     heads = 0 if model.config.counted else len(chosen(model, "heads"))
     assert len(chosen(model, options["lora_targets"])) == len(chosen(model, "attention")) + 2 * model.config.n_layer + heads
