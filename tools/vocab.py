@@ -3,16 +3,15 @@
 Ids: 16 reserved, then 256 bytes, then the words. A text is cut into our words along the most probable path (segment.py); a
 character that is no word becomes its UTF-8 bytes. Finding the words in a corpus is vocab_builder.py's job.
 """
-import contextlib
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 
 from .errors import UserError
 from .segment import Segmenter, join
+from .whole_file import write_bytes
 
 FORMAT = 1
 KINDS = ("char", "jieba")
@@ -159,20 +158,7 @@ class Vocab:
     def save(self, path):
         """Write to a temporary name, flush, rename: a crash leaves the old file or the new one. UserError 7 disk full, 2 not
         writable."""
-        path = Path(path)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "w", encoding="utf-8", newline="\n") as f:
-                json.dump(self.state(), f, ensure_ascii=False)
-                f.flush()
-                os.fsync(f.fileno())
-            os.replace(temporary, path)
-        except OSError as error:
-            from .whole_file import explain
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise explain(error, path) from None
+        write_bytes(path, json.dumps(self.state(), ensure_ascii=False).encode())
 
 
 def _with_bytes(ids, edges, unknown, codes):

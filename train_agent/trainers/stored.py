@@ -6,10 +6,11 @@ Behind the array stand the 32 bytes of its file's SHA-256; np.load does not mind
 import hashlib
 import io
 import json
-import os
 from pathlib import Path
 
 import numpy as np
+
+from tools.whole_file import write_bytes
 
 
 def stored(kind, key, folder, shape, make):
@@ -19,12 +20,9 @@ def stored(kind, key, folder, shape, make):
     table = _read(path)
     if table is None or table.shape != tuple(shape):
         table = make()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
         content = io.BytesIO()
         np.save(content, table)
-        temporary.write_bytes(content.getvalue() + hashlib.sha256(content.getvalue()).digest())
-        os.replace(temporary, path)
+        write_bytes(path, content.getvalue() + hashlib.sha256(content.getvalue()).digest())
     return table
 
 
