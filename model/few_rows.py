@@ -13,12 +13,15 @@ from torch.nn import functional as F
 
 from model.layers import activate, gated
 
-FEW = 4               # rows up to which the weighted sum is faster
-HALVED = 1 << 17      # numbers from which on a single row's product is cut in two, one part per core
+FEW = 4               # rows up to which the weighted sum is faster; with several cores, which share the bags, up to
+FEW_SHARED = 16
+IN_ORDER = 2          # tokens whose experts need no sorting
+HALVED = 1 << 17      # numbers from which on each core takes one half of a matrix
 
 
 def few(x):
-    return len(x) <= FEW and x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+    rows = FEW if torch.get_num_threads() == 1 else FEW_SHARED
+    return len(x) <= rows and x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
 
 
 def weighted_rows(table, places, amounts):
@@ -29,7 +32,7 @@ def weighted_rows(table, places, amounts):
 @lru_cache(maxsize=1024)
 def _bags(count, size):
     with torch.inference_mode(False):
-        return torch.arange(0, count * size, size)
+        return torch.arange(0, count * size, size, dtype=torch.int32)
 
 
 class Matrix:
@@ -43,16 +46,18 @@ class Matrix:
             return F.linear(x, self.weight)
         if self.table is None:
             self._transpose()
-        if len(x) == 1 and self.halves is not None:
-            return weighted_rows(self.table, self.halves, x).sum(0, keepdim=True)
-        return weighted_rows(self.table, self.places.expand(len(x), -1), x)
+        rows = len(x)
+        if not self.halved or torch.get_num_threads() == 1:
+            return weighted_rows(self.table, self.places.expand(rows, -1), x)
+        halves = self.places.view(2, 1, -1).expand(-1, rows, -1).reshape(2 * rows, -1)                # first all rows' first halves
+        return weighted_rows(self.table, halves, x.reshape(rows, 2, -1).transpose(0, 1)).view(2, rows, -1).sum(0)
 
     def _transpose(self):
         out, inner = self.weight.shape
         self.table = self.weight.t().contiguous()
         self.weight = self.table.t()                    # one copy is enough; a model's own weight stays with the model
-        self.places = torch.arange(inner)[None]
-        self.halves = self.places.view(2, -1) if out * inner >= HALVED and inner % 2 == 0 else None
+        self.places = torch.arange(inner, dtype=torch.int32)[None]
+        self.halved = out * inner >= HALVED and inner % 2 == 0
 
 
 class DenseFeedForward:
@@ -71,7 +76,7 @@ class ExpertTables:
     A shared layer of S times an expert's width is S experts that every token chooses with weight 1.
     """
 
-    ROWS = 8            # tokens per expert, on average, from which on ordinary products are faster
+    ROWS = 32           # tokens per expert, on average, from which on ordinary products are faster
 
     def __init__(self, moe):
         self.moe, self.shared, self.up = moe, moe.config.shared_experts, None
@@ -87,7 +92,7 @@ class ExpertTables:
         rows, each = len(x), experts.shape[1] + self.shared
         chosen = torch.cat((experts, self.always.expand(rows, -1)), 1).flatten()                      # (M,), M = N * (K + S)
         weights = torch.cat((weights, self.ones.expand(rows, -1)), 1).view(-1, 1)
-        if rows <= FEW:
+        if rows <= IN_ORDER:
             mixed = self._products(x[:, None].expand(-1, each, -1), weights, chosen)
             return mixed.view(rows, each, -1).sum(1)
         chosen, order = chosen.sort()                   # an expert's tokens one after the other: its matrices stay in the cache
@@ -107,7 +112,7 @@ class ExpertTables:
         down = moe.shared.down.weight.view(width, shared, hidden).permute(1, 2, 0)                    # (S, h, d)
         self.up = torch.cat((moe.up, up)).transpose(1, 2).reshape(experts * width, 2 * hidden)
         self.down = torch.cat((moe.down.transpose(1, 2), down)).reshape(experts * hidden, width)
-        self.up_places = torch.arange(experts * width).view(experts, width)
-        self.down_places = torch.arange(experts * hidden).view(experts, hidden)
+        self.up_places = torch.arange(experts * width, dtype=torch.int32).view(experts, width)
+        self.down_places = torch.arange(experts * hidden, dtype=torch.int32).view(experts, hidden)
         self.always = torch.arange(moe.up.shape[0], experts)[None]
         self.ones = moe.up.new_ones(1, shared)

@@ -57,15 +57,14 @@ class FoldedMLA:
 
 class Folded:
     """What is prepared of one block. attention: a FoldedMLA or None; mlp: a DenseFeedForward, or ExpertTables, or None where
-    adapters stand in between; matrices: the experts' own (see MoE.matrices) or None."""
+    adapters stand in between."""
 
     def __init__(self, block):
         self.attention = FoldedMLA(block.attention) if FoldedMLA.fits(block.attention) else None
         if isinstance(block.mlp, FeedForward):
-            self.mlp, self.matrices = DenseFeedForward(block.mlp), None
+            self.mlp = DenseFeedForward(block.mlp)
         else:
-            self.matrices = block.mlp.matrices()
-            self.mlp = ExpertTables(block.mlp) if self.matrices and is_gated(block.mlp.config.activation) else None
+            self.mlp = ExpertTables(block.mlp) if not block.mlp.adapted and is_gated(block.mlp.config.activation) else None
 
 
 class FoldedModel:

@@ -10,10 +10,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from model.expert_products import RoutedExperts, Slots
-from model.layers import FeedForward, activate, gated, is_gated
+from model.layers import FeedForward, activate, is_gated
 
 
-ONE_BY_ONE = 256      # assignments up to which decoding on a CPU goes expert by expert without sorting tensors
 GATHER_UP_TO = 64     # assignments for which a GPU copies the experts' matrices
 
 
@@ -118,11 +117,9 @@ class MoE(nn.Module):
             parts.append(self.expert(part, i, up, down))
         return torch.cat(parts)
 
-    def matrices(self):
-        """The experts' matrices as two lists of E views, (d, 2h or h) and (h, d), ready for `x @ matrix`; None for adapted experts."""
-        if self.up_lora or self.down_lora:
-            return None
-        return [m.t() for m in self.up.unbind(0)], [m.t() for m in self.down.unbind(0)]
+    @property
+    def adapted(self):
+        return bool(self.up_lora or self.down_lora)
 
     def decode(self, x, folded=None):
         """x (N, d) -> (N, d) without statistics; for few tokens only the chosen experts' weights are touched, and nothing is sorted.
@@ -133,12 +130,9 @@ class MoE(nn.Module):
         weights = weights.to(x.dtype)
         if folded and folded.mlp and folded.mlp.suits(x):
             return folded.mlp(x, weights, experts)
-        matrices, mixed = folded.matrices if folded else self.matrices(), self.shared(x)
-        if x.device.type != "cpu" and experts.numel() <= GATHER_UP_TO and matrices:
-            return mixed + self._gathered(x, weights, experts)
-        if x.device.type != "cpu" or experts.numel() > ONE_BY_ONE or not matrices or not is_gated(self.config.activation):
-            return mixed + self.routed(x, weights, experts)
-        return self._few(x, mixed, weights.flatten(), experts.flatten().tolist(), *matrices)
+        if x.device.type != "cpu" and experts.numel() <= GATHER_UP_TO and not self.adapted:
+            return self.shared(x) + self._gathered(x, weights, experts)
+        return self.shared(x) + self.routed(x, weights, experts)
 
     def _gathered(self, x, weights, experts):
         """Copies of the chosen experts' matrices, and no word to the host: what a GPU likes. x (N, d), weights, experts (N, K) -> (N, d)."""
@@ -146,20 +140,6 @@ class MoE(nn.Module):
         inner = torch.bmm(self.up[chosen], x.repeat_interleave(keep, 0)[..., None])[..., 0]
         mixed = torch.bmm(self.down[chosen], activate(inner, self.config.activation)[..., None])[..., 0]
         return torch.einsum("nkd,nk->nd", mixed.unflatten(0, (-1, keep)), weights)
-
-    def _few(self, x, mixed, weights, chosen, ups, downs):
-        """x, mixed (N, d), weights (N * K,), chosen: N * K experts -> mixed. Every expert is multiplied once with all its tokens."""
-        order = sorted(range(len(chosen)), key=chosen.__getitem__)
-        places = torch.tensor(order)
-        rows = places // self.config.keep
-        gathered, inner = x[rows], x.new_empty(len(chosen), self.up.shape[1])
-        runs = _runs([chosen[i] for i in order])
-        for expert, first, last in runs:
-            torch.mm(gathered[first:last], ups[expert], out=inner[first:last])
-        inner = gated(inner, self.config.activation).mul_(weights[places][:, None])
-        for expert, first, last in runs:
-            torch.mm(inner[first:last], downs[expert], out=gathered[first:last])
-        return mixed.index_add_(0, rows, gathered)
 
     def expert(self, x, index, up=None, down=None):
         """One routed expert applied to x (N, d); up, down: its two matrices, where the caller has them at hand."""
@@ -187,12 +167,6 @@ class MoE(nn.Module):
             entropy = -(probabilities * probabilities.clamp_min(1e-20).log()).sum(-1)
             entropy = (entropy * share).sum() / total
         return Routing(loss, z, load.detach(), entropy)
-
-
-def _runs(values):
-    """[3, 3, 5] -> [(3, 0, 2), (5, 2, 3)]: each run of equal values with its bounds."""
-    bounds = [0] + [i for i in range(1, len(values)) if values[i] != values[i - 1]] + [len(values)]
-    return [(values[first], first, last) for first, last in zip(bounds, bounds[1:])]
 
 
 def lexp(load_share, mean_probability):
