@@ -95,6 +95,7 @@ class Guarded:
         self._try(self.tracker.close)
 
 
+FIELDS = ("lexp", "entropy", "grad_norm", "tok_s", "accuracy", "regret", "margin", "reward_chosen", "reward_rejected")
 KINDS = {"tensorboard": TensorBoard, "wandb": WandB, "swanlab": SwanLab}
 
 
@@ -118,7 +119,7 @@ def numbers_of(fields, rates=()):
     loss = sum(heads.values()) if heads else fields["loss"]
     numbers = {"train/loss": loss, "train/aux_loss": fields["loss"] - loss, "train/total_loss": fields["loss"]}
     numbers |= {f"train/ppx_{name[-1]}": math.exp(min(value, 80.0)) for name, value in heads.items()}
-    numbers |= {f"train/{k}": fields[k] for k in ("lexp", "entropy", "grad_norm", "tok_s", "accuracy", "regret") if k in fields}
+    numbers |= {f"train/{k}": fields[k] for k in FIELDS if k in fields}
     numbers |= {f"lr/group_{i}": rate for i, rate in enumerate(rates)} if len(rates) > 1 else {"lr": fields["lr"]}
     for layer, shares in enumerate(fields.get("expert_load", ())):
         numbers |= {f"expert_load/layer_{layer}/expert_{i}": share for i, share in enumerate(shares)}
