@@ -92,14 +92,7 @@ class Loop:
         """One optimizer step over all micro-batches of `group`."""
         counts = {k: sum(getattr(b, k) for b in group) for k in ("targets_1", "targets_2", "tokens")}
         totals = {k: float(v) for k, v in parallel.summed(counts, self.device).items()}
-        sums = {}
-        for number, batch in enumerate(group):
-            with parallel.without_sync(self.wrapped, last=number == len(group) - 1):
-                with machine.autocast(self.device, self.precision):
-                    loss, parts = self.stage.loss(self.wrapped, batch.to(self.device), totals)
-                self.scaler.scale(loss * parallel.loss_factor(self.wrapped)).backward()
-            for key, value in parts.items():
-                sums[key] = sums[key] + value if key in sums else value
+        sums = self.gradients(group, totals)
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         norm = self.clip()
@@ -117,6 +110,18 @@ class Loop:
         self.tokens += int(totals["tokens"])
         self.decays += not schedules.is_held(self.options, chunk) and self.step >= self.options["warmup_steps"]
         self.step += 1
+
+    def gradients(self, group, totals):
+        """Forward and backward pass of every micro-batch -> what they say for the log, summed."""
+        sums = {}
+        for number, batch in enumerate(group):
+            with parallel.without_sync(self.wrapped, last=number == len(group) - 1):
+                with machine.autocast(self.device, self.precision):
+                    loss, parts = self.stage.loss(self.wrapped, batch.to(self.device), totals)
+                self.scaler.scale(loss * parallel.loss_factor(self.wrapped)).backward()
+            for key, value in parts.items():
+                sums[key] = sums[key] + value if key in sums else value
+        return sums
 
     def rate_factor(self, chunk):
         return schedules.rate_factor(self.options, self.step, self.total_steps, chunk, self.decays)
@@ -213,7 +218,7 @@ class Loop:
 
     def setup(self):
         """Model on its device and the length of the run; nothing on the disk is touched."""
-        machine.keep_large_blocks()
+        machine.keep_large_blocks(not parallel.shards(self.model, self.options))
         self.model.to(self.device)
         steps = self.stage.train.steps(self.options["accumulation_steps"], parallel.world())
         self.total_steps = min(self.options["max_steps"] or steps, steps)

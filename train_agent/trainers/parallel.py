@@ -73,11 +73,16 @@ def wrap(model, device, options, precision="no"):
     """The module whose backward pass brings the gradients of all processes together: DDP, or the model itself, sharded in place."""
     if world() == 1:
         return model
-    if options["distributed"] == "fsdp" and options["fsdp_sharding"] != "NO_SHARD" and hasattr(model, "blocks"):
+    if shards(model, options):
         return sharding.shard(model, device, keep_whole=options["fsdp_sharding"] == "SHARD_GRAD_OP", precision=precision)
     # No buffer changes in training, so none is sent around; gradients live in the buckets that travel, not beside them.
     return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None, gradient_as_bucket_view=True,
                                    **{NO_BUFFERS: False})
+
+
+def shards(model, options):
+    """Whether `wrap` will cut this model into one piece per process."""
+    return world() > 1 and options["distributed"] == "fsdp" and options["fsdp_sharding"] != "NO_SHARD" and hasattr(model, "blocks")
 
 
 def loss_factor(wrapped):
