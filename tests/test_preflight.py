@@ -5,12 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from toy import build_stage, same_tensors, train
+from toy import build_stage, checkpoint, events, same_tensors, train
 from tools.errors import UserError
 from train_agent.trainers import pace, recovery
 from train_agent.trainers.loop import Loop
 from train_agent.trainers.memory_room import memory_there
 from train_agent.trainers.preflight import divisors, first_loss, preflight, suggestion
+from train_agent.trainers.start import start
 
 
 @pytest.fixture
@@ -121,3 +122,15 @@ def test_evaluations_are_counted_in(stage, monkeypatch):
 def test_sft_stage(options):
     found = preflight(build_stage(options("sft"), "sft"), seconds=0, say=None)
     assert any("角色标记" in line for line in found["checks"]) and found["first_loss"]["level"] == "ok"
+
+
+def test_every_training_opens_with_data_check_and_preflight(options, tmp_path, capsys):
+    chosen = options(rows=40, eval_share=0.1, dropout=0.1)
+    plain = train({**chosen, "out_dir": str(tmp_path / "a")})
+    opened = {**chosen, "out_dir": str(tmp_path / "b"), "log_dir": str(tmp_path / "logs"), "log_file": str(tmp_path / "log.txt")}
+    start(build_stage, opened)
+    said = capsys.readouterr().out
+    assert "数据体检" in said and "训练前检查（预训练）" in said
+    [check], [found] = (events(opened, kind) for kind in ("data_check", "preflight"))
+    assert check["rows"] == 40 and "结论" in check["verdict"] and found["seconds_per_step"] > 0 and found["steps"] == plain.step
+    assert same_tensors(checkpoint(opened, "TinySeek_Pre_final")["weights"], dict(plain.model.state_dict()))

@@ -14,7 +14,7 @@ pytest.importorskip("fastapi", reason="requirements-serve.txt 没有装")
 pytest.importorskip("uvicorn", reason="requirements-serve.txt 没有装")
 
 import server_faults as bad
-from toy_server import ROOT, serving, write_model
+from toy_server import serving
 
 HEALTH = ("import http.client, json, sys, time\nport, end, took, wrong = int(sys.argv[1]), time.monotonic() + float(sys.argv[2]), [], 0\n"
           "while time.monotonic() < end:\n    begin = time.monotonic()\n    try:\n"
@@ -107,7 +107,6 @@ def test_those_who_leave_free_their_slots(tmp_path, count):
         assert len({json.loads(body)["choices"][0]["message"]["content"] for _, body in results}) == 1
 
 
-@pytest.mark.xfail(reason="open: the client refuses to send some of the paths", strict=False)
 def test_tricks_with_paths_and_names_read_nothing_outside(tmp_path):
     (tmp_path / "logs").mkdir()
     (tmp_path / "secret.txt").write_text("root:x:hidden")
@@ -220,21 +219,3 @@ def test_too_many_connections_push_out_the_idle_ones():
     full.add(Connection("working", False))
     full.add(Connection("late", False))
     assert closed[2:] == ["late"]                       # nobody who is being answered has to go
-
-
-@pytest.mark.slow
-def test_sixteen_clients_get_three_times_the_tokens(tmp_path):
-    """The default model's size, with random weights."""
-    config = json.loads((ROOT / "model_config.json").read_text(encoding="utf-8"))
-    shape = {k: config[k] for k in ("n_layer", "n_head", "d_model", "d_c", "d_q", "d_r", "hidden", "other_experts", "shared_experts", "keep") if k in config}
-    model = write_model(tmp_path / "one.pkl", size=config.get("vocab_size", 6000), **shape)
-    ask = {**bad.GOOD, "temperature": 1.0, "max_tokens": 128}
-    with serving(tmp_path, models={"one": model}, environment={"OMP_NUM_THREADS": str(os.cpu_count())}) as server:
-        def rate(clients, rounds):
-            begin = time.monotonic()
-            results = asyncio.run(bad.at_once(clients * rounds, clients, lambda i: bad.talk(server.port, bad.post({**ask, "seed": i}))))
-            return sum(json.loads(body)["usage"]["completion_tokens"] for _, body in results) / (time.monotonic() - begin)
-        rate(1, 1)
-        one, many = rate(1, 4), rate(16, 3)
-        report(one=round(one, 1), sixteen=round(many, 1), ratio=round(many / one, 2))
-        assert many >= 3 * one

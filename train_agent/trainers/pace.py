@@ -21,8 +21,10 @@ def seconds_per_step(stage, seconds=6.0):
     return measure(stage, seconds)["step"]
 
 
-def measure(stage, seconds):
-    """-> {"metrics" of the first step, "step" and "forward" (one whole evaluation) in seconds, "saved" bytes of activations,
+def measure(stage, seconds, share=1.0):
+    """Steps are taken for about `seconds`, and for at most that share of the run's steps.
+
+    -> {"metrics" of the first step, "step" and "forward" (one whole evaluation) in seconds, "saved" bytes of activations,
     "peak" bytes on CUDA, "total_steps", "device", "precision"}
     """
     with Rehearsal(stage) as loop:
@@ -32,7 +34,7 @@ def measure(stage, seconds):
         counted = SavedBytes(loop.model)
         with counted:
             loop.optimize(next(loop.groups())[:1], 1)
-        found = {"metrics": dict(loop.metrics), "step": step_seconds(loop, seconds), "forward": held_seconds(loop), "saved": counted.total,
+        found = {"metrics": dict(loop.metrics), "step": step_seconds(loop, seconds, share), "forward": held_seconds(loop), "saved": counted.total,
                  "total_steps": loop.total_steps, "device": loop.device, "precision": loop.precision,
                  "peak": torch.cuda.max_memory_allocated(loop.device) if cuda else None}
     del loop
@@ -41,7 +43,7 @@ def measure(stage, seconds):
     return found
 
 
-def step_seconds(loop, seconds):
+def step_seconds(loop, seconds, share=1.0):
     """Mean seconds of an optimizer step: a mean, because steps that run slow are part of the run."""
     times, start = [], time.perf_counter()
     since = start
@@ -50,7 +52,8 @@ def step_seconds(loop, seconds):
         loop.optimize(part, 1)
         now = time.perf_counter()
         times.append((now - since) * len(group) / len(part))
-        if len(times) >= LEAST + WARM_UP and (parallel.world() > 1 or now - start > seconds):   # ranks take the same steps
+        enough = now - start > seconds or len(times) > share * loop.total_steps
+        if len(times) >= LEAST + WARM_UP and (parallel.world() > 1 or enough):              # ranks take the same steps
             return statistics.mean(times[WARM_UP:])
         since = time.perf_counter()
 

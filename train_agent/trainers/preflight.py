@@ -22,8 +22,9 @@ PARTS = (("embed", "词向量"), ("place", "位置"), ("fc", "输出头"), ("att
          ("mlp.up", "路由专家"), ("mlp.down", "路由专家"), ("mlp", "前馈"), ("norm", "归一化"))
 
 
-def preflight(stage, seconds=5.0, done=0, say=print):
-    """Check and measure `stage` for about `seconds`. done: steps a resumed run has behind it. say: where the lines go, or None.
+def preflight(stage, seconds=5.0, done=0, say=print, share=1.0):
+    """Check and measure `stage` for about `seconds`, and for at most that share of its steps. done: steps a resumed run has behind it.
+    say: where the lines go, or None.
 
     -> dict with checks, parameters, first_loss, memory, seconds_per_step, steps, seconds_left, suggestion. UserError 4 when
     vocabulary, data and model do not fit.
@@ -33,7 +34,7 @@ def preflight(stage, seconds=5.0, done=0, say=print):
         group = next(iter(loader(stage.train, Position(), {**stage.options, "num_workers": 0}, torch.device("cpu"),
                                  parallel.rank(), parallel.world())))[0]
         result = {"stage": stage.name, "checks": fit(stage, group), "parameters": parameters(stage)}
-        measured = measure(stage, seconds)
+        measured = measure(stage, seconds, share)
     finally:
         recovery.restore_random_states(before)
     choices = len(stage.about["adapter"]["experts"]) if stage.about["kind"] == "gate" else stage.about["config"]["vocab_size"]

@@ -4,7 +4,7 @@ from importlib import import_module
 
 from tools.errors import UserError
 from train_agent.trainers import parallel
-from train_agent.trainers.loop import Loop
+from train_agent.trainers.opening import OpenedLoop, check_up
 
 INSTEAD = {"dry_run": ("preflight", "preflight"), "find_lr": ("lr_finder", "find_lr"), "find_batch": ("batch_finder", "find_batch"),
            "overfit_one_batch": ("checks", "overfit_one_batch"), "check_gradients": ("checks", "check_gradients")}
@@ -15,9 +15,10 @@ def start(build_stage, options):
     wanted = asked(options)
     if wanted == "plan":
         return import_module("train_agent.trainers.plan").show_plan(options)
+    checked = check_up(options) if wanted in (None, "dry_run") else None
     stage = build_stage(options)
     if not wanted:
-        return Loop(stage).run()
+        return OpenedLoop(stage, checked).run()
     home, name = INSTEAD[wanted]
     with parallel.watched():
         return getattr(import_module(f"train_agent.trainers.{home}"), name)(stage)
