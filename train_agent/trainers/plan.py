@@ -158,7 +158,7 @@ def flops(active, tokens, config, length=None):
 def memory(shape, options, strategy, processes, precision):
     """Bytes of tensors per process at its peak -> {"weights", "gradients", "optimizer", "activations", "passing", "total"}.
 
-    Measured on 2 gloo ranks, 20 M parameters: README. A sharded run begins with whole weights in every process: the floor of total.
+    A sharded run begins with whole weights in every process: that is the least that `total` can be.
     """
     low = precision in ("bf16", "fp16")
     states = ADAM_STATES[options["optimizer"]] or (1 if options["beta1"] else 0)      # sgd keeps its momentum
