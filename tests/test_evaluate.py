@@ -1,20 +1,20 @@
-"""Scores that cannot flatter: likelihoods against plain computations, graders against scorers that know nothing or everything."""
+"""Scores that cannot flatter: likelihoods against plain computations, and the command."""
 import json
 import math
-import random
 
 import numpy as np
 import pytest
 import torch
 
 import toy
-from chat_agent import eval_data, evaluate, samples, scoring
+from test_evaluate_answers import QUESTIONS, choices
+from toy import model_for, plain_nats
+from chat_agent import eval_data, evaluate, scoring
 from chat_agent.eval_data import Choice
-from model import ModelConfig, TinySeek
 from tools import template
 from tools.cli import guarded
 from tools.errors import UserError
-from tools.formats import BadLines, Row
+from tools.formats import BadLines
 from tools.safe_file import write_torch
 from tools.vocab import Vocab
 from train_agent.trainers.dataset import split_documents
@@ -24,18 +24,6 @@ TALKS = [{"conversations": [{"role": "system", "content": "你是小船"}, {"rol
                             {"role": "assistant", "content": "书放在桌上。"}, {"role": "user", "content": "茶呢？"},
                             {"role": "assistant", "content": "茶 B😀"}, {"role": "user", "content": "好的"}]}]
 PAIR = {"prompt": "雨伞呢？", "chosen": "雨伞在河边。", "rejected": "面包不见了，面包不见了。"}
-
-
-def model_for(vocab, seed=0, dtype=torch.float64, **changes):
-    torch.manual_seed(seed)
-    return TinySeek(ModelConfig(vocab_size=len(vocab), **{**toy.SHAPE, "init_std": 0.2, **changes})).to(dtype)
-
-
-def plain_nats(model, ids, supervised):
-    """One document, no packing, no windows, whole logits."""
-    with torch.no_grad():
-        logits = model.eval()(torch.tensor(np.asarray(ids, dtype=np.int64)[None])).logits_1[0].log_softmax(-1)
-    return -sum(float(logits[t - 1, int(ids[t])]) for t in range(1, len(ids)) if supervised[t])
 
 
 def plain_bits(model, vocab, rows):
@@ -207,122 +195,6 @@ def test_csv_and_jsonl_give_the_same_questions(tmp_path):
 def test_unusable_choices_are_bad_lines(line):
     assert isinstance(eval_data._choice_line(line.encode(), False), str)
 
-
-# ---------------------------------------------------------------- exact answers
-
-def fit(model, documents, steps, rate=1e-2):
-    """Overfit on rendered documents, plainly."""
-    optimizer = torch.optim.Adam(model.parameters(), rate)
-    longest = max(len(ids) for ids, _ in documents)
-    ids, labels = torch.zeros(len(documents), longest, dtype=torch.long), torch.full((len(documents), longest), -100)
-    for i, (document, learn) in enumerate(documents):
-        document = torch.from_numpy(np.asarray(document, dtype=np.int64))
-        ids[i, :len(document)] = document
-        labels[i, :len(document)] = torch.where(torch.from_numpy(learn), document, -100)
-    for _ in range(steps):
-        model.zero_grad()
-        model(ids, labels=labels).loss.backward()
-        optimizer.step()
-    return model
-
-
-QUESTIONS = [{"task": task, "conversations": [{"role": "user", "content": f"{thing}呢？"}, {"role": "assistant", "content": doing + "。"}]}
-             for task, thing, doing in zip(["甲", "乙"] * 4, toy.THINGS, toy.DOINGS)]
-
-
-def test_exact_scores_of_a_model_that_knows_and_of_one_that_does_not(vocab, tmp_path):
-    path = toy.write_rows(tmp_path / "eval.jsonl", QUESTIONS)
-    model = model_for(vocab, dtype=torch.float32, init_std=0.05)
-    nothing = scoring.exact_scores(model, vocab, path)
-    assert nothing["overall"] == 0 and nothing["n"] == 8 and len(nothing["failures"]) == 6
-    assert nothing["chance"] == {"甲": 1 / 4, "乙": 1 / 4}
-    fit(model, [template.render(q["conversations"], vocab) for q in QUESTIONS], 120)
-    all_right = scoring.exact_scores(model, vocab, path)
-    assert all_right["overall"] == 1 and all_right["by_task"] == {"甲": 1, "乙": 1} and all_right["failures"] == []
-    wrong = json.loads(json.dumps(QUESTIONS))
-    wrong[1]["conversations"][1]["content"] = "别的"
-    found = scoring.exact_scores(model, vocab, wrong)
-    assert found["overall"] == 7 / 8 and found["by_task"]["乙"] == 3 / 4
-    assert found["failures"] == [{"task": "乙", "question": "书呢？", "expected": "别的", "reply": "放在桌上。"}]
-    said = samples.sample_conversation(model, vocab, ["苹果呢？"])
-    assert said == [("苹果呢？", "很好看。")]
-
-
-def test_sample_conversation_keeps_the_history(vocab, monkeypatch):
-    seen = []
-    monkeypatch.setattr(samples, "generate", lambda model, ids, n: seen.append(list(ids)) or vocab.encode("好"))
-    assert samples.sample_conversation(None, vocab, ["茶", "书"]) == [("茶", "好"), ("书", "好")]
-    turns = [{"role": r, "content": c} for r, c in (("user", "茶"), ("assistant", "好"), ("user", "书"))]
-    assert seen[1] == template.render_prompt(turns, vocab)
-
-
-def test_questions_too_long_for_the_positions_are_wrong_not_fatal(vocab):
-    model = model_for(vocab, position="learned", max_position=12)
-    long = [{"task": "甲", "conversations": [{"role": "user", "content": "书" * 30}, {"role": "assistant", "content": "茶"}]}]
-    assert scoring.exact_scores(model, vocab, QUESTIONS + long)["n"] == 9
-
-
-def test_a_users_task_with_a_built_in_name_still_has_a_chance(vocab):
-    rows = [{**q, "task": "ends"} for q in QUESTIONS]
-    assert scoring._chance(rows) == {"ends": 1 / 8}
-
-
-# ---------------------------------------------------------------- multiple choice
-
-def choices(count, seed=0):
-    rng = random.Random(seed)
-    made = []
-    for i in range(count):
-        options = rng.sample(toy.DOINGS, 4)
-        made.append(Choice(f"{toy.THINGS[i % 8]}第{i // 8}", options, rng.randrange(4), "甲" if i % 2 else "乙"))
-    return made
-
-
-def test_wilson_interval():
-    # 10 of 40 and 0 of 20: figures of the textbook formula, worked out by hand to four places
-    assert np.allclose(scoring.wilson(10, 40), (0.1419, 0.4019), atol=1e-4)
-    assert np.allclose(scoring.wilson(0, 20), (0.0, 0.1611), atol=1e-4)
-
-
-def test_a_scorer_that_knows_nothing_has_its_chance_inside_the_interval():
-    rows, rng, inside = choices(200), np.random.default_rng(0), 0
-    for _ in range(200):
-        found = scoring.grade_choices(rows, rng.random((200, 4)))
-        inside += found["low"] <= 0.25 <= found["high"]
-    assert 180 <= inside < 200 and found["chance"] == 0.25
-    uniform = scoring.grade_choices(rows, np.zeros((200, 4)))
-    assert uniform["accuracy"] == 0.25 and uniform["by_subject"] == {"乙": 0.25, "甲": 0.25}
-
-
-def test_a_uniform_model_favours_no_letter(vocab):
-    model = model_for(vocab)
-    torch.nn.init.zeros_(model.fc1.weight)
-    rows = [Choice("茶？", ["苹果", "雨伞", "小船", "月亮"], 0), Choice("书？", ["很好看", "是圆的", "在河边", "要三元"], 3)]
-    assert scoring.mcq_scores(model, vocab, rows)["accuracy"] == 0.25
-
-
-def test_likelihood_is_per_character_and_given_the_question(vocab, monkeypatch):
-    model = model_for(vocab)
-    row = Choice("茶呢？", ["很好看", "放在桌上"], 0)
-    prompt = template.render_prompt([{"role": "user", "content": row.question}], vocab)
-    per_character = []
-    for text in row.options:
-        ids = prompt + vocab.encode(text)
-        per_character.append(-plain_nats(model, ids, np.arange(len(ids)) >= len(prompt)) / len(text))
-    asked = []
-    monkeypatch.setattr(scoring, "grade_choices", lambda rows, scores: asked.extend(scores))
-    scoring.mcq_scores(model, vocab, [row])
-    assert np.allclose(asked[0], per_character, rtol=0, atol=1e-9)
-
-
-def test_a_model_overfitted_on_the_items_scores_high(vocab):
-    rows = choices(100)
-    model = model_for(vocab, dtype=torch.float32, init_std=0.05)
-    before = scoring.mcq_scores(model, vocab, rows)
-    assert before["low"] <= 0.25 <= before["high"]
-    turns = [[{"role": "user", "content": r.question}, {"role": "assistant", "content": r.options[r.answer]}] for r in rows]
-    fit(model, [template.render(t, vocab) for t in turns], 150)
-    assert scoring.mcq_scores(model, vocab, rows)["accuracy"] > 0.95
 
 
 # ---------------------------------------------------------------- the command

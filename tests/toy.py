@@ -11,7 +11,7 @@ import torch
 from model import ModelConfig, TinySeek
 from model.cache import DecodeCache
 from model.layout import Layout
-from tools.checkpoint import read_checkpoint
+from tools.checkpoint import read_pair, read_checkpoint
 from tools.config_manager import ConfigManager
 from tools.vocab import Vocab
 from train_agent.trainers import dpo_tuning, gated_training, lora_tuning, memory_tuning, pre_training, prefix_tuning, sft_training
@@ -261,3 +261,26 @@ def same_tensors(a, b):
     if isinstance(a, (list, tuple)):
         return len(a) == len(b) and all(map(same_tensors, a, b))
     return a == b or (a != a and b != b)
+
+
+def final(options, label="Pre"):
+    """(payload, state) of the final checkpoint."""
+    return read_pair(Path(options["out_dir"]) / f"TinySeek_{label}_final.pkl")
+
+
+def run_loop(stage, **interruption):
+    loop = ToyLoop(stage, **interruption)
+    loop.run()
+    return loop
+
+
+def model_for(vocab, seed=0, dtype=torch.float64, **changes):
+    torch.manual_seed(seed)
+    return TinySeek(ModelConfig(vocab_size=len(vocab), **{**SHAPE, "init_std": 0.2, **changes})).to(dtype)
+
+
+def plain_nats(model, ids, supervised):
+    """One document, no packing, no windows, whole logits."""
+    with torch.no_grad():
+        logits = model.eval()(torch.tensor(np.asarray(ids, dtype=np.int64)[None])).logits_1[0].log_softmax(-1)
+    return -sum(float(logits[t - 1, int(ids[t])]) for t in range(1, len(ids)) if supervised[t])
