@@ -48,7 +48,6 @@ def plain_save(_):
         for ending, content in (("pkl", payload), ("state", state)):
             if content is not None:
                 torch.save(content, self.path / f"TinySeek_Pre_plain.{ending}")
-                os.sync() if os.environ.get("SYNC") else None
         if final:
             torch.save(payload, self.path / f"{stem}.pkl")
 

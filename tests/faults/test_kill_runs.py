@@ -88,3 +88,13 @@ def test_control_a_resume_that_forgets_something_is_noticed(zygote, world, whole
     assert zygote.run("pre", world.argv("pre", out), ram_path / "said", **kill) == -9
     assert zygote.run("pre", world.argv("pre", out), ram_path / "said", **{control: 0}) == 0
     assert CONTROLS[control] <= set(differences(whole, finished(out, "pre")))
+
+
+@pytest.mark.parametrize("control, ends", [({}, 0), ({"plain_save": 0}, 99)], ids=["ours", "plain"])
+def test_control_a_kill_inside_a_save_loses_a_plain_run(zygote, world, whole, ram_path, control, ends):
+    """Control arm: torch.save straight onto the final name, killed before its archive is closed: the restart finds nothing it can read."""
+    out, said = ram_path / "cut", ram_path / "said"
+    kill = {"signal_at": ["torch.serialization", "_save", 4, "after", 9]}         # step 3: two files, step 4: the best, step 6: this one
+    assert zygote.run("pre", world.argv("pre", out), said, **control, **kill) == -9
+    assert zygote.run("pre", world.argv("pre", out), said, **control) == ends, said.read_text()[-2000:]
+    assert ends or differences(whole, finished(out, "pre")) == []
