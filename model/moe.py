@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from model.expert_products import RoutedExperts, Slots
-from model.layers import FeedForward, activate, is_gated
+from model.expert_products import RoutedExperts, Slots, can_group, grouped_experts
+from model.layers import FeedForward, activate, compute_dtype, is_gated
 
 
 GATHER_UP_TO = 64     # assignments for which a GPU copies the experts' matrices
@@ -102,20 +102,21 @@ class MoE(nn.Module):
         back = torch.empty_like(order)
         back[order] = torch.arange(len(order), device=order.device)
         gathered = _Dispatch.apply(x, order, back, experts.shape[1])              # (N * K, d), expert by expert
-        counts = torch.bincount(experts.flatten(), minlength=self.config.other_experts)
+        numbers = torch.arange(self.config.other_experts, device=x.device)
+        counts = (experts.view(-1, 1) == numbers).sum(0)                          # bincount would ask the device for its largest
         results = self.experts(gathered, counts)
         per_token = _Reorder.apply(results, back, order).view(*experts.shape, -1)  # (N, K, d)
         return (per_token * weights.to(per_token.dtype)[..., None]).sum(1)
 
     def experts(self, x, counts):
         """x (N * K, d) sorted by expert, counts (E,) -> (N * K, d)."""
-        sizes = counts.tolist()
-        dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+        dtype = compute_dtype(x)
+        if can_group(x.device, dtype, *self.down.shape[1:]):
+            up, down = in_effect(self.up, self.up_lora).to(dtype), in_effect(self.down, self.down_lora).to(dtype)
+            return grouped_experts(x.to(dtype), counts, up, down, self.config.activation)
         ups, downs = self.up.to(dtype).unbind(0), self.down.to(dtype).unbind(0)
-        parts = []
-        for i, (part, up, down) in enumerate(zip(x.split(sizes), ups, downs)):
-            parts.append(self.expert(part, i, up, down))
-        return torch.cat(parts)
+        parts = x.split(counts.tolist())
+        return torch.cat([self.expert(part, i, up, down) for i, (part, up, down) in enumerate(zip(parts, ups, downs))])
 
     @property
     def adapted(self):

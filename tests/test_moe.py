@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from model.expert_products import can_group, grouped_experts
 from model.moe import MoE, Router, lexp, sequence_balance
 from tools.config_manager import ConfigManager
 from toy import toy_config, toy_model
@@ -233,3 +234,42 @@ def test_experts_must_fit():
         with pytest.raises(ValueError):
             toy_config(**changes)
     toy_config(keep=5, use_moe=False)                                                 # nobody asks
+
+
+@pytest.mark.parametrize("activation", ["swiglu", "gelu"])
+def test_grouped_products_of_a_gpu_are_the_loop_over_experts(activation):
+    """torch's grouped product also runs on a CPU: the path that a GPU takes, against the one it takes without it."""
+    if not hasattr(F, "grouped_mm"):
+        pytest.skip("这个 PyTorch 没有 grouped_mm")
+    layer, config = layer_of(activation=activation, hidden=16)
+    layer.float()
+    counts = torch.tensor([3, 0, 5, 2])
+    results = []
+    for path in (lambda x: grouped_experts(x, counts, layer.up, layer.down, activation), lambda x: layer.experts(x, counts)):
+        leaf = inputs(10).float().requires_grad_()
+        out = path(leaf)
+        results.append([out, *torch.autograd.grad((out * torch.sin(out)).sum(), [leaf, layer.up, layer.down])])
+    for made, expected in zip(*results):
+        torch.testing.assert_close(made, expected, rtol=1e-5, atol=1e-6)
+    assert results[0][2][1].abs().max() == 0                                      # an expert without tokens learns nothing
+
+
+def test_grouped_products_only_where_they_run():
+    cpu, bf16 = torch.device("cpu"), torch.bfloat16
+    assert not can_group(cpu, bf16, 16, 16) and not can_group(torch.device("cuda"), torch.float16, 16, 16)
+
+
+def test_the_way_of_a_gpu_has_the_output_of_the_cpu():
+    """Everything around the grouped products: sorting, counting without the host, weighting, adding back."""
+    layer, _ = layer_of(hidden=16)
+    layer.float()
+    x = inputs().float()
+    weights, experts, _, _ = layer.router(x)
+    order = experts.flatten().argsort(stable=True)
+    gathered = x[order // K]
+    counts = (experts.view(-1, 1) == torch.arange(E)).sum(0)
+    assert counts.tolist() == torch.bincount(experts.flatten(), minlength=E).tolist()
+    mixed = torch.empty_like(gathered)
+    mixed[order] = grouped_experts(gathered, counts, layer.up, layer.down, "swiglu")
+    mixed = (mixed.view(len(x), K, -1) * weights[..., None]).sum(1)
+    torch.testing.assert_close(mixed, layer.routed(x, weights, experts), rtol=1e-5, atol=1e-6)
