@@ -46,9 +46,9 @@ class Browser:
         return result["result"].get("value")
 
     def wait(self, expression):
-        """Until the expression is true -> its value."""
-        end = time.monotonic() + self.patience
-        while not (value := self.run(expression)):
+        """Until the expression is true -> its value (True for an element, which has none here)."""
+        end, asked = time.monotonic() + self.patience, f"((found) => found instanceof Node ? true : found)({expression})"
+        while not (value := self.run(asked)):
             assert time.monotonic() < end, f"never true: {expression}\n{self.run('document.body.innerText')[:2000]}"
             time.sleep(0.05)
         return value
