@@ -127,7 +127,8 @@ def test_A_adapters_on_a_wrong_base_are_4(world, ram_path, capsys):
     shutil.copy(world.folder / "out/base/TinySeek_Pre_final.pkl", lonely / "TinySeek_SFT_final.pkl")      # other weights under the base's name
     code, said = exit_of(world, "lora", ram_path / "upper", capsys, pretraining_model_path=lonely / "adapter.pkl")
     assert code == 4 and "权重和当时不同" in said
-    code, said = exit_of(world, "sft", ram_path / "full", capsys, pretraining_model_path=adapter)
+    original = world.folder / "run_lora" / "out" / adapter.name
+    code, said = exit_of(world, "sft", ram_path / "full", capsys, pretraining_model_path=original)
     assert code == 4 and "适配器" in said
     whole = (world.folder / "out/base/TinySeek_SFT_final.pkl").read_bytes()
     (lonely / "cut.pkl").write_bytes(whole[:-100])
@@ -139,8 +140,8 @@ def test_control_without_the_checks_a_wrong_base_is_trained_on(world, ram_path, 
     """Control arm: nobody compares the vocabularies; the run goes through on ids that mean something else."""
     path = vocabulary(world, ram_path / "vocab.json", "swapped and sealed")
     wrong = Vocab.load_vocab(path).hash
-    monkeypatch.setattr("train_agent.trainers.prepare.Vocab.load_vocab", lambda p: type("V", (), {"hash": Vocab.from_state(
-        read_checkpoint(world.folder / "out/base/TinySeek_Pre_final.pkl")["vocab"]).hash})())
+    own = Vocab.from_state(read_checkpoint(world.folder / "out/base/TinySeek_Pre_final.pkl")["vocab"])
+    monkeypatch.setattr(Vocab, "load_vocab", lambda path: own)
     code = cli._run(lambda: SCRIPTS["sft"].main(world.argv("sft", ram_path / "run", vocab_trg_path=path, max_steps=2)))
     report(control_wrong_vocabulary_trained=code is None)
     assert code is None and wrong != read_checkpoint(ram_path / "run/out/TinySeek_SFT_final.pkl")["vocab_hash"]

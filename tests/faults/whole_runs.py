@@ -16,6 +16,7 @@ HERE = Path(__file__).resolve().parent
 LABELS = {"pre": "Pre", "sft": "SFT", "lora": "Lora"}
 CLOCK = ("time", "tok_s", "batch_t", "remaining", "start", "resume", "run")
 TEXT_CLOCK = ("Tok/s", "Batch_t", "Remaining")
+DIARY = ("save", "data_check", "preflight", "sample")      # events that hang on the clock, or may be lost between a save and its line
 
 
 class Zygote:
@@ -110,16 +111,16 @@ def finished(out, stage):
 
 def json_lines(out, run_id):
     rows = [json.loads(line) for line in (out / "logs" / f"{run_id}.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [{k: v for k, v in row.items() if k not in CLOCK} for row in rows if row.get("event") not in ("start", "resume", "save")]
+    return [{k: v for k, v in row.items() if k not in CLOCK} for row in rows if row.get("event") not in ("start", "resume", *DIARY)]
 
 
 def text_lines(out, run_id):
-    """Lines of one run in log.txt without what a clock says; events "save" may be lost between a save and its line."""
+    """Lines of one run in log.txt without what a clock says."""
     kept, ours = [], False
     for line in (out / "log.txt").read_text(encoding="utf-8").splitlines():
         if line.startswith("# TinySeek"):
             ours = f"run: {run_id}" in line.split(" | ")
-        elif ours and not line.startswith(("# save", "# config")):
+        elif ours and not line.startswith(("# config", *(f"# {event}" for event in DIARY))):
             kept.append([field for field in line.split(" | ") if not field.startswith(TEXT_CLOCK)])
     return kept
 
