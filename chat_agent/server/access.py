@@ -10,7 +10,7 @@ from starlette.requests import ClientDisconnect
 
 from chat_agent.server.errors import ApiError, internal
 
-OPEN = ("/", "/health")                 # these and /static/ need no key; they tell nothing
+OPEN = ("/", "/health", "/favicon.ico")  # these and /static/ need no key; they tell nothing
 CSP = ("default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; manifest-src 'self'; "
        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
 HEADERS = [(b"content-security-policy", CSP.encode()), (b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"),

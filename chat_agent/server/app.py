@@ -80,6 +80,10 @@ def _add_page(app):
     async def page():
         return give("index.html")
 
+    @app.get("/favicon.ico")                            # browsers ask for it beside every address
+    async def icon():
+        return give("icon.svg")
+
     @app.get("/static/{name}")
     async def static(name: str):
         return give(name)

@@ -173,7 +173,7 @@ export class Chat {
     const { messages } = this.current;
     if (this.busy || !messages.length) return;
     if (messages.at(-1).role === "assistant") messages.pop();
-    this.ask();
+    this.ask(true);
   }
 
   editLast() {
@@ -212,7 +212,7 @@ export class Chat {
     if (this.control) this.control.abort();
   }
 
-  async ask() {
+  async ask(again) {
     const conversation = this.current;
     const reply = { role: "assistant", content: "" };
     const history = conversation.messages.filter((m) => m.content).map(({ role, content }) => ({ role, content }));
@@ -232,7 +232,7 @@ export class Chat {
     const model = $("model").value;
     try {
       const messages = system ? [{ role: "system", content: system }, ...history] : history;
-      const { finish, usage } = await streamChat({ model, messages, ...sampling() }, control.signal, (text) => {
+      const { finish, usage } = await streamChat({ model, messages, ...sampling(again) }, control.signal, (text) => {
         reply.content += text;
         typed.show(reply.content);
       });

@@ -4,11 +4,11 @@ import { $, make } from "./view.js";
 import { raw, read, write } from "./store.js";
 
 const SLIDERS = [
-  { name: "temperature", title: "温度", min: 0, max: 2, step: 0.05, value: 0.7, ends: ["稳妥", "奔放"],
+  { name: "temperature", title: "温度", min: 0, max: 2, step: 0.05, value: 0.3, ends: ["稳妥", "奔放"],
     help: "越高越敢选不常见的词；0 表示总选最可能的，每次回答都一样。" },
   { name: "top_p", title: "top-p", min: 0.05, max: 1, step: 0.05, value: 0.9, ends: ["只挑最好的", "都可以选"],
     help: "只在加起来占到这么多概率的那些词里挑，去掉离谱的尾巴。" },
-  { name: "repetition_penalty", title: "重复惩罚", min: 1, max: 1.5, step: 0.01, value: 1.1, ends: ["不管", "尽量不重复"],
+  { name: "repetition_penalty", title: "重复惩罚", min: 1, max: 1.5, step: 0.01, value: 1, ends: ["不管", "尽量不重复"],
     help: "大于 1 时少用已经说过的词；太大会语无伦次。" },
   { name: "max_tokens", title: "最长回答", min: 16, max: 1024, step: 16, value: 256, ends: ["短", "长"],
     help: "一个回答最多多少个词元，一个词元大约是一个词或一个字。" },
@@ -18,8 +18,10 @@ const defaults = Object.fromEntries(SLIDERS.map((s) => [s.name, s.value]));
 const values = { ...defaults, seed: null };
 const inputs = {};
 
-export function sampling() {
+// again: the same question once more, which at temperature 0 would get the same reply.
+export function sampling(again) {
   const { seed, ...rest } = values;
+  if (again && !rest.temperature) rest.temperature = 0.8;
   return seed === null ? rest : { ...rest, seed };
 }
 
