@@ -100,6 +100,23 @@ def test_gradients_are_those_of_the_merged_weight():
         assert torch.allclose(a, b, atol=1e-12)
 
 
+@pytest.mark.parametrize("targets", ["experts", "experts.up", "experts.down"])
+def test_adapted_experts_in_one_product_are_those_one_by_one(targets, monkeypatch):
+    """The kernel over the weights in effect against one expert after the other, outputs and every gradient; also when one matrix alone learns."""
+    model = adapted(toy_model(), targets=targets)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("_lora." in name)
+    found = []
+    for gated in (True, False):
+        if not gated:
+            monkeypatch.setattr("model.moe.is_gated", lambda _: False)
+        out = model(some_ids()).logits_1
+        learned = [p for p in model.parameters() if p.requires_grad]
+        found.append([out, *torch.autograd.grad(out.pow(2).sum(), learned)])
+    assert len(found[0]) == 1 + (8 if targets == "experts" else 4)
+    assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-9) and a.abs().max() > 0 for a, b in zip(*found))
+
+
 def test_targets_by_name():
     model = toy_model()
     every = projections(model)
