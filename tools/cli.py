@@ -16,6 +16,7 @@ from tools.config_keys import KEYS, STAGES
 from tools.config_manager import ROOT, ConfigManager
 from tools.config_values import FALSE_WORDS, LIST_KINDS, TRUE_WORDS, nearest
 from tools.errors import UserError
+from tools.stopping import end_in_good_order
 
 
 def parse(argv=None, description="", stage=None, extra=(), only_run_keys=False):
@@ -206,6 +207,7 @@ def guarded(main):
 
 
 def _run(main):
+    end_in_good_order()
     try:
         code = main()
         sys.stdout.flush()
