@@ -19,9 +19,12 @@ class LowRank(nn.Module):
         self.b = nn.Parameter(torch.zeros(*stack, out, rank, **make))
         self.factor = (rank if alpha is None else alpha) / rank
         self.dropout = nn.Dropout(dropout)
+        self.watch = None         # a function that is shown every input x, while somebody wants to know them
 
     def forward(self, x, index=None):
         """x (N, in) -> (N, out); index: which matrix of the stack."""
+        if self.watch is not None:
+            self.watch(x)
         a, b = (self.a, self.b) if index is None else (self.a[index], self.b[index])
         return F.linear(F.linear(self.dropout(x), a), b) * self.factor
 

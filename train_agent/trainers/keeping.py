@@ -5,6 +5,8 @@ penalty is the mean square of what an adapter's D adds to the outputs of W on su
 tr(D C Dᵀ) / tr(W C Wᵀ), summed over the projections. It asks nothing of directions that general data does not use.
 """
 
+from functools import partial
+
 import torch
 
 from model.lora import LoraLinear
@@ -27,9 +29,10 @@ def general_moments(model, data):
         x = x.reshape(-1, x.shape[-1]).float()
         sums[name], counts[name] = sums.get(name, 0) + x.t() @ x, counts.get(name, 0) + len(x)
 
-    watching = [m.register_forward_pre_hook(lambda _, args, name=n: see(name, args[0])) for n, m in places.items()]
     was_training = model.training
     model.eval()
+    for name, module in places.items():
+        module.lora.watch = partial(see, name)
     try:
         for chunk in range(data.chunks):
             for number in range(data.batches_in(0, chunk)):
@@ -39,8 +42,8 @@ def general_moments(model, data):
                     see(name, hidden.reshape(batch.valid.numel(), -1)[batch.valid.flatten()])
     finally:
         model.train(was_training)
-        for handle in watching:
-            handle.remove()
+        for module in places.values():
+            module.lora.watch = None
     return {n: shared_out(sums[n] / counts[n], places[n].base.weight.float()) for n in sums}
 
 
