@@ -36,8 +36,11 @@ class Browser:
             self.events.append(message)
 
     def open(self, url):
-        self.send("Page.navigate", url=url)
-        self.wait("document.readyState === 'complete'")
+        """Go there and wait for the load event: what is asked of a page that is just being left may never be answered."""
+        before = len(self.events)
+        if "loaderId" in self.send("Page.navigate", url=url):          # not where only the part after # changes
+            while not any(e["method"] == "Page.loadEventFired" for e in self.events[before:]):
+                self.events.append(json.loads(self.socket.recv()))
 
     def run(self, expression):
         """The value of a JavaScript expression (a promise is waited for)."""
