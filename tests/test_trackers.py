@@ -93,7 +93,7 @@ class FakeRun:
 
 
 def test_M3_swanlab_gets_the_same_numbers(options, monkeypatch):
-    """A stand-in: the package wants an account or a dashboard. What we call it with is checked against its real signature below."""
+    """A stand-in: whether the real package takes these calls is not checked here."""
     import types
     run, started = FakeRun(), {}
     fake = types.ModuleType("swanlab")
