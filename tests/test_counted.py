@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 from model.counted import CountedHead, before_in_batch
 from model.tiny_seek import TinySeek
-from toy import build_stage, toy_config, toy_model, toy_options, toy_vocab, train
+from toy import build_stage, decode_in_pieces, pack, toy_config, toy_model, toy_options, toy_vocab, train
 
 ORDER = 4
 
@@ -80,6 +80,17 @@ def test_in_training_a_position_is_predicted_as_if_it_had_not_been_counted():
         total -= float(model(row).logits_1[0, t - 1, row[0, t]])
     assert left_out == pytest.approx(total / (row.shape[1] - 1), rel=1e-6)
     assert left_out > with_it + 0.01
+
+
+def test_packed_documents_and_cached_tokens_find_their_own_contexts():
+    model, rows = counted_model()
+    documents = [row[:length].tolist() for row, length in zip(rows, (9, 20, 13))]
+    batch, starts = pack(documents, 31)
+    packed = model.eval()(**batch).logits_1.flatten(0, 1)
+    for document, start in zip(documents, starts):
+        alone = model(torch.tensor([document])).logits_1[0]
+        torch.testing.assert_close(packed[start:start + len(document)], alone, rtol=0, atol=1e-9)
+    torch.testing.assert_close(decode_in_pieces(model, rows, [1, 5, 25]), model(rows).logits_1, rtol=0, atol=1e-9)
 
 
 def test_tables_travel_in_the_checkpoint():
