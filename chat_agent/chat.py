@@ -160,6 +160,8 @@ def command(line, chats, how):
             session.clear()
         print("好，重新开始。")
     elif name == "/retry":
+        if not any(message["role"] == "user" for session in chats.values() for message in session.messages):
+            raise UserError("还没有可以重答的问题。")
         again = how if how["temperature"] else {**how, "temperature": 0.8, "top_p": 0.9}
         if not how["temperature"]:
             print("（temperature 为 0 时每次都一样，这次用 0.8）")

@@ -194,6 +194,7 @@ def test_commands(saved, capsys, monkeypatch, tmp_path):
     lines = ["苹果呢？", "/retry", f"/save {kept}", "/clear", "/retry", f"/load {kept}", f"/save {tmp_path / 'again.jsonl'}", "/help", "/nonsense",
              "/load", "/load /nowhere", "", "/quit", "unread"]
     code, out, err = converse(monkeypatch, capsys, lines, "--model", saved(), "--max_new_tokens", 6, "--seed", 1)
+    assert out.count("这次用 0.8") == 1                                  # not said where there is nothing to answer again
     assert code == 0 and "词元/秒" in out and "还没有可以重答的问题" in out and "没有 /nonsense 这个命令" in out and "读不了 /nowhere" in out
     row = json.loads(kept.read_text(encoding="utf-8"))
     assert [m["role"] for m in row["messages"]] == ["user", "assistant"] and row["messages"][0]["content"] == "苹果呢？"
