@@ -113,8 +113,8 @@ def test_page_never_runs_what_is_said(page):
     ask(page, EVIL)
     assert page.text(".message.user .text") == [EVIL]
     conversation = [{"id": "x", "time": 1, "system": EVIL, "messages": [{"role": "user", "content": EVIL}, {"role": "assistant", "content": EVIL, "note": EVIL}]}]
+    page.open(page.server.url + "/health")              # the chat saves its own when it is left
     page.run(f"localStorage.setItem('tinyseek.conversations', {json.dumps(json.dumps(conversation))})")
-    page.open("about:blank")
     page.open(page.server.url + "/?again")
     page.wait(READY)
     assert page.text(".message .text") == [EVIL, EVIL]
@@ -124,8 +124,8 @@ def test_page_never_runs_what_is_said(page):
 
 def test_page_survives_a_spoilt_storage(page):
     for spoilt in ("{", "3", "[1, null, {}]", '[{"id": "a", "messages": [3, {"role": "x", "content": "y"}, {"role": "user", "content": 4}]}]'):
+        page.open(page.server.url + "/health")
         page.run(f"localStorage.setItem('tinyseek.conversations', {json.dumps(spoilt)}); localStorage.setItem('tinyseek.settings', {json.dumps(spoilt)})")
-        page.open("about:blank")
         page.open(page.server.url + "/?again")
         page.wait(READY)
     ask(page, "还好吗")
