@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch
 
+from bench.measure import SHAPE, medians
 from bench.ties import first_tie
 from chat_agent.load import load
 from model import ModelConfig, TinySeek
@@ -29,7 +30,6 @@ from tools.errors import UserError
 from tools.formats import BadLines, read_rows
 from tools.template import render_prompt
 
-SHAPE = dict(vocab_size=5000, n_layer=4, d_model=256, n_head=8, d_c=64, d_r=16, hidden=256, other_experts=16, shared_experts=2, keep=4)
 WINDOW = 512            # positions that the yardstick recomputes for every token
 STREAMS = 16
 OPTIONS = [
@@ -62,23 +62,6 @@ def main(argv=None):
 def random_model():
     torch.manual_seed(0)
     return TinySeek(ModelConfig.from_dict(SHAPE)).eval().requires_grad_(False)
-
-
-def seconds(work):
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
-def medians(rounds, **works):
-    """{name: median seconds}; the works take turns, so that a slow minute of the machine hits them all."""
-    for work in works.values():
-        work()
-    times = {name: [] for name in works}
-    for _ in range(rounds):
-        for name, work in works.items():
-            times[name].append(seconds(work))
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def fixed_length(model, prompt, tokens, **options):
