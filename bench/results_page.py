@@ -73,8 +73,14 @@ def page(tables):
     parts = [OPENING]
     for notes, lines in tables:
         parts += [f"## {notes['title']}", *([notes["note"]] if "note" in notes else []), table(lines) if lines else "（还没有结果）"]
-        parts += [f"**结论**：{notes['verdict']}"] if "verdict" in notes else []
-    return "\n\n".join(part.strip() for part in parts) + "\n\n![bits per character against minutes](quality.png)\n"
+        parts += [f"**结论**：{notes['verdict']}"] if notes.get("verdict") else []
+    parts += ["![bits per character against minutes](quality.png)"] if drawn(tables) else []
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def drawn(tables):
+    """The lines whose curves are shown."""
+    return [line for notes, lines in tables if notes.get("draw") for line in lines]
 
 
 def draw_curves(lines, path):
@@ -97,9 +103,8 @@ def draw_curves(lines, path):
 def main():
     tables = read(HERE / "results")
     (HERE / "RESULTS.md").write_text(page(tables), encoding="utf-8")
-    drawn = [line for notes, lines in tables if notes.get("draw") for line in lines]
-    if drawn:
-        draw_curves(drawn, HERE / "quality.png")
+    if drawn(tables):
+        draw_curves(drawn(tables), HERE / "quality.png")
     print(json.dumps({"tables": len(tables), "runs": sum(len(lines) for _, lines in tables)}))
 
 
