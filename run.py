@@ -32,7 +32,7 @@ from tools.plot import draw_plt
 from tools.safe_file import read_json, write_json
 from train_agent.specialists import train_specialists
 from train_agent.trainers import machine
-from train_agent.trainers.loop import Loop
+from train_agent.trainers.opening import OpenedLoop, check_up
 from train_agent.trainers.pace import seconds_per_step
 from train_agent.trainers.pre_training import build_stage as pre_stage
 from train_agent.trainers.sft_training import build_stage as sft_stage
@@ -85,13 +85,14 @@ def demo_data(options):
 
 def train(name, build, options, budget, progress):
     """Train one stage for `budget` seconds. The number of steps is fixed at the first start and kept for every resume."""
+    checked = check_up(options)
     stage = build({**options, "max_epochs": 1000})          # the clock ends it, not the data
     steps = progress.data["steps"]
     if name not in steps:
         steps[name] = options["max_steps"] or max(4, int(budget / seconds_per_step(stage)))
         progress.save()
     stage.options["max_steps"] = steps[name]
-    loop = Loop(stage)
+    loop = OpenedLoop(stage, checked, ahead=False)           # its speed has just been measured
     return {"metrics": loop.run(), "steps": loop.step, "tokens": loop.tokens, "seconds": round(loop.seconds, 1)}
 
 

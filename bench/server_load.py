@@ -155,13 +155,15 @@ def leaver(path, options, pool, times):
         for k in range(times):
             old = Streamed(server, QUESTIONS[0], pool, max_tokens=1000, seed=k, **GUARD_OFF)
             old.wait(20)
+            if old.work.done():                         # it had less to say
+                continue
             waiting = pool.submit(Streamed, server, QUESTIONS[1], pool, max_tokens=2, seed=k, **GUARD_OFF)
             time.sleep(0.05)
             step = statistics.median(b - a for a, b in zip(old.times, old.times[1:]))
             left = old.leave()
             late = waiting.result()
             late.wait(1)
-            steps.append((late.times[0] - left) / step)
+            steps += [(late.times[0] - left) / step] if late.times else []
     return {"slot_free_and_first_token_in_steps": round(statistics.median(steps), 1), "leavers": len(steps)}
 
 

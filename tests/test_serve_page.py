@@ -1,5 +1,6 @@
 """The page in a real browser: asking, streaming, stopping, retrying, editing, other models, curves, nothing run that was said."""
 import json
+import re
 
 import pytest
 
@@ -56,7 +57,7 @@ def test_page_asks_and_shows_the_streamed_reply(page):
     ask(page, "你好，小寻")
     assert page.text(".message.user .text") == ["你好，小寻"]
     assert page.text(".message.assistant .text")[0]
-    assert "16 词元" in page.text(".note")[0] and page.run("document.querySelector('#announce').textContent").startswith("小寻：")
+    assert re.match(r"小寻 · \d+ 词元", page.text(".note")[0]) and page.run("document.querySelector('#announce').textContent").startswith("小寻：")
     assert page.run("document.activeElement.id") == "input"
     page.open("about:blank")                            # a conversation outlives the page
     page.open(page.server.url + "/")
@@ -173,6 +174,8 @@ def test_page_is_named_for_screen_readers(page):
 def test_page_fits_both_themes_and_a_phone(page, scheme, width, height, phone, tmp_path):
     page.scheme(scheme)
     page.size(width, height, phone)
+    page.open(page.server.url + "/?size")               # panels settle with the page, not under the pointer
+    page.wait(READY)
     try:
         ask(page, "这句话很长，" * 30 + "w" * 300)
         for view in ("chat", "curves"):

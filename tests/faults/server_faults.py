@@ -142,20 +142,29 @@ async def never_read(port, seconds, tokens=1000):
 
 
 async def leave_midway(port, i):
-    """Read the first pieces of a stream and hang up. -> whether it had begun"""
+    """Read the first pieces of a stream and hang up; who is told to come back later does. -> whether it had begun"""
+    for _ in range(400):
+        status = await _begin_and_leave(port, i)
+        if status != 429:
+            return status == 200
+        await asyncio.sleep(0.05)
+    return False
+
+
+async def _begin_and_leave(port, i):
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(post({**GOOD, "stream": True, "temperature": 1.5, "max_tokens": 1000, "seed": i}))
     try:
-        head = await asyncio.wait_for(reader.readuntil(b"data: "), 120)
-        if i % 3:
+        status = int((await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 120)).split(b" ", 2)[1])
+        if status == 200 and i % 3:
             await asyncio.wait_for(reader.readuntil(b'"content":"'), 120)
+        return status
     except (asyncio.IncompleteReadError, ConnectionError, asyncio.TimeoutError):
-        return False
+        return None
     finally:
         if i % 2:
             writer.transport.abort()                    # a reset instead of a polite end
         writer.close()
-    return b" 200 " in head.split(b"\r\n")[0]
 
 
 def path_tricks(count, seed=0):
