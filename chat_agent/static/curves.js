@@ -13,6 +13,7 @@ const CHARTS = [
   { names: ["lexp"], title: "专家均衡", help: "0 表示各专家一样忙，越大越偏。" },
   { names: ["tok_s"], title: "速度", zero: true, help: "每秒多少个词元。" },
 ];
+const MOST_DOTS = 40;                   // more of them would hide the line
 const BOX = { width: 480, height: 240, left: 52, right: 12, top: 12, bottom: 28 };
 
 export class Curves {
@@ -121,7 +122,7 @@ function plot(chart, series, marks) {
   });
   marks.forEach(([name, m], i) => {
     svg.append(shape("path", { d: path(m.x, m.y, across, up), class: "held m" + (i % 3) }));
-    m.x.forEach((x, j) => m.y[j] === null || svg.append(shape("circle", { cx: across.at(x), cy: up.at(m.y[j]), r: 3, class: "mark m" + (i % 3) },
+    if (m.x.length <= MOST_DOTS) m.x.forEach((x, j) => m.y[j] === null || svg.append(shape("circle", { cx: across.at(x), cy: up.at(m.y[j]), r: 3, class: "mark m" + (i % 3) },
       shape("title", {}, name + " " + short(m.y[j])))));
   });
   const cursor = shape("line", { y1: BOX.top, y2: BOX.height - BOX.bottom, class: "cursor" });
