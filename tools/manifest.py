@@ -3,7 +3,8 @@
     {"format": 1, "entries": [{"stem", "number", "kind": ""|"best"|"final", "step", "config", "time",
                                "files": {name: {"sha256", "size"}}}, ...],     oldest first, `number` only ever grows
      "pending": null | {"entry", "temporary": {name: temporary name}},   a name that is just being used again
-     "drop": [names that may be deleted], "backup": null | folder that everything is just being moved to, "sha256"}
+     "drop": [names that may be deleted], "backup": null | folder that everything is just being moved to,
+     "ended": false between the final checkpoint of a run and its end, "sha256"}
 """
 import hashlib
 import json

@@ -91,6 +91,7 @@ class RunFolder:
             number = 1 + max([e["number"] for e in body["entries"]], default=0)
             kind = "final" if final else "best" if best else ""
             entry = new_entry(number, stem, payload, files, kind, time.strftime("%Y-%m-%d %H:%M:%S"))
+            body["ended"] = not final
             body["pending"] = {"entry": entry, "temporary": {n: t.name for n, t in temporary.items()}}
             if any((self.path / n).exists() for n in (stem + ".pkl", stem + ".state")):
                 noted = True  # a name is used again: once this is on the disk the new pair counts
@@ -103,6 +104,14 @@ class RunFolder:
             raise
         self._bad.discard(stem)
         return self.path / (stem + ".pkl")
+
+    def end(self):
+        """Note that the run has ended after its final checkpoint: the next one begins anew instead of going on from there."""
+        self.manifest.write({**self.manifest.load(), "ended": True})
+
+    def ended(self):
+        """False when a run was killed between its final checkpoint and its end."""
+        return self.manifest.load().get("ended", True)
 
     def _stage(self, name, payload, temporary):
         """Write one file under a temporary name and read it back. Adds to `temporary`; returns its line for the manifest."""

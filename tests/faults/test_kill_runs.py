@@ -37,32 +37,31 @@ def undisturbed(zygote, world, out, stage, **keys):
 
 
 def killed_until_done(zygote, world, out, stage, seconds, rng, sabotage=None, **keys):
-    """Restart a run until it exits with 0 -> (kills, how often the finished run was begun anew)."""
+    """Restart a run until it exits with 0 -> (kills, how many of them came after the final checkpoint)."""
     said, kills = out.with_suffix(".said"), 0
-    final = out / "out" / f"TinySeek_{LABELS[stage]}_final.pkl"
-    again = 0
+    final, late = out / "out" / f"TinySeek_{LABELS[stage]}_final.pkl", 0
     for _ in range(MOST):
         status = zygote.run_and_kill(rng.uniform(0, seconds), stage, world.argv(stage, out, **keys), said, **(sabotage or {}))
         if status == 0:
             break
         assert status == -9, said.read_text(errors="replace")[-3000:]
         kills += 1
-        again += final.exists()
-    assert status == 0
-    return kills, again
+        late += final.exists()
+    assert status == 0 and (late or not list(final.parent.glob("backup_*")))
+    return kills, late
 
 
 def kill_runs(zygote, world, folder, stage, wanted, **keys):
     """Runs of one stage in new folders until `wanted` kills have been survived."""
     expected, seconds = undisturbed(zygote, world, folder / f"{stage}_whole", stage, **keys)
-    rng, kills, runs, again = seeded(f"{stage}{wanted}"), 0, 0, 0
+    rng, kills, runs, late = seeded(f"{stage}{wanted}"), 0, 0, 0
     while kills < wanted:
         out = folder / f"{stage}_{runs}"
-        more, repeated = killed_until_done(zygote, world, out, stage, seconds * rng.choice((0.4, 0.8, 1.3)), rng, **keys)
+        more, after = killed_until_done(zygote, world, out, stage, seconds * rng.choice((0.4, 0.8, 1.3)), rng, **keys)
         assert differences(expected, finished(out, stage)) == []
-        kills, runs, again = kills + more, runs + 1, again + repeated
+        kills, runs, late = kills + more, runs + 1, late + after
         shutil.rmtree(out)
-    report(stage=stage, kills=kills, runs=runs, lost=0, different=0, begun_anew_after_its_end=again, steps=expected["state"]["step"])
+    report(stage=stage, kills=kills, runs=runs, lost=0, different=0, after_the_final_checkpoint=late, steps=expected["state"]["step"])
 
 
 @pytest.mark.parametrize("stage", ["pre", "sft", "lora"])
@@ -74,6 +73,17 @@ def test_C3_killed_at_random_the_bits_are_the_same(zygote, world, ram_path, stag
 @pytest.mark.parametrize("stage", ["pre", "sft", "lora"])
 def test_C3_killed_at_random_the_bits_are_the_same_long(zygote, world, ram_path, stage):
     kill_runs(zygote, world, ram_path, stage, 70)
+
+
+def test_C3_killed_after_the_final_checkpoint_is_done(zygote, world, whole, ram_path):
+    """Between the last save and the end of the process: the restart finds the run complete instead of training it again."""
+    out, argv = ram_path / "out", world.argv("pre", ram_path / "out")
+    kill = {"signal_at": ["train_agent.trainers.loop", "Loop.finish", 1, "after", 9]}
+    assert zygote.run("pre", argv, ram_path / "said", **kill) == -9
+    assert zygote.run("pre", argv, ram_path / "said") == 0
+    assert differences(whole, finished(out, "pre")) == [] and not list((out / "out").glob("backup_*"))
+    assert zygote.run("pre", argv, ram_path / "said") == 0                        # it has ended now: the next one begins anew
+    assert differences(whole, finished(out, "pre")) == [] and len(list((out / "out").glob("backup_*"))) == 1
 
 
 CONTROLS = {"forget_position": {"payload", "state"}, "forget_random": {"payload", "state"}, "forget_optimizer": {"payload", "state"},

@@ -32,7 +32,7 @@ class Loop:
         self.stage, self.options, self.model = stage, stage.options, stage.model
         self.device = machine.choose_device(self.options["device"])
         self.step, self.decays, self.tokens, self.seconds = 0, 0, 0, 0.0
-        self.position, self.finished = Position(), False
+        self.position, self.finished, self.complete = Position(), False, False
         self.metrics, self.held = {}, {}
         self.guard, self.spikes = FiniteGuard(), SpikeWatch()
         self.patience = Patience(self.options["early_stopping_threshold"])
@@ -42,8 +42,10 @@ class Loop:
     def run(self):
         with self.at_work():
             self.prepare()
-            self.train()
-            self.finish()
+            if not self.complete:
+                self.train()
+                self.finish()
+            self.saver.end()
         return {**self.metrics, **self.held}
 
     @contextlib.contextmanager
@@ -266,7 +268,7 @@ class Loop:
     def restore(self, state):
         for name in ("step", "decays", "tokens", "seconds", "finished", "held", "metrics"):
             setattr(self, name, state[name])
-        self.position = Position(*state["position"])
+        self.position, self.complete = Position(*state["position"]), state.get("complete", False)
         for number, optimizer in enumerate(self.optimizers):
             parallel.load_optimizer(optimizer, state["optimizers"] and state["optimizers"][number], self.device)
         self.scaler.load_state_dict(state["scaler"])

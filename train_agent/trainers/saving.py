@@ -59,10 +59,13 @@ class Saver:
         return state
 
     def _goes_on(self, state, total_steps):
-        """Whether a run has not reached its final checkpoint, or was given more steps since."""
+        """Whether a run has not reached its final checkpoint, was killed before it could say so, or was given more steps since."""
         if state is None or self._changes(state):
             return False
-        return not state["final"] or not state["finished"] and state["step"] < total_steps
+        if not state["final"] or not state["finished"] and state["step"] < total_steps:
+            return True
+        state["complete"] = not self.folder.ended()
+        return state["complete"]
 
     def _set_aside(self):
         moved = self.folder.backup()
@@ -103,6 +106,10 @@ class Saver:
         """Write one checkpoint, then let the oldest beyond save_total_limit go. All processes call it, the main one writes."""
         payload = self.stage.payload(step, {k: v for k, v in metrics.items() if isinstance(v, (int, float, str))})
         parallel.from_main(lambda: self._write(stem, payload, state, best, final))
+
+    def end(self):
+        """The run is over, and nothing can be lost any more."""
+        parallel.from_main(lambda: self.folder.end())
 
     def _write(self, stem, payload, state, best, final):
         if self.options["save_precision"] != "fp32":
