@@ -18,6 +18,7 @@ from whole_runs import differences, finished
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not sys.platform.startswith("linux") or not torch.distributed.is_available(), reason="gloo on Linux")]
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT = 20            # seconds: TINYSEEK_TIMEOUT of these runs
+MARK = "TINYSEEK_FAULT_TEST"
 FORGIVING = 15          # times that: until torchrun has given up on a frozen process, on a busy machine
 
 
@@ -34,45 +35,46 @@ def folder(tmp_path_factory):
 
 
 def start(folder, out, **keys):
-    """A torchrun of two ranks in a session of its own."""
+    """A torchrun of two ranks."""
     words = {"config": folder / "config.json", "json_data_path": folder / "pre.jsonl", "vocab_trg_path": folder / "vocab.json", "out_dir": out / "out",
              "log_dir": out / "logs", "log_file": out / "log.txt", "cache_dir": out / "cache", **keys}
     out.mkdir(exist_ok=True)
     with open(out / "said.txt", "a") as said:
         return subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(ranks.free_port()),
                                  str(ROOT / "train_agent/pre_train.py"), *(f"--{k}={v}" for k, v in words.items())], stdout=said, stderr=said,
-                                start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1", "TINYSEEK_TIMEOUT": str(TIMEOUT)})
+                                env={**os.environ, "OMP_NUM_THREADS": "1", "TINYSEEK_TIMEOUT": str(TIMEOUT), MARK: str(out)})
 
 
-def session(pid):
-    """{pid: command line} of the living processes of a session."""
-    found = {}
+def family(out):
+    """Pids of the living processes that were started for the run in `out`: torchrun gives each rank a session of its own, so
+    they are known by a variable that they all inherit."""
+    mark, found = f"{MARK}={out}".encode(), []
     for place in Path("/proc").glob("[0-9]*"):
         try:
-            fields = (place / "stat").read_text().rpartition(")")[2].split()
-            if int(fields[3]) == pid and fields[0] != "Z":
-                found[int(place.name)] = (place / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            if mark in (place / "environ").read_bytes().split(b"\0") and stat_of(place.name)[0] != "Z":
+                found.append(int(place.name))
         except OSError:
             continue
     return found
 
 
-def own_ranks(pid):
-    """Pids of rank 0 and 1: the children of torchrun that run the script and are no data workers."""
+def stat_of(pid):
+    """Fields of /proc/<pid>/stat behind the name: state, parent ..."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
+def children(out, parent):
+    return [pid for pid in family(out) if int(stat_of(pid)[1]) == parent]
+
+
+def own_ranks(out, agent):
+    """{rank: pid}: what torchrun itself has started."""
     found = {}
-    for one in session(pid):
-        try:
-            variables = dict(v.split(b"=", 1) for v in Path(f"/proc/{one}/environ").read_bytes().split(b"\0") if b"=" in v)
-            parent = int(Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            continue
-        if b"LOCAL_RANK" in variables and parent == pid:
-            found[int(variables[b"LOCAL_RANK"])] = one
+    for pid in children(out, agent):
+        variables = dict(v.split(b"=", 1) for v in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") if b"=" in v)
+        if b"LOCAL_RANK" in variables:
+            found[int(variables[b"LOCAL_RANK"])] = pid
     return found
-
-
-def workers_of(rank, pid):
-    return [one for one in session(pid) if int(Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()[1]) == rank]
 
 
 def wait_for_save(run, out):
@@ -102,17 +104,17 @@ def test_X_a_lost_rank_ends_all_and_the_restart_is_identical(folder, whole, faul
     begin = None
     try:
         wait_for_save(run, out)
-        victim = own_ranks(run.pid)[rank]
+        victim = own_ranks(out, run.pid)[rank]
         if workers:
-            victim = workers_of(victim, run.pid)[0]
+            victim = children(out, victim)[0]
         os.kill(victim, number)
         begin = time.monotonic()
         code = run.wait(FORGIVING * TIMEOUT)
         took = time.monotonic() - begin
-        left = session(run.pid)
+        left = family(out)
         assert code != 0 and not left, left
     finally:
-        for one in session(run.pid):
+        for one in family(out):
             os.kill(one, signal.SIGKILL)
         run.wait(60)
     said = (out / "said.txt").read_text(errors="replace")
@@ -138,15 +140,15 @@ def test_an_orphaned_tokeniser_ends(folder, tmp_path):
             "    token_cache.open_cache(sys.argv[2], Vocab.load_vocab(sys.argv[3]), 'pretraining', sys.argv[4])\n")
     (tmp_path / "cut.py").write_text(code)
     run = subprocess.Popen([sys.executable, str(tmp_path / "cut.py"), str(ROOT), str(tmp_path / "much.jsonl.gz"), str(folder / "vocab.json"), str(tmp_path / "cache")],
-                           start_new_session=True, stderr=subprocess.DEVNULL)
+                           env={**os.environ, MARK: str(tmp_path)}, stderr=subprocess.DEVNULL)
     end = time.monotonic() + 300
-    while len(session(run.pid)) < 4 or not list((tmp_path / "cache").glob(".tmp-*")):    # itself, its resource tracker, two workers
+    while len(family(tmp_path)) < 4 or not list((tmp_path / "cache").glob(".tmp-*")):    # itself, its resource tracker, two workers
         assert run.poll() is None and time.monotonic() < end
         time.sleep(0.01)
-    seen = len(session(run.pid))
+    seen = len(family(tmp_path))
     run.kill()
     run.wait()
-    while session(run.pid):
-        assert time.monotonic() < end, session(run.pid)
+    while family(tmp_path):
+        assert time.monotonic() < end, family(tmp_path)
         time.sleep(0.05)
     report(tokeniser_processes=seen, orphans=0)

@@ -34,10 +34,11 @@ PLACES = {
     "log line": (LOOP, "Loop.log", 10, "before", 143, 10),
     "evaluation": (LOOP, "evaluate", 2, "before", 143, 8),
     "best model": (FOLDER, "RunFolder.save", 2, "before", 143, 4),       # the first save is step 3, the second best of step 4
-    "save": (FOLDER, "RunFolder.save", 1, "before", 143, 3),
-    "half-way through a save": (FOLDER, "RunFolder._stage", 1, "after", 143, 3),
-    "renaming": (FOLDER, "RunFolder._finish", 2, "before", 143, 3),
-    "pruning": (FOLDER, "RunFolder.prune", 3, "before", 143, 6),
+    # During the save after step 3 (or 6) one more step is taken and saved.
+    "save": (FOLDER, "RunFolder.save", 1, "before", 143, 4),
+    "half-way through a save": (FOLDER, "RunFolder._stage", 1, "after", 143, 4),
+    "renaming": (FOLDER, "RunFolder._finish", 2, "before", 143, 4),
+    "pruning": (FOLDER, "RunFolder.prune", 3, "before", 143, 7),
     "last step": (LOOP, "Loop.optimize", "last", "after", 143, "last"),
     "final evaluation": (LOOP, "Loop.finish", 1, "before", 0, "last"),   # all is done: the run ends as one that was left alone
 }
