@@ -73,16 +73,12 @@ def repeat(work):
 def run(manager, data, rounds, folder):
     """-> everything measured, a dict."""
     stage = build_stage(stage_options(manager, folder, data))
-    batch, judge = random_batch(stage.model.config.vocab_size), yardstick.Yardstick(with_model(stage).model)
-    plain = (batch.ids, batch.labels_1, batch.labels_2, batch.valid)
-    own, padded, place = [], [], iter(range(0, 1 << 40, ROWS))
+    batch, own = random_batch(stage.model.config.vocab_size), []
+    padded = [yardstick.padded(stage.train.cache, stage.train.documents, LENGTH, i * ROWS, ROWS) for i in range(64)]
+    batches = {"yardstick": [(batch.ids, batch.labels_1, batch.labels_2, batch.valid)], "padded": [rows for rows, _ in padded]}
 
-    def padded_step():
-        rows, useful = yardstick.padded(stage.train.cache, stage.train.documents, LENGTH, next(place), ROWS)
-        padded.append(useful)
-        judge.step(rows)
-
-    with Rehearsal(with_model(stage)) as moe, Rehearsal(with_model(stage, use_moe=False)) as dense, Rehearsal(with_model(stage)) as packed:
+    with Rehearsal(with_model(stage)) as moe, Rehearsal(with_model(stage, use_moe=False)) as dense, \
+            Rehearsal(with_model(stage)) as packed, yardstick.Yardstick(moe.model.config, batches, folder) as judge:
         groups = packed.groups()
 
         def packed_step():
@@ -93,13 +89,13 @@ def run(manager, data, rounds, folder):
         peaks = {"float32": peak(torch.float32), "bfloat16": peak(torch.bfloat16)}
         took = medians(rounds, warm_up=2, moe=lambda: repeat(lambda: moe.optimize([batch], 1)),
                        dense=lambda: repeat(lambda: dense.optimize([batch], 1)), packed=lambda: repeat(packed_step),
-                       yardstick=lambda: judge.step(plain), padded=padded_step)
+                       yardstick=lambda: judge.step("yardstick"), padded=lambda: judge.step("padded"))
         for name in ("moe", "dense", "packed"):
             took[name] /= STEPS
         phases = breakdown(moe, batch)
         work = {name: flops(count(loop.model.config)[3], ROWS * LENGTH, loop.model.config, LENGTH)
                 for name, loop in (("moe", moe), ("dense", dense))}
-    useful = {"packed": sum(own) / len(own), "padded": sum(padded) / len(padded)}
+    useful = {"packed": sum(own) / len(own), "padded": sum(real for _, real in padded) / len(padded)}
     return {"shape": {**SHAPE, "vocab_size": stage.model.config.vocab_size}, "threads": torch.get_num_threads(),
             "precision": moe.precision, "optimizer": stage.options["optimizer"], **figures(took, work, useful, peaks), "phases_ms": phases}
 

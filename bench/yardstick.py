@@ -2,12 +2,21 @@
 
 Rows padded to one length, float32 throughout, a loop over experts that picks its tokens with boolean masks, all logits of both
 heads, autograd for everything, PyTorch's AdamW. It computes with a TinySeek's own parameters, so that the tests can ask both for
-the same loss and the same gradients. B rows, T positions, E experts, K of them per token, d width, V vocabulary.
+the same loss and the same gradients. Its steps run in a process of their own, with the allocator as everybody has it. B rows, T positions, E experts, K of them per token, d width, V vocabulary.
 """
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 
 import torch
 from torch.nn import functional as F
 
+from model import ModelConfig, TinySeek
 from model.layers import rotary_tables, rotate
 
 
@@ -69,18 +78,44 @@ def loss(model, ids, labels_1, labels_2, valid):
 
 
 class Yardstick:
-    """`step(batch)` trains `model` in place; a batch is (ids, labels_1, labels_2, valid)."""
+    """A process that trains in plain steps when asked. batches: {name: list of (ids, labels_1, labels_2, valid)}, used by turns."""
 
-    def __init__(self, model, rate=3e-4):
-        self.model, self.optimizer = model, torch.optim.AdamW(model.parameters(), rate)
+    def __init__(self, config, batches, folder):
+        path = Path(folder) / "yardstick.pt"
+        torch.save({"config": config.to_dict(), "batches": batches, "threads": torch.get_num_threads()}, path)
+        self.process = subprocess.Popen([sys.executable, __file__, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def step(self, batch):
-        self.optimizer.zero_grad()
-        value = loss(self.model, *batch)
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.stdin.close()
+        self.process.wait()
+
+    def step(self, name):
+        """One training step on the next batch of that name -> its seconds."""
+        self.process.stdin.write(name + "\n")
+        self.process.stdin.flush()
+        return float(self.process.stdout.readline())
+
+
+def serve(path):
+    given = torch.load(path, weights_only=True)
+    torch.set_num_threads(given["threads"])
+    torch.manual_seed(0)
+    model = TinySeek(ModelConfig.from_dict(given["config"]))
+    optimizer, done = torch.optim.AdamW(model.parameters(), 3e-4), dict.fromkeys(given["batches"], 0)
+    for name in map(str.strip, sys.stdin):
+        batches = given["batches"][name]
+        batch, start = batches[done[name] % len(batches)], time.perf_counter()
+        done[name] += 1
+        optimizer.zero_grad()
+        value = loss(model, *batch)
         value.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        return value.item()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        value.item()
+        print(time.perf_counter() - start, flush=True)
 
 
 def padded(cache, documents, width, start, rows):
@@ -95,3 +130,7 @@ def padded(cache, documents, width, start, rows):
             goal = torch.where(learned, numbers, -100)[ahead:size + ahead]
             label[row, :len(goal)] = goal
     return (ids, *labels, valid), int(valid.sum())
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])
