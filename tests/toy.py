@@ -62,6 +62,7 @@ OPTIONS = {
     "qk_norm": {"attention": "gqa", "qk_norm": True},
     "counted": {"counted": 3, "use_fc2": False},
     "layer_norm": {"norm": "layer"},
+    "one_head": {"use_fc2": False},
     "half_dense": {"n_dense_layer": 1, "dense_hidden": 10},
     "scaled": {"routed_scaling": 2.5},
     "one_expert": {"keep": 1},
