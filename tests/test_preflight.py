@@ -4,12 +4,15 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+import toy
 from toy import build_stage, checkpoint, events, same_tensors, train
 from tools.errors import UserError
-from train_agent.trainers import pace, recovery
+from train_agent.trainers import pace, preflight as preflight_file, recovery
+from train_agent.trainers.dataset import Position
 from train_agent.trainers.loop import Loop
 from train_agent.trainers.opening import PROMPTS
 from train_agent.trainers.memory_room import memory_there
@@ -46,6 +49,18 @@ def test_a_run_after_it_is_the_run_without_it(options, tmp_path):
     loop = Loop(stage)
     loop.run()
     assert loop.metrics["loss"] == without.metrics["loss"] and same_tensors(stage.model.state_dict(), without.model.state_dict())
+
+
+def test_rows_from_the_middle_of_long_documents_are_fine_other_templates_are_not(options, monkeypatch):
+    rows = [{"text": toy.THINGS[0] * 200}] + toy.text_rows(5)
+    stage = build_stage(options(rows=rows, max_len=16, batch_size=1))
+    middle = next(i for i in range(stage.train.batches_in(0, 0)) if stage.train.batch(Position(0, 0, i)).ids[0, 0] != 1)
+    monkeypatch.setattr(preflight_file, "loader", lambda *_: iter([([stage.train.batch(Position(0, 0, middle))], Position(), 1)]))
+    assert any("模板一致" in line for line in preflight(stage, seconds=0, say=None)["checks"])
+    stage.train.cache.tokens = np.where(stage.train.cache.tokens == 1, 5, stage.train.cache.tokens)
+    with pytest.raises(UserError) as caught:
+        preflight(stage, seconds=0, say=None)
+    assert caught.value.code == 4 and "模板" in str(caught.value)
 
 
 def test_parameters_and_first_loss(stage):

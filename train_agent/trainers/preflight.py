@@ -5,6 +5,7 @@ A few real optimizer steps are taken on a copy of the model, which is then forgo
 
 import math
 
+import numpy as np
 import torch
 
 from tools.config_keys import STAGE_TITLES
@@ -16,6 +17,7 @@ from train_agent.trainers.memory_room import memory_there
 from train_agent.trainers.pace import measure
 
 SAVE_RATE = 200e6                       # bytes per second of a checkpoint written, flushed, hashed and read back
+SEEN = 8                                # documents whose beginning is looked at
 SPARE = 0.8                             # share of the memory there that a run may plan with
 ADAM_STATES = {"adam": 2, "adamw": 2, "muon": 1.5, "sgd": 0}
 PARTS = (("embed", "词向量"), ("place", "位置"), ("fc", "输出头"), ("attention", "注意力"), ("router", "路由"), ("mlp.shared", "共享专家"),
@@ -72,8 +74,8 @@ def fit(stage, group):
         if len(vocab) > rows or stage.about.get("vocab_hash") not in (None, vocab.hash):
             raise UserError(f"词表有 {len(vocab)} 项，模型的词向量有 {rows} 行，对不上。请换回原来的词表。", 4)
         found.append(f"词表 {len(vocab)} 项，和模型一致（{vocab.hash[:8]}）")
-        if all(hasattr(batch, "positions") for batch in group):
-            found.append(template_line(vocab, group))
+        if hasattr(stage.train, "cache") and all(hasattr(batch, "positions") for batch in group):
+            found.append(template_line(vocab, stage.train, group))
     targets, tokens = (sum(getattr(b, k) for b in group) for k in ("targets_1", "tokens"))
     if not targets:
         raise UserError("第一批数据里没有要学的词元：提问可能占满了 max_len，或对话里没有回答。请运行 python tools/check_data.py 看看。", 4)
@@ -81,12 +83,12 @@ def fit(stage, group):
     return found
 
 
-def template_line(vocab, group):
-    """Every packed document must open with the end marker, as the template renders it."""
-    for batch in group:
-        opens = batch.valid & (batch.positions == 0)
-        if not bool((batch.ids[opens] == vocab.id("<|im_end|>")).any()):
-            raise UserError("训练数据不是按现在的对话模板切分的。请删掉 cache_dir 里的缓存后重试。", 4)
+def template_line(vocab, data, group):
+    """Every document must open with the end marker, as the template renders it. (Rows need not: a long document fills several.)"""
+    starts, _ = data.cache.bounds(data.documents[:SEEN])
+    opens, _ = data.cache.split(np.asarray([data.cache.tokens[start:start + 1][0] for start in starts]))
+    if (opens != vocab.id("<|im_end|>")).any():
+        raise UserError("训练数据不是按现在的对话模板切分的。请删掉 cache_dir 里的缓存后重试。", 4)
     roles = sum(int(torch.isin(batch.ids, torch.tensor([vocab.id("User"), vocab.id("Assistant")])).sum()) for batch in group)
     return "模板一致，" + (f"第一步里有 {roles} 个角色标记" if roles else "纯文本，没有角色标记")
 
