@@ -41,7 +41,7 @@ def killed_until_done(zygote, world, out, stage, seconds, rng, sabotage=None, **
     said, kills = out.with_suffix(".said"), 0
     final, late = out / "out" / f"TinySeek_{LABELS[stage]}_final.pkl", 0
     for _ in range(MOST):
-        status = zygote.run_and_kill(rng.uniform(0, seconds), stage, world.argv(stage, out, **keys), said, **(sabotage or {}))
+        status = zygote.run_and_kill(rng.uniform(0, seconds * rng.choice((0.4, 0.8, 1.3))), stage, world.argv(stage, out, **keys), said, **(sabotage or {}))
         if status == 0:
             break
         assert status == -9, said.read_text(errors="replace")[-3000:]
@@ -57,7 +57,7 @@ def kill_runs(zygote, world, folder, stage, wanted, **keys):
     rng, kills, runs, late = seeded(f"{stage}{wanted}"), 0, 0, 0
     while kills < wanted:
         out = folder / f"{stage}_{runs}"
-        more, after = killed_until_done(zygote, world, out, stage, seconds * rng.choice((0.4, 0.8, 1.3)), rng, **keys)
+        more, after = killed_until_done(zygote, world, out, stage, seconds, rng, **keys)
         assert differences(expected, finished(out, stage)) == []
         kills, runs, late = kills + more, runs + 1, late + after
         shutil.rmtree(out)
