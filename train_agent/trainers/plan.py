@@ -166,10 +166,11 @@ def memory(shape, options, strategy, processes, precision):
     tokens = options["batch_size"] * options["max_len"]
     parts = {"weights": 4 * shape.total * share, "gradients": 4 * shape.total * share, "optimizer": 4 * states * shape.total * share,
              "activations": shape.token_bytes * tokens + shape.fixed_bytes}
-    # What comes and goes: a chunk of logits; low-precision copies of the weights; blocks that are whole for a moment.
+    # What comes and goes: a chunk of logits; low-precision copies of the weights; blocks that are whole for a moment, or of which
+    # the backward pass holds the gradients twice and the experts' weights laid out anew.
     parts["passing"] = 3 * 4 * CHUNK * options["vocab_size"]
     if share == 1:
-        parts["passing"] += 2 * shape.total if low else 0
+        parts["passing"] += 2 * 4 * shape.largest + (2 * shape.total if low else 0)
         return {**parts, "total": sum(parts.values())}
     parts["passing"] += passing_blocks(shape, strategy, 2 if low else 4, parts["gradients"], options["accumulation_steps"] > 1)
     return {**parts, "total": max(sum(parts.values()), 4 * shape.total)}
