@@ -101,8 +101,8 @@ def finished(out, stage):
     payload, state = read_pair(out / "out" / f"TinySeek_{LABELS[stage]}_final.pkl")
     run_id = state.pop("run_id")
     state.pop("seconds")
-    for content in (payload["run"], *state["fingerprint"].values()):     # folders differ from run to run
-        for key in [k for k in content if k.endswith(("_dir", "_file")) or k == "vocab_trg_path"]:
+    for content in (payload["run"], *state["fingerprint"].values()):     # folders may differ from run to run, and who cuts the batches
+        for key in [k for k in content if k.endswith(("_dir", "_file")) or k in ("vocab_trg_path", "num_workers")]:
             content.pop(key)
     if payload["base"]:
         payload["base"]["path"] = Path(payload["base"]["path"]).name
