@@ -159,11 +159,11 @@ def leaver(path, options, pool, times):
                 continue
             waiting = pool.submit(Streamed, server, QUESTIONS[1], pool, max_tokens=2, seed=k, **GUARD_OFF)
             time.sleep(0.05)
-            step = statistics.median(b - a for a, b in zip(old.times, old.times[1:]))
+            ended, step = old.work.done(), statistics.median(b - a for a, b in zip(old.times, old.times[1:]))
             left = old.leave()
             late = waiting.result()
             late.wait(1)
-            steps += [(late.times[0] - left) / step] if late.times else []
+            steps += [(late.times[0] - left) / step] if late.times and not ended else []
     return {"slot_free_and_first_token_in_steps": round(statistics.median(steps), 1) if steps else None, "leavers": len(steps)}
 
 

@@ -152,5 +152,5 @@ def test_the_pages_name_only_keys_that_exist():
     for page in PAGES:
         for option in set(re.findall(r"(?<![\w-])--([a-z_.]+)\b", page.read_text(encoding="utf-8"))):
             stage, _, key = option.rpartition(".")
-            fine = (key in known and (not stage or stage in STAGES)) or f'"--{option}"' in sources or option in ("nproc_per_node", "nnodes", "node_rank", "master_addr")
+            fine = (key in known and (not stage or stage in STAGES)) or f'"--{option}"' in sources or option in ("nproc_per_node", "nnodes", "node_rank", "master_addr", "dist")
             assert fine, f"{page.name}: --{option} does not exist"

@@ -86,7 +86,7 @@ def fit(stage, group):
 def template_line(vocab, data, group):
     """Every document must open with the end marker, as the template renders it. (Rows need not: a long document fills several.)"""
     starts, _ = data.cache.bounds(data.documents[:SEEN])
-    opens, _ = data.cache.split(np.asarray([data.cache.tokens[start:start + 1][0] for start in starts]))
+    opens, _ = data.cache.split(np.asarray(data.cache.tokens[starts]))
     if (opens != vocab.id("<|im_end|>")).any():
         raise UserError("训练数据不是按现在的对话模板切分的。请删掉 cache_dir 里的缓存后重试。", 4)
     roles = sum(int(torch.isin(batch.ids, torch.tensor([vocab.id("User"), vocab.id("Assistant")])).sum()) for batch in group)
