@@ -67,15 +67,18 @@ def test_page_asks_and_shows_the_streamed_reply(page):
 
 def test_page_stops_a_reply(page):
     page.run("""localStorage.setItem("tinyseek.settings", '{"max_tokens": 1024, "temperature": 1.5}')""")
-    page.open(page.server.url + "/?again")
-    page.wait(READY)
-    ask(page, "一直说", wait=False)
-    page.wait("document.querySelector('.message.assistant .text')?.textContent.length > 3")
-    page.key("Escape")
-    page.wait("document.querySelector('#stop').hidden")
-    page.wait("document.querySelector('.note')")
-    note, text = page.text(".note")[0], page.text(".message.assistant .text")[0]
-    assert note == "已停止" or "1024 词元" in note     # a fast machine may have finished
+    for attempt in range(8):                                # the model may have had nothing more to say before the key came
+        page.open(page.server.url + f"/?again={attempt}")
+        page.wait(READY)
+        ask(page, "一直说", wait=False)
+        page.wait("document.querySelector('.message.assistant .text')?.textContent.length > 3")
+        page.key("Escape")
+        page.wait("document.querySelector('#stop').hidden")
+        page.wait("document.querySelector('.note')")
+        note, text = page.text(".note")[0], page.text(".message.assistant .text")[0]
+        if note == "已停止":
+            break
+    assert note == "已停止"
     ask(page, "接着")                                    # and the next one works
     assert page.text(".message.assistant .text")[0] == text
 
