@@ -63,12 +63,19 @@ def test_M3_wandb_offline_run_written_and_read(options, monkeypatch):
 
 
 def wandb_history(path):
-    """The history rows of a .wandb file, in the package's own record type. The file is a LevelDB log after 7 bytes of header."""
+    """The history rows of a .wandb file, in the package's own record type."""
     import json
 
     from wandb.proto import wandb_internal_pb2
-    data, at, parts, rows = path.read_bytes(), 7, [], []
-    assert data[:4] == b":W&B"
+    records = map(wandb_internal_pb2.Record.FromString, logged(path, b":W&B"))
+    return [{item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+            for record in records if record.WhichOneof("record_type") == "history"]
+
+
+def logged(path, mark):
+    """The records of a LevelDB log behind 7 bytes of header, which is how both packages keep a run that is not online."""
+    data, at, parts = path.read_bytes(), 7, []
+    assert data[:4] == mark
     while at + 7 <= len(data):
         if 32768 - at % 32768 < 7:                                    # a block's end is too short for a record's header
             at += 32768 - at % 32768
@@ -77,11 +84,21 @@ def wandb_history(path):
         parts.append(data[at + 7:at + 7 + length])
         at += 7 + length
         if kind in (1, 4):                                            # whole, or the last part of a long one
-            record = wandb_internal_pb2.Record.FromString(b"".join(parts))
+            yield b"".join(parts)
             parts = []
-            if record.WhichOneof("record_type") == "history":
-                rows.append({item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item})
-    return rows
+
+
+def test_M3_swanlab_offline_run_written_and_read(options, monkeypatch):
+    pytest.importorskip("swanlab")
+    record = pytest.importorskip("swanlab.proto.swanlab.record.v1.record_pb2").Record
+    monkeypatch.setenv("SWANLAB_MODE", "offline")
+    chosen = options(rows=30, tracker="swanlab", max_steps=3)
+    loop = toy.train(chosen)
+    file, = Path(chosen["log_dir"]).rglob("run-*.swanlab")
+    read = [r.scalar for r in map(record.FromString, logged(file, b":SWL")) if r.HasField("scalar")]
+    losses = {r.step: r.value.number for r in read if r.key == "train/total_loss"}
+    assert losses == pytest.approx({h["step"]: h["loss"] for h in loop.history}, rel=1e-6)
+    assert {"train/ppx_1", "train/grad_norm", "lr", "expert_load/layer_0/expert_0"} <= {r.key for r in read}
 
 
 class FakeRun:
