@@ -17,6 +17,7 @@ class Limits:
     stops: int = 4                 # stop strings, each of at most `stop_length` characters
     stop_length: int = 128
     body: int = MIB                # of one request
+    heard_out: int = 4 * MIB       # a larger body is refused after it has been read, up to this size; beyond it at once
     bodies: int = 64 * MIB         # of all requests being read
     request_time: float = 300.0    # from a request's arrival to the last token of its reply
     queue_time: float = 60.0       # of waiting for a place

@@ -30,6 +30,9 @@ class Bodies:
         """-> bytes. ApiError 413 or 429; ClientDisconnect."""
         length = request.headers.get("content-length", "")
         if length.isdigit() and len(length) < 20 and int(length) > self.limits.body:
+            if int(length) <= self.limits.heard_out:            # who is still sending would not hear the answer; nothing is kept
+                async for _ in request.stream():
+                    pass
             raise self._too_large()
         body, before = bytearray(), 0
         try:
