@@ -9,6 +9,7 @@ from tools.checkpoint import (CheckpointError, best_name, cast_weights, checkpoi
                               read_checkpoint, read_torch, weights_hash, write_torch)
 from tools.errors import UserError
 from tools.safe_file import MARK, read_json, verify_torch, write_json
+from tools.whole_file import write_temporary
 from toy_checkpoint import seal, same, toy_payload, toy_state
 
 
@@ -61,6 +62,16 @@ def test_what_cannot_be_saved_leaves_nothing(tmp_path):
     with pytest.raises(UserError) as caught:
         write_torch(tmp_path / "absent" / "a.pkl", toy_payload())
     assert caught.value.code == 2 and os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), MemoryError(), UserError("no rows")], ids=lambda e: type(e).__name__)
+def test_what_ends_a_write_is_told_as_it_is(tmp_path, error):
+    def fill(handle):
+        os.write(handle, b"half")
+        raise error
+    with pytest.raises(type(error)) as caught:
+        write_temporary(tmp_path / "a.pkl", fill)
+    assert caught.value is error and os.listdir(tmp_path) == []
 
 
 def test_files_of_others_are_refused(tmp_path):

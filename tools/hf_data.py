@@ -12,6 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from .errors import UserError
+from .whole_file import put, write_temporary
 
 MARK = "hf:"
 
@@ -82,21 +83,17 @@ def _open(name, subset, split, streaming):
 
 
 def _write(path, rows, limit, name):
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    count = 0
-    try:
-        with open(temporary, "w", encoding="utf-8") as out:
+    def fill(handle):
+        count = 0
+        with open(handle, "w", encoding="utf-8", closefd=False) as out:
             for row in tqdm(rows, total=limit, desc=f"读取 hf:{name}", delay=2, leave=False, unit="行"):
                 if limit is not None and count >= limit:
                     break
                 out.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
                 count += 1
-            out.flush()
-            os.fsync(out.fileno())
         if not count:
             raise UserError(f"hf:{name} 的这个划分里没有数据。")
-        os.replace(temporary, path)
+    try:
+        put(path, write_temporary(path, fill)[0])
     except UnicodeEncodeError:
         raise UserError(f"hf:{name} 里有不能写成 UTF-8 的文字。") from None
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -46,7 +46,9 @@ def write_temporary(path, fill):
         return temporary, result
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        raise explain(error, path) from error if isinstance(error, OSError) else error
+        if isinstance(error, OSError):
+            raise explain(error, path) from error
+        raise
 
 
 def commit(temporary, path):

@@ -6,21 +6,10 @@ import time
 import pytest
 
 from file_faults import report, seeded
-from whole_runs import LABELS, World, Zygote, differences, finished
+from whole_runs import LABELS, differences, finished
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="需要 fork 和 SIGKILL")
 MOST = 400          # lives of one run; more would mean that it does not get on
-
-
-@pytest.fixture(scope="module")
-def zygote():
-    with Zygote() as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return World(tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture(scope="module")

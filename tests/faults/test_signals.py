@@ -11,7 +11,7 @@ import pytest
 
 import toy
 from file_faults import quiet, report
-from whole_runs import LABELS, World, Zygote, differences, finished
+from whole_runs import LABELS, differences, finished
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="需要 fork 和 /proc")
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,17 +42,6 @@ PLACES = {
     "last step": (LOOP, "Loop.optimize", "last", "after", 143, "last"),
     "final evaluation": (LOOP, "Loop.finish", 1, "before", 0, "last"),   # all is done: the run ends as one that was left alone
 }
-
-
-@pytest.fixture(scope="module")
-def zygote():
-    with Zygote() as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return World(tmp_path_factory.mktemp("signals"))
 
 
 @pytest.fixture(scope="module")

@@ -29,8 +29,25 @@ class Position(NamedTuple):
     batch: int = 0
 
 
+class Movable:
+    """A batch, a dataclass, whose tensors and layout go to a device, or into pinned memory, together."""
+
+    def to(self, device):
+        return self if device.type == "cpu" else self._each(lambda part: part.to(device, non_blocking=True))
+
+    def pin_memory(self):
+        return self._each(lambda part: part.pin_memory())
+
+    def _each(self, change):
+        return replace(self, **{k: change(part) for k, part in self.__dict__.items() if isinstance(part, (torch.Tensor, Layout))})
+
+    def blank(self):
+        """Nothing to learn from, for a process that has no batch in a step."""
+        return replace(self, tokens=0, targets_1=0, position=None)
+
+
 @dataclass
-class Batch:
+class Batch(Movable):
     """ids, positions, labels_1, labels_2: (B, T) int64; valid: (B, T) bool; layout: documents for attention; counts as ints."""
     ids: torch.Tensor
     positions: torch.Tensor
@@ -43,22 +60,10 @@ class Batch:
     targets_2: int
     position: Position = None
 
-    def to(self, device):
-        if device.type == "cpu":
-            return self
-        moved = {k: getattr(self, k).to(device, non_blocking=True)
-                 for k in ("ids", "positions", "valid", "labels_1", "labels_2", "layout")}
-        return Batch(**{**self.__dict__, **moved})
-
     def blank(self):
         """The same shapes without a single token that counts."""
         return replace(self, valid=torch.zeros_like(self.valid), labels_1=torch.full_like(self.labels_1, IGNORE),
                        labels_2=torch.full_like(self.labels_2, IGNORE), tokens=0, targets_1=0, targets_2=0, position=None)
-
-    def pin_memory(self):
-        for k in ("ids", "positions", "valid", "labels_1", "labels_2", "layout"):
-            setattr(self, k, getattr(self, k).pin_memory())
-        return self
 
 
 def make_batch(cache, pieces, rows, row_count, width):

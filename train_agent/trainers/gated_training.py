@@ -1,7 +1,7 @@
 """The gate: a small classifier learns which of several experts answers a user's turn best."""
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from tools.confusion import draw_confusion
 from tools.errors import UserError
 from train_agent.trainers import parallel, recovery
 from train_agent.trainers.adapting import path_from
-from train_agent.trainers.dataset import NOTHING, ItemData, Position, split_documents
+from train_agent.trainers.dataset import NOTHING, ItemData, Movable, Position, split_documents
 from train_agent.trainers.expert_losses import answered, expert_losses
 from train_agent.trainers.prepare import cached, open_vocab, prepare_machine
 from train_agent.trainers.stage import Stage
@@ -22,7 +22,7 @@ from train_agent.trainers.start import asked, start
 
 
 @dataclass
-class TurnBatch:
+class TurnBatch(Movable):
     """ids (B, T) int64 and valid (B, T) bool: user turns; losses (B, X) float32: what each expert's reply would cost."""
 
     ids: torch.Tensor
@@ -32,19 +32,6 @@ class TurnBatch:
     targets_1: int
     targets_2: int = 0
     position: Position = None
-
-    def to(self, device):
-        moved = {k: getattr(self, k).to(device, non_blocking=True) for k in ("ids", "valid", "losses")}
-        return TurnBatch(**{**self.__dict__, **moved})
-
-    def blank(self):
-        """Nothing to learn from, for a process that has no batch in a step."""
-        return replace(self, tokens=0, targets_1=0, position=None)
-
-    def pin_memory(self):
-        for k in ("ids", "valid", "losses"):
-            setattr(self, k, getattr(self, k).pin_memory())
-        return self
 
 
 class TurnData(ItemData):

@@ -4,21 +4,20 @@ The token cache holds a preference row as two documents, one after the other. P 
 """
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from model.layout import Layout
 from train_agent.trainers import parallel
-from train_agent.trainers.dataset import IGNORE, NOTHING, ItemData, Position, make_batch
+from train_agent.trainers.dataset import IGNORE, NOTHING, ItemData, Movable, Position, make_batch
 from train_agent.trainers.expert_losses import last_reply
 
-MOVED = ("ids", "positions", "valid", "labels", "layout", "owner", "reference")
 
 
 @dataclass
-class PreferenceBatch:
+class PreferenceBatch(Movable):
     """ids, positions, labels (1, N) int64, valid (1, N) bool; owner (N,): document of each token; reference (2 * P,) float32: the
     reference model's log-probabilities of the replies, chosen and rejected in turn. A pair is one target."""
 
@@ -33,18 +32,6 @@ class PreferenceBatch:
     targets_1: int
     targets_2: int = 0
     position: Position = None
-
-    def to(self, device):
-        if device.type == "cpu":
-            return self
-        return replace(self, **{k: getattr(self, k).to(device, non_blocking=True) for k in MOVED})
-
-    def pin_memory(self):
-        return replace(self, **{k: getattr(self, k).pin_memory() for k in MOVED})
-
-    def blank(self):
-        """Nothing to learn from, for a process that has no batch in a step."""
-        return replace(self, tokens=0, targets_1=0, position=None)
 
 
 def joined(cache, documents, width, reference=None, position=None):
