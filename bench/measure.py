@@ -23,14 +23,16 @@ def seconds(work):
 
 def medians(rounds, warm_up=1, **works):
     """{name: median seconds}; the works take turns, so that a slow minute of the machine hits them all."""
-    for work in works.values():
-        for _ in range(warm_up):
-            work()
-    times = {name: [] for name in works}
-    for _ in range(rounds):
-        for name, work in works.items():
-            times[name].append(seconds(work))
-    return {name: statistics.median(values) for name, values in times.items()}
+    return by_turns(rounds, {name: lambda work=work: seconds(work) for name, work in works.items()}, warm_up)
+
+
+def by_turns(rounds, measures, warm_up=1):
+    """{name: median of what measures[name]() returned in its turns}; the first `warm_up` turns do not count."""
+    found = {name: [] for name in measures}
+    for _ in range(warm_up + rounds):
+        for name, measure in measures.items():
+            found[name].append(measure())
+    return {name: statistics.median(values[warm_up:]) for name, values in found.items()}
 
 
 def peak(dtype, spent=0.3):

@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 import torch
 
 from bench import yardstick
-from bench.measure import LENGTH, ROWS, SHAPE, draw, medians, peak, table
+from bench.measure import LENGTH, ROWS, SHAPE, by_turns, draw, medians, peak, seconds, table
 from model import ModelConfig, TinySeek
 from model.layout import Layout
 from tools.cli import guarded, parse
@@ -62,12 +62,14 @@ def with_model(stage, **shape):
     return replace(stage, model=model)
 
 
-STEPS = 4        # of ours in a turn: a single one after a turn of the yardstick would find every cache cold
+PEAKS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+STEPS = 4        # of ours in a turn
 
 
-def repeat(work):
-    for _ in range(STEPS):
-        work()
+def repeat(work, steps=STEPS):
+    """Seconds of one step in a row of them; the first one, which finds what the last turn's model left in every cache, is not counted."""
+    work()
+    return seconds(lambda: [work() for _ in range(steps)]) / steps
 
 
 def run(manager, data, rounds, folder):
@@ -86,12 +88,11 @@ def run(manager, data, rounds, folder):
             own.append(sum(b.tokens for b in group))
             packed.optimize(group, 1)
 
-        peaks = {"float32": peak(torch.float32), "bfloat16": peak(torch.bfloat16)}
-        took = medians(rounds, warm_up=2, moe=lambda: repeat(lambda: moe.optimize([batch], 1)),
-                       dense=lambda: repeat(lambda: dense.optimize([batch], 1)), packed=lambda: repeat(packed_step),
-                       yardstick=lambda: judge.step("yardstick"), padded=lambda: judge.step("padded"))
-        for name in ("moe", "dense", "packed"):
-            took[name] /= STEPS
+        turns = {"moe": lambda: repeat(lambda: moe.optimize([batch], 1)), "dense": lambda: repeat(lambda: dense.optimize([batch], 1)),
+                 "packed": lambda: repeat(packed_step), **{name: lambda name=name: judge.steps(name, 2)[-1] for name in batches},
+                 **{name: lambda dtype=dtype: peak(dtype) for name, dtype in PEAKS.items()}}
+        took = by_turns(rounds, turns)
+        peaks = {name: took.pop(name) for name in PEAKS}
         phases = breakdown(moe, batch)
         work = {name: flops(count(loop.model.config)[3], ROWS * LENGTH, loop.model.config, LENGTH)
                 for name, loop in (("moe", moe), ("dense", dense))}

@@ -92,11 +92,11 @@ class Yardstick:
         self.process.stdin.close()
         self.process.wait()
 
-    def step(self, name):
-        """One training step on the next batch of that name -> its seconds."""
-        self.process.stdin.write(name + "\n")
+    def steps(self, name, count):
+        """So many training steps on the next batches of that name -> seconds of each."""
+        self.process.stdin.write((name + "\n") * count)
         self.process.stdin.flush()
-        return float(self.process.stdout.readline())
+        return [float(self.process.stdout.readline()) for _ in range(count)]
 
 
 def serve(path):

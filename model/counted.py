@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from model.cross_entropy import CHUNK
+from model.cross_entropy import CHUNK, WeightGradient, softmax_and_norm
 from model.layers import compute_dtype
 
 NOTHING = 0         # the id before a document's first token: padding, which no text contains
@@ -175,21 +175,18 @@ class _MixedCrossEntropy(torch.autograd.Function):
     def forward(ctx, hidden, weight, targets, own, counted, dtype):
         h, w, wide = hidden.to(dtype), weight.to(dtype), torch.promote_types(dtype, torch.float32)
         losses = torch.empty(len(h), dtype=wide, device=h.device)
-        shares, grad_h, grad_w = torch.empty_like(losses), torch.empty_like(h), torch.zeros(weight.shape, dtype=wide, device=h.device)
+        shares, grad_h, of_weight = torch.empty_like(losses), torch.empty_like(h), WeightGradient(h, len(w), CHUNK, wide)
         for start in range(0, len(h), CHUNK):
             part = slice(start, start + CHUNK)
-            rows, goal = h[part], targets[part, None]
-            logits = (rows @ w.t()).to(wide)                                      # (C, V)
-            norm = logits.logsumexp(-1, keepdim=True)
-            network = (logits.gather(1, goal) - norm)[:, 0] + own[part]
+            goal = targets[part, None]
+            logits = h[part] @ w.t()                                              # (C, V)
+            error, norm = softmax_and_norm(logits, wide)
+            network = (logits.gather(1, goal).to(wide) - norm)[:, 0] + own[part]
             torch.logaddexp(network, counted[part].to(wide), out=losses[part])
             shares[part] = (network - losses[part]).exp()
-            error = logits.sub_(norm).exp_()
             error.scatter_add_(1, goal, torch.full_like(goal, -1, dtype=wide))
-            error = error.mul_(shares[part, None]).to(dtype)
-            torch.mm(error, w, out=grad_h[part])
-            grad_w += error.t() @ rows
-        ctx.save_for_backward(grad_h, grad_w, shares)
+            torch.mm(of_weight.add(start, error.mul_(shares[part, None])), w, out=grad_h[part])
+        ctx.save_for_backward(grad_h, of_weight.total, shares)
         ctx.dtypes = hidden.dtype, weight.dtype
         return -losses.sum()
 

@@ -9,8 +9,34 @@ from torch.nn import functional as F
 
 from model.layers import compute_dtype
 
-CHUNK = 128           # positions at a time: their logits stay in a core's cache
+CHUNK = 256           # positions at a time: their logits stay in the cache
 GPU_CHUNK = 2048
+ERRORS = 1 << 23      # of several chunks make one product for the weight's gradient: a (V, d) sum per chunk would cost more than they do
+
+
+class WeightGradient:
+    """The sum over all chunks of error.T @ rows: the gradient (V, d) of a head's weight, made for several chunks at once."""
+
+    def __init__(self, rows, words, size, wide):
+        """rows (N, d): all hidden states, in chunks of `size`; the sum is kept in dtype `wide`."""
+        self.rows, self.span = rows, size * max(1, ERRORS // (size * words))
+        self.errors = rows.new_empty(min(self.span, len(rows)), words)
+        self.total = torch.zeros(words, rows.shape[1], dtype=wide, device=rows.device)
+
+    def add(self, start, error):
+        """error (C, V) of the chunk that begins at row `start` -> the same in the rows' dtype."""
+        place, last = start % self.span, start + len(error)
+        error = self.errors[place:place + len(error)].copy_(error)
+        if last % self.span == 0 or last == len(self.rows):
+            self.total += self.errors[:place + len(error)].t() @ self.rows[start - place:last]
+        return error
+
+
+def softmax_and_norm(logits, wide):
+    """logits (C, V) -> probabilities and the logarithm of their normaliser (C, 1), both in dtype `wide`, in one pass over exponentials."""
+    probabilities = logits.softmax(-1, dtype=wide)
+    # logsumexp = largest logit - log of its probability, which is at least 1 / V
+    return probabilities, logits.amax(-1, True).to(wide) - probabilities.amax(-1, True).log()
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -21,22 +47,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
         wide = torch.promote_types(dtype, torch.float32)
         total = torch.zeros((), dtype=wide, device=h.device)
         grad_h = torch.empty_like(h) if need else None
-        grad_w = torch.zeros(weight.shape, dtype=wide, device=h.device) if learns else None
         size = CHUNK if h.device.type == "cpu" else GPU_CHUNK
+        of_weight = WeightGradient(h, len(w), size, wide) if learns else None
         for start in range(0, len(h), size):
-            rows, goal = h[start:start + size], targets[start:start + size, None]
-            logits = rows @ w.t()                                                 # (C, V)
-            error = logits.softmax(-1, dtype=wide)                                # one pass while a row is in the cache
-            # logsumexp = largest logit - log of its probability, which is at least 1 / V
-            total += (logits.amax(-1, True).to(wide) - error.amax(-1, True).log() - logits.gather(1, goal).to(wide)).sum()
+            part = slice(start, start + size)
+            goal = targets[part, None]
+            logits = h[part] @ w.t()                                              # (C, V)
+            error, norm = softmax_and_norm(logits, wide)
+            total += (norm - logits.gather(1, goal).to(wide)).sum()
             if need:
                 error.scatter_add_(1, goal, torch.full_like(goal, -1, dtype=wide))      # softmax minus the one-hot target
-                error = error.to(dtype)
-                torch.mm(error, w, out=grad_h[start:start + size])
-                if learns:
-                    grad_w += error.t() @ rows
+                error = of_weight.add(start, error) if learns else error.to(dtype)
+                torch.mm(error, w, out=grad_h[part])
         if need:
-            ctx.save_for_backward(grad_h, grad_w)
+            ctx.save_for_backward(grad_h, of_weight.total if learns else None)
             ctx.dtypes = hidden.dtype, weight.dtype
         return total
 

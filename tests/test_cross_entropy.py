@@ -3,6 +3,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from model import cross_entropy
 from model.cross_entropy import CHUNK, linear_cross_entropy, token_losses
 
 SIZES = [1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 88]
@@ -28,6 +29,18 @@ def test_loss_count_and_gradients_are_torchs(size, share):
     assert int(count) == int((labels >= 0).sum())
     for made, plain in zip(torch.autograd.grad(total * 0.3, [hidden, weight]), torch.autograd.grad(expected * 0.3, [hidden, weight])):
         torch.testing.assert_close(made, plain, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("errors", [1, 64 * 11, 5 * 64 * 11])
+@pytest.mark.parametrize("size", [63, 64, 5 * 64, 7 * 64, 11 * 64 + 5])
+def test_the_weights_gradient_is_whole_however_many_chunks_meet_in_a_product(monkeypatch, size, errors):
+    monkeypatch.setattr(cross_entropy, "CHUNK", 64)
+    monkeypatch.setattr(cross_entropy, "ERRORS", errors)
+    hidden, weight, labels = problem(size)
+    made = torch.autograd.grad(linear_cross_entropy(hidden, weight, labels)[0], [hidden, weight])
+    plain = torch.autograd.grad(F.cross_entropy(hidden @ weight.T, labels, reduction="sum"), [hidden, weight])
+    for one, other in zip(made, plain):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
 def test_no_targets_at_all():
