@@ -83,7 +83,7 @@ _RUN = _block(
     _key("name", "str", None, "本次训练的名字，检查点放到 out_dir/名字/"),
     _with("ask", _key("mixed_precision", "choice", "auto", "混合精度", choices=("auto", "no", "fp16", "bf16"))),
     _key("save_precision", "choice", "fp32", "检查点的精度（续训状态始终精确）", choices=("fp32", "fp16", "bf16")),
-    _key("compile", "choice", "no", "torch.compile（键已留好，目前不起作用）", choices=("auto", "no", "yes")),
+    _key("compile", "choice", "no", "torch.compile：编译归一化和前馈层；auto = 有显卡、有编译器且步数够多时", choices=("auto", "no", "yes")),
     _key("threads", "int", None, "CPU 线程数，null = 自动", low=1),
     _key("tracker", "choice", "none", "实验跟踪", choices=("none", "tensorboard", "wandb", "swanlab")),
     _key("distributed", "choice", "ddp", "多进程（torchrun）时的并行方式", choices=("ddp", "fsdp")),

@@ -14,7 +14,7 @@ from tools.checkpoint import best_name, final_name
 from tools.stopping import STOPPED
 from tools.trackers import NoTracker, numbers_of, open_tracker
 from tools.train_log import TrainLog, perplexity
-from train_agent.trainers import machine, parallel, recovery, schedules, sharding
+from train_agent.trainers import compiling, machine, parallel, recovery, schedules, sharding
 from train_agent.trainers.dataset import Position, loader
 from train_agent.trainers.evaluation import evaluate
 from train_agent.trainers.losses import step_metrics
@@ -229,6 +229,7 @@ class Loop:
         """Settle what `auto` means (a resumed run passes what was settled at its first start); the optimizers for what is wrapped."""
         self.precision = precision or parallel.from_main(lambda: machine.choose_precision(self.options["mixed_precision"], self.device))
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+        compiling.compile_parts(self.model, self.options, self.device, self.total_steps)
         self.wrapped = parallel.wrap(self.model, self.device, self.options, self.precision)
         self.named = self.stage.trainable()
         self.optimizers = build_optimizers(self.named, self.options)
