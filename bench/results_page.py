@@ -1,4 +1,4 @@
-"""bench/results/*.jsonl -> bench/RESULTS.md and a curve beside it. Nothing on that page is written by hand.
+"""bench/results/*.jsonl -> bench/RESULTS.md, a curve beside it, and the README's table of options. None of it is written by hand.
 
     python bench/results_page.py
 
@@ -15,6 +15,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 HERE = Path(__file__).resolve().parent
+OPTIONS = HERE / "results/2_options.jsonl"
+README = (ROOT / "README.md", ROOT / "README_en.md")
+MARKS = ("<!-- options: python bench/results_page.py -->", "<!-- /options -->")
 OPENING = """# 同样的时间，能学到多好？
 
 本页由 `python bench/results_page.py` 从 `bench/results/*.jsonl` 生成，不要手改；不好的结果也在里面。
@@ -26,12 +29,13 @@ OPENING = """# 同样的时间，能学到多好？
 
 def read(folder):
     """-> [(notes, lines)] of each file, in the order of their names."""
-    tables = []
-    for path in sorted(Path(folder).glob("*.jsonl")):
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        notes = [line for line in lines if "title" in line]
-        tables.append((notes[0] if notes else {"title": path.stem}, [line for line in lines if "label" in line]))
-    return tables
+    return [read_file(path) for path in sorted(Path(folder).glob("*.jsonl"))]
+
+
+def read_file(path):
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    notes = [line for line in lines if "title" in line]
+    return notes[0] if notes else {"title": path.stem}, [line for line in lines if "label" in line]
 
 
 def final_bits(line):
@@ -78,6 +82,25 @@ def page(tables):
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
+def options_table(lines, header):
+    """The README's table: one line per option, the best first."""
+    groups = by_label(lines)
+    base = next(statistics.fmean(map(final_bits, group)) for label, group in groups if label == "default")
+    rows = ["| " + " | ".join(header) + " |", "|---|---:|---:|---:|---:|"]
+    for label, group in groups:
+        bits = statistics.fmean(map(final_bits, group))
+        rows.append(f"| `{label}` | {bits:.3f} | {bits - base:+.3f} | {statistics.fmean(line['tokens_per_s'] for line in group):,.0f} | {len(group)} |")
+    return "\n".join(rows)
+
+
+def with_options(text, lines):
+    """A README with the table between its two marks made anew."""
+    before, rest = text.split(MARKS[0])
+    old, after = rest.split(MARKS[1])
+    header = [cell.strip() for cell in old.strip().splitlines()[0].strip("| ").split("|")]
+    return before + MARKS[0] + "\n" + options_table(lines, header) + "\n" + MARKS[1] + after
+
+
 def drawn(tables):
     """The lines whose curves are shown."""
     return [line for notes, lines in tables if notes.get("draw") for line in lines]
@@ -103,6 +126,9 @@ def draw_curves(lines, path):
 def main():
     tables = read(HERE / "results")
     (HERE / "RESULTS.md").write_text(page(tables), encoding="utf-8")
+    for readme in README:
+        text = readme.read_text(encoding="utf-8")
+        readme.write_text(with_options(text, read_file(OPTIONS)[1]), encoding="utf-8")
     if drawn(tables):
         draw_curves(drawn(tables), HERE / "quality.png")
     print(json.dumps({"tables": len(tables), "runs": sum(len(lines) for _, lines in tables)}))

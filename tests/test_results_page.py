@@ -21,6 +21,14 @@ def test_a_table_groups_seeds_and_puts_the_best_first(tmp_path):
     assert "## 甲" in text and "乙" in text and "**结论**：丙" in text
 
 
+def test_what_is_committed_is_what_the_results_say():
+    tables = results_page.read(results_page.HERE / "results")
+    assert (results_page.HERE / "RESULTS.md").read_text(encoding="utf-8") == results_page.page(tables)
+    for readme in results_page.README:
+        text = readme.read_text(encoding="utf-8")
+        assert text == results_page.with_options(text, results_page.read_file(results_page.OPTIONS)[1])
+
+
 def test_curves_are_drawn(tmp_path):
     results_page.draw_curves([line("a", 5.0), line("a", 5.1, seed=1), line("b", 6.0)], tmp_path / "c.png")
     assert (tmp_path / "c.png").stat().st_size > 5000

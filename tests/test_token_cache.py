@@ -3,6 +3,9 @@ import gzip
 import json
 import os
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +15,8 @@ from tools.errors import UserError
 from toy import dialogue_rows, text_rows, write_rows
 from train_agent.trainers import token_cache
 from train_agent.trainers.token_cache import file_digest, open_cache
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -111,6 +116,24 @@ def test_many_processes_write_what_one_does(ram_path, vocab, monkeypatch):
     together = open_cache(data, vocab, "pretraining", ram_path / "two")
     for name in ("tokens.bin", "ends.bin", "rows.bin"):
         assert (alone.folder / name).read_bytes() == (together.folder / name).read_bytes()
+
+
+def test_a_script_without_a_main_guard_runs_once(ram_path, vocab):
+    """What a spawned worker would run again is the caller's script."""
+    write_rows(ram_path / "a.jsonl", text_rows(200))
+    vocab.save(ram_path / "vocab.json")
+    (ram_path / "first_try.py").write_text(f"""import sys
+sys.path.insert(0, {str(ROOT)!r})
+from tools.vocab import Vocab
+from train_agent.trainers import create_dataloader, token_cache
+print("here", __file__)
+token_cache.PARALLEL_FROM, token_cache.BLOCK, token_cache.os.cpu_count = 0, 4000, lambda: 2
+batches = create_dataloader("a.jsonl", Vocab.load_vocab("vocab.json"), training_mode="pretraining", max_length=64, cache_dir="cache")
+print(len(list(batches)) > 0, __spec__, __file__)
+""", encoding="utf-8")
+    ran = subprocess.run([sys.executable, "first_try.py"], cwd=ram_path, capture_output=True, text=True)
+    script = str(ram_path / "first_try.py")
+    assert ran.returncode == 0 and ran.stdout.splitlines() == [f"here {script}", f"True None {script}"], ran.stdout + ran.stderr
 
 
 def test_too_many_bad_lines_stop_with_8_and_leave_no_cache(ram_path, place, vocab):

@@ -6,10 +6,8 @@ out the blocks and yields their results in file order. Memory stays flat: column
 import gzip
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +17,7 @@ from .data_faults import excused, pattern_faults, repeat_faults, row_faults
 from .line_reader import is_plain_text, iter_places
 from .near_duplicates import SHORTEST, codes_of, signatures
 from .vocab import FIRST_BYTE, FIRST_WORD, Vocab
+from .workers import Workers
 
 BLOCK = 4 << 20             # bytes per job
 PARALLEL_FROM = 16 << 20    # less is done in this process: starting others costs more
@@ -155,7 +154,7 @@ def scan_files(files, settings, progress=lambda n: None):
             yield number, scan_block(*job)
             progress(job[2] - job[1])
         return
-    with ProcessPoolExecutor(cores, multiprocessing.get_context("spawn"), start_worker, settings) as pool:
+    with Workers(cores, start_worker, settings) as pool:
         waiting = []
         for job in jobs + [None] * (2 * cores):                         # never more blocks in flight than twice the workers
             if job:

@@ -18,7 +18,7 @@ import signal
 import sys
 import threading
 import time
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,7 @@ from tools import formats, template
 from tools.errors import UserError
 from tools.vocab import Vocab
 from tools.whole_file import PREFIX, CheckpointError, read_json, still_written, write_json
+from tools.workers import Workers
 from train_agent.trainers.joined_cache import JoinedCache
 
 VERSION = 3                 # part of the key: raise it when the layout of the cache changes
@@ -221,8 +222,7 @@ class _encoder:
         if self.alone:
             _start_worker(*self.settings)
         else:
-            context = multiprocessing.get_context("spawn")
-            self.pool = ProcessPoolExecutor(self.cores, context, _start_worker, self.settings)
+            self.pool = Workers(self.cores, _start_worker, self.settings)
         return self
 
     def __exit__(self, *_):
