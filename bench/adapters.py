@@ -6,7 +6,7 @@
 identity: another name from the built-in set, without and with general rows mixed in. folds: the same on a file of who-are-you rows, five
 times with another fifth held out. shopping: the four ways, same number of steps, every 50th row held out. The base is a trained model
 (run.py makes one). Forgetting: the built-in questions, answered by base and adapted model alike, but for those that ask for the
-name, whose answer is meant to change. The last line of stdout is one JSON object.
+name, whose answer is meant to change; the general rows that are mixed in do not say the old name either. The last line of stdout is one JSON object.
 """
 
 import json
@@ -54,7 +54,8 @@ def main(argv=None):
         raise UserError(f"找不到底座 {base}。请先运行 python run.py，或用 --model 指定。", 3)
     world = write_demo(HAND)
     with tempfile.TemporaryDirectory() as folder:
-        work = Workplace(manager, base, Path(folder), world["sft"])
+        general = write_rows(Path(folder) / "general.jsonl", [row for row in read_rows(world["sft"]) if OLD_NAME not in json.dumps(row, ensure_ascii=False)])
+        work = Workplace(manager, base, Path(folder), general)
         memory = General(base, world["eval"], 100 if options.quick else 1)
         results = {"base": Path(base).stat().st_size, "keys": options.overrides}
         for name in options.parts:

@@ -154,7 +154,7 @@ class MoE(nn.Module):
         return mixed
 
     def statistics(self, experts, probabilities, logits, valid, sequences):
-        E, K = self.config.other_experts, self.config.keep
+        K = self.config.keep
         share = torch.ones(len(experts), device=experts.device) if valid is None else valid.float()
         total = share.sum().clamp_min(1)
         chosen = torch.zeros_like(probabilities).scatter_(1, experts, 1.0)        # (N, E), no gradient
