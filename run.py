@@ -155,6 +155,8 @@ def main(argv=None):
     if paths:
         print_scores(done["pre"]["score"]["exact"], done["sft"]["score"]["exact"])
     samples = converse(final)
+    if command.quick:
+        print("\n（--quick 只训练了几秒，还说不成话；要会说话的模型，请去掉它再运行。）")
     extras = train_specialists(manager, progress, answered, command.quick) if command.extras else {}
     write_report(out, options, progress, done, samples, extras)
     print(f"\n报告 {out / 'report.json'}\n曲线 {options['sft']['log_dir']}\n接着聊：python chat_agent/chat.py")

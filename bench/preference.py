@@ -163,7 +163,7 @@ def main(argv=None):
                   f"{a['pairs']} 对，靠运气的概率 {a['by_chance']:.3g}）")
     runs = [read_log(f["log"])[-1] for f in folds]
     picture = draw_run(runs[0], folder / "preference.png")
-    curve = np.mean([held_out(run, "accuracy")[1] for run in runs], 0).tolist()
+    curve = np.mean(list(zip(*(held_out(run, "accuracy")[1] for run in runs))), 1).tolist()      # a smaller fold may have one point less
     stage = manager.stage("dpo")
     print(json.dumps({**told, "margin_mean": round(float(margins.mean()), 4), "margin_sd": round(float(margins.std()), 4),
                       "held_accuracy_curve": [round(v, 4) for v in curve], "folds": command.folds, "beta": stage["beta"],
