@@ -18,7 +18,9 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np
 
+from tools.checkpoint import read_checkpoint
 from tools.cli import guarded, parse
+from tools.config_keys import MODEL_KEYS
 from tools.config_manager import ConfigManager
 from tools.errors import UserError
 from tools.formats import BadLines, not_a_pair, read_rows
@@ -87,6 +89,11 @@ def train_base(folder, command, shape):
     return str(folder / "base/TinySeek_SFT_final.pkl")
 
 
+def shape_of(base):
+    """The configuration's keys that say which tensors the model at `base` has."""
+    return {k: v for k, v in read_checkpoint(base)["config"].items() if k in MODEL_KEYS and k != "vocab_size"}
+
+
 def good_pairs(data):
     """The lines of the file that hold a pair of different replies."""
     kept = {row.line for row in read_rows(data, bad=BadLines()) if not not_a_pair(row)}
@@ -125,7 +132,8 @@ def judged(folds):
     margins = (after - before)[:, 0] - (after - before)[:, 1]
     longer = tokens[:, 0] > tokens[:, 1]
     for name, chosen in (("where_chosen_is_longer", longer), ("where_chosen_is_not_longer", ~longer)):
-        told["after"][f"reward_{name}"] = accuracy((after - before)[chosen])
+        if chosen.any():
+            told["after"][f"reward_{name}"] = accuracy((after - before)[chosen])
     return told, margins
 
 
@@ -141,7 +149,7 @@ def main(argv=None):
     manager, command = parse(argv, "DPO 学到的偏好，对没见过的回答还成立吗？", stage="dpo", extra=EXTRA)
     folder = Path(command.out)
     folder.mkdir(parents=True, exist_ok=True)
-    shape = {} if command.base else dict(DENSE)
+    shape = shape_of(command.base) if command.base else dict(DENSE)
     if command.quick and not command.base:
         shape |= {"d_model": 32, "n_head": 2, "n_layer": 1, "vocab_size": 600, "batch_size": 2}
     given = {**shape, **command.overrides} | ({"max_steps": 3} if command.quick else {})

@@ -23,8 +23,10 @@ DATA = {"pre": "my_text.jsonl", "sft": "my_chat.jsonl", "dpo": "my_preference.js
 NOT_HERE = {"python -m pip": "需要联网", "python -m pytest": "就是这些测试自己", "ollama": "需要 Ollama", "llama-cli": "需要 llama.cpp",
             "curl": "需要一个正在运行的服务，tests/test_serve.py 里有", "python -c": "只打印一个值"}
 # Script -> what makes its command small, in place of what the command says about it.
-TOY = {"run.py": {"--quick": None}, "bench/quality_per_minute.py": {"--max_steps": "2", "--quick": None}, "chat_agent/evaluate.py": {"--every": "50"}}
-SLOW = ("run.py --minutes", "run.py --with", "run.py --quick")           # the same as run.py, and minutes of it
+TOY = {"run.py": {"--quick": None}, "bench/quality_per_minute.py": {"--max_steps": "2", "--quick": None}, "chat_agent/evaluate.py": {"--every": "50"},
+       **{f"bench/{name}.py": {"--quick": None, "--out": f"bench_{name}"} for name in ("course_shape", "preference")},
+       "bench/adapters.py": {"--quick": None}}
+SLOW = ("run.py --minutes", "run.py --with", "run.py --quick", "train_speed.py")           # the same as run.py, and minutes of it
 
 
 def typed():
@@ -60,7 +62,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("readme") / "我的 模型"
     folder.mkdir()
     for name in ("my_text.jsonl", "your_text.jsonl", "你的文本.jsonl"):
-        toy.write_rows(folder / name, toy.text_rows(60))
+        toy.write_rows(folder / name, toy.text_rows(250))
     for name in ("my_chat.jsonl", "more_chat.jsonl", "my chat 对话.jsonl"):
         toy.write_rows(folder / name, toy.dialogue_rows(60))
     pairs = [{"prompt": f"{thing}呢？", "chosen": f"{thing}很好看。", "rejected": "不见了。"} for thing in toy.THINGS * 3]
