@@ -219,17 +219,17 @@ class Loop:
     # ---- beginning and end ----
 
     def setup(self):
-        """Model on its device and the length of the run; nothing on the disk is touched."""
+        """Model on its device, compiled where that is asked for, and the length of the run; nothing on the disk is touched."""
         machine.keep_large_blocks(not parallel.shards(self.model, self.options))
         self.model.to(self.device)
         steps = self.stage.train.steps(self.options["accumulation_steps"], parallel.world())
         self.total_steps = min(self.options["max_steps"] or steps, steps)
+        compiling.compile_parts(self.model, self.options, self.device, self.total_steps)
 
     def choose(self, precision=None):
         """Settle what `auto` means (a resumed run passes what was settled at its first start); the optimizers for what is wrapped."""
         self.precision = precision or parallel.from_main(lambda: machine.choose_precision(self.options["mixed_precision"], self.device))
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
-        compiling.compile_parts(self.model, self.options, self.device, self.total_steps)
         self.wrapped = parallel.wrap(self.model, self.device, self.options, self.precision)
         self.named = self.stage.trainable()
         self.optimizers = build_optimizers(self.named, self.options)
