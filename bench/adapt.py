@@ -36,11 +36,10 @@ class Workplace:
 
         cpu_seconds: of all threads, from reading the data to the final file. Losses in nats per target, both heads together.
         """
-        shape = {k: v for k, v in read_checkpoint(self.base)["config"].items() if k in MODEL_KEYS and k != "vocab_size"}
         places = {"out_dir": self.folder, "cache_dir": self.folder / "cache", "log_dir": self.folder, "log_file": self.folder / "log.txt",
                   "vocab_trg_path": self.folder / "vocab.json", "json_data_path": rows, "eval_data_path": held,
                   "pretraining_model_path": self.base, "replay_data_path": self.general}
-        options = {**self.manager.stage(kind), **shape, **{k: v and str(v) for k, v in places.items()},
+        options = {**self.manager.stage(kind), **shape_of(self.base), **{k: v and str(v) for k, v in places.items()},
                    "eval_share": 0.02, "name": name, "resume": "none", "init_from": None, "save_best_model": False, **keys}
         wall, cpu = time.perf_counter(), time.process_time()
         stage = STAGES[kind](options)
@@ -51,6 +50,11 @@ class Workplace:
         return {"path": path, "model": stage.model, "steps": loop.step, "cpu_seconds": round(cpu, 1), "seconds": round(wall, 1),
                 "trainable": sum(p.numel() for _, p, _ in stage.trainable()), "bytes": path.stat().st_size,
                 "eval_loss": metrics.get("eval_loss"), "general": [metrics.get("general_first"), metrics.get("general_loss")]}
+
+
+def shape_of(path):
+    """The configuration's keys that say which tensors the model at `path` has."""
+    return {k: v for k, v in read_checkpoint(path)["config"].items() if k in MODEL_KEYS and k != "vocab_size"}
 
 
 def answers(path, rows):

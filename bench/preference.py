@@ -18,9 +18,8 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np
 
-from tools.checkpoint import read_checkpoint
+from bench.adapt import shape_of
 from tools.cli import guarded, parse
-from tools.config_keys import MODEL_KEYS
 from tools.config_manager import ConfigManager
 from tools.errors import UserError
 from tools.formats import BadLines, not_a_pair, read_rows
@@ -87,11 +86,6 @@ def train_base(folder, command, shape):
     if not (folder / "base/TinySeek_SFT_final.pkl").exists():
         Loop(sft_training.build_stage(sft)).run()
     return str(folder / "base/TinySeek_SFT_final.pkl")
-
-
-def shape_of(base):
-    """The configuration's keys that say which tensors the model at `base` has."""
-    return {k: v for k, v in read_checkpoint(base)["config"].items() if k in MODEL_KEYS and k != "vocab_size"}
 
 
 def good_pairs(data):

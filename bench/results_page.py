@@ -42,22 +42,31 @@ def final_bits(line):
     return list(line["bits_per_char"].values())[-1]
 
 
+def mean_bits(group):
+    return statistics.fmean(map(final_bits, group))
+
+
+def default_bits(groups):
+    """Mean of the lines labelled default, None without any."""
+    return next((mean_bits(group) for label, group in groups if label == "default"), None)
+
+
 def by_label(lines):
     """[(label, its lines)], the best mean first."""
     found = {}
     for line in lines:
         found.setdefault(line["label"], []).append(line)
-    return sorted(found.items(), key=lambda item: statistics.fmean(map(final_bits, item[1])))
+    return sorted(found.items(), key=lambda item: mean_bits(item[1]))
 
 
 def table(lines):
     groups = by_label(lines)
-    base = next((statistics.fmean(map(final_bits, g)) for label, g in groups if label == "default"), None)
+    base = default_bits(groups)
     rows = ["| label | bits/char | worst | vs default | seeds | seconds | tokens/s | steps | parameters | keys | commit |",
             "|---|---:|---:|---:|---|---:|---:|---:|---:|---|---|"]
     for label, group in groups:
         bits = [final_bits(line) for line in group]
-        first, mean = group[0], statistics.fmean(bits)
+        first, mean = group[0], mean_bits(group)
         keys = " ".join(f"{k}={v}" for k, v in _own_keys(first).items())
         rows.append(f"| {label} | {mean:.3f} | {max(bits):.3f} | {'' if base is None else f'{mean - base:+.3f}'} | "
                     f"{','.join(str(line['seed']) for line in group)} | {first['train_seconds']:.0f} {first['clock']} × {first['threads']} | "
@@ -85,10 +94,10 @@ def page(tables):
 def options_table(lines, header):
     """The README's table: one line per option, the best first."""
     groups = by_label(lines)
-    base = next(statistics.fmean(map(final_bits, group)) for label, group in groups if label == "default")
+    base = default_bits(groups)
     rows = ["| " + " | ".join(header) + " |", "|---|---:|---:|---:|---:|"]
     for label, group in groups:
-        bits = statistics.fmean(map(final_bits, group))
+        bits = mean_bits(group)
         rows.append(f"| `{label}` | {bits:.3f} | {bits - base:+.3f} | {statistics.fmean(line['tokens_per_s'] for line in group):,.0f} | {len(group)} |")
     return "\n".join(rows)
 
@@ -126,9 +135,9 @@ def draw_curves(lines, path):
 def main():
     tables = read(HERE / "results")
     (HERE / "RESULTS.md").write_text(page(tables), encoding="utf-8")
+    options = read_file(OPTIONS)[1]
     for readme in README:
-        text = readme.read_text(encoding="utf-8")
-        readme.write_text(with_options(text, read_file(OPTIONS)[1]), encoding="utf-8")
+        readme.write_text(with_options(readme.read_text(encoding="utf-8"), options), encoding="utf-8")
     if drawn(tables):
         draw_curves(drawn(tables), HERE / "quality.png")
     print(json.dumps({"tables": len(tables), "runs": sum(len(lines) for _, lines in tables)}))

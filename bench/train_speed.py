@@ -66,10 +66,10 @@ PEAKS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 STEPS = 4        # of ours in a turn
 
 
-def repeat(work, steps=STEPS):
+def repeat(work):
     """Seconds of one step in a row of them; the first one, which finds what the last turn's model left in every cache, is not counted."""
     work()
-    return seconds(lambda: [work() for _ in range(steps)]) / steps
+    return seconds(lambda: [work() for _ in range(STEPS)]) / STEPS
 
 
 def run(manager, data, rounds, folder):

@@ -15,7 +15,6 @@ from train_agent.trainers.dataset import IGNORE, NOTHING, ItemData, Movable, Pos
 from train_agent.trainers.expert_losses import last_reply
 
 
-
 @dataclass
 class PreferenceBatch(Movable):
     """ids, positions, labels (1, N) int64, valid (1, N) bool; owner (N,): document of each token; reference (2 * P,) float32: the
