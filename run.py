@@ -28,6 +28,8 @@ from chat_agent.scoring import bits_per_char, exact_scores
 from tools.cli import guarded, parse
 from tools.config_manager import fingerprint
 from tools.demo_data import write_demo
+from tools.errors import UserError
+from tools.hf_data import local_files
 from tools.plot import draw_plt
 from tools.safe_file import read_json, write_json
 from train_agent.specialists import train_specialists
@@ -36,6 +38,7 @@ from train_agent.trainers.opening import OpenedLoop, check_up
 from train_agent.trainers.pace import seconds_per_step
 from train_agent.trainers.pre_training import build_stage as pre_stage
 from train_agent.trainers.sft_training import build_stage as sft_stage
+from train_agent.trainers.start import asked
 
 EXTRA = [("--minutes", {"type": float, "default": 10.0, "metavar": "N", "help": "总时长（分钟），默认 10"}),
          ("--quick", {"action": "store_true", "help": "一分钟以内的试跑：只确认每一步都能工作"}),
@@ -50,10 +53,10 @@ CONVERSATIONS = [["你好", "你是谁？", "34加57等于几？", "把“山水
 class Progress:
     """What is done already, in out/progress.json: a second start skips it. Another configuration starts over."""
 
-    def __init__(self, out_dir, key):
+    def __init__(self, out_dir, key, afresh=False):
         self.path = Path(out_dir) / "progress.json"
         self.data = {"key": key, "steps": {}, "results": {}, "seconds": {}}
-        found = read_json(self.path) if self.path.exists() else self.data
+        found = read_json(self.path) if self.path.exists() and not afresh else self.data
         if found["key"] == key:
             self.data = found
 
@@ -83,6 +86,12 @@ def demo_data(options):
     return {}
 
 
+def own_base(options, out):
+    """The model that SFT starts from: of a run with a name the one in its folder `out`, unless the configuration names another."""
+    base = options["pretraining_model_path"]
+    return str(out / Path(base).name) if base and Path(base).parent == Path(options["out_dir"]) else base
+
+
 def train(name, build, options, budget, progress):
     """Train one stage for `budget` seconds. The number of steps is fixed at the first start and kept for every resume."""
     checked = check_up(options)
@@ -96,11 +105,13 @@ def train(name, build, options, budget, progress):
     return {"metrics": loop.run(), "steps": loop.step, "tokens": loop.tokens, "seconds": round(loop.seconds, 1)}
 
 
-def score(path, paths, text, quick):
-    """Held-out questions of the built-in world, and held-out text, for one checkpoint."""
+def score(path, paths, options, quick):
+    """Held-out questions of the built-in world, and the held-out text of pre-training, for one checkpoint."""
     model, vocab, _ = load(path)
     exact = exact_scores(model, vocab, paths["eval"], every=20 if quick else 1, progress=True) if paths else None
-    return {"exact": exact, "bits_per_char": bits_per_char(model, vocab, text, every=500 if quick else 50)["bits_per_char"]}
+    every = 1 if options["eval_data_path"] else max(2, round(1 / (options["eval_share"] or 0.02)))       # as split_documents does
+    text = local_files(options["eval_data_path"] or options["json_data_path"], options)
+    return {"exact": exact, "bits_per_char": bits_per_char(model, vocab, text, every=every * (10 if quick else 1), text_field=options["text_field"])["bits_per_char"]}
 
 
 def answered(path, questions):
@@ -141,23 +152,27 @@ def main(argv=None):
     built_in = [] if any(word.startswith(("--preset", "--config")) for word in argv) else ["--preset", "tiny"]
     manager, command = parse(argv + built_in, "从数据到对话，一条命令走完全程（默认用预设 tiny）。", extra=EXTRA)
     options = {name: manager.stage(name) for name in SHARES}
+    if asked(options["pre"]):
+        raise UserError(f"--{asked(options['pre'])} 只看一个阶段：请用 python train_agent/pre_train.py 或 sft_train.py。")
     out = Path(options["pre"]["out_dir"], options["pre"]["name"] or "")
+    options["sft"]["pretraining_model_path"] = own_base(options["sft"], out)
     budget = 12 if command.quick else max(10, command.minutes * 60 - FIXED)
     print("▶ 准备数据")
     paths = demo_data(options["pre"])
     key = json.dumps([*map(fingerprint, options.values()), command.quick, command.minutes], sort_keys=True)
-    progress, done = Progress(out, key), {}
+    progress, done = Progress(out, key, afresh=options["pre"]["resume"] == "none"), {}
     for name, build, label in (("pre", pre_stage, "Pre"), ("sft", sft_stage, "SFT")):
-        final, text = out / f"TinySeek_{label}_final.pkl", options["pre"]["json_data_path"]
+        final = out / f"TinySeek_{label}_final.pkl"
         done[name] = progress.once(name, TITLES[name], lambda: train(name, build, options[name], budget * SHARES[name], progress))
-        done[name]["score"] = progress.once(f"score_{name}", f"打分（{TITLES[name]}后）", lambda: score(final, paths, text, command.quick))
-        draw_plt(name, options[name]["log_file"], options[name]["log_dir"])
+        done[name]["score"] = progress.once(f"score_{name}", f"打分（{TITLES[name]}后）", lambda: score(final, paths, options["pre"], command.quick))
+        if options[name]["logging_steps"]:
+            draw_plt(name, options[name]["log_file"], options[name]["log_dir"])
     if paths:
         print_scores(done["pre"]["score"]["exact"], done["sft"]["score"]["exact"])
     samples = converse(final)
     if command.quick:
         print("\n（--quick 只训练了几秒，还说不成话；要会说话的模型，请去掉它再运行。）")
-    extras = train_specialists(manager, progress, answered, command.quick) if command.extras else {}
+    extras = train_specialists(manager, progress, answered, final, command.quick) if command.extras else {}
     write_report(out, options, progress, done, samples, extras)
     print(f"\n报告 {out / 'report.json'}\n曲线 {options['sft']['log_dir']}\n接着聊：python chat_agent/chat.py")
 

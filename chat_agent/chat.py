@@ -13,6 +13,7 @@ from chat_agent.session import Session
 from model.sampling import Sampling
 from tools.cli import guarded, parse
 from tools.errors import UserError
+from tools.formats import SURROGATE
 from tools.template import ROLE_NAMES
 
 HELP = """命令：
@@ -74,7 +75,7 @@ def open_session(path, device, options):
     completes = payload["stage"] == "Pre"
     print(f"{path}：{TITLES.get(payload['stage'], payload['stage'])}，{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M 参数"
           + ("，还没学过对话，只会接着写" if completes else ""), file=sys.stderr)
-    return Session(model, vocab, options.context or context_of(model, payload), completes, options.system)
+    return Session(model, vocab, context_of(model, payload, options.context), completes, options.system)
 
 
 def short_names(paths):
@@ -208,7 +209,8 @@ def messages_of(row):
     """The messages of one saved line. ValueError if it is anything else."""
     messages = row.get("messages") if isinstance(row, dict) else None
     good = isinstance(messages, list) and all(
-        isinstance(m, dict) and m.get("role") in ROLE_NAMES and isinstance(m.get("content"), str) for m in messages)
+        isinstance(m, dict) and m.get("role") in ROLE_NAMES and isinstance(m.get("content"), str) and not SURROGATE.search(m["content"])
+        for m in messages)
     if not good:
         raise ValueError
     return [{"role": m["role"], "content": m["content"]} for m in messages]

@@ -61,7 +61,7 @@ def looks_like(path):
         except (ValueError, RecursionError):
             continue
         if isinstance(row, dict):
-            if {"question", "A", "B", "answer"} <= row.keys():
+            if {"question", "A", "B", "answer"} <= _small(row).keys():
                 return "choice"
             return "question" if "task" in row and ("conversations" in row or "messages" in row) else "rows"
     return "rows"
@@ -104,8 +104,11 @@ def _lines(path):
         text = Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise UserError(f"{path} 不是 UTF-8 文本，请另存为 UTF-8 的 CSV。") from None
-    for number, row in enumerate(csv.DictReader(io.StringIO(text, newline="")), 1):
-        yield number, json.dumps({k: v for k, v in row.items() if k}, ensure_ascii=False).encode()
+    try:
+        for number, row in enumerate(csv.DictReader(io.StringIO(text, newline="")), 1):
+            yield number, json.dumps({k: v for k, v in row.items() if k}, ensure_ascii=False).encode()
+    except csv.Error as error:
+        raise UserError(f"{path} 的 CSV 写法不对（{error}），多半是引号没有成对。") from None
 
 
 def _row_at_hand(row):
@@ -140,19 +143,31 @@ def _choice_line(raw, plain):
         return str(error)
 
 
+def _text(value):
+    return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+
+def _small(row):
+    """A row whose fields' names are in small letters, the options' aside; some collections write Question and Answer."""
+    if not isinstance(row, dict):
+        return row
+    return {k.lower() if isinstance(k, str) and len(k) > 1 else k: v for k, v in row.items()}
+
+
 def _choice(row):
     """A dict (or a Choice) -> Choice; ValueError says in Chinese what is wrong."""
     if isinstance(row, Choice):
         return row
+    row = _small(row)
     if not isinstance(row, dict) or not isinstance(row.get("question"), str) or not row["question"].strip():
         raise ValueError("没有 question")
-    letters = sorted(k for k in row if isinstance(k, str) and OPTION(k) and row[k] is not None)
-    texts = [row[k] for k in letters]
+    options = {k: _text(row[k]) for k in sorted(k for k in row if isinstance(k, str) and OPTION(k)) if row[k] not in (None, "")}
+    letters, texts = list(options), list(options.values())
     if len(texts) < 2 or not all(isinstance(t, str) and t.strip() for t in texts):
         raise ValueError("至少要有 A、B 两个选项，都是非空的字符串")
     if any(formats.SURROGATE.search(t) or "\0" in t for t in [row["question"], *texts]):
         raise ValueError("含有 NUL 或孤立的代理字符")
-    answer = str(row.get("answer", "")).strip()
+    answer = str(row.get("answer", "")).strip().upper()
     if answer not in letters:
         raise ValueError("answer 应是某个选项的字母")
     return Choice(row["question"].strip(), [t.strip() for t in texts], letters.index(answer), str(row.get("subject") or ""))

@@ -80,6 +80,8 @@ def held_out(pre, every):
         return expand_paths(pre["eval_data_path"]), every or 1
     if pre["json_data_path"] == str(HAND / "demo_pre.jsonl"):
         write_demo(HAND)
+    if not pre["eval_share"] and not every:
+        print("注意：eval_share 是 0，没有留出数据；下面的比特/字是在训练过的文本上算的。", file=sys.stderr)
     return expand_paths(pre["json_data_path"]), every or max(2, round(1 / (pre["eval_share"] or 0.02)))
 
 

@@ -47,10 +47,10 @@ def load(path, device="auto"):
     return model.to(device).eval().requires_grad_(False), vocab, chain[-1]
 
 
-def context_of(model, payload):
-    """How many ids a conversation should stay within: the length the model was trained at, and its positions."""
+def context_of(model, payload, wanted=None):
+    """How many ids a conversation should stay within: what is wanted, else the length the model was trained at; never beyond its positions."""
     trained = payload["run"].get("max_len") if isinstance(payload["run"], dict) else None
-    trained = trained if isinstance(trained, int) and trained > 0 else 512
+    trained = wanted or (trained if isinstance(trained, int) and trained > 0 else 512)
     return min(trained, model.config.max_position or trained)
 
 

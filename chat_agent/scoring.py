@@ -98,7 +98,7 @@ def _score(model, documents, group, precision):
         hidden, _ = model.encode(ids[None], positions[None], layout)
         picked = (labels >= 0).nonzero().squeeze(1)
         losses = token_losses(hidden[picked], model.fc1, labels[picked])
-    return np.concatenate(owners)[picked.cpu().numpy()], losses.double().cpu().numpy()
+    return np.concatenate(owners)[picked.cpu().numpy()], losses.cpu().double().numpy()
 
 
 # ---------------------------------------------------------------- bits per character

@@ -65,7 +65,7 @@ def limits_of(options):
         raise UserError("--max_batch、--max_new_tokens 至少为 1，--max_queue 至少为 0，--request_time 应大于 0。")
     if options.context is not None and options.context < 8 or not 0 <= options.port <= 65535:
         raise UserError("--context 至少为 8，--port 在 0 到 65535 之间。")
-    return Limits(**numbers)
+    return Limits(**numbers, choices=min(Limits.choices, options.max_batch + options.max_queue))     # more could never be taken at once
 
 
 def check_key(key):
@@ -85,7 +85,7 @@ def load_all(paths, config, options):
     served = []
     for name, (_, path) in zip(names, named):
         model, vocab, payload = load(path, config["device"])
-        served.append(Served(name, model, vocab, options.context or context_of(model, payload), payload["stage"] == "Pre",
+        served.append(Served(name, model, vocab, context_of(model, payload, options.context), payload["stage"] == "Pre",
                              TITLES.get(payload["stage"], payload["stage"]), int(Path(path).stat().st_mtime)))
         print(f"{name}：{path}，{served[-1].title}，{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M 参数", flush=True)
     return Models(served)

@@ -52,6 +52,11 @@ def _sizes(messages, vocab):
     return [2 + len(c) + (m["role"] == "assistant") for m, c in zip(messages, contents)]
 
 
+def within(context, prompt, wanted):
+    """How many of the `wanted` ids may follow the prompt: as far as the context goes, and half of it after a prompt that is too long."""
+    return min(wanted, max(context - len(prompt), context // 2))
+
+
 class Session:
     """model, vocab: as `load` gives them. context: ids that prompt and reply share. completes: a pre-trained model that knows no
     dialogues goes on with the user's text instead of answering it, and remembers nothing.
@@ -93,7 +98,8 @@ class Session:
 
     def _answer(self, max_new_tokens, options):
         self.reply = Reply()
-        ids = stream(self.model, self._prompt_or_forget(max_new_tokens), max_new_tokens, reply=self.reply, **options)
+        prompt = self._prompt_or_forget(max_new_tokens)
+        ids = stream(self.model, prompt, within(self.context, prompt, max_new_tokens), reply=self.reply, **options)
         characters, pieces, started = Characters(self.vocab), [], time.perf_counter()
         try:
             for new in ids:
@@ -107,7 +113,8 @@ class Session:
                 yield rest
         finally:
             self.seconds = time.perf_counter() - started
-            self.messages.append({"role": "assistant", "content": "".join(pieces)})
+            if pieces:                                                            # a question without a reply can be asked again: /retry
+                self.messages.append({"role": "assistant", "content": "".join(pieces)})
 
     def _prompt_or_forget(self, max_new_tokens):
         """The prompt's ids. A question that cannot be asked leaves the history again, with a UserError."""

@@ -14,6 +14,7 @@ from model.layers import alibi_slopes, make_norm, rotate
 from model.layout import from_slots, to_slots
 
 QUERIES = 256     # that meet a bias (window, ALiBi) at once
+torch.backends.cuda.enable_cudnn_sdp(False)     # it plans anew for every shape, and packed documents bring new shapes with every batch
 
 
 class MLA(nn.Module):
@@ -243,5 +244,5 @@ def attention_bias(config, heads, query_at, key_at):
         hidden |= distance >= config.sliding_window
     bias = torch.zeros(1, *distance.shape, device=distance.device)
     if config.position == "alibi":
-        bias = -alibi_slopes(heads).to(distance.device)[:, None, None] * distance
+        bias = -alibi_slopes(heads, distance.device)[:, None, None] * distance
     return bias.masked_fill(hidden, float("-inf"))

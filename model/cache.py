@@ -152,7 +152,7 @@ class Step:
         if config.sliding_window is not None:
             hidden |= distance >= config.sliding_window
         if alibi:
-            bias = -alibi_slopes(config.n_head).to(device)[:, None, None] * distance[:, None]                  # (B, H, T, L)
+            bias = -alibi_slopes(config.n_head, device)[:, None, None] * distance[:, None]                  # (B, H, T, L)
         else:
             bias = torch.zeros_like(distance, dtype=torch.float32)[:, None]
         return bias.masked_fill_(hidden[:, None], float("-inf")).to(dtype)

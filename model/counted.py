@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from model.cross_entropy import CHUNK, WeightGradient, softmax_and_norm
+from model.cross_entropy import WeightGradient, chunk_size, softmax_and_norm
 from model.layers import compute_dtype
 
 NOTHING = 0         # the id before a document's first token: padding, which no text contains
@@ -151,7 +151,7 @@ class CountedHead(nn.Linear):
         shares = torch.stack([t / total.clamp_min(1) for t, total in zip(times, totals)], -1).to(weights.dtype)
         counted = (weights[:, 1:].exp() * shares).sum(-1).clamp_min(TINY).log()
         total = _MixedCrossEntropy.apply(hidden, self.weight, labels, weights[:, 0], counted, compute_dtype(hidden))
-        return total, torch.tensor(len(labels), device=hidden.device)
+        return total, torch.full((), len(labels), device=hidden.device)
 
     def tagged(self, hidden, before):
         """hidden (N, d) and the ids of the last tokens, the nearest first, (N,) each -> (N, d + 2 * past)."""
@@ -175,9 +175,10 @@ class _MixedCrossEntropy(torch.autograd.Function):
     def forward(ctx, hidden, weight, targets, own, counted, dtype):
         h, w, wide = hidden.to(dtype), weight.to(dtype), torch.promote_types(dtype, torch.float32)
         losses = torch.empty(len(h), dtype=wide, device=h.device)
-        shares, grad_h, of_weight = torch.empty_like(losses), torch.empty_like(h), WeightGradient(h, len(w), CHUNK, wide)
-        for start in range(0, len(h), CHUNK):
-            part = slice(start, start + CHUNK)
+        size = chunk_size(h.device)
+        shares, grad_h, of_weight = torch.empty_like(losses), torch.empty_like(h), WeightGradient(h, len(w), size, wide)
+        for start in range(0, len(h), size):
+            part = slice(start, start + size)
             goal = targets[part, None]
             logits = h[part] @ w.t()                                              # (C, V)
             error, norm = softmax_and_norm(logits, wide)

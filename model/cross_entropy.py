@@ -11,6 +11,10 @@ from model.layers import compute_dtype
 
 CHUNK = 256           # positions at a time: their logits stay in the cache
 GPU_CHUNK = 2048
+
+
+def chunk_size(device):
+    return CHUNK if device.type == "cpu" else GPU_CHUNK
 ERRORS = 1 << 23      # of several chunks make one product for the weight's gradient: a (V, d) sum per chunk would cost more than they do
 
 
@@ -47,7 +51,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         wide = torch.promote_types(dtype, torch.float32)
         total = torch.zeros((), dtype=wide, device=h.device)
         grad_h = torch.empty_like(h) if need else None
-        size = CHUNK if h.device.type == "cpu" else GPU_CHUNK
+        size = chunk_size(h.device)
         of_weight = WeightGradient(h, len(w), size, wide) if learns else None
         for start in range(0, len(h), size):
             part = slice(start, start + size)
@@ -80,7 +84,7 @@ def linear_cross_entropy(hidden, weight, labels):
     if len(picked) < len(labels):
         hidden, labels = hidden.index_select(0, picked), labels.index_select(0, picked)
     total = _LinearCrossEntropy.apply(hidden, weight, labels, compute_dtype(hidden))
-    return total, torch.tensor(len(labels), device=hidden.device)
+    return total, torch.full((), len(labels), device=hidden.device)
 
 
 def token_losses(hidden, weight, labels):
@@ -88,8 +92,8 @@ def token_losses(hidden, weight, labels):
 
     weight: (V, d), or a head that makes logits of hidden states.
     """
-    parts = []
-    for h, goal in zip(hidden.split(CHUNK), labels.split(CHUNK)):
+    parts, size = [], chunk_size(hidden.device)
+    for h, goal in zip(hidden.split(size), labels.split(size)):
         logits = weight(h) if callable(weight) else F.linear(h, weight)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         parts.append(F.cross_entropy(logits, goal, ignore_index=-100, reduction="none"))

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 WINDOW = 3     # tokens that one feature sees
+LONGEST_TURN, TOGETHER = 1024, 64     # tokens of a turn that are read, from its end; turns at a time
 
 
 class Gate(nn.Module):
@@ -42,9 +43,12 @@ class Gate(nn.Module):
     @torch.no_grad()
     def choose(self, conversations):
         """Conversations (lists of ids) -> the number of the expert for each, chosen one by one."""
-        turns = [self.last_turn(ids) or [self.turn["start"]] for ids in conversations]
-        ids, valid = padded(turns, self.embed.weight.device)
-        return self(ids, valid).argmax(-1).tolist()
+        turns = [self.last_turn(ids)[-LONGEST_TURN:] or [self.turn["start"]] for ids in conversations]
+        chosen = []
+        for begin in range(0, len(turns), TOGETHER):
+            ids, valid = padded(turns[begin:begin + TOGETHER], self.embed.weight.device)
+            chosen += self(ids, valid).argmax(-1).tolist()
+        return chosen
 
 
 def padded(turns, device=None):

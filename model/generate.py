@@ -60,7 +60,7 @@ def stream(model, ids, max_new_tokens, *, seed=None, speculate=None, guard=True,
     if room < 1:
         return
     with evaluating(model):
-        cache = DecodeCache.of(model, 1, len(ids) + room + 1)
+        cache = DecodeCache.of(model, 1, len(ids) + min(room, CHUNK) + 1)            # it grows when it has to
         last = prefill(model, cache, [ids])                                       # (1, d)
         source = drafted_ids if speculate else plain_ids
         for new in source(model, cache, last, how, numbers, reply, room):

@@ -59,9 +59,10 @@ def compute_dtype(x):
 
 def rotary_tables(positions, width, theta):
     """positions: (N,) integers -> cos, sin: (N, width / 2), float32 (float64 for tables asked in float64 models)."""
-    frequencies = theta ** (-torch.arange(0, width, 2, device=positions.device, dtype=torch.float64) / width)
-    angles = positions[:, None].double() * frequencies
-    return angles.cos().float(), angles.sin().float()
+    here = "cpu" if positions.device.type == "mps" else positions.device          # mps has no float64
+    frequencies = theta ** (-torch.arange(0, width, 2, device=here, dtype=torch.float64) / width)
+    angles = positions.to(here)[:, None].double() * frequencies
+    return angles.cos().float().to(positions.device), angles.sin().float().to(positions.device)
 
 
 def rotate(x, tables):
@@ -71,9 +72,9 @@ def rotate(x, tables):
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2)
 
 
-def alibi_slopes(heads):
+def alibi_slopes(heads, device=None):
     """Slopes 2^(-8 i / H) for i = 1..H, any H (Press et al. 2021, arXiv:2108.12409)."""
-    return torch.tensor([2.0 ** (-8.0 * (i + 1) / heads) for i in range(heads)])
+    return torch.exp2(torch.arange(1, heads + 1, device=device) * (-8.0 / heads))
 
 
 GATED = {"swiglu": F.silu, "geglu": F.gelu}

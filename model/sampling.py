@@ -10,12 +10,13 @@ from functools import lru_cache
 
 import torch
 
+COLDEST = 1e-5  # below it logits divided by the temperature are no numbers any more
 RESERVED = 16   # ids below this are structure (roles, padding, ...): never generated, except for the stop ids
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next id is chosen. temperature 0 is greedy; then top_k, top_p and min_p do nothing.
+    """How the next id is chosen. temperature below 1e-5 is greedy; then top_k, top_p and min_p do nothing.
 
     top_k: the k most probable ids (0 = all). top_p: the fewest ids that together have this probability (1 = all). min_p: ids with at
     least this share of the best one's probability (0 = all). repetition_penalty: logits of ids already in the reply are divided by
@@ -41,7 +42,7 @@ class Sampling:
 
     @property
     def greedy(self):
-        return self.temperature == 0
+        return self.temperature < COLDEST
 
     @property
     def forgetful(self):
@@ -104,6 +105,7 @@ def _bans(width, stop_ids, device, dtype):
 
 def draw(p, numbers):
     """p (B, V) non-negative, numbers: B floats in [0, 1) -> B ids, by inverting the cumulative distribution."""
+    p = p.cpu() if p.device.type == "mps" else p                                  # which has no float64
     total = p.double().cumsum(-1)                                                 # (B, V)
     goal = torch.tensor(numbers, dtype=torch.float64, device=p.device)[:, None] * total[:, -1:]
     ids = torch.searchsorted(total, goal, right=True)

@@ -9,8 +9,9 @@ import torch
 
 import toy
 from chat_agent import chat, session
+from chat_agent.chat import messages_of
 from chat_agent.load import choose_device, context_of, load
-from chat_agent.session import Characters, Session, fitting, turns
+from chat_agent.session import Characters, Session, fitting, turns, within
 from model import TinySeek
 from tools.checkpoint import write_torch
 from tools.errors import UserError
@@ -111,6 +112,16 @@ def test_an_interrupted_reply_is_kept_as_far_as_it_went(saved):
     pieces = talk.ask("苹果呢？", 50)
     said = next(pieces) + next(pieces)
     pieces.close()
+    assert talk.messages == say("苹果呢？", said)
+
+
+def test_a_question_without_a_single_character_of_reply_waits_for_retry(saved, monkeypatch):
+    model, vocab, _ = load(saved())
+    talk = Session(model, vocab)
+    monkeypatch.setattr(session, "stream", lambda *a, **k: iter(()))
+    assert list(talk.ask("苹果呢？")) == [] and [m["role"] for m in talk.messages] == ["user"]
+    monkeypatch.undo()
+    said = "".join(talk.retry(5))
     assert talk.messages == say("苹果呢？", said)
 
 
@@ -269,3 +280,18 @@ def test_loaded_models_are_frozen_and_in_eval_mode(saved):
 def test_short_names_are_distinct():
     names = chat.short_names(["a/TinySeek_SFT_final.pkl", "b/TinySeek_SFT_final.pkl", "x.pkl", "x.pkl"])
     assert len(set(names)) == 4 and names[0] == "a/SFT_final"
+
+
+def test_a_reply_stays_within_the_context(saved):
+    assert within(64, [0] * 20, 500) == 44 and within(64, [0] * 20, 10) == 10 and within(64, [0] * 90, 500) == 32
+
+
+def test_learned_positions_bound_what_is_wanted():
+    learned = toy.toy_model(position="learned", max_position=48)
+    assert context_of(learned, {"run": {"max_len": 40}}, 4096) == 48 and context_of(learned, {"run": {"max_len": 40}}) == 40
+    assert context_of(toy.toy_model(), {"run": {"max_len": 40}}, 4096) == 4096
+
+
+def test_loaded_conversations_hold_no_half_characters():
+    with pytest.raises(ValueError):
+        messages_of({"messages": [{"role": "user", "content": "\ud83d"}]})

@@ -208,6 +208,8 @@ def test_D6_chunk_keys(make):
     ({"pre": {"init_from": "a.pkl", "last_index": 3}}, ["init_from", "last_index"]),
     ({"pre": {"early_stopping": True, "eval_steps": None}}, ["early_stopping", "eval_steps"]),
     ({"pre": {"early_stopping": True, "eval_share": 0}}, ["early_stopping", "eval_share"]),
+    ({"qk_norm": True}, ["qk_norm", "gqa"]), ({"counted": 3}, ["counted", "use_fc2"]), ({"counted": 1, "use_fc2": False}, ["counted"]),
+    ({"sft": {"keep_temp_index": 2, "warmup_steps": 5}}, ["keep_temp_index", "warmup_steps"]), ({"pre": {"eval_share": 0.6}}, ["eval_share"]),
     ({"position": "learned", "max_position": 64}, ["max_position", "max_len"]),
     ({"lora": {"rank": 0}}, ["rank"]),
     ({"memory": {"memory_tokens": 10}}, ["memory_chapters"]),

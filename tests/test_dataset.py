@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+import toy
 from tools.errors import UserError
 from toy import dialogue_rows, text_rows, write_rows
 from train_agent.trainers import dataset
@@ -252,3 +253,17 @@ def test_E2_held_out_data_is_used_whole_whatever_bounds_the_training(make):
     """n_of_samples and n_of_samplings are about training."""
     data = make(40, shuffle=False, n_of_samples=5, n_of_samplings=2, max_epochs=3)
     assert predictions(data) == expected(data.cache, 24) and data.epochs == 1
+
+
+def test_the_vocabulary_reads_the_field_that_the_training_reads(options, ram_path):
+    rows = [{"completion": row["text"]} for row in toy.text_rows(60)]
+    chosen = options(rows=rows, text_field="completion", vocab_trg_path=str(ram_path / "new.json"), vocab_size=500)
+    stage = toy.build_stage({**chosen, "vocab_data_path": chosen["json_data_path"]})
+    assert (ram_path / "new.json").is_file() and len(stage.train.documents) == 60
+
+
+def test_what_a_stage_cannot_use_is_refused(options):
+    for stage, keys in (("pre", {"replay_share": 0.2}), ("gate", {"init_from": "a.pkl"}), ("gate", {"replay_share": 0.2})):
+        with pytest.raises(UserError) as error:
+            toy.build_stage(options(stage, **keys), stage)
+        assert error.value.code == 2 and next(iter(keys)) in str(error.value)

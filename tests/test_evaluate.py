@@ -187,11 +187,25 @@ def test_csv_and_jsonl_give_the_same_questions(tmp_path):
                                     encoding="utf-8-sig")
     expected = [Choice("一加一，\n等于几？", list("二三四五"), 0, "数学"), Choice("月亮？", list("方圆扁尖"), 1, "")]
     assert eval_data.choice_rows(tmp_path / "q.csv") == expected == eval_data.choice_rows(toy.write_rows(tmp_path / "q.jsonl", rows))
+    (tmp_path / "Q.csv").write_text(",Question,A,B,Answer\n0,月亮？,方,圆,B\n", encoding="utf-8")
+    assert eval_data.choice_rows(tmp_path / "Q.csv") == [Choice("月亮？", ["方", "圆"], 1, "")]
+
+
+def test_empty_cells_numbers_and_small_letters_are_fine(tmp_path):
+    (tmp_path / "q.csv").write_text("question,A,B,C,D,E,answer\n二加二？,3,4,5,6,,b\n", encoding="utf-8")
+    assert eval_data.choice_rows(tmp_path / "q.csv") == [Choice("二加二？", list("3456"), 1, "")]
+    assert eval_data.choice_rows([{"question": "二加二？", "A": 3, "B": 4, "answer": "B"}]) == [Choice("二加二？", ["3", "4"], 1, "")]
+
+
+def test_a_quote_that_never_ends_is_told(tmp_path):
+    (tmp_path / "q.csv").write_text('question,A,B,answer\n"' + "字\n" * 140_000, encoding="utf-8")
+    with pytest.raises(UserError, match="引号"):
+        eval_data.choice_rows(tmp_path / "q.csv")
 
 
 @pytest.mark.parametrize("line", ['{"question": "问", "A": "甲", "answer": "A"}', '{"question": "问", "A": "甲", "B": "", "answer": "A"}',
                                   '{"question": "问", "A": "甲", "B": "乙", "answer": "C"}', '{"question": " ", "A": "甲", "B": "乙", "answer": "A"}',
-                                  '{"question": "问", "A": "甲", "B": 3, "answer": "A"}', "[1]", "{", '{"question": "\\ud800", "A": "甲", "B": "乙", "answer": "A"}'])
+                                  '{"question": "问", "A": "甲", "B": [3], "answer": "A"}', "[1]", "{", '{"question": "\\ud800", "A": "甲", "B": "乙", "answer": "A"}'])
 def test_unusable_choices_are_bad_lines(line):
     assert isinstance(eval_data._choice_line(line.encode(), False), str)
 

@@ -226,3 +226,14 @@ def test_as_a_script_and_as_a_module_from_another_folder(tmp_path, vocab):
     assert done.returncode == 0 and (tmp_path / "b.pkl").exists(), done.stderr
     done = subprocess.run([*script, "--to", "hf"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and "Traceback" not in done.stderr and done.stderr.startswith("错误：")
+
+
+@pytest.mark.parametrize("mode, stage", [("instruction_finetuning", "SFT"), ("pretraining", "Pre")])
+def test_a_pre_trained_model_that_an_adapter_taught_to_talk_talks(tmp_path, vocab, mode, stage):
+    base, _ = toy_payload(vocab)
+    base["stage"] = "Pre"
+    base_path = saved(tmp_path / "base.pkl", base)
+    payload, _ = adapter(tmp_path / "a.pkl", base_path, base, "Lora", {"type": "lora", "rank": 2})
+    saved(tmp_path / "a.pkl", {**payload, "run": {**payload["run"], "training_mode": mode}})
+    export.main(["--model", str(tmp_path / "a.pkl"), "--to", "merged", "--output", str(tmp_path / "m.pkl")])
+    assert read_checkpoint(tmp_path / "m.pkl")["stage"] == stage

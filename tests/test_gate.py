@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import model.gate as gate_module
 import toy
 from toy import THINGS, toy_model
 
@@ -218,3 +219,13 @@ def test_full_models_may_be_experts(world, vocab):
 def test_confusion_picture(tmp_path):
     path = draw_confusion([[8, 2], [0, 5]], ["identity", "购物"], tmp_path / "c.png")
     assert Path(path).read_bytes()[:4] == b"\x89PNG"
+
+
+def test_many_turns_are_read_a_few_at_a_time(monkeypatch):
+    """As in one piece; of a turn without end only the end is read."""
+    torch.manual_seed(0)
+    gate = gate_module.Gate(50, 3, 16, {"start": 3, "ends": [3, 1]}).eval()
+    turns = [torch.randint(5, 50, (length,)).tolist() for length in (4, 30, 1, 9, 17, 2, 2000)]
+    whole = gate.choose(turns)
+    monkeypatch.setattr(gate_module, "TOGETHER", 2)
+    assert gate.choose(turns) == whole == gate.choose([turn[-gate_module.LONGEST_TURN:] for turn in turns])

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import toy
+import model.generate as generate_module
 from model import ModelConfig
 from model.cache import DecodeCache, cache_width
 from model.few_rows import FEW, FEW_SHARED, Matrix, few
@@ -347,3 +348,18 @@ def test_draw_inverts_the_distribution():
 def test_sampling_options_without_meaning(bad):
     with pytest.raises(ValueError):
         generate(eval_model(), [20], 3, **bad)
+
+
+def test_a_temperature_too_small_for_numbers_is_greedy():
+    logits = torch.tensor([[0.0, 5.0, 4.0, -3.0]]).repeat(2, 1)
+    for temperature in (1e-40, 1e-300, 9e-6):
+        how = Sampling(temperature=temperature, reserved=0)
+        assert how.greedy and how.pick(logits.clone(), [[], []], [0.9, 0.1]) == [1, 1]
+    assert Sampling(temperature=1e-5, reserved=0).pick(1000 * logits, [[], []], [0.9, 0.1]) == [1, 1]
+
+
+def test_the_cache_of_a_reply_grows_as_it_needs(monkeypatch):
+    asked, real = [], DecodeCache.of.__func__
+    monkeypatch.setattr(DecodeCache, "of", classmethod(lambda cls, model, rows, length: asked.append(length) or real(cls, model, rows, length)))
+    next(iter(stream(toy.toy_model(), [5, 17, 20], 10 ** 8, guard=False)), None)
+    assert asked and asked[0] <= 3 + generate_module.CHUNK + 1

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+import run
 import toy
 from tools.checkpoint import read_checkpoint
 from tools.cli import guarded
+from tools.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ["--n_layer", 1, "--n_head", 2, "--d_model", 32, "--d_c", 16, "--d_r", 4, "--hidden", 16, "--other_experts", 4, "--shared_experts", 1,
@@ -204,3 +206,24 @@ def test_two_runs_in_one_folder_are_exit_6(place, capsys, tmp_path):
         assert "占用" in mistake(place, capsys, "pre", 6, "--out_dir", tmp_path)
     finally:
         lock.release()
+
+
+# ---- run.py's own answers ----
+
+def test_run_refuses_what_only_a_stage_can_show():
+    for key in ("--dry_run", "--find_lr"):
+        with pytest.raises(UserError, match="只看一个阶段"):
+            run.main([key])
+
+
+def test_run_with_a_name_goes_on_from_its_own_model(tmp_path):
+    options = {"out_dir": str(tmp_path), "pretraining_model_path": str(tmp_path / "TinySeek_Pre_final.pkl")}
+    assert run.own_base(options, tmp_path / "甲") == str(tmp_path / "甲/TinySeek_Pre_final.pkl")
+    assert run.own_base({**options, "pretraining_model_path": "/else/x.pkl"}, tmp_path / "甲") == "/else/x.pkl"
+    assert run.own_base({**options, "pretraining_model_path": None}, tmp_path / "甲") is None
+
+
+def test_run_from_nothing_forgets_what_was_done(tmp_path):
+    run.Progress(tmp_path, "k").once("pre", "预训练", lambda: 1)
+    assert run.Progress(tmp_path, "k").once("pre", "预训练", lambda: 2) == 1
+    assert run.Progress(tmp_path, "k", afresh=True).once("pre", "预训练", lambda: 2) == 2

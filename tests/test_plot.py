@@ -169,3 +169,15 @@ def test_M2_script_runs_from_any_folder(tmp_path):
                           capture_output=True, encoding="utf-8", env={**os.environ, "PYTHONIOENCODING": "utf-8", "MPLBACKEND": "tkagg"})
     assert done.returncode == 0, done.stderr
     assert "图.png" in done.stdout and ink(tmp_path / "sub" / "图.png") > 0.005
+
+
+def test_a_training_ends_with_its_curves_drawn(options, capsys):
+    """In log_dir; of a run with a name in its own folder; nothing where nothing is logged."""
+    from train_agent.trainers.pre_training import pre_train
+    for keys, place in (({}, "log_dir"), ({"name": "实验 一"}, "out_dir"), ({"logging_steps": None, "name": "哑"}, None)):
+        chosen = options(max_steps=2, **{"logging_steps": 1, **keys})
+        pre_train(chosen)
+        pictures = {name: Path(chosen[name], chosen["name"] or "") / "pre_curves.png" for name in ("log_dir", "out_dir")}
+        assert [name for name, picture in pictures.items() if picture.is_file()] == ([place] if place else [])
+        said = capsys.readouterr().err
+        assert str(pictures[place]) in said if place else "曲线：" not in said

@@ -24,7 +24,8 @@ NOT_HERE = {"python -m pip": "需要联网", "python -m pytest": "就是这些�
             "curl": "需要一个正在运行的服务，tests/test_serve.py 里有", "python -c": "只打印一个值"}
 # Script -> what makes its command small, in place of what the command says about it.
 TOY = {"run.py": {"--quick": None}, "bench/quality_per_minute.py": {"--max_steps": "2", "--quick": None}, "chat_agent/evaluate.py": {"--every": "50"},
-       **{f"bench/{name}.py": {"--quick": None, "--out": f"bench_{name}"} for name in ("course_shape", "preference")},
+       "bench/course_shape.py": {"--quick": None, "--out": "bench_course_shape"},
+       "bench/preference.py": {"--quick": None, "--out": "bench_preference", "--base_steps": "4"},
        "bench/adapters.py": {"--quick": None}}
 SLOW = ("run.py --minutes", "run.py --with", "run.py --quick", "train_speed.py")           # the same as run.py, and minutes of it
 

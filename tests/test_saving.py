@@ -8,7 +8,7 @@ import toy
 from toy import build_stage, checkpoint, events, names, same_tensors, train
 from tools.checkpoint import read_pair, weights_hash
 from tools.errors import UserError
-from train_agent.trainers import loop as loop_file
+from train_agent.trainers import loop as loop_file, machine
 
 
 def refused(options, *says, code=4, stage="pre"):
@@ -127,6 +127,26 @@ def test_what_does_not_matter_may_change(options):
     assert train(allowed).history[0]["step"] == 8
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_an_allowed_change_takes_effect(options, optimizer):
+    """Rate 0.001 -> 1e-12 and no decay: the weights stand still from there on. Precision: the one asked for now, fp16's scale included."""
+    keys = dict(max_steps=9, optimizer=optimizer, mixed_precision="bf16")
+    stopped = train(options(**keys), stop_after=5)
+    before = {k: v.clone() for k, v in stopped.model.state_dict().items()}
+    chosen = options(**{**keys, "init_lr": 1e-12, "min_lr": 0.0, "weight_decay": 0.0, "mixed_precision": "no", "allow_change": True})
+    again = train(chosen)
+    assert again.history[0]["step"] == 6 and again.precision == "no"
+    for name, value in again.model.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=1e-9, msg=name)
+
+
+def test_auto_stays_what_it_was_settled_to(options, monkeypatch):
+    monkeypatch.setattr(machine, "choose_precision", lambda wanted, device: "bf16" if wanted == "auto" else wanted)
+    train(options(max_steps=9, mixed_precision="auto"), stop_after=5)
+    monkeypatch.setattr(machine, "choose_precision", lambda wanted, device: "no")
+    assert train(options(max_steps=9, mixed_precision="auto")).precision == "bf16"
+
+
 def test_changed_data_or_vocabulary_is_refused_by_name(options, ram_path):
     chosen = options(max_steps=9)
     train(chosen, stop_after=5)
@@ -236,3 +256,19 @@ def test_missing_and_misfitting_bases(options, ram_path):
     Vocab.create_vocab(["书", "茶"], vocab_size=460, texts=True, progress=False).save(ram_path / "vocab.json")
     refused(options("sft", pretraining_model_path=base), "词表", stage="sft")
     assert events(pre, "save")
+
+
+def test_a_checkpoint_of_another_folder_is_not_taken_for_ours(options):
+    """A file of that name lies here too: the one that was named is meant, and refused."""
+    train(options(max_steps=9), stop_after=5)
+    chosen = options(max_steps=9, name="other")
+    train(chosen, stop_after=5)
+    refused({**chosen, "resume": str(Path(chosen["out_dir"]) / "TinySeek_Pre1_1_s5.pkl")}, "不在这次训练的文件夹", code=3)
+
+
+def test_C6_the_best_is_the_lowest_whatever_early_stopping_calls_progress(options, monkeypatch):
+    losses = iter([3.0, 2.95, 2.97, 2.99])
+    monkeypatch.setattr(loop_file, "evaluate", lambda *_: {"loss": (loss := next(losses)), "ce_1": loss})
+    chosen = options(eval_share=0.1, eval_steps=1, max_steps=4, early_stopping_threshold=0.1)
+    train(chosen)
+    assert checkpoint(chosen, "TinySeek_Pre_best")["step"] == 2

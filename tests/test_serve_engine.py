@@ -269,6 +269,8 @@ def test_what_openai_clients_send_is_understood(world):
     got = read_chat(parsed(json.dumps(body).encode()), LIMITS)
     assert got.prompts[0][0] == {"role": "system", "content": "你是老师"} and got.new_tokens == LIMITS.new_tokens
     assert got.how.temperature == 0.7 and 0 < got.how.top_p < 1e-3 and got.seed == -1 and not got.stops
+    newer = ask(messages=[{"role": "developer", "content": "你是老师"}, {"role": "user", "content": "你好"}])
+    assert read_chat(parsed(json.dumps(newer).encode()), LIMITS).prompts[0][0] == {"role": "system", "content": "你是老师"}
     assert read_completion({"model": "one", "prompt": ["a", "b"], "n": 2}, LIMITS).n == 2
     with pytest.raises(ApiError):
         read_completion({"model": "one", "prompt": [9, 10, 11]}, LIMITS)    # ids could forge a role

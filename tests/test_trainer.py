@@ -7,6 +7,7 @@ from torch import nn
 
 import toy
 from tools.checkpoint import read_checkpoint, read_pair
+from tools.config_manager import ConfigManager
 from tools.errors import UserError
 from train_agent.trainers import TextDataset, Trainer, TrainingConfig, create_dataloader, get_cosine_schedule_with_warmup
 
@@ -127,6 +128,15 @@ def test_T9_from_a_configuration(options):
     assert trainer.evaluate() == pytest.approx(by_hand.held["eval_loss"])
 
 
+def test_T9_a_second_trainer_begins_afresh_as_the_script_does(options):
+    chosen = options(rows=20, max_steps=3)
+    for _ in range(2):
+        trainer = Trainer(chosen, stage="pre")
+        trainer.train()
+        assert trainer.loop.step == 3 and len(trainer.loop.losses) == 3
+    assert list(toy.Path(chosen["out_dir"]).glob("backup_*"))
+
+
 def test_T9_a_given_model_takes_the_place(options, vocab):
     chosen = options(rows=20, max_steps=2)
     model = toy.TinySeek(toy.ModelConfig(vocab_size=len(vocab), **{**toy.SHAPE, "n_layer": 1}))
@@ -142,10 +152,14 @@ def test_T9_a_given_model_takes_the_place(options, vocab):
         Trainer(chosen, model=Guess())
 
 
-def test_T9_the_stage_is_what_training_mode_says():
+def test_T9_the_stage_is_what_training_mode_says(tmp_path):
     from train_agent.trainers.trainer import _stage_of
-    assert _stage_of({"training": {"training_mode": "instruction_finetuning"}}) == "sft"
-    assert _stage_of({"training_mode": "pretraining"}) == _stage_of("model_config.json") == "pre"
+    (tmp_path / "their.yaml").write_text("training:\n  training_mode: instruction_finetuning\n", encoding="utf-8")
+    (tmp_path / "ours.json").write_text('{"training_mode": "pretraining"}', encoding="utf-8")
+    for config, stage in (({"training": {"training_mode": "instruction_finetuning"}}, "sft"), (str(tmp_path / "their.yaml"), "sft"),
+                          ({"training_mode": "pretraining"}, "pre"), (str(tmp_path / "ours.json"), "pre"), ({}, "pre"),
+                          (str(toy.Path(__file__).parents[1] / "model_config.json"), "pre")):
+        assert _stage_of(ConfigManager(config)) == stage
 
 
 def test_T9_training_config_is_checked(ram_path):
@@ -252,3 +266,8 @@ def test_S6_the_schedule_for_somebody_elses_loop():
         optimizer.step()
         schedule.step()
     assert rates[0] == 0 and rates[2] == 1 and rates[10] == pytest.approx(0.1)
+
+
+def test_a_trainer_of_a_module_starts_from_what_it_was_given(ram_path):
+    with pytest.raises(UserError, match="init_from"):
+        Trainer(model=Guess(), train_dataset=Numbers(4), config=config(ram_path, more={"init_from": "a.pkl"}))

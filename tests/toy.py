@@ -3,6 +3,7 @@ import json
 import random
 from dataclasses import fields
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,8 @@ from model.layout import Layout
 from tools.checkpoint import read_pair, read_checkpoint
 from tools.config_manager import ConfigManager
 from tools.vocab import Vocab
-from train_agent.trainers import dpo_tuning, gated_training, lora_tuning, memory_tuning, pre_training, prefix_tuning, sft_training
 from train_agent.trainers.loop import Loop
+from train_agent.trainers.trainer import HOMES
 
 THINGS = ["苹果", "书", "小船", "月亮", "茶", "雨伞", "铅笔", "面包"]
 DOINGS = ["很好看", "放在桌上", "是圆的", "在河边", "要三元", "被风吹走了", "不见了", "刚刚洗过"]
@@ -194,9 +195,7 @@ def toy_options(folder, vocab, stage="pre", rows=30, **keys):
 
 
 def build_stage(options, stage="pre"):
-    trainers = {"pre": pre_training, "sft": sft_training, "lora": lora_tuning, "prefix": prefix_tuning, "memory": memory_tuning,
-                "gate": gated_training, "dpo": dpo_tuning}
-    return trainers[stage].build_stage(options)
+    return import_module(f"train_agent.trainers.{HOMES[stage]}").build_stage(options)
 
 
 class Killed(Exception):

@@ -244,7 +244,7 @@ _NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
 def _out_of_memory(error):
     """Known by name and words: this file does not import torch."""
     return (isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-            or isinstance(error, RuntimeError) and "allocate memory" in str(error))
+            or isinstance(error, RuntimeError) and any(words in str(error) for words in ("allocate memory", "out of memory")))
 
 
 def _say(message):

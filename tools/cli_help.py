@@ -34,7 +34,7 @@ def help_text(parser, description, stage=None, only_run_keys=False, manager=None
 def _key_line(name, key, stage, manager):
     value = default_of(name, stage)
     if manager is not None:
-        place = manager.config if key.scope != "stage" else manager.config[stage or (key.stages[0] if len(key.stages) < 7 else "pre")]
+        place = manager.config if key.scope != "stage" else manager.config[stage or (key.stages[0] if len(key.stages) < len(STAGE_TITLES) else "pre")]
         value = place[name]
     choices = f"，可选 {' '.join(key.choices)}" if key.choices else ""
     return _line(f"--{name}", f"{key.help}{choices}（{show(value)}）")

@@ -29,6 +29,9 @@ def _check_model(c):
         _demand(c["n_head"] % n_kv_head == 0, f"n_kv_head={n_kv_head} 不能整除 n_head={c['n_head']}，请改其中一个。")
         if c["position"] == "rope":
             _demand(c["d_model"] // c["n_head"] % 2 == 0, f"每头宽度 d_model/n_head={c['d_model'] // c['n_head']} 应为偶数（旋转位置成对作用）。")
+    _demand(not c["qk_norm"] or c["attention"] == "gqa", "qk_norm 只用于 attention: gqa；mla 的潜向量本来就归一化了。")
+    _demand(c["counted"] != 1, "counted=1 没有意义：2 到 n 元组请写 n，不用写 0。")
+    _demand(not c["counted"] or not c["use_fc2"], "counted 数的是下一个 token，没有再下一个的：请同时写 use_fc2: false。")
     if c["use_moe"]:
         _demand(c["shared_experts"] >= 1, "shared_experts 至少为 1；不要专家请写 use_moe: false。")
         _demand(c["keep"] <= c["other_experts"], f"keep={c['keep']} 大于 other_experts={c['other_experts']}：选用的专家不能多于路由专家。")
@@ -47,6 +50,7 @@ def _check_stage(stage, s, c):
     _demand(s["scheduler"] != "exponential" or s["min_lr"] <= s["init_lr"],
             f"{stage}.min_lr={s['min_lr']:g} 大于 init_lr={s['init_lr']:g}，学习率无从衰减。")
     _demand(s["warmup_index"] <= 0 or s["warmup_steps"] == 0, f"{stage}：warmup_index（按块）和 warmup_steps（按步）只能用一个。")
+    _demand(s["keep_temp_index"] <= 0 or s["warmup_steps"] == 0, f"{stage}：keep_temp_index（按块）和 warmup_steps（按步）只能用一个。")
     _demand(s["init_from"] is None or c["resume"] in ("auto", "none"), f"{stage}：init_from（只取权重）和 resume（接着训练）只能用一个。")
     _demand(s["init_from"] is None or s["last_index"] < 0, f"{stage}：init_from（只取权重）和 last_index（接着训练）只能用一个。")
     if s["early_stopping"]:

@@ -102,10 +102,10 @@ _RUN = _block(
 _DATA = _block(
     "stage", "数据", "never",
     _key("json_data_path", "paths", None, "训练数据：文件、列表、通配或 hf:名字"),
-    _with("free", _key("vocab_data_path", "paths", None, "建词表用的数据，null = pre 与 sft 的训练数据")),
+    _with("free", _key("vocab_data_path", "paths", None, "建词表用的数据，null = pre 与 sft 的训练数据，有自己的就不含内置的")),
     _with("free", _key("vocab_trg_path", "path", "{out_dir}/vocab.json", "词表文件，不存在则建")),
-    _with("free", _key("eval_data_path", "paths", None, "留出数据，null = 从训练数据中划出 eval_share")),
-    _key("eval_share", "float", 0.02, "划为留出数据的比例，0 = 不划", low=0, high=0.9),
+    _with("ask", _key("eval_data_path", "paths", None, "留出数据，null = 从训练数据中划出 eval_share")),
+    _key("eval_share", "float", 0.02, "划为留出数据的比例（每 1/eval_share 行一行），0 = 不划", low=0, high=0.5),
     _key("text_field", "strings", None, "正文所在的字段，一个或几个，null = 自动识别"),
     _key("hf_subset", "str", None, "hf:名字 的子集"),
     _key("hf_split", "str", "train", "hf:名字 的划分"),
@@ -123,7 +123,7 @@ _LENGTH = _block(
     "stage", "训练长度", "raise",
     _key("max_epochs", "int", 1, "轮数", low=1),
     _key("max_steps", "int", None, "最多优化步数，null = 由轮数决定", low=1),
-    _with("never", _key("n_of_samples", "int", None, "每块的记录数，null = 整个文件为一块", low=1)),
+    _with("never", _key("n_of_samples", "int", None, "每块的记录数，null = 16384", low=1)),
     _key("n_of_samplings", "int", None, "块数，null = 用完文件", low=1),
     _with("ask", _key("batch_size", "int", 8, "一个微批的行数", low=1)),
     _with("ask", _key("accumulation_steps", "int", 1, "几个微批更新一次", low=1)),
@@ -131,7 +131,7 @@ _LENGTH = _block(
 _OPTIM = _block(
     "stage", "优化器", "ask",
     _with("never", _key("optimizer", "choice", "adam", "优化器", choices=("adam", "adamw", "sgd", "muon"))),
-    _key("weight_decay", "float", 0.1, "权重衰减，只作用于矩阵", low=0),
+    _key("weight_decay", "float", 0.1, "权重衰减，只作用于矩阵；optimizer=adam 时不用", low=0),
     _key("beta1", "float", 0.9, "Adam 的 β1，也是 SGD 的动量", low=0, high=0.99999),
     _key("beta2", "float", 0.95, "Adam 的 β2", low=0, high=0.9999999),
     _key("eps", "float", 1e-8, "Adam 的 ε", above=0),
@@ -139,14 +139,14 @@ _OPTIM = _block(
 )
 _RATE = _block(
     "stage", "学习率", "ask",
-    _key("init_lr", "float", 5e-4, "学习率的峰值", above=0),
+    _key("init_lr", "float", 5e-4, "学习率的峰值（memory 阶段写 memory_lr）", above=0),
     _key("embedding_lr", "float", None, "词向量与输出头的学习率峰值，null = init_lr", above=0, stages=("pre",)),
     _key("min_lr", "float", 1e-7, "指数衰减的下限", low=0),
     _key("decay", "float", 0.9995, "指数衰减每步的系数", above=0, high=1),
     _key("scheduler", "choice", "exponential", "学习率规则", choices=("exponential", "cosine", "linear", "constant")),
-    _key("warmup_index", "int", -1, "按块预热：前几块线性升温，-1 = 关", low=-1),
+    _key("warmup_index", "int", -1, "按块预热：前几块线性升温，须在 keep_temp_index 之内，-1 = 关（仅 exponential）", low=-1),
     _key("warmup_steps", "int", 0, "按步预热的步数", low=0),
-    _key("keep_temp_index", "int", -1, "到第几块为止不衰减，-1 = 关", low=-1),
+    _key("keep_temp_index", "int", -1, "到第几块为止不衰减，-1 = 关（仅 exponential）", low=-1),
     _key("min_lr_ratio", "float", 0.1, "余弦终点与峰值之比", low=0, high=1),
 )
 _SAVE = _block(

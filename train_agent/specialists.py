@@ -7,7 +7,6 @@ from pathlib import Path
 
 from tools.checkpoint import STAGE_LABELS, final_name
 from tools.demo_adapters import write_adapters
-from tools.plot import draw_plt
 from train_agent.trainers.gated_training import gate_train
 from train_agent.trainers.lora_tuning import lora_train
 from train_agent.trainers.memory_tuning import memory_train
@@ -20,13 +19,13 @@ SPECIALISTS = {"lora_identity": ("lora", "identity", "LoRA：换个名字"), "lo
                "memory": ("memory", "shopping", "记忆：换种清单")}
 
 
-def train_specialists(manager, progress, score, quick=False):
-    """Train them all, each once. -> {"adapters": {name: metrics}, "gate": report of the gate} for report.json.
+def train_specialists(manager, progress, score, base, quick=False):
+    """Train them all, each once, on the model at `base`. -> {"adapters": {name: metrics}, "gate": report of the gate} for report.json.
 
     score(path of a checkpoint, path of questions) -> share of exact answers, for every set's held-out questions.
     """
     paths = write_adapters(Path(manager.stage("sft")["json_data_path"]).parent)
-    options = {stage: manager.stage(stage) for stage in TRAIN}
+    options = {stage: {**manager.stage(stage), **({"pretraining_model_path": str(base)} if stage != "gate" else {})} for stage in TRAIN}
     done = {}
     for folder, (stage, data, title) in SPECIALISTS.items():
         def work(folder=folder, stage=stage, data=data):
@@ -45,11 +44,8 @@ def final(options, folder, stage):
 
 def run(stage, options, paths, data, folder, quick):
     """One specialist in its own folder, its curves beside it; the held-out rows of its set are its evaluation."""
-    metrics = TRAIN[stage](options, json_data_path=str(paths[data]), eval_data_path=str(paths[f"{data}_eval"]), name=folder,
-                           max_steps=4 if quick else options["max_steps"])
-    if options["logging_steps"]:
-        draw_plt(stage, options["log_file"], Path(options["out_dir"]) / folder)
-    return metrics
+    return TRAIN[stage](options, json_data_path=str(paths[data]), eval_data_path=str(paths[f"{data}_eval"]), name=folder,
+                        max_steps=4 if quick else options["max_steps"])
 
 
 def print_specialists(done):

@@ -27,5 +27,6 @@ def merged_payload(path):
         config, weights = merged(model)
     except ValueError:
         raise UserError(f"{path} 含有前缀或记忆，它们不是权重的改变，不能合并。请直接使用它，或导出它的底座。", 2) from None
-    return top | {"kind": "model", "stage": base["stage"], "config": config.to_dict(), "weights": weights, "vocab": base["vocab"],
+    taught = base["stage"] == "Pre" and top["run"].get("training_mode") != "pretraining"       # the adapter brought it to talk
+    return top | {"kind": "model", "stage": "SFT" if taught else base["stage"], "config": config.to_dict(), "weights": weights, "vocab": base["vocab"],
                   "adapter": None, "base": None}

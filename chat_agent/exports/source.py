@@ -14,7 +14,7 @@ from tools.vocab import Vocab
 CASTS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16"}
 CONTEXT = 512           # where a checkpoint does not say how long its rows were
 WAYS = {"Lora": "请先合并：python chat_agent/export.py --model {path} --to merged --output merged.pkl，再导出 merged.pkl。",
-        "Prefix": "前缀在这些格式里没有位置，请导出它的底座。", "Memory": "记忆在这些格式里没有位置，请导出它的底座。",
+        "Prefix": "角色前缀请先用 --to merged 合并，再导出合并的文件；键值前缀在这些格式里没有位置，请导出它的底座。", "Memory": "记忆在这些格式里没有位置，请导出它的底座。",
         "gate": "门控是挑选专家的小网络，请分别导出各个专家。"}
 
 

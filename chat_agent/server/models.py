@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from chat_agent.server.errors import ApiError, bad, shown
-from chat_agent.session import fitting, turns
+from chat_agent.session import fitting, turns, within
 from model.gate import GatedExperts
 from tools.template import render_prompt, render_text
 from tools.vocab import MAX_WORD
@@ -40,7 +40,8 @@ class Served:
 
     def room(self, ids, wanted):
         """How many ids may follow the prompt."""
-        return wanted if self.positions is None else min(wanted, self.positions - len(ids) + 1)
+        room = within(self.context, ids, wanted)
+        return room if self.positions is None else min(room, self.positions - len(ids) + 1)
 
     def chat_prompt(self, messages, new_tokens):
         """Conversation -> ids; the oldest turns are left out where it is too long. ApiError 400 when the last one alone is."""

@@ -161,7 +161,7 @@ def _message(message, place):
     for name, value in message.items():
         if name not in ("role", "content", "name", "refusal") and value is not None:
             raise bad(f"{place} 里有不支持的字段：{shown(name)}。", "messages", "unsupported_parameter")
-    role = message.get("role")
+    role = "system" if message.get("role") == "developer" else message.get("role")         # OpenAI's newer word for it
     if not isinstance(role, str) or role not in ROLE_NAMES:
         raise bad(f"{place}.role 只能是 system、user 或 assistant，不能是 {shown(role)}。", "messages")
     return {"role": role, "content": _content(message.get("content"), place)}

@@ -13,11 +13,11 @@ from train_agent.trainers.dataset import Position
 
 def forget_position(_):
     """A resume that starts at the data's beginning again."""
-    restore = loop_file.Loop.restore
+    take_place = loop_file.Loop.take_place
 
     def without(self, state):
-        restore(self, {**state, "position": list(Position())})
-    loop_file.Loop.restore = without
+        take_place(self, {**state, "position": list(Position())})
+    loop_file.Loop.take_place = without
 
 
 def forget_random(_):

@@ -20,7 +20,7 @@ BACKEND = "inductor"
 def compile_parts(model, options, device, steps):
     """Do what the key `compile` says for a run of so many steps; no weight changes its name. Raises UserError 2 where no compiler is."""
     if options["compile"] == "yes" and not has_compiler(device):
-        raise UserError("--compile yes 需要编译器：CPU 上要 C++ 编译器（g++ 或 clang++），显卡上要 triton。请安装，或用 --compile no。", 2)
+        raise UserError("--compile yes 需要编译器：CPU 上要 C++ 编译器（g++ 或 clang++），显卡上要 triton、C 编译器（gcc 或 clang）和计算能力 7.0 以上的卡。请安装，或用 --compile no。", 2)
     if options["compile"] == "no" or options["compile"] == "auto" and not pays(device, steps):
         return
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)     # widths, training and evaluation: once each
@@ -37,4 +37,6 @@ def pays(device, steps):
 def has_compiler(device):
     if device.type == "cpu":
         return any(map(shutil.which, (os.environ.get("CXX") or "g++", "clang++", "c++", "cl")))
-    return importlib.util.find_spec("triton") is not None
+    if importlib.util.find_spec("triton") is None or torch.cuda.get_device_capability(device) < (7, 0):
+        return False
+    return os.name == "nt" or any(map(shutil.which, (os.environ.get("CC") or "gcc", "clang", "cc")))     # what Triton builds its launcher with

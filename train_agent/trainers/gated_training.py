@@ -97,6 +97,9 @@ def expert_names(paths):
 
 def build_stage(options):
     device = prepare_machine(options)
+    for key in ("init_from", "replay_share"):
+        if options[key]:
+            raise UserError(f"门从零开始，只学挑选：请去掉 {key}。")
     paths = options["experts"]
     chains = load_experts(paths)
     vocab = open_vocab(options, chains[0][0])

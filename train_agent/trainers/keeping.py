@@ -58,7 +58,9 @@ def drift(model, moments):
     with torch.autocast(next(model.parameters()).device.type, enabled=False):
         for name, c in moments.items():
             lora = places[name].lora
-            a, b, c = lora.a.float(), lora.b.float() * lora.factor, c.to(lora.a.device)
+            if c.device != lora.a.device:
+                c = moments[name] = c.to(lora.a.device)                   # once, not in every step
+            a, b = lora.a.float(), lora.b.float() * lora.factor
             total = total + ((b.t() @ b) @ (a @ c) * a).sum()             # tr(B A C Aᵀ Bᵀ), nothing larger than rank x in
     return total
 

@@ -11,14 +11,15 @@ import torch
 from tqdm import tqdm
 
 from tools.checkpoint import best_name, final_name
+from tools.errors import UserError
 from tools.stopping import STOPPED
 from tools.trackers import NoTracker, numbers_of, open_tracker
 from tools.train_log import TrainLog, perplexity
-from train_agent.trainers import compiling, machine, parallel, recovery, schedules, sharding
+from train_agent.trainers import compiling, machine, parallel, recovery, regrouping, schedules, sharding
 from train_agent.trainers.dataset import Position, loader
 from train_agent.trainers.evaluation import evaluate
 from train_agent.trainers.losses import step_metrics
-from train_agent.trainers.optimizers import build_optimizers, set_rates
+from train_agent.trainers.optimizers import build_optimizers, set_rates, settings
 from train_agent.trainers.saving import Saver
 from train_agent.trainers.watch import FiniteGuard, ForgettingWatch, Patience, SpikeWatch, StopSignals, finite
 
@@ -31,7 +32,7 @@ class Loop:
     def __init__(self, stage):
         self.stage, self.options, self.model = stage, stage.options, stage.model
         self.device = machine.choose_device(self.options["device"])
-        self.step, self.decays, self.tokens, self.seconds = 0, 0, 0, 0.0
+        self.step, self.decays, self.tokens, self.seconds, self.more_steps = 0, 0, 0, 0.0, 0
         self.position, self.finished, self.complete = Position(), False, False
         self.metrics, self.held = {}, {}
         self.guard, self.spikes = FiniteGuard(), SpikeWatch()
@@ -126,7 +127,8 @@ class Loop:
         return sums
 
     def rate_factor(self, chunk):
-        return schedules.rate_factor(self.options, self.step, self.total_steps, chunk, self.decays)
+        """After a regrouping the rule goes on where it was: as far along as the data is."""
+        return schedules.rate_factor(self.options, self.step - self.more_steps, self.total_steps - self.more_steps, chunk, self.decays)
 
     def clip(self):
         """The global gradient norm before clipping; max_norm 0 only measures."""
@@ -201,12 +203,12 @@ class Loop:
             self.held |= self.forgetting.seen(scores[GENERAL]["eval_loss"])
             if self.forgetting.warning:
                 self.journal.event("warning", text=self.forgetting.warning)
-        if own and self.patience.improved(own["eval_loss"]):
-            if self.options["save_best_model"]:
-                self.saver.save(best_name(self.stage.label), self.step, finite({**self.metrics, **self.held}), best=True)
-        elif own and self.options["early_stopping"] and self.patience.waited >= self.options["early_stopping_patience"]:
-            self.finished = True
-            self.journal.event("early_stop", step=self.step, best=self.patience.best)
+        if own and self.patience.is_lowest(own["eval_loss"]) and self.options["save_best_model"]:
+            self.saver.save(best_name(self.stage.label), self.step, finite({**self.metrics, **self.held}), best=True)
+        if own and not self.patience.improved(own["eval_loss"]) and self.options["early_stopping"]:
+            if self.patience.waited >= self.options["early_stopping_patience"]:
+                self.finished = True
+                self.journal.event("early_stop", step=self.step, best=self.patience.best)
         self.since += time.perf_counter() - start                      # held-out time is not training speed
 
     def score(self, name, data):
@@ -222,13 +224,19 @@ class Loop:
         """Model on its device, compiled where that is asked for, and the length of the run; nothing on the disk is touched."""
         machine.keep_large_blocks(not parallel.shards(self.model, self.options))
         self.model.to(self.device)
-        steps = self.stage.train.steps(self.options["accumulation_steps"], parallel.world())
-        self.total_steps = min(self.options["max_steps"] or steps, steps)
+        self.planned = self.stage.train.steps(self.options["accumulation_steps"], parallel.world())
+        self.total_steps = self.steps_in_all()
         compiling.compile_parts(self.model, self.options, self.device, self.total_steps)
+
+    def steps_in_all(self):
+        steps = self.planned + self.more_steps
+        return min(self.options["max_steps"] or steps, steps)
 
     def choose(self, precision=None):
         """Settle what `auto` means (a resumed run passes what was settled at its first start); the optimizers for what is wrapped."""
-        self.precision = precision or parallel.from_main(lambda: machine.choose_precision(self.options["mixed_precision"], self.device))
+        wanted = self.options["mixed_precision"]
+        settled = precision if wanted == "auto" else None
+        self.precision = settled or parallel.from_main(lambda: machine.choose_precision(wanted, self.device))
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.wrapped = parallel.wrap(self.model, self.device, self.options, self.precision)
         self.named = self.stage.trainable()
@@ -238,7 +246,9 @@ class Loop:
         """Take up an unfinished run of this configuration, or start afresh."""
         parallel.agree(self.stage.identity, "各进程读到的数据、词表或起点模型不一样，不能一起训练。请让每台机器用同样的文件。")
         self.setup()
-        found = self.saver.find(self.total_steps)
+        found = self.saver.find()
+        if found:
+            self.take_place(found)
         self.choose(found["precision"] if found else None)
         header = {"device": str(self.device), "precision": self.precision, "steps": self.total_steps,
                   "params": sum(p.numel() for p in self.model.parameters()), "trainable": sum(p.numel() for _, p, _ in self.named),
@@ -256,9 +266,19 @@ class Loop:
                 scores = {name: self.score(name, data) for name, data in self.stage.held.items()}
                 self.forgetting.first = scores[GENERAL]["eval_loss"]
 
+    def take_place(self, state):
+        """Step and place in the data of a checkpoint, and the steps of the whole run from there."""
+        self.step, self.position, self.more_steps = state["step"], Position(*state["position"]), state.get("more_steps", 0)
+        had, has = state.get("step_size"), regrouping.step_size(self.options)
+        if had and had != has:
+            self.position = regrouping.regrouped(self.position, had[0], has[0])
+            self.more_steps = regrouping.more_steps(self.stage.train, self.position, self.step, self.planned)
+        self.total_steps = self.steps_in_all()
+
     def state(self):
         """All that a resume needs beside the weights; plain tensors, numbers and lists."""
         return {"step": self.step, "position": list(self.position), "decays": self.decays, "tokens": self.tokens,
+                "step_size": regrouping.step_size(self.options), "more_steps": self.more_steps,
                 "seconds": self.seconds, "finished": self.finished, "precision": self.precision, "run_id": self.journal.run_id,
                 "optimizers": sharding.for_file([o.state_dict() for o in self.optimizers], parallel.is_main()),
                 "scaler": self.scaler.state_dict(),
@@ -267,24 +287,31 @@ class Loop:
                 "patience": self.patience.state(), "forgetting": self.forgetting.first, "held": finite(self.held), "metrics": finite(self.metrics)}
 
     def restore(self, state):
-        for name in ("step", "decays", "tokens", "seconds", "finished", "held", "metrics"):
+        for name in ("decays", "tokens", "seconds", "finished", "held", "metrics"):
             setattr(self, name, state[name])
-        self.position, self.complete = Position(*state["position"]), state.get("complete", False)
+        self.complete = state.get("complete", False)
         for number, optimizer in enumerate(self.optimizers):
-            parallel.load_optimizer(optimizer, state["optimizers"] and state["optimizers"][number], self.device)
-        self.scaler.load_state_dict(state["scaler"])
+            wanted = [settings(group) for group in optimizer.param_groups]
+            try:
+                parallel.load_optimizer(optimizer, state["optimizers"] and state["optimizers"][number], self.device)
+            except ValueError as error:
+                raise UserError(f"优化器的分组和检查点不同（{error}）。请改回 embedding_lr 等学习率的分法，或用 --resume none 重新开始。", 4) from None
+            for group, own in zip(optimizer.param_groups, wanted):     # rates and decay are the configuration's, which may have changed
+                group.update(own)
+        if state["scaler"]:                                            # empty where the run was not in fp16
+            self.scaler.load_state_dict(state["scaler"])
         self.spikes = SpikeWatch(state["spikes"])
         self.guard.in_a_row = state["guard"]
-        self.patience.restore(*state["patience"])
+        if not self.saver.changed(state, "eval_data_path"):            # losses on other data cannot be compared
+            self.patience.restore(*state["patience"])
         self.forgetting.first = state.get("forgetting")
         self.journal.resume_from(self.step)
         recovery.seed_everything(self.options["seed"] + parallel.rank())
         for own in state["random"][parallel.rank():][:1]:
             recovery.restore_random_states(own)
-        before, here = state["surroundings"], recovery.surroundings(self.device)
-        changed = [f"{k} {before[k]} → {v}" for k, v in here.items() if before[k] != v]
-        if changed:
-            self.journal.event("warning", text=f"续训环境变了（{'，'.join(changed)}），结果不再逐位相同。")
+        why = recovery.unlike(state["surroundings"], self.device)
+        if why:
+            self.journal.event("warning", text=why)
 
     def save(self, stem, final=False):
         self.saver.save(stem, self.step, finite({**self.metrics, **self.held}), self.state(), final=final)
@@ -292,7 +319,6 @@ class Loop:
 
     def finish(self):
         """Last evaluation, final checkpoint."""
-        self.finished = self.finished or self.step < self.total_steps  # the data ended before an estimated number of steps
         if not self.due("eval_steps"):
             self.evaluate()
         self.save(final_name(self.stage.label), final=True)

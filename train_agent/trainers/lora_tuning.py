@@ -1,7 +1,9 @@
 """LoRA: a low-rank change of some projections is learned, the model itself stays as it is."""
 
+import sys
 from functools import partial
 
+from train_agent.trainers import parallel
 from train_agent.trainers.adapting import adapter_stage
 from train_agent.trainers.keeping import general_moments, keeping_loss
 from train_agent.trainers.replay import general_to_learn_from
@@ -21,6 +23,9 @@ def build_stage(options):
     general = general_to_learn_from(stage) if options["forget_penalty"] and options["distributed"] != "fsdp" else None
     if general is not None:                            # not the rows that the guard scores
         stage.loss = partial(keeping_loss, general_moments(stage.model, general), options["forget_penalty"])
+    elif options["forget_penalty"] and parallel.is_main():
+        why = "fsdp 下还没有" if options["distributed"] == "fsdp" else "没有训练数据之外的通用数据（replay_data_path）"
+        print(f"这次不用 forget_penalty：{why}。", file=sys.stderr)
     return stage
 
 

@@ -28,8 +28,10 @@ class Sweep(Rehearsal):
         return self.low * (self.high / self.low) ** (self.step / self.steps) / self.options["init_lr"]
 
     def may_step(self, group):
-        self.broken = not (math.isfinite(self.metrics["loss"]) and math.isfinite(self.metrics["grad_norm"]))
-        return not self.broken
+        loss, norm = math.isfinite(self.metrics["loss"]), math.isfinite(self.metrics["grad_norm"])
+        rescaling = self.scaler.is_enabled() and self.scaler.get_scale() >= 1       # fp16 begins too large and comes down
+        self.broken = not loss or not norm and not rescaling
+        return loss and norm
 
 
 def find_learning_rate(stage, low=LOW, high=HIGH, steps=STEPS, progress=False):
@@ -72,5 +74,5 @@ def find_lr(stage):
         if suggestion is None:
             print("损失没有下降，给不出建议：请检查数据，或先试 --overfit_one_batch 100。", file=sys.stderr)
         else:
-            print(f"建议 --init_lr {suggestion:.2g}（损失下降最快处）。模型和数据都没有改变。")
+            print(f"建议 --{'memory_lr' if stage.name == 'memory' else 'init_lr'} {suggestion:.2g}（损失下降最快处）。模型和数据都没有改变。")
     return {"history": history, "suggestion": suggestion, "picture": str(picture)}

@@ -13,9 +13,7 @@ from tools.errors import UserError
 def choose_device(name):
     """auto | cpu | cuda | cuda:0 | mps -> torch.device. A device that is not there is an error, never a silent fallback."""
     if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-        return torch.device("cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -26,6 +24,9 @@ def choose_device(name):
         raise UserError("指定了 --device cuda，但这台机器上的 PyTorch 看不到 CUDA 显卡。请改用 --device cpu，或安装带 CUDA 的 PyTorch。", 2)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"没有编号为 {device.index} 的显卡，这台机器只有 {torch.cuda.device_count()} 块。", 2)
+    others = getattr(torch, device.type, None)                     # torch.xpu, and torch.npu where its package is imported
+    if device.type not in ("cpu", "cuda", "mps", "meta") and not (others and others.is_available()):
+        raise UserError(f"指定了 --device {name}，但这台机器上的 PyTorch 用不了它。请改用 --device cpu。", 2)
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UserError("指定了 --device mps，但这台机器不支持 MPS。请改用 --device cpu。", 2)
     return device

@@ -2,10 +2,13 @@
 checkpoint what it answers to a few fixed questions. All of it is kept in the run's log, for the report."""
 
 import copy
+import gc
 import os
 import time
 from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 from model.generate import generate
 from tools import check_data
@@ -58,6 +61,10 @@ class OpenedLoop(Loop):
         except RuntimeError as error:                                       # no room for a second model says nothing about one
             if "out of memory" not in str(error).lower():
                 raise
+            found = None
+        if found is None:
+            gc.collect()                                                    # the second model, which the error held
+            torch.cuda.empty_cache()
             print("训练前检查：内存放不下第二份模型，跳过实测。")
             return
         self.journal.event("preflight", **preflight.brief(found))

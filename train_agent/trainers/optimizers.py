@@ -16,10 +16,11 @@ def parameter_groups(named, options):
     for name, parameter, rate in named:
         if not parameter.requires_grad:
             continue
-        decay = options["weight_decay"] if parameter.ndim >= 2 and options["optimizer"] != "adam" else 0.0
+        decays = parameter.ndim >= 2 and options["optimizer"] != "adam"
+        decay = options["weight_decay"] if decays else 0.0
         wants_muon = options["optimizer"] == "muon" and parameter.ndim == 2 and not any(k in name for k in NOT_FOR_MUON)
         groups = muon if wants_muon else rest
-        group = groups.setdefault((rate, decay), {"params": [], "names": [], "lr": rate, "base_lr": rate, "weight_decay": decay})
+        group = groups.setdefault((rate, decays), {"params": [], "names": [], "lr": rate, "base_lr": rate, "weight_decay": decay})
         group["params"].append(parameter)
         group["names"].append(name)
     if not muon and not rest:
@@ -44,6 +45,11 @@ def build_optimizers(named, options):
 
 def _plain(groups):
     return [{k: v for k, v in group.items() if k != "names"} for group in groups]
+
+
+def settings(group):
+    """What the configuration says of a group of torch's: rates, decay, betas; its parameters and the rate of the last step are not among it."""
+    return {k: v for k, v in group.items() if k not in ("params", "lr")}
 
 
 def set_rates(optimizers, factor):

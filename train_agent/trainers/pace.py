@@ -25,8 +25,9 @@ def measure(stage, seconds, share=1.0):
     """Steps are taken for about `seconds`, and for at most that share of the run's steps.
 
     -> {"metrics" of the first step, "step" and "forward" (one whole evaluation) in seconds, "saved" bytes of activations,
-    "peak" bytes on CUDA, "total_steps", "device", "precision"}
+    "peak" bytes of the copy on CUDA, "total_steps", "device", "precision"}
     """
+    before = allocated(machine.choose_device(stage.options["device"]))      # by the model that is to be trained
     with Rehearsal(stage) as loop:
         cuda = loop.device.type == "cuda"
         if cuda:
@@ -36,11 +37,15 @@ def measure(stage, seconds, share=1.0):
             loop.optimize(next(loop.groups())[:1], 1)
         found = {"metrics": dict(loop.metrics), "step": step_seconds(loop, seconds, share), "forward": held_seconds(loop), "saved": counted.total,
                  "total_steps": loop.total_steps, "device": loop.device, "precision": loop.precision,
-                 "peak": torch.cuda.max_memory_allocated(loop.device) if cuda else None}
+                 "peak": torch.cuda.max_memory_allocated(loop.device) - before if cuda else None}
     del loop
     gc.collect()                                                        # the copy is gone before the run begins
     torch.cuda.empty_cache() if cuda else None
     return found
+
+
+def allocated(device):
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
 
 
 def step_seconds(loop, seconds, share=1.0):

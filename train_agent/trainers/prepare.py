@@ -47,7 +47,8 @@ def open_vocab(options, base=None):
     path = Path(options["vocab_trg_path"])
     if base is None:
         return parallel.main_first(lambda: Vocab(None if path.exists() else local_files(options["vocab_data_path"], options), path,
-                                                 options["vocab_size"], options["token_kind"], cache_dir=options["cache_dir"]))
+                                                 options["vocab_size"], options["token_kind"], cache_dir=options["cache_dir"],
+                                                 text_field=options["text_field"]))
     vocab = Vocab.from_state(base["vocab"])
     if path.exists() and Vocab.load_vocab(path).hash != base["vocab_hash"]:
         raise UserError(f"词表 {path} 和起点模型的词表不同，编号对不上。请用训练起点模型时的词表，或删掉这个文件（模型自带词表）。", 4)
@@ -65,7 +66,10 @@ def build_model(options, vocab, base=None):
 
 
 def wanted_shape(options, vocab):
-    return ModelConfig.from_dict({k: options[k] for k in MODEL_KEYS} | {"vocab_size": len(vocab)})
+    try:
+        return ModelConfig.from_dict({k: options[k] for k in MODEL_KEYS} | {"vocab_size": len(vocab)})
+    except ValueError as error:                        # what depends on the vocabulary; the rest was refused earlier, in Chinese
+        raise UserError(f"这样的模型做不出来：{error}", 2) from None
 
 
 def fitting_shape(options, vocab, base):
@@ -89,6 +93,8 @@ def packed_data(options, vocab):
     """-> training PackedData, {"held": held-out PackedData} or {}, identity hashes of the data."""
     cache = cached(options, vocab, options["json_data_path"])
     truncate = options["training_mode"] != "pretraining"
+    if options["replay_share"] and not truncate:
+        raise UserError("replay_share 用于对话。预训练要混入别的文本，请把文件一起写进 json_data_path。")
     identity = {"数据": "+".join(d[:16] for d in cache.meta["digests"]), "词表": vocab.hash[:16]}
     if options["eval_data_path"]:
         training, held_cache = range(len(cache)), cached(options, vocab, options["eval_data_path"])

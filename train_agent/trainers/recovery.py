@@ -32,6 +32,14 @@ def surroundings(device):
     return {"torch": str(torch.__version__), "device": device.type, "threads": torch.get_num_threads(), "ranks": parallel.world()}
 
 
+def unlike(before, device):
+    """Why a run that was saved in these surroundings and goes on here may differ from one never stopped; None where it may not."""
+    changed = [f"{k} {before[k]} → {v}" for k, v in surroundings(device).items() if before[k] != v]
+    if changed:
+        return f"续训环境变了（{'，'.join(changed)}），结果不再逐位相同。"
+    return None if device.type == "cpu" else "显卡上求和的次序不固定，接着训的结果和没断过的只是近似相同。"
+
+
 def seed_everything(seed):
     random.seed(seed)
     np.random.seed(seed % 2**32)

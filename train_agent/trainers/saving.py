@@ -2,12 +2,14 @@
 
 import re
 import sys
+from pathlib import Path
 
 from tools.checkpoint import cast_weights
 from tools.config_compare import compare, fingerprint
 from tools.errors import UserError
 from tools.run_folder import RunFolder
 from train_agent.trainers import parallel
+from train_agent.trainers.dataset import Position
 
 
 class Saver:
@@ -27,7 +29,7 @@ class Saver:
 
     # ---- going on ----
 
-    def find(self, total_steps):
+    def find(self):
         """The state to go on from, its weights already in the model; None for a fresh start.
 
         The main process alone looks and loads; the others get its state without "optimizers", which travel tensor by tensor.
@@ -35,13 +37,13 @@ class Saver:
         kept = {}
 
         def look():
-            state = self._look(total_steps)
+            state = self._look()
             kept.update(optimizers=state.pop("optimizers")) if state else None
             return state
         state = parallel.from_main(look)
         return state and {**state, "optimizers": kept.get("optimizers")}
 
-    def _look(self, total_steps):
+    def _look(self):
         """resume auto: an unfinished run of this configuration goes on, anything else is moved aside. A path or --last_index
         must fit: UserError 4 names each key that differs.
         """
@@ -51,18 +53,20 @@ class Saver:
             self._refuse_changes(state)
         else:
             found = self.folder.newest_good() if resume == "auto" else None
-            if found is None or not self._goes_on(found[1], total_steps):
+            if found is None or not self._goes_on(found[1]):
                 self._set_aside()
                 return None
             payload, state = found
         self.stage.load(state.pop("weights", None) or payload["weights"])
         return state
 
-    def _goes_on(self, state, total_steps):
-        """Whether a run has not reached its final checkpoint, was killed before it could say so, or was given more steps since."""
+    def _goes_on(self, state):
+        """Whether a run has not reached its final checkpoint, was killed before it could say so, or was given more to do since."""
         if state is None or self._changes(state):
             return False
-        if not state["final"] or not state["finished"] and state["step"] < total_steps:
+        limit, at = self.options["max_steps"], Position(*state["position"])
+        done = state["finished"] or limit is not None and state["step"] >= limit or self.stage.train.is_end(at)
+        if not state["final"] or not done:
             return True
         state["complete"] = not self.folder.ended()
         return state["complete"]
@@ -72,6 +76,10 @@ class Saver:
         if moved:
             print(f"先前的 {self.stage.label} 检查点已移到 {moved}。", file=sys.stderr)
 
+    def changed(self, state, key):
+        """Whether the run of `state` had another value of a key."""
+        return key in [change.key for change in compare(state["fingerprint"], fingerprint(self.options))]
+
     def _by_index(self, index):
         pattern = re.compile(rf"TinySeek_{self.stage.label}{index}_\d+(_\d+)?(_s\d+)?$")
         fitting = [e for e in self.folder.entries() if pattern.match(e["stem"])]
@@ -80,6 +88,10 @@ class Saver:
         return self.folder.load(fitting[-1])
 
     def _by_path(self, path):
+        for file in (Path(path), Path(f"{path}.pkl")):
+            if file.is_file() and file.resolve().parent != self.folder.path.resolve():
+                raise UserError(f"{file} 不在这次训练的文件夹 {self.folder.path} 里，不能从它接着训练。"
+                                "请用 --out_dir、--name 指到它那里；只取权重请用 --init_from。", 3)
         stem = re.sub(r"\.(pkl|state)$", "", str(path).replace("\\", "/").rsplit("/", 1)[-1])
         fitting = [e for e in self.folder.entries() if e["stem"] == stem]
         if not fitting:

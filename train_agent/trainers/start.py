@@ -1,8 +1,11 @@
 """What a stage script does: train, or what --plan, --dry_run, --find_lr ... ask for instead."""
 
+import sys
 from importlib import import_module
+from pathlib import Path
 
 from tools.errors import UserError
+from tools.plot import draw_plt
 from train_agent.trainers import parallel
 from train_agent.trainers.opening import OpenedLoop, check_up
 
@@ -18,10 +21,25 @@ def start(build_stage, options):
     checked = check_up(options) if wanted in (None, "dry_run") else None
     stage = build_stage(options)
     if not wanted:
-        return OpenedLoop(stage, checked).run()
+        metrics = OpenedLoop(stage, checked).run()
+        draw_curves(stage)
+        return metrics
     home, name = INSTEAD[wanted]
     with parallel.watched():
         return getattr(import_module(f"train_agent.trainers.{home}"), name)(stage)
+
+
+def draw_curves(stage):
+    """The run's curves as pictures: in log_dir, or in the folder of a run that has a name."""
+    options = stage.options
+    if not parallel.is_main() or not options["logging_steps"]:
+        return
+    folder = Path(options["out_dir"], options["name"]) if options["name"] else options["log_dir"]
+    try:
+        *_, overview = draw_plt(stage.name, options["log_file"], folder)
+        print(f"曲线：{overview}", file=sys.stderr)
+    except UserError as error:                                  # no line was ever logged
+        print(f"没有画曲线：{error}", file=sys.stderr)
 
 
 def asked(options):

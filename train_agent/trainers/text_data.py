@@ -1,5 +1,6 @@
 """Data for people with a loop of their own: `create_dataloader` for files and hub names, `TextDataset` for one running text."""
 
+import copy
 import os
 from pathlib import Path
 
@@ -128,7 +129,10 @@ class PairBatch:
         self.labels = targets, after
 
     def to(self, device):
-        return self if device.type == "cpu" else PairBatch(self.ids.to(device), self.targets.to(device), self.position)
+        moved = copy.copy(self)                                # a blank one stays blank
+        moved.ids, moved.targets = self.ids.to(device), self.targets.to(device)
+        moved.labels = moved.targets, self.labels[1].to(device)
+        return moved
 
     def pin_memory(self):
         return self

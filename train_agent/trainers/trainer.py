@@ -19,11 +19,12 @@ from tools.config_manager import ConfigManager
 from tools.errors import UserError
 from tools.safe_file import write_torch
 from tools.vocab import Vocab
-from train_agent.trainers import machine, parallel, recovery
+from train_agent.trainers import parallel, recovery
 from train_agent.trainers.dataset import IGNORE
 from train_agent.trainers.evaluation import evaluate
 from train_agent.trainers.losses import share_of_step
 from train_agent.trainers.loop import Loop
+from train_agent.trainers.prepare import prepare_machine
 from train_agent.trainers.stage import Stage
 from train_agent.trainers.text_data import PairData
 
@@ -115,8 +116,10 @@ class Trainer:
 
     def _to_the_end(self):
         self.loop.until = None
-        self.loop.train()
-        self.loop.finish()
+        if not self.loop.complete:
+            self.loop.train()
+            self.loop.finish()
+        self.loop.saver.end()
         return {**self.loop.metrics, **self.loop.held}
 
     def _one_epoch(self):
@@ -132,7 +135,9 @@ class Trainer:
 class EpochLoop(Loop):
     """A Loop that can stop at the end of epoch `until`."""
 
-    until, losses = None, []
+    def __init__(self, stage):
+        super().__init__(stage)
+        self.until, self.losses = None, []
 
     def over(self):
         here, data = self.position, self.stage.train
@@ -157,13 +162,14 @@ def config_stage(config, model=None, stage=None):
         manager, stage = config, stage or config.stage_name
     else:
         manager = ConfigManager(config, stage=stage)
-    options = manager.stage(stage or _stage_of(config))
+    stage = stage or _stage_of(manager)
+    options = manager.stage(stage)
     if model is not None:
         if not isinstance(model, TinySeek):
             raise UserError("Trainer(config, model) 的 model 应是 TinySeek；别的模型请用 Trainer(model, train_dataset, val_dataset, config)。")
         options |= {k: v for k, v in model.config.to_dict().items() if k in MODEL_KEYS}
         options |= {"pretraining_model_path": None, "init_from": None}
-    built = import_module(f"train_agent.trainers.{HOMES[stage or _stage_of(config)]}").build_stage(options)
+    built = import_module(f"train_agent.trainers.{HOMES[stage]}").build_stage(options)
     if model is not None:
         if built.about["config"]["vocab_size"] > model.config.vocab_size:
             raise UserError(f"词表有 {built.about['config']['vocab_size']} 项，给的模型只有 {model.config.vocab_size} 个。请用这个词表的大小建模型。", 4)
@@ -171,18 +177,18 @@ def config_stage(config, model=None, stage=None):
     return built
 
 
-def _stage_of(config):
-    """pre, or sft where the configuration itself asks for instruction fine-tuning."""
-    given = config if isinstance(config, dict) else {}
-    mode = given.get("training_mode") or (given.get("training") or {}).get("training_mode")
-    return "sft" if mode == "instruction_finetuning" else "pre"
+def _stage_of(manager):
+    """pre, or sft where the configuration asks for instruction fine-tuning everywhere."""
+    return "sft" if manager.config["pre"]["training_mode"] == "instruction_finetuning" else "pre"
 
 
 # ---- somebody's own module and data ----
 
 def module_stage(model, train_dataset, val_dataset=None, config=None, tokenizer=None):
     options = (config or TrainingConfig()).options()
-    parallel.start(machine.choose_device(options["device"]))
+    if options["init_from"] or options["pretraining_model_path"]:
+        raise UserError("Trainer(model, …) 的权重就是给它的模型：请先自己载入，去掉 init_from 和 pretraining_model_path。")
+    prepare_machine(options)
     recovery.seed_everything(options["seed"])
     ours = isinstance(model, TinySeek)
     vocab = tokenizer if isinstance(tokenizer, Vocab) else None

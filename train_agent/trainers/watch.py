@@ -90,7 +90,7 @@ class ForgettingWatch:
         rise, self.warning = loss - self.first, None
         if self.limit is not None and rise > self.limit:
             self.warning = (f"通用数据的损失从 {self.first:.3f} 升到 {loss:.3f}（+{rise:.3f}，超过 forget_limit {self.limit:g}）：模型在遗忘。"
-                            "可加大 replay_share，减小 init_lr 或 max_steps。")
+                            "可加大 replay_share，减小学习率或 max_steps。")
             if parallel.is_main():
                 print(f"警告：{self.warning}", file=sys.stderr)
         return {"general_first": self.first, "general_loss": loss}
@@ -100,14 +100,23 @@ class Patience:
     """Best held-out loss so far, and how many evaluations in a row did not improve on it."""
 
     def __init__(self, threshold=0.0, best=math.inf, waited=0):
-        self.threshold, self.best, self.waited = threshold, best, waited
+        self.threshold, self.best, self.waited, self.lowest = threshold, best, waited, best
 
     def state(self):
-        """[best or None before the first one, waited]; `restore(*state)` is its inverse."""
-        return [self.best if math.isfinite(self.best) else None, self.waited]
+        """[best or None before the first one, waited, lowest or None]; `restore(*state)` is its inverse."""
+        best, lowest = (value if math.isfinite(value) else None for value in (self.best, self.lowest))
+        return [best, self.waited, lowest]
 
-    def restore(self, best, waited):
+    def restore(self, best, waited, lowest=None):
         self.best, self.waited = math.inf if best is None else best, waited
+        self.lowest = self.best if lowest is None else lowest
+
+    def is_lowest(self, loss):
+        """True when no loss so far was as low; the threshold has no say."""
+        if not loss < self.lowest:
+            return False
+        self.lowest = loss
+        return True
 
     def improved(self, loss):
         """True when `loss` beats the best by more than the threshold (or is the first)."""
