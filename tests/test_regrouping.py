@@ -29,11 +29,12 @@ def test_another_batch_size_loses_no_row(options, had, has):
 @pytest.mark.parametrize("had, has", [(1, 4), (4, 1)])
 def test_the_schedule_ends_where_the_data_does(options, scheduler, had, has):
     keys = dict(rows=60, max_len=16, batch_size=1, scheduler=scheduler, max_epochs=3)
-    first = train(options(accumulation_steps=had, **keys), stop_after=6)
+    chosen = options(accumulation_steps=had, **keys)
+    first = train(chosen, stop_after=int(0.4 * build_stage(chosen).train.steps(had)))
     again = train(options(accumulation_steps=has, allow_change=True, **keys))
     assert abs(again.step - again.total_steps) <= 3                     # a chunk's last step may be a small one
     rates = [step["lr"] for step in again.history]
-    assert rates == sorted(rates, reverse=True) and rates[-1] < 0.25 * rates[0]
+    assert rates == sorted(rates, reverse=True) and rates[-1] < 0.3 * rates[0]
     assert rates[0] == pytest.approx(first.history[-1]["lr"], rel=0.05), "and goes on where it was"
 
 
