@@ -39,7 +39,6 @@ EXTRA = [("--data", {"nargs": "+", "default": [str(ROOT / "data/demo_pre.jsonl")
          ("--points", {"type": int, "default": 10, "help": "曲线上测几个点（不计时）"}),
          ("--work", {"help": "放词表和 token 缓存的文件夹，下次再用；默认临时"}),
          ("--label", {"help": "这一次的名字，写进结果"}),
-         ("--series", {"type": int, "metavar": "N", "help": "这一批测量的编号：结果只和同一批的 default 比"}),
          ("--rough", {"action": "store_true", "help": "用 bf16 打分：快，差别在万分之几"}),
          ("--output", {"help": "把曲线画到这个 PNG"}),
          ("--results", {"help": "把结果（一行 JSON）追加到这个文件"}),
@@ -133,7 +132,7 @@ def main(argv=None):
     with tempfile.TemporaryDirectory() as folder:
         result = run(manager.stage(), command, folder)
     result = {"label": command.label or command.preset or "default", **result, "keys": command.overrides, "preset": command.preset,
-              "seed": manager.stage()["seed"], "commit": commit(), "series": command.series}
+              "seed": manager.stage()["seed"], "commit": commit()}
     if command.results:
         Path(command.results).parent.mkdir(parents=True, exist_ok=True)
         with open(command.results, "a", encoding="utf-8") as f:

@@ -46,38 +46,30 @@ def mean_bits(group):
     return statistics.fmean(map(final_bits, group))
 
 
-def default_bits(lines):
-    """{series: mean bits of its lines labelled default}. A series was measured in one go; on another day the machine is faster or slower."""
-    found = {}
-    for line in lines:
-        if line["label"] == "default":
-            found.setdefault(line.get("series"), []).append(line)
-    return {series: mean_bits(group) for series, group in found.items()}
-
-
-def compared(group, base):
-    """Mean difference of the lines to the default of their own series, None where there is none."""
-    differences = [final_bits(line) - base[line.get("series")] for line in group if line.get("series") in base]
-    return statistics.fmean(differences) if differences else None
+def default_bits(groups):
+    """Mean of the lines labelled default, None without any."""
+    return next((mean_bits(group) for label, group in groups if label == "default"), None)
 
 
 def by_label(lines):
-    """[(label, its lines, its difference to the default)], the best first."""
-    found, base = {}, default_bits(lines)
+    """[(label, its lines)], the best mean first."""
+    found = {}
     for line in lines:
         found.setdefault(line["label"], []).append(line)
-    groups = [(label, group, compared(group, base)) for label, group in found.items()]
-    return sorted(groups, key=lambda g: mean_bits(g[1]) if g[2] is None else g[2])
+    return sorted(found.items(), key=lambda item: mean_bits(item[1]))
 
 
 def table(lines):
+    groups = by_label(lines)
+    base = default_bits(groups)
     rows = ["| label | bits/char | worst | vs default | seeds | seconds | tokens/s | steps | parameters | keys | commit |",
             "|---|---:|---:|---:|---|---:|---:|---:|---:|---|---|"]
-    for label, group, difference in by_label(lines):
-        bits, first = [final_bits(line) for line in group], group[0]
+    for label, group in groups:
+        bits = [final_bits(line) for line in group]
+        first, mean = group[0], mean_bits(group)
         keys = " ".join(f"{k}={v}" for k, v in _own_keys(first).items())
-        rows.append(f"| {label} | {mean_bits(group):.3f} | {max(bits):.3f} | {'' if difference is None else f'{difference:+.3f}'} | "
-                    f"{','.join(str(seed) for seed in sorted(line['seed'] for line in group))} | {first['train_seconds']:.0f} {first['clock']} × {first['threads']} | "
+        rows.append(f"| {label} | {mean:.3f} | {max(bits):.3f} | {'' if base is None else f'{mean - base:+.3f}'} | "
+                    f"{','.join(str(line['seed']) for line in group)} | {first['train_seconds']:.0f} {first['clock']} × {first['threads']} | "
                     f"{statistics.fmean(line['tokens_per_s'] for line in group):.0f} | {first['steps']} | {first['parameters'] / 1e6:.2f} M | "
                     f"{keys} | {first['commit']} |")
     return "\n".join(rows)
@@ -101,10 +93,12 @@ def page(tables):
 
 def options_table(lines, header):
     """The README's table: one line per option, the best first."""
+    groups = by_label(lines)
+    base = default_bits(groups)
     rows = ["| " + " | ".join(header) + " |", "|---|---:|---:|---:|---:|"]
-    for label, group, difference in by_label(lines):
-        speed = statistics.fmean(line["tokens_per_s"] for line in group)
-        rows.append(f"| `{label}` | {mean_bits(group):.3f} | {difference:+.3f} | {speed:,.0f} | {len(group)} |")
+    for label, group in groups:
+        bits = mean_bits(group)
+        rows.append(f"| `{label}` | {bits:.3f} | {bits - base:+.3f} | {statistics.fmean(line['tokens_per_s'] for line in group):,.0f} | {len(group)} |")
     return "\n".join(rows)
 
 

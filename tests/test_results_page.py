@@ -21,15 +21,6 @@ def test_a_table_groups_seeds_and_puts_the_best_first(tmp_path):
     assert "## 甲" in text and "乙" in text and "**结论**：丙" in text
 
 
-def test_a_line_is_compared_with_the_default_of_its_own_series():
-    """The machine of series 2 is faster: everything is better there, and nothing follows from that."""
-    rows = [line("default", 6.0, series=1), line("default", 5.6, series=2), line("default", 5.8, seed=1, series=2), line("same", 5.7, series=2),
-            line("good", 5.9, series=1), line("good", 5.5, seed=1, series=2), line("alone", 1.0, series=3)]
-    assert {label: difference and round(difference, 9) for label, _, difference in results_page.by_label(rows)} == {
-        "alone": None, "good": -0.15, "default": 0.0, "same": 0.0}
-    assert "| `good` | 5.700 | -0.150 | 9,000 | 2 |" in results_page.options_table(rows[:-1], ["a", "b", "c", "d", "e"])
-
-
 def test_what_is_committed_is_what_the_results_say():
     tables = results_page.read(results_page.HERE / "results")
     assert (results_page.HERE / "RESULTS.md").read_text(encoding="utf-8") == results_page.page(tables)
