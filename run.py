@@ -30,6 +30,7 @@ from tools.config_manager import fingerprint
 from tools.demo_data import write_demo
 from tools.errors import UserError
 from tools.hf_data import local_files
+from tools.line_reader import held_every
 from tools.plot import draw_plt
 from tools.safe_file import read_json, write_json
 from train_agent.specialists import train_specialists
@@ -109,7 +110,7 @@ def score(path, paths, options, quick):
     """Held-out questions of the built-in world, and the held-out text of pre-training, for one checkpoint."""
     model, vocab, _ = load(path)
     exact = exact_scores(model, vocab, paths["eval"], every=20 if quick else 1, progress=True) if paths else None
-    every = 1 if options["eval_data_path"] else max(2, round(1 / (options["eval_share"] or 0.02)))       # as split_documents does
+    every = 1 if options["eval_data_path"] else held_every(options["eval_share"] or 0.02)
     text = local_files(options["eval_data_path"] or options["json_data_path"], options)
     return {"exact": exact, "bits_per_char": bits_per_char(model, vocab, text, every=every * (10 if quick else 1), text_field=options["text_field"])["bits_per_char"]}
 

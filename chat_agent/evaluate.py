@@ -21,6 +21,7 @@ from tools.cli import guarded, parse
 from tools.demo_data import HAND, write_demo
 from tools.errors import UserError
 from tools.formats import BadLines, expand_paths
+from tools.line_reader import held_every
 
 TASKS = ("bpc", "exact", "mcq")
 FITS = {"choice": ("mcq",), "question": ("bpc", "exact"), "rows": ("bpc",)}     # what `all` does with a file that looks like this
@@ -82,7 +83,7 @@ def held_out(pre, every):
         write_demo(HAND)
     if not pre["eval_share"] and not every:
         print("注意：eval_share 是 0，没有留出数据；下面的比特/字是在训练过的文本上算的。", file=sys.stderr)
-    return expand_paths(pre["json_data_path"]), every or max(2, round(1 / (pre["eval_share"] or 0.02)))
+    return expand_paths(pre["json_data_path"]), every or held_every(pre["eval_share"] or 0.02)
 
 
 def evaluate_model(model, vocab, payload, plan, options, config):

@@ -3,7 +3,7 @@ import numpy as np
 
 from . import formats
 from .data_scan import row_text
-from .line_reader import is_plain_text, read_at
+from .line_reader import held_every, is_plain_text, read_at
 from .near_duplicates import THRESHOLD, near_pairs
 
 PART = 1 << 23      # hashes sorted at once
@@ -75,6 +75,6 @@ def leaks_by_share(pairs, share):
     """How many of the rows that `eval_share` will hold out have a copy among the others. pairs: data row numbers from 0."""
     if not share:
         return 0
-    every = max(2, round(1 / share))
+    every = held_every(share)
     leaked = {held for a, b in pairs for held, other in ((a, b), (b, a)) if held % every == 0 and other % every}
     return len(leaked)

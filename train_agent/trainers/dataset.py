@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from model.layout import Layout
 from tools.errors import UserError
+from tools.line_reader import held_every
 from train_agent.trainers.packing import best_fit, cut, shuffled
 
 IGNORE = -100
@@ -238,7 +239,7 @@ def split_documents(cache, share):
     documents = np.arange(len(cache))
     if not share:
         return documents, documents[:0]
-    held = np.asarray(cache.rows) % max(2, round(1 / share)) == 0
+    held = np.asarray(cache.rows) % held_every(share) == 0
     return documents[~held], documents[held]
 
 

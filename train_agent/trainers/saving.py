@@ -78,7 +78,10 @@ class Saver:
 
     def changed(self, state, key):
         """Whether the run of `state` had another value of a key."""
-        return key in [change.key for change in compare(state["fingerprint"], fingerprint(self.options))]
+        return key in [change.key for change in self._compared(state)]
+
+    def _compared(self, state):
+        return compare(state["fingerprint"], fingerprint(self.options))
 
     def _by_index(self, index):
         pattern = re.compile(rf"TinySeek_{self.stage.label}{index}_\d+(_\d+)?(_s\d+)?$")
@@ -100,7 +103,7 @@ class Saver:
 
     def _changes(self, state):
         """Keys that differ from the checkpoint's run and may not differ in silence: [(key, old, new)]."""
-        found = [(c.key, c.old, c.new) for c in compare(state["fingerprint"], fingerprint(self.options))
+        found = [(c.key, c.old, c.new) for c in self._compared(state)
                  if c.verdict == "never" or (c.verdict == "ask" and not self.options["allow_change"])]
         return found + [(k, state["identity"].get(k), v) for k, v in self.stage.identity.items() if state["identity"].get(k) != v]
 
