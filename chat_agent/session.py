@@ -9,19 +9,36 @@ from tools.template import render_prompt, render_text
 
 
 class Characters:
-    """Bytes to text without ever showing half a character. Bytes that form none become U+FFFD, as soon as that is certain."""
+    """Bytes to text without ever showing half a character, or anything from the first of the strings `stops` on.
 
-    def __init__(self, vocab):
-        self.vocab = vocab
+    Bytes that form no character become U+FFFD, as soon as that is certain. `stopped`: a stop string is complete.
+    """
+
+    def __init__(self, vocab, stops=()):
+        self.vocab, self.stops = vocab, tuple(stops)
         self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self.held, self.stopped = "", False         # text that may be the beginning of a stop string
 
     def feed(self, ids):
         """The characters that these ids complete; "" while one is under way."""
-        return self.decoder.decode(self.vocab.decode_bytes(ids))
+        return self._certain(self.decoder.decode(self.vocab.decode_bytes(ids)))
 
     def end(self):
-        """What is left of a character that was never completed."""
-        return self.decoder.decode(b"", final=True)
+        """What was held back, and what is left of a character that was never completed."""
+        return "" if self.stopped else self._certain(self.decoder.decode(b"", final=True)) + self.held
+
+    def _certain(self, piece):
+        text = self.held + piece
+        found = [at for at in (text.find(stop) for stop in self.stops) if at >= 0]
+        keep = min(found) if found else len(text) - max((_begun(text, stop) for stop in self.stops), default=0)
+        self.stopped = bool(found)
+        self.held = "" if found else text[keep:]
+        return text[:keep]
+
+
+def _begun(text, stop):
+    """How many characters at the end of `text` are a beginning of `stop`."""
+    return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)
 
 
 def turns(messages):
@@ -66,6 +83,7 @@ class Session:
         self.model, self.vocab, self.context, self.completes = model, vocab, context, completes
         self.system = system
         self.reply, self.seconds = Reply(), 0.0
+        self.dropped, self.used = 0, 0          # of the last prompt: oldest turns that it left out, ids that it had
         self.clear()
 
     def clear(self):
@@ -73,15 +91,19 @@ class Session:
 
     def prompt(self, max_new_tokens):
         """The ids to go on from; the reply keeps at least half of the context for itself if it may use that much."""
+        self.dropped = 0
         if self.completes:
             return render_text(self.messages[-1]["content"], self.vocab)[0][:-1].tolist()
         limit = self.context - min(max_new_tokens, self.context // 2)
-        return render_prompt(fitting(self.messages, self.vocab, limit), self.vocab)
+        kept = fitting(self.messages, self.vocab, limit)
+        self.dropped = len(turns(self.messages)[1]) - len(turns(kept)[1])
+        return render_prompt(kept, self.vocab)
 
     def ask(self, text, max_new_tokens=256, **options):
         """Yields the reply in pieces of whole characters and keeps it in the history, also when it is broken off.
 
-        Options: as in model.generate.stream. Afterwards `reply` (a Reply) and `seconds` say how it went.
+        Options: `stops`, strings that end the reply; the rest as in model.generate.stream. Afterwards `reply` (a Reply), `seconds`,
+        `dropped` and `used` say how it went.
         """
         if self.completes:
             self.clear()
@@ -99,14 +121,18 @@ class Session:
     def _answer(self, max_new_tokens, options):
         self.reply = Reply()
         prompt = self._prompt_or_forget(max_new_tokens)
+        self.used = len(prompt)
+        characters, pieces, started = Characters(self.vocab, options.pop("stops", ())), [], time.perf_counter()
         ids = stream(self.model, prompt, within(self.context, prompt, max_new_tokens), reply=self.reply, **options)
-        characters, pieces, started = Characters(self.vocab), [], time.perf_counter()
         try:
             for new in ids:
                 piece = characters.feed([new])
                 if piece:
                     pieces.append(piece)
                     yield piece
+                if characters.stopped:
+                    self.reply.finish = "stop"
+                    break
             rest = characters.end()
             if rest:
                 pieces.append(rest)

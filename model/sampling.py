@@ -18,7 +18,7 @@ RESERVED = 16   # ids below this are structure (roles, padding, ...): never gene
 class Sampling:
     """How the next id is chosen. temperature below 1e-5 is greedy; then top_k, top_p and min_p do nothing.
 
-    top_k: the k most probable ids (0 = all). top_p: the fewest ids that together have this probability (1 = all). min_p: ids with at
+    top_k: the k most probable ids (0 = all). top_p: the fewest ids that together have this probability (1 = all, 0 = the best one alone). min_p: ids with at
     least this share of the best one's probability (0 = all). repetition_penalty: logits of ids already in the reply are divided by
     it when positive and multiplied when negative (CTRL, arXiv:1909.05858). no_repeat_ngram n: no n ids twice in the same order.
     Applied in this order: penalties, temperature, top_k, top_p, min_p. ValueError for values without a meaning.
@@ -35,7 +35,7 @@ class Sampling:
 
     def __post_init__(self):
         object.__setattr__(self, "stop_ids", tuple(self.stop_ids))
-        good = (0 <= self.temperature < float("inf") and self.top_k >= 0 and 0 < self.top_p <= 1 and 0 <= self.min_p <= 1
+        good = (0 <= self.temperature < float("inf") and self.top_k >= 0 and 0 <= self.top_p <= 1 and 0 <= self.min_p <= 1
                 and 0 < self.repetition_penalty < float("inf") and self.no_repeat_ngram >= 0)
         if not good:
             raise ValueError(f"sampling options out of range: {self}")
@@ -82,7 +82,7 @@ class Sampling:
         if self.top_p < 1:
             ordered, order = p.sort(dim=-1, descending=True, stable=True)
             before = ordered.cumsum(-1) - ordered                                 # probability of all better ones
-            p = p.masked_fill(torch.zeros_like(before, dtype=torch.bool).scatter_(-1, order, before >= self.top_p), 0.0)
+            p = p.masked_fill(torch.zeros_like(before, dtype=torch.bool).scatter_(-1, order, before >= max(self.top_p, 1e-9)), 0.0)
         if self.min_p:
             p = p.masked_fill(p < self.min_p * p.max(-1, keepdim=True).values, 0.0)
         return p / p.sum(-1, keepdim=True)

@@ -9,9 +9,11 @@ import torch
 
 import toy
 from chat_agent import chat, session
-from chat_agent.chat import messages_of
 from chat_agent.load import choose_device, context_of, load
 from chat_agent.session import Characters, Session, fitting, turns, within
+from chat_agent.terminal import kept
+from chat_agent.terminal.kept import messages_of
+from chat_agent.terminal.shown import readable, show
 from model import TinySeek
 from tools.checkpoint import write_torch
 from tools.errors import UserError
@@ -201,29 +203,158 @@ def converse(monkeypatch, capsys, lines, *words):
 
 
 def test_commands(saved, capsys, monkeypatch, tmp_path):
-    kept = tmp_path / "对话.jsonl"
-    lines = ["苹果呢？", "/retry", f"/save {kept}", "/clear", "/retry", f"/load {kept}", f"/save {tmp_path / 'again.jsonl'}", "/help", "/nonsense",
+    place = tmp_path / "对话.jsonl"
+    lines = ["/stats", "苹果呢？", "/retry", f"/save {place}", "/clear", "/retry", f"/load {place}", f"/save {tmp_path / 'again.jsonl'}", "/help", "/nonsense",
              "/load", "/load /nowhere", "", "/quit", "unread"]
     code, out, err = converse(monkeypatch, capsys, lines, "--model", saved(), "--max_new_tokens", 6, "--seed", 1)
     assert out.count("这次用 0.8") == 1                                  # not said where there is nothing to answer again
     assert code == 0 and "词元/秒" in out and "还没有可以重答的问题" in out and "没有 /nonsense 这个命令" in out and "读不了 /nowhere" in out
-    row = json.loads(kept.read_text(encoding="utf-8"))
+    row = json.loads(place.read_text(encoding="utf-8"))
     assert [m["role"] for m in row["messages"]] == ["user", "assistant"] and row["messages"][0]["content"] == "苹果呢？"
-    assert kept.read_bytes() == (tmp_path / "again.jsonl").read_bytes()
+    assert place.read_bytes() == (tmp_path / "again.jsonl").read_bytes()
 
 
 def test_a_saved_conversation_is_training_data(saved, capsys, monkeypatch, tmp_path):
     from tools.formats import read_rows
-    kept = tmp_path / "kept.jsonl"
-    converse(monkeypatch, capsys, ["苹果呢？", f"/save {kept}"], "--model", saved(), "--max_new_tokens", 6)
-    assert [row.kind for row in read_rows([kept])] == ["dialogue"]
+    place = tmp_path / "kept.jsonl"
+    converse(monkeypatch, capsys, ["苹果呢？", f"/save {place}"], "--model", saved(), "--max_new_tokens", 6)
+    assert [row.kind for row in read_rows([place])] == ["dialogue"]
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"messages": 3}', '{"messages": [{"role": "boss", "content": "x"}]}', "[" * 9000, '{"messages": [{"role": "user"}]}'])
+BAD_FILES = ["", "[]", '{"messages": 3}', '{"messages": [{"role": "boss", "content": "x"}]}', "[" * 9000, '{"messages": [{"role": "user"}]}']
+
+
+@pytest.mark.parametrize("content", BAD_FILES)
 def test_a_file_that_is_no_conversation(saved, capsys, monkeypatch, tmp_path, content):
     (tmp_path / "x").write_text(content)
     out = converse(monkeypatch, capsys, [f"/load {tmp_path / 'x'}", "苹果"], "--model", saved(), "--max_new_tokens", 3)[1]
     assert "不是 /save 存下的对话" in out
+
+
+# ---------------------------------------------------------------- kept conversations
+
+TALK = [{"role": "user", "content": "茶"}, {"role": "assistant", "content": "好"}]
+
+
+def test_save_appends_and_load_takes_the_last(tmp_path):
+    path = tmp_path / "c.jsonl"
+    for number in range(1, 4):
+        assert kept.save(str(path), [[{"role": "user", "content": str(number)}, TALK[1]]]) == number
+    assert [m[0]["content"] for m in kept.restore(str(path))] == ["1", "2", "3"]
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().rstrip(b"\n"))              # as an editor may leave it
+    assert kept.save(str(path), [TALK]) == 4 and len(kept.restore(str(path))) == 4
+    link = tmp_path / "link.jsonl"
+    link.symlink_to(path)
+    path.chmod(0o600)
+    assert kept.save(str(link), [TALK]) == 5 and link.is_symlink() and path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("content", [b for b in BAD_FILES if b] + ['{"text": "一行训练数据"}\n', "随便什么\n", '{"messages": []}\n{"text": "x"}\n', "\xff"])
+def test_save_never_changes_a_file_that_holds_something_else(tmp_path, content):
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(content.encode("latin-1" if content == "\xff" else "utf-8"))
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="不会改动"):
+        kept.save(str(path), [TALK])
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_save_without_a_reply_writes_nothing(tmp_path):
+    for empty in ([], TALK[:1], [{"role": "system", "content": "s"}]):
+        with pytest.raises(UserError, match="没有什么可存"):
+            kept.save(str(tmp_path / "x.jsonl"), [empty])
+    for path in (str(tmp_path), str(tmp_path / "no" / "x"), "a\0b", "\ud800", "x.jsonl.gz", ""):
+        with pytest.raises(UserError):
+            kept.save(path, [TALK])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_save_that_fails_half_way_leaves_what_was_there(tmp_path, monkeypatch):
+    path = tmp_path / "c.jsonl"
+    kept.save(str(path), [TALK])
+    before, real = path.read_bytes(), kept.os.write
+    monkeypatch.setattr(kept.os, "write", lambda handle, content: real(handle, content[:7]))
+    with pytest.raises(UserError, match="没有动"):
+        kept.save(str(path), [TALK])
+    assert path.read_bytes() == before
+
+
+def test_each_of_several_models_gets_its_own_conversation_back(saved, capsys, monkeypatch, tmp_path):
+    path, models = tmp_path / "c.jsonl", ["--model", saved("a.pkl"), "--model", saved("b.pkl", seed=1)]
+    lines = ["苹果", f"/save {path}", f"/save {path}", "/clear", f"/load {path}", f"/save {tmp_path / 'd'}"]
+    converse(monkeypatch, capsys, lines, *models, "--max_new_tokens", 5)
+    rows = path.read_text().splitlines()
+    assert len(rows) == 4 and rows[0] != rows[1] and (tmp_path / "d").read_text().splitlines() == rows[2:]
+
+
+# ---------------------------------------------------------------- what is said and set in a conversation
+
+@pytest.mark.parametrize("word", ["/quit", "/exit", "/bye", "退出", "/退出", "exit", "QUIT", "退出。"])
+def test_words_that_leave(saved, capsys, monkeypatch, word):
+    code, out, _ = converse(monkeypatch, capsys, [word, "苹果"], "--model", saved(), "--max_new_tokens", 3)
+    assert code == 0 and "小寻" not in out
+
+
+def test_settings_are_changed_shown_and_checked(saved, capsys, monkeypatch):
+    seen = []
+    monkeypatch.setattr(session, "stream", lambda *a, **how: seen.append(how) or iter(()))
+    lines = ["/set temperature 0.7", "茶", "/set top_p=0", "/set top_p 7", "/set nonsense 1", "/set temperature x", "/set seed 3", "茶", "/set"]
+    out = converse(monkeypatch, capsys, lines, "--model", saved())[1]
+    assert (seen[0]["temperature"], seen[0]["top_p"], seen[0]["seed"]) == (0.7, 1.0, None)
+    assert (seen[1]["temperature"], seen[1]["top_p"], seen[1]["seed"]) == (0.7, 0.0, 3)
+    assert "超出范围" in out and "不能设 nonsense" in out and "应是数" in out and out.rstrip().endswith("seed 3")
+
+
+def test_system_and_model_can_change_on_the_way(saved, capsys, monkeypatch):
+    other = saved("other.pkl", seed=1)
+    lines = ["/system", "/system 小船", "苹果", "/clear", "/system none", "/model", f"/model {other}", "/model /nowhere.pkl", "苹果", "/modle"]
+    out = converse(monkeypatch, capsys, lines, "--model", saved(), "--max_new_tokens", 4)[1]
+    assert "没有系统提示" in out and "系统提示：小船" in out and "other：一次看 48 个词元" in out and "/nowhere.pkl" in out
+    assert "是不是想写 /model" in out
+
+
+def test_turns_that_are_forgotten_and_questions_too_long_are_said(saved, capsys, monkeypatch):
+    lines = ["苹果在河边。" * 2] * 4
+    out = converse(monkeypatch, capsys, lines, "--model", saved(), "--max_new_tokens", 6)[1]
+    assert "模型已经看不到" not in out.split("小寻：")[1] and "最早的 2 轮模型已经看不到" in out
+    code, out, err = answer(capsys, "--model", saved(), "--prompt", "苹果在河边。" * 30, "--max_new_tokens", 3)
+    assert code == 0 and "超过模型训练时的长度 48" in err and "超过" not in out
+
+
+def test_an_empty_reply_is_said(saved, capsys, monkeypatch):
+    monkeypatch.setattr(session, "stream", lambda *a, **how: iter(()))
+    assert "空的回答" in converse(monkeypatch, capsys, ["苹果"], "--model", saved())[1]
+
+
+def test_stop_words_end_a_reply_and_are_not_part_of_it(saved, capsys, monkeypatch):
+    whole = answer(capsys, "--model", saved(), "--prompt", "苹果", "--max_new_tokens", 9)[1]
+    stop = whole[3:5]
+    code, out, err = answer(capsys, "--model", saved(), "--prompt", "苹果", "--max_new_tokens", 9, "--stop", stop, "--stop", "不会有的话")
+    assert code == 0 and out == whole[:whole.index(stop)] + "\n"
+    with pytest.raises(UserError):
+        chat.main(["--model", saved(), "--prompt", "x", "--stop", ""])
+
+
+def test_top_p_zero_is_the_best_one_alone(saved, capsys):
+    path = saved()
+    greedy = answer(capsys, "--model", path, "--prompt", "苹果", "--max_new_tokens", 9)[1]
+    assert answer(capsys, "--model", path, "--prompt", "苹果", "--max_new_tokens", 9, "--temperature", 1, "--top_p", 0, "--top_k", -1)[1] == greedy
+
+
+def test_a_shopping_list_reads_like_one(capsys):
+    text = "|苹果|三斤|没有||大米|两袋|新的|"
+    assert readable(text) == "购物清单：\n  · 苹果　三斤\n  · 大米　两袋（新的）"
+    for other in ("", "|", "|a|b|", "|a|b|c|d|", "好|的", "|a|b|c|\n|---|---|---|", text + "好"):
+        assert readable(other) == other
+    for pieces in (list(text), [text], ["|a|b|", "\n", "|c"], ["好", "|a|b|c|"], ["|", "a"], []):
+        show(iter_with_close(pieces), as_list=True)
+        assert capsys.readouterr().out == readable("".join(pieces)) + "\n"
+    show(iter_with_close(list(text)))
+    assert capsys.readouterr().out == text + "\n"                                        # what is graded is never changed
+
+
+def iter_with_close(pieces):
+    yield from pieces
 
 
 def test_ctrl_c_ends_the_reply_not_the_chat(saved, capsys, monkeypatch):

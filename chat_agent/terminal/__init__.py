@@ -1,0 +1,1 @@
+"""What the chat in a terminal is made of: reading what a person types, commands, kept conversations, how replies are shown."""

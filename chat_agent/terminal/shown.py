@@ -1,0 +1,66 @@
+"""How a reply looks on a terminal. What is kept, saved and graded is always the reply as the model wrote it."""
+
+import re
+import sys
+
+# A model may write any byte. On a terminal control characters become visible ones instead of moving the cursor.
+VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+ITEM = r"\|([^|\n]+)\|([^|\n]+)\|([^|\n]+)\|"
+NOTHING = "没有"
+ENDINGS = {"length": "已到 --max_new_tokens 的长度上限", "loop": "回答开始重复，已停下"}
+
+
+def show(pieces, as_list=False):
+    """Print pieces as they come, then a line end. as_list: a shopping list is shown as one, once it is complete."""
+    table = VISIBLE if sys.stdout.isatty() else {}
+    held = "" if as_list else None                      # a reply that may yet become a shopping list
+    try:
+        for piece in pieces:
+            if held is not None and (held + piece).startswith("|") and "\n" not in piece:
+                held += piece
+                continue
+            print(((held or "") + piece).translate(table), end="", flush=True)
+            held = None
+    finally:
+        pieces.close()                                  # an interrupted reply is kept in the history as far as it went
+        print(readable(held or "").translate(table), flush=True)
+
+
+def readable(text):
+    """A shopping list in the form that the model was taught, as a list for people; any other text as it is.
+
+    "|苹果|三斤|没有||大米|两袋|新的|" -> 购物清单：, · 苹果　三斤, · 大米　两袋（新的）, a line each
+    """
+    if not re.fullmatch(f"({ITEM})+", text.strip()):
+        return text
+    items = (good + "　" + amount + ("" if special == NOTHING else f"（{special}）") for good, amount, special in re.findall(ITEM, text))
+    return "\n".join(["购物清单：", *(f"  · {item}" for item in items)])
+
+
+def remarks(session, stats=False):
+    """What the person should know about the last reply: thin lines, often none. stats: also length and speed."""
+    reply, lines, said = session.reply, [], session.messages[-1:]
+    if session.used > session.context:
+        lines.append(f"这段话有 {session.used} 个词元，超过模型训练时的长度 {session.context}，回答多半不可靠，请说短一些")
+    if session.dropped:
+        lines.append(f"对话太长，最早的 {session.dropped} 轮模型已经看不到了；/clear 可以重新开始")
+    if not said or said[0]["role"] != "assistant" or not said[0]["content"].strip():
+        lines.append("空的回答：模型一个字也没说就结束了，/retry 可以再试一次")
+    if reply.finish in ENDINGS:
+        lines.append(ENDINGS[reply.finish])
+    if stats:
+        lines.append(statistics(session))
+    return lines
+
+
+def statistics(session):
+    """Length, speed, how much of the context is used, how often the second head guessed right."""
+    reply, size = session.reply, len(session.reply.ids)
+    text = f"{size} 词元，{size / max(session.seconds, 1e-9):.0f} 词元/秒，上下文用了 {session.used + size}/{session.context}"
+    return text + (f"，第二个输出头猜中 {reply.accepted}/{reply.drafted}" if reply.drafted else "")
+
+
+def thin(lines):
+    """Lines in brackets, dim on a terminal."""
+    for line in lines:
+        print(f"\x1b[2m（{line}）\x1b[0m" if sys.stdout.isatty() else f"（{line}）")
