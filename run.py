@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from tools.stopping import end_on_signals, leave_if_heard
+from tools.process.signals import end_on_signals, leave_if_heard
 
 if __name__ == "__main__":
     end_on_signals()        # first: importing torch takes seconds
@@ -24,22 +24,22 @@ import torch
 
 from chat_agent.load import load
 from chat_agent.samples import sample_conversation
-from chat_agent.scoring import bits_per_char, exact_scores
+from chat_agent.evaluation.scoring import bits_per_char, exact_scores
 from tools.cli import guarded, parse
 from tools.config_manager import fingerprint
 from tools.demo_data import write_demo
 from tools.errors import UserError
-from tools.hf_data import local_files
-from tools.line_reader import held_every
+from tools.reading.hub import local_files
+from tools.reading.lines import held_every
 from tools.plot import draw_plt
-from tools.safe_file import read_json, write_json
-from train_agent.specialists import train_specialists
-from train_agent.trainers import machine
-from train_agent.trainers.opening import OpenedLoop, check_up
-from train_agent.trainers.pace import seconds_per_step
+from tools.saving.archive import read_json, write_json
+from train_agent.demo_specialists import train_specialists
+from train_agent.trainers.hardware import machine
+from train_agent.trainers.running.diary import OpenedLoop, check_up
+from train_agent.trainers.trying.step_time import seconds_per_step
 from train_agent.trainers.pre_training import build_stage as pre_stage
 from train_agent.trainers.sft_training import build_stage as sft_stage
-from train_agent.trainers.start import asked
+from train_agent.trainers.run_stage import asked
 
 EXTRA = [("--minutes", {"type": float, "default": 10.0, "metavar": "N", "help": "总时长（分钟），默认 10"}),
          ("--quick", {"action": "store_true", "help": "一分钟以内的试跑：只确认每一步都能工作"}),

@@ -9,7 +9,7 @@ import numpy as np
 from chat_agent.load import load
 from model.generate import generate_replies
 from tools.checkpoint import final_name, read_checkpoint
-from tools.config_keys import MODEL_KEYS
+from tools.config.keys import MODEL_KEYS
 from tools.demo_data import grade
 from tools.template import render_prompt
 from train_agent.trainers.loop import Loop

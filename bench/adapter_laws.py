@@ -24,7 +24,7 @@ from model.gate import Gate
 from model.tiny_seek import TinySeek
 from tools.checkpoint import load_chain, read_checkpoint, weights_hash
 from tools.cli import guarded, parse
-from tools.demo_adapters import write_adapters
+from tools.demo.adapters import write_adapters
 from tools.demo_data import HAND, write_demo
 from tools.errors import UserError
 from tools.template import render_prompt

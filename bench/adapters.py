@@ -24,7 +24,7 @@ from bench.adapt import Workplace, answers, expected, marks, paired
 from chat_agent.evaluate import table
 from tools.checkpoint import read_checkpoint
 from tools.cli import guarded, parse
-from tools.demo_adapters import OTHER_NAME, write_adapters
+from tools.demo.adapters import OTHER_NAME, write_adapters
 from tools.demo_data import HAND, write_demo
 from tools.errors import UserError
 from tools.vocab import Vocab

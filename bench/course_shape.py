@@ -23,7 +23,7 @@ import torch
 from model import ModelConfig, TinySeek
 from tools.cli import guarded, parse
 from tools.formats import BadLines, read_rows, row_texts
-from tools.log_reader import read_log
+from tools.logs.reader import read_log
 from tools.vocab import Vocab
 from train_agent.trainers import TextDataset, Trainer, TrainingConfig
 
@@ -88,7 +88,7 @@ def draw(log, per_char, path):
     from matplotlib.figure import Figure
 
     from tools.plot import curve, thinned
-    from tools.plot_page import Page
+    from tools.pictures.style import Page
     run, page = read_log(log)[-1], Page()
     with matplotlib.rc_context(page.rc()):
         figure = Figure(figsize=(9, 5), dpi=110, layout="constrained")

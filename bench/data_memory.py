@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 from bench.measure import draw
 from tools.cli import guarded, parse
 from tools.demo_data import write_demo
-from tools.log_reader import read_log
+from tools.logs.reader import read_log
 
 EXTRA = [("--small_mb", {"type": int, "default": 20, "help": "小文件的大小（MB）"}),
          ("--large_mb", {"type": int, "default": 2000, "help": "大文件的大小（MB）"}),

@@ -22,7 +22,7 @@ from bench.measure import SHAPE, medians
 from bench.ties import first_tie
 from chat_agent.load import load
 from model import ModelConfig, TinySeek
-from model.cache import DecodeCache, cache_width
+from model.decoding.cache import DecodeCache, cache_width
 from model.generate import Reply, generate_replies, generate_reply, stream
 from tools.cli import guarded, parse
 from tools.demo_data import HAND, write_demo

@@ -22,12 +22,12 @@ from transformers import PreTrainedTokenizerFast
 from bench import export_llama, export_transformers
 from bench.lively import lively_payload, marked, random_texts
 from chat_agent.evaluate import table
-from chat_agent.exports.hf_tokenizer import tokenizer_config, tokenizer_json
+from chat_agent.exports.hf.tokenizer import tokenizer_config, tokenizer_json
 from chat_agent.load import load
 from tools.cli import guarded, parse
 from tools.demo_data import HAND, write_demo
 from tools.formats import read_rows
-from tools.safe_file import write_torch
+from tools.saving.archive import write_torch
 from tools.template import render, render_prompt
 from tools.vocab import Vocab
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from bench.export_transformers import tied
-from chat_agent.exports.gguf_file import PRECISIONS, write_gguf
+from chat_agent.exports.gguf.file import PRECISIONS, write_gguf
 from chat_agent.exports.source import read_source
 from chat_agent.load import load
 from model.generate import generate

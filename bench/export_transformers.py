@@ -8,8 +8,8 @@ import transformers
 from safetensors import safe_open
 
 from bench.ties import first_tie
-from chat_agent.exports.hf_folder import write_hf
-from chat_agent.exports.import_hf import read_hf
+from chat_agent.exports.hf.folder import write_hf
+from chat_agent.exports.hf.back import read_hf
 from chat_agent.exports.source import read_source
 from chat_agent.load import load
 from model.generate import generate, generate_reply

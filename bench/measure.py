@@ -5,7 +5,7 @@ import time
 
 import torch
 
-from train_agent.trainers import machine
+from train_agent.trainers.hardware import machine
 
 # Shape S of the figures: 8 rows of 512 tokens a step, two heads.
 SHAPE = dict(vocab_size=5000, n_layer=4, d_model=256, n_head=8, d_c=64, d_r=16, hidden=256, other_experts=16, shared_experts=2, keep=4)
@@ -62,7 +62,7 @@ def draw(path, panels):
     from matplotlib.figure import Figure
 
     from tools.plot import COLORS
-    from tools.plot_page import Page
+    from tools.pictures.style import Page
     page = Page()
     with rc_context(page.rc()):
         figure = Figure(figsize=(4.6 * len(panels), 3.6), layout="constrained")

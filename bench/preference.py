@@ -23,12 +23,13 @@ from tools.cli import guarded, parse
 from tools.config_manager import ConfigManager
 from tools.errors import UserError
 from tools.formats import BadLines, not_a_pair, read_rows
-from tools.line_reader import iter_lines
-from tools.log_reader import read_log
-from tools.preference_curves import draw_run, held_out
-from tools.safe_file import read_json, write_json
-from train_agent.trainers import dpo_tuning, machine, pre_training, sft_training
-from train_agent.trainers.expert_losses import last_reply
+from tools.reading.lines import iter_lines
+from tools.logs.reader import read_log
+from tools.pictures.preference_curves import draw_run, held_out
+from tools.saving.archive import read_json, write_json
+from train_agent.trainers import dpo_tuning, pre_training, sft_training
+from train_agent.trainers.hardware import machine
+from train_agent.trainers.data.gate_targets import last_reply
 from train_agent.trainers.loop import Loop
 
 LENGTH = 256

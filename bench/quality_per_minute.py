@@ -22,9 +22,9 @@ import torch
 
 from bench.results_page import draw_curves
 from chat_agent.load import load
-from chat_agent.scoring import bits_per_char
+from chat_agent.evaluation.scoring import bits_per_char
 from tools.cli import guarded, parse
-from tools.line_reader import expand_paths
+from tools.reading.lines import expand_paths
 from tools.vocab import Vocab
 from train_agent.trainers.loop import Loop
 from train_agent.trainers.pre_training import build_stage

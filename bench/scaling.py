@@ -23,10 +23,10 @@ from bench.measure import LENGTH, ROWS, SHAPE, draw, medians, peak, table
 from bench.train_speed import random_batch, stage_options, with_model
 from tools.cli import guarded, parse
 from tools.demo_data import write_demo
-from train_agent.trainers import machine
+from train_agent.trainers.hardware import machine
 from train_agent.trainers.dataset import PackedData, Position
-from train_agent.trainers.plan import count, flops
-from train_agent.trainers.rehearsal import Rehearsal
+from train_agent.trainers.trying.plan import count, flops
+from train_agent.trainers.trying.dry_loop import Rehearsal
 from train_agent.trainers.sft_training import build_stage
 
 EXTRA = [("--data", {"nargs": "+", "metavar": "文件", "help": "对话数据（JSONL），默认内置对话"}),

@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from chat_agent.load import load
-from chat_agent.scoring import exact_scores
+from chat_agent.evaluation.scoring import exact_scores
 from tools.cli import guarded, parse
 from train_agent.trainers.sft_training import sft_train
 

@@ -22,7 +22,7 @@ from bench.measure import SHAPE, draw, table
 from tools.cli import guarded, parse
 from tools.demo_data import write_demo
 from tools.vocab import Vocab
-from train_agent.trainers import token_cache
+from train_agent.trainers.data import token_cache
 
 EXTRA = [("--data", {"metavar": "文件", "help": "JSONL 文本，默认内置预训练数据"}),
          ("--png", {"metavar": "文件", "default": str(ROOT / "out/tokenize_speed.png"), "help": "图存到哪里"}),
@@ -33,7 +33,7 @@ import sys, time
 sys.path.insert(0, sys.argv[1])
 import json
 from train_agent.trainers.pre_training import build_stage
-from train_agent.trainers.rehearsal import Rehearsal
+from train_agent.trainers.trying.dry_loop import Rehearsal
 moments = [time.time()]
 stage = build_stage(json.loads(sys.argv[2]))
 moments.append(time.time())

@@ -22,13 +22,13 @@ import torch
 from bench import yardstick
 from bench.measure import LENGTH, ROWS, SHAPE, by_turns, draw, medians, peak, seconds, table
 from model import ModelConfig, TinySeek
-from model.layout import Layout
+from model.segments import Layout
 from tools.cli import guarded, parse
 from tools.demo_data import write_demo
-from train_agent.trainers import machine
+from train_agent.trainers.hardware import machine
 from train_agent.trainers.dataset import Batch
-from train_agent.trainers.plan import count, flops
-from train_agent.trainers.rehearsal import Rehearsal
+from train_agent.trainers.trying.plan import count, flops
+from train_agent.trainers.trying.dry_loop import Rehearsal
 from train_agent.trainers.sft_training import build_stage
 
 EXTRA = [("--data", {"nargs": "+", "metavar": "文件", "help": "对话数据（JSONL），用来测有用的词元，默认内置对话"}),

@@ -14,14 +14,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from chat_agent.eval_data import looks_like
+from chat_agent.evaluation.rows import looks_like
 from chat_agent.load import choose_device, context_of, load
-from chat_agent.scoring import bits_per_char, exact_scores, mcq_scores
+from chat_agent.evaluation.scoring import bits_per_char, exact_scores, mcq_scores
 from tools.cli import guarded, parse
 from tools.demo_data import HAND, write_demo
 from tools.errors import UserError
 from tools.formats import BadLines, expand_paths
-from tools.line_reader import held_every
+from tools.reading.lines import held_every
 
 TASKS = ("bpc", "exact", "mcq")
 FITS = {"choice": ("mcq",), "question": ("bpc", "exact"), "rows": ("bpc",)}     # what `all` does with a file that looks like this

@@ -10,12 +10,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from chat_agent.exports.gguf_file import PRECISIONS, side_file, write_gguf
-from chat_agent.exports.hf_folder import write_hf
-from chat_agent.exports.hf_weights import SECOND_HEAD
-from chat_agent.exports.import_hf import read_hf
+from chat_agent.exports.gguf.file import PRECISIONS, side_file, write_gguf
+from chat_agent.exports.hf.folder import write_hf
+from chat_agent.exports.hf.weights import SECOND_HEAD
+from chat_agent.exports.hf.back import read_hf
 from chat_agent.exports.merge import merged_payload
-from chat_agent.exports.plain import write_pkl, write_safetensors
+from chat_agent.exports.own import write_pkl, write_safetensors
 from chat_agent.exports.source import CASTS, read_source
 from tools.cli import guarded, parse
 from tools.errors import UserError

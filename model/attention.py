@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from model import short_attention
+from model.kernels import short_attention
 from model.layers import alibi_slopes, make_norm, rotate
-from model.layout import from_slots, to_slots
+from model.segments import from_slots, to_slots
 
 QUERIES = 256     # that meet a bias (window, ALiBi) at once
 torch.backends.cuda.enable_cudnn_sdp(False)     # it plans anew for every shape, and packed documents bring new shapes with every batch

@@ -48,7 +48,7 @@ class ModelConfig:
     router_z_loss: float = 0.0
     max_position: int | None = None  # learned positions only
     qk_norm: bool = False            # gqa only: queries and keys of every head are normalised before they turn
-    counted: int = 0                 # longest n-gram whose counts are mixed into head 1, 0 = none (model/counted.py)
+    counted: int = 0                 # longest n-gram whose counts are mixed into head 1, 0 = none (model/kernels/ngram_head.py)
     init_std: float = 0.02
     norm_eps: float = 1e-6           # what DeepSeek-V2's latent norms are built with
 

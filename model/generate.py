@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 
 import torch
 
-from model.cache import DecodeCache
-from model.loop_guard import LoopGuard
+from model.decoding.cache import DecodeCache
+from model.decoding.loop_guard import LoopGuard
 from model.sampling import Sampling, stream_of
-from model.speculate import drafted_ids, plain_ids
+from model.decoding.speculate import drafted_ids, plain_ids
 
 CHUNK = 256   # tokens of a prompt read at once
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from model.expert_products import RoutedExperts, Slots, can_group, grouped_experts
+from model.kernels.expert_products import RoutedExperts, Slots, can_group, grouped_experts
 from model.layers import FeedForward, activate, compute_dtype, is_gated
 
 

@@ -11,11 +11,11 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from model.attention import GQA, MLA
-from model.cache import Step
-from model.counted import CountedHead, before_in_batch
-from model.cross_entropy import linear_cross_entropy, target_losses
+from model.decoding.cache import Step
+from model.kernels.ngram_head import CountedHead, before_in_batch
+from model.kernels.cross_entropy import linear_cross_entropy, target_losses
 from model.layers import FeedForward, make_norm, residual_std, rotary_tables
-from model.layout import Layout
+from model.segments import Layout
 from model.memory import ChapterRouting
 from model.moe import MoE, Router, Routing
 

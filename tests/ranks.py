@@ -86,7 +86,8 @@ def run_job(job):
     import time
 
     import toy
-    from train_agent.trainers import parallel, sharding
+    from train_agent.trainers import parallel
+    from train_agent.trainers.hardware import sharding
 
     if job.get("errors"):
         return {"errors": shared_errors(parallel)}

@@ -13,12 +13,12 @@ from model.build import attach, build, own_weights
 from tools import plot
 from tools.checkpoint import load_chain, read_checkpoint, weights_hash
 from tools.errors import UserError
-from tools.log_reader import read_log
-from tools.plot_page import Page
+from tools.logs.reader import read_log
+from tools.pictures.style import Page
 from train_agent import lora_train, memory_train, prefix_train, train_gate
 from train_agent.trainers import memory_tuning
 from train_agent.trainers.dataset import Position
-from train_agent.trainers.replay import JoinedCache, ReplayData
+from train_agent.trainers.data.replay import JoinedCache, ReplayData
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = {"lora": ("lora", {"rank": 2, "lora_dropout": 0.1}), "lora_all": ("lora", {"rank": 2, "lora_targets": "all"}),
@@ -101,7 +101,7 @@ def test_an_adapter_may_stand_on_an_adapter(world, vocab):
 
 
 def test_size_of_a_rank_8_file(tmp_path, vocab):
-    from tools.safe_file import write_torch
+    from tools.saving.archive import write_torch
     model = TinySeek(ModelConfig(vocab_size=5000))
     base = sum(t.numel() * t.element_size() for t in model.state_dict().values())
     adapter = {"type": "lora", "rank": 8, "alpha": 8.0, "targets": ["attention"], "scale": 0.02, "dropout": 0.0}

@@ -8,8 +8,8 @@ from torch.nn import functional as F
 import model.attention as attention_module
 from model.attention import GQA, MLA, attention_bias
 from model.layers import rotary_tables
-from model.short_attention import BLOCK, short_causal_attention
-from model.layout import Layout
+from model.kernels.short_attention import BLOCK, short_causal_attention
+from model.segments import Layout
 from toy import toy_config, toy_model
 
 LENGTHS = [5, 1, 9, 3]

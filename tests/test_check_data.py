@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tools import check_data, data_printout
+from tools import check_data
+from tools.checkup import wording
 from tools.check_data import check, quick_check
-from tools.data_faults import KINDS
+from tools.checkup.faults import KINDS
 from tools.errors import UserError
 from tools.vocab import Vocab
 
@@ -156,14 +157,14 @@ def test_blocks_processes_and_gz_change_nothing(tmp_path, monkeypatch, vocab):
     with gzip.open(tmp_path / "b.jsonl.gz", "wb") as f:
         f.write(path.read_bytes())
     whole = check(path, vocab=vocab, progress=False)
-    monkeypatch.setattr("tools.data_scan.BLOCK", 3000)
+    monkeypatch.setattr("tools.checkup.scan.BLOCK", 3000)
     blocks = check(path, vocab=vocab, progress=False)
     assert {**blocks, "files": 0} == {**whole, "files": 0} and blocks["files"][0]["lines"] == len(lines)
     packed = check(tmp_path / "b.jsonl.gz", vocab=vocab, progress=False)
     assert {k: v["count"] for k, v in packed["faults"].items()} == {"duplicate": 1, "replacement": 1}
     assert places(packed, "duplicate") == places(whole, "duplicate") == [154]
-    monkeypatch.setattr("tools.data_scan.PARALLEL_FROM", 0)
-    monkeypatch.setattr("tools.data_scan.os.cpu_count", lambda: 2)
+    monkeypatch.setattr("tools.checkup.scan.PARALLEL_FROM", 0)
+    monkeypatch.setattr("tools.checkup.scan.os.cpu_count", lambda: 2)
     assert check(path, vocab=vocab, progress=False) == blocks
 
 
@@ -189,12 +190,12 @@ def test_token_counts_by_hand(tmp_path):
 def test_learned_part_is_marked(tmp_path, monkeypatch, vocab):
     path = write(tmp_path / "a.jsonl", lines_of([dialogue(("u", "为什么？"), ("a", "你好\n你好"))]))
     monkeypatch.setenv("NO_COLOR", "1")
-    plain = "\n".join(data_printout.views([path], vocab))
+    plain = "\n".join(wording.views([path], vocab))
     assert "<|im_end|>User：为什么？Assistant：【你好⏎你好<|im_end|>】" in plain and "\033" not in plain
     monkeypatch.delenv("NO_COLOR")
     monkeypatch.setenv("FORCE_COLOR", "1")
-    shown = "\n".join(data_printout.views([path], vocab))
-    assert f"{data_printout.GREEN}你好⏎你好<|im_end|>{data_printout.OFF}" in shown
+    shown = "\n".join(wording.views([path], vocab))
+    assert f"{wording.GREEN}你好⏎你好<|im_end|>{wording.OFF}" in shown
 
 
 def test_quick_check_of_small_and_large_data(tmp_path, monkeypatch, vocab):

@@ -8,8 +8,8 @@ import torch
 from tools.checkpoint import (CheckpointError, best_name, cast_weights, checkpoint_name, final_name, load_chain, name_pattern,
                               read_checkpoint, read_torch, weights_hash, write_torch)
 from tools.errors import UserError
-from tools.safe_file import MARK, read_json, verify_torch, write_json
-from tools.whole_file import write_temporary
+from tools.saving.archive import MARK, read_json, verify_torch, write_json
+from tools.saving.atomic import write_temporary
 from toy_checkpoint import seal, same, toy_payload, toy_state
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from tools import cli
 from tools.cli import parse
-from tools.config_aliases import FOREIGN_NAMES
-from tools.config_keys import KEYS, stage_keys
+from tools.config.aliases import FOREIGN_NAMES
+from tools.config.keys import KEYS, stage_keys
 from tools.config_manager import ROOT
 from tools.errors import UserError
 

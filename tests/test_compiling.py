@@ -6,7 +6,7 @@ from torch._dynamo.utils import counters
 import toy
 from tools.errors import UserError
 from toy import toy_model
-from train_agent.trainers import compiling
+from train_agent.trainers.hardware import compiling
 
 CPU = torch.device("cpu")
 

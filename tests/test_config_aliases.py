@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tools.config_aliases import CONVERTED, FOREIGN_NAMES, REFUSED, RENAMED, SWITCHES, key_behind
-from tools.config_keys import KEYS
+from tools.config.aliases import CONVERTED, FOREIGN_NAMES, REFUSED, RENAMED, SWITCHES, key_behind
+from tools.config.keys import KEYS
 from tools.config_manager import ConfigManager
 from tools.errors import UserError
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tools.config_compare import compare, fingerprint
-from tools.config_keys import KEYS, STAGES
+from tools.config.compare import compare, fingerprint
+from tools.config.keys import KEYS, STAGES
 from tools.config_manager import ROOT, ConfigManager
 from toy_config import make, refused          # noqa: F401 (a fixture)
 

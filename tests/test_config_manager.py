@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from tools.config_keys import KEYS, MODEL_KEYS, RUN_KEYS, STAGES, default_of, stage_keys
-from tools.config_values import check_value
+from tools.config.keys import KEYS, MODEL_KEYS, RUN_KEYS, STAGES, default_of, stage_keys
+from tools.config.values import check_value
 from tools.errors import UserError
 from toy_config import make, refused          # noqa: F401 (a fixture)
 

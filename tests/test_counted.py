@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from model.counted import CountedHead, before_in_batch
+from model.kernels.ngram_head import CountedHead, before_in_batch
 from model.tiny_seek import TinySeek
 from toy import build_stage, decode_in_pieces, pack, toy_config, toy_model, toy_options, toy_vocab, train
 

@@ -3,8 +3,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from model import cross_entropy
-from model.cross_entropy import CHUNK, linear_cross_entropy, token_losses
+from model.kernels import cross_entropy
+from model.kernels.cross_entropy import CHUNK, linear_cross_entropy, token_losses
 
 SIZES = [1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 88]
 

@@ -11,7 +11,7 @@ from tools.errors import UserError
 from toy import dialogue_rows, text_rows, write_rows
 from train_agent.trainers import dataset
 from train_agent.trainers.dataset import PackedData, Position, loader, split_documents
-from train_agent.trainers.token_cache import open_cache
+from train_agent.trainers.data.token_cache import open_cache
 
 CPU = torch.device("cpu")
 

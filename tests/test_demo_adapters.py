@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from tools.demo_adapters import EXPERTS, OPENINGS, OTHER_NAME, build_adapters, write_adapters
+from tools.demo.adapters import EXPERTS, OPENINGS, OTHER_NAME, build_adapters, write_adapters
 
 
 def exchanges(row):

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tools import demo_data, demo_words
+from tools import demo_data
+from tools.demo import words as demo_words
 from tools.demo_data import build_demo, chance, grade, write_demo
-from tools.demo_hold import clean, held_pair
+from tools.demo.hold import clean, held_pair
 from tools.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]

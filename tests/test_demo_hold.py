@@ -1,5 +1,5 @@
 """What is held out does not depend on order, seed or process, and is about as much as asked for."""
-from tools.demo_hold import chinese, clean, counted, held, held_name, held_pair, held_string
+from tools.demo.hold import chinese, clean, counted, held, held_name, held_pair, held_string
 
 
 def test_chinese_numerals():

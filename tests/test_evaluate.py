@@ -9,13 +9,14 @@ import torch
 import toy
 from test_evaluate_answers import QUESTIONS, choices
 from toy import model_for, plain_nats
-from chat_agent import eval_data, evaluate, scoring
-from chat_agent.eval_data import Choice
+from chat_agent import evaluate
+from chat_agent.evaluation import rows as eval_data, scoring
+from chat_agent.evaluation.rows import Choice
 from tools import template
 from tools.cli import guarded
 from tools.errors import UserError
 from tools.formats import BadLines
-from tools.safe_file import write_torch
+from tools.saving.archive import write_torch
 from tools.vocab import Vocab
 from train_agent.trainers.dataset import split_documents
 

@@ -7,8 +7,9 @@ import torch
 
 import toy
 from toy import model_for, plain_nats
-from chat_agent import samples, scoring
-from chat_agent.eval_data import Choice
+from chat_agent import samples
+from chat_agent.evaluation import scoring
+from chat_agent.evaluation.rows import Choice
 from tools import template
 
 

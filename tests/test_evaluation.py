@@ -6,7 +6,7 @@ import torch
 
 from tools.train_log import perplexity
 from toy import build_stage, dialogue_rows, text_rows
-from train_agent.trainers.evaluation import evaluate
+from train_agent.trainers.running.evaluation import evaluate
 
 CPU = torch.device("cpu")
 

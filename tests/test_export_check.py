@@ -30,14 +30,14 @@ def test_a_faithful_export_passes(path):
 
 
 def test_a_changed_weight_is_seen(path, monkeypatch):
-    from chat_agent.exports import hf_folder
+    from chat_agent.exports.hf import folder
 
     def wrong(config, weights):
         tensors = to_hf(config, weights)
         tensors["lm_head.weight"] = tensors["lm_head.weight"].roll(1, 0)
         return tensors
-    to_hf = hf_folder.to_hf
-    monkeypatch.setattr(hf_folder, "to_hf", wrong)
+    to_hf = folder.to_hf
+    monkeypatch.setattr(folder, "to_hf", wrong)
     found = export_transformers.check(path, hand_texts()[:3])
     assert found["logit_difference"] > 1 and found["differ"] == 3 and not found["round_trip"]
     assert len(export_check.judge(nothing() | {"transformers": {"m": found}})[1]) == 3

@@ -8,9 +8,9 @@ import torch
 gguf = pytest.importorskip("gguf")
 
 from chat_agent import export                                            # noqa: E402
-from chat_agent.exports.gguf_file import SCORE_LIMIT, write_gguf         # noqa: E402
-from chat_agent.exports.gguf_tensors import parts                        # noqa: E402
-from chat_agent.exports.hf_tokenizer import pieces                       # noqa: E402
+from chat_agent.exports.gguf.file import SCORE_LIMIT, write_gguf         # noqa: E402
+from chat_agent.exports.gguf.tensors import parts                        # noqa: E402
+from chat_agent.exports.hf.tokenizer import pieces                       # noqa: E402
 from chat_agent.exports.parts import to_ours                             # noqa: E402
 from chat_agent.exports.source import read_source                        # noqa: E402
 from tools.errors import UserError                                       # noqa: E402
@@ -157,7 +157,7 @@ def test_modelfile_and_second_head_lie_beside(tmp_path, vocab, capsys):
 
 def test_modelfile_writes_our_dialogue(tmp_path, vocab):
     """The Go template, filled in by hand for one conversation, is the text of our prompt."""
-    from chat_agent.exports.modelfile import write_modelfile
+    from chat_agent.exports.gguf.modelfile import write_modelfile
     payload, _ = toy_payload(vocab)
     write_modelfile(tmp_path / "m.gguf", read_source(saved(tmp_path / "m.pkl", payload)))
     template = re.search(r'TEMPLATE """(.*)"""', (tmp_path / "Modelfile").read_text(encoding="utf-8")).group(1)
@@ -169,6 +169,6 @@ def test_modelfile_writes_our_dialogue(tmp_path, vocab):
     tokenizers = pytest.importorskip("tokenizers")
     import json
 
-    from chat_agent.exports.hf_tokenizer import tokenizer_json
+    from chat_agent.exports.hf.tokenizer import tokenizer_json
     ids = tokenizers.Tokenizer.from_str(json.dumps(tokenizer_json(vocab, len(vocab)))).encode(text).ids
     assert ids == render_prompt(talk, vocab)

@@ -11,7 +11,7 @@ from safetensors import safe_open                                        # noqa:
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
 from chat_agent import export                                            # noqa: E402
-from chat_agent.exports.hf_folder import write_hf                        # noqa: E402
+from chat_agent.exports.hf.folder import write_hf                        # noqa: E402
 from chat_agent.exports.source import read_source                        # noqa: E402
 from toy_export import SHAPES, SHARED, compare_greedy, hand_texts, plain_step, rows_of, saved, toy_payload, toy_vocab  # noqa: E402
 

@@ -10,8 +10,8 @@ pytest.importorskip("safetensors")
 from safetensors.torch import load_file, save_file                       # noqa: E402
 
 from chat_agent import export                                            # noqa: E402
-from chat_agent.exports.import_hf import read_hf                         # noqa: E402
-from chat_agent.exports.hf_folder import write_hf                        # noqa: E402
+from chat_agent.exports.hf.back import read_hf                         # noqa: E402
+from chat_agent.exports.hf.folder import write_hf                        # noqa: E402
 from chat_agent.exports.source import read_source                        # noqa: E402
 from tools.checkpoint import read_checkpoint, weights_hash               # noqa: E402
 from tools.errors import UserError                                       # noqa: E402

@@ -8,7 +8,7 @@ llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not ins
 
 import numpy as np                                                       # noqa: E402
 
-from chat_agent.exports.gguf_file import write_gguf                      # noqa: E402
+from chat_agent.exports.gguf.file import write_gguf                      # noqa: E402
 from chat_agent.exports.source import read_source                        # noqa: E402
 from tools.template import render, render_prompt                         # noqa: E402
 from toy_export import (GQA, SHARED, compare_greedy, hand_texts, marked, plain_step, random_texts, rows_of,  # noqa: E402

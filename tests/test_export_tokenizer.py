@@ -9,7 +9,7 @@ transformers = pytest.importorskip("transformers")
 from tokenizers import Tokenizer                                         # noqa: E402
 
 from chat_agent.exports.folder import write_json                         # noqa: E402
-from chat_agent.exports.hf_tokenizer import (pieces, special_tokens, surface, tokenizer_config, tokenizer_json,  # noqa: E402
+from chat_agent.exports.hf.tokenizer import (pieces, special_tokens, surface, tokenizer_config, tokenizer_json,  # noqa: E402
                                              vocab_from_tokenizer)
 from tools.errors import UserError                                       # noqa: E402
 from tools.template import render, render_prompt                         # noqa: E402

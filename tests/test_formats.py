@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tools import formats, line_reader
+from tools import formats
+from tools.reading import lines
 from tools.errors import UserError
 from tools.formats import BadLines, Row, expand_paths, is_plain_text, iter_lines, parse_line, read_range, read_rows
-from tools.sample import sample_texts
+from tools.words.sample import sample_texts
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -97,7 +98,7 @@ def test_preference_shapes(value):
     (line({"messages": [{"role": "tool", "content": "x"}, *TURNS]}), "角色"), (line({"prompt": "x", "chosen": "a", "rejected": ""}), "空"),
     (line({"chosen": "a", "rejected": "b"}), "提问"), (line({"messages": TURNS, "chosen": "a", "rejected": "b"}), "提问"),
     (line({"prompt": "x", "chosen": 1, "rejected": "b"}), "列表"), (line({"prompt": "x", "chosen": [], "rejected": "b"}), "助手"),
-    (line({"instruction": "x", "output": "y", "history": ["ab"]}), "history"), (line_reader.TooLong(b'{"text"'), "64 MiB"),
+    (line({"instruction": "x", "output": "y", "history": ["ab"]}), "history"), (lines.TooLong(b'{"text"'), "64 MiB"),
 ])
 def test_bad_lines_have_a_reason(raw, reason):
     got = parse_line(raw)
@@ -147,7 +148,7 @@ def test_paragraphs_of_a_text_file(tmp_path, monkeypatch):
     rows = list(read_rows(path))
     assert is_plain_text(path) and [(r.kind, r.texts, r.line) for r in rows] == [
         ("text", ["第一段\n还是第一段"], 2), ("text", ["第二段", "其后"], 6)]
-    monkeypatch.setattr(line_reader, "PARAGRAPH", 20)                   # a book without blank lines comes in portions
+    monkeypatch.setattr(lines, "PARAGRAPH", 20)                   # a book without blank lines comes in portions
     path.write_text("十个字节多\n" * 10, encoding="utf-8")
     assert "\n".join(r.texts[0] for r in read_rows(path)) == "\n".join(["十个字节多"] * 10)
     assert len(list(read_rows(path))) == 5
@@ -155,14 +156,14 @@ def test_paragraphs_of_a_text_file(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "txt"])
 def test_a_line_beyond_the_limit_is_reported_not_loaded(tmp_path, monkeypatch, suffix):
-    monkeypatch.setattr(line_reader, "MAX_LINE", 100)
+    monkeypatch.setattr(lines, "MAX_LINE", 100)
     good = b"x" * 100 if suffix == "txt" else b'{"text": "' + b"x" * 88 + b'"}'        # exactly at the limit
     blank = b"\n" if suffix == "txt" else b""
     body = b"".join(part + b"\n" + blank for part in (good, b"y" * 101, b"z" * (3 << 20), good)) + b"w" * 101
     path = tmp_path / f"a.{suffix}"
     path.write_bytes(gzip.compress(body) if suffix.endswith("gz") else body)
     got = list(iter_lines(path))
-    assert [type(raw) is line_reader.TooLong for _, raw in got] == [False, True, True, False, True]
+    assert [type(raw) is lines.TooLong for _, raw in got] == [False, True, True, False, True]
     assert [len(raw) for _, raw in got][::3] == [100, 100] and all(len(raw) <= 1000 for _, raw in got)
     assert [n for n, _ in got] == ([1, 3, 5, 7, 9] if blank else [1, 2, 3, 4, 5])
     bad = BadLines()
@@ -201,7 +202,7 @@ def test_too_many_bad_lines_stop_the_run(count, total, share, stops):
 
 
 def test_the_quotes_of_a_hopeless_file_are_limited(tmp_path, monkeypatch):
-    from tools import bad_lines
+    from tools.reading import bad_lines
     monkeypatch.setattr(bad_lines, "LOGGED", 5)
     bad = BadLines(tmp_path / "bad.jsonl")
     for i in range(20):

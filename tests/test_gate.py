@@ -15,11 +15,11 @@ from model.gate import Gate, GatedExperts, padded
 from model.generate import generate, generate_batch
 from model.lora import apply_lora
 from tools.checkpoint import load_chain, weights_hash
-from tools.confusion import draw_confusion
+from tools.pictures.confusion import draw_confusion
 from tools.errors import UserError
 from tools.template import render_prompt
 from train_agent.trainers import gated_training
-from train_agent.trainers.expert_losses import last_reply
+from train_agent.trainers.data.gate_targets import last_reply
 
 ASKS = {"a": "{}呢？", "b": "{}在哪？", "c": "说说{}。"}
 REPLIES = {"a": "很好看", "b": "在河边", "c": "不见了"}
@@ -165,7 +165,7 @@ def test_losses_are_computed_once(world, vocab, monkeypatch):
     options = gate_options(world, vocab, name="once")
     first = gated_training.build_stage(options)
     monkeypatch.setattr(gated_training, "expert_losses", gated_training.expert_losses)
-    monkeypatch.setattr("train_agent.trainers.expert_losses.scored", None)          # calling it would fail
+    monkeypatch.setattr("train_agent.trainers.data.gate_targets.scored", None)          # calling it would fail
     again = gated_training.build_stage(options)
     assert all(np.array_equal(first.train.losses[d], again.train.losses[d]) for d in first.train.losses)
     with pytest.raises(TypeError):

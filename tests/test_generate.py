@@ -7,11 +7,11 @@ import torch
 import toy
 import model.generate as generate_module
 from model import ModelConfig
-from model.cache import DecodeCache, cache_width
-from model.few_rows import FEW, FEW_SHARED, Matrix, few
-from model.folded import Folded
+from model.decoding.cache import DecodeCache, cache_width
+from model.decoding.few_rows import FEW, FEW_SHARED, Matrix, few
+from model.decoding.folded import Folded
 from model.generate import Reply, generate, generate_batch, generate_replies, generate_reply, prefill, stream
-from model.loop_guard import LEAST, LoopGuard
+from model.decoding.loop_guard import LEAST, LoopGuard
 from model.lora import apply_lora
 from model.memory import apply_memory
 from model.prefix import apply_prefix

@@ -13,12 +13,14 @@ import pytest
 import torch
 
 import model.attention
-from model import counted, cross_entropy
-from model.expert_products import can_group
+from model.kernels import cross_entropy, ngram_head
+from model.kernels.expert_products import can_group
 from tools.errors import UserError
-from train_agent.trainers import batch_finder, compiling, machine, recovery
+from train_agent.trainers.hardware import compiling, machine
+from train_agent.trainers.running import resume
+from train_agent.trainers.trying import find_batch
 from train_agent.trainers.lr_finder import Sweep
-from train_agent.trainers.text_data import PairBatch
+from train_agent.trainers.data.for_own_loops import PairBatch
 
 ROOT = Path(__file__).resolve().parents[1]
 CUDA = torch.device("cuda", 0)
@@ -67,9 +69,9 @@ def test_compiling_needs_triton_and_what_triton_needs(monkeypatch):
 
 def test_a_resumed_run_on_a_gpu_does_not_promise_every_bit():
     cpu = torch.device("cpu")
-    assert recovery.unlike(recovery.surroundings(cpu), cpu) is None
-    assert "近似" in recovery.unlike(recovery.surroundings(CUDA), CUDA)
-    assert "device cpu → cuda" in recovery.unlike(recovery.surroundings(cpu), CUDA)
+    assert resume.unlike(resume.surroundings(cpu), cpu) is None
+    assert "近似" in resume.unlike(resume.surroundings(CUDA), CUDA)
+    assert "device cpu → cuda" in resume.unlike(resume.surroundings(cpu), CUDA)
 
 
 @pytest.mark.parametrize("loss, norm, scale, steps, broken", [
@@ -95,10 +97,10 @@ class Nothing(contextlib.nullcontext):
 def test_the_largest_batch_is_timed_when_its_memory_is_there(monkeypatch):
     events = []
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: events.append("wait"))
-    monkeypatch.setattr(batch_finder, "SavedBytes", lambda model: Nothing())
+    monkeypatch.setattr(find_batch, "SavedBytes", lambda model: Nothing())
     trial = SimpleNamespace(device=CUDA, model=None, batch=lambda rows: rows, optimize=lambda group, chunk: events.append("step"))
-    trial.now = lambda: batch_finder.Trial.now(trial)
-    seconds, kept = batch_finder.Trial.step_with(trial, 4)
+    trial.now = lambda: find_batch.Trial.now(trial)
+    seconds, kept = find_batch.Trial.step_with(trial, 4)
     assert events == ["wait", "step", "wait", "step", "wait"] and kept == 7 and seconds >= 0
 
 
@@ -110,9 +112,9 @@ def test_chunks_of_a_gpu_have_the_loss_of_those_of_a_cpu(monkeypatch):
     own, other = torch.full((40,), -0.1, dtype=torch.float64), torch.full((40,), -2.0, dtype=torch.float64)
     results = []
     for size in (7, 40):
-        monkeypatch.setattr(counted, "chunk_size", lambda device: size)
+        monkeypatch.setattr(ngram_head, "chunk_size", lambda device: size)
         leaves = [t.clone().requires_grad_() for t in (h, w, own)]
-        total = counted._MixedCrossEntropy.apply(leaves[0], leaves[1], goals, leaves[2], other, torch.float64)
+        total = ngram_head._MixedCrossEntropy.apply(leaves[0], leaves[1], goals, leaves[2], other, torch.float64)
         results.append([total, *torch.autograd.grad(total, leaves)])
     for one, two in zip(*results):
         torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-12)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import toy
-from tools import hf_data
+from tools.reading import hub
 from tools.errors import UserError
 from train_agent.trainers import create_dataloader
 
@@ -37,20 +37,20 @@ def folder(ram_path, keys):
 
 
 def test_D11_a_local_folder_and_its_splits(folder, keys):
-    path = hf_data.local_files(f"hf:{folder}", keys)
+    path = hub.local_files(f"hf:{folder}", keys)
     assert [row["text"] for row in lines(path)] == [row["text"] for row in ROWS]
-    held = hf_data.local_files([f"hf:{folder}#test", "plain.jsonl"], keys)
+    held = hub.local_files([f"hf:{folder}#test", "plain.jsonl"], keys)
     assert len(lines(held[0])) == 2 and held[1] == "plain.jsonl"
-    assert hf_data.local_files(None, keys) is None
+    assert hub.local_files(None, keys) is None
     with pytest.raises(UserError) as error:
-        hf_data.local_files(f"hf:{folder}#nothing", keys)
+        hub.local_files(f"hf:{folder}#nothing", keys)
     assert error.value.code == 2 and "nothing" in str(error.value)
 
 
 def test_D11_streaming_takes_only_what_a_run_can_use(folder, keys):
-    path = hf_data.local_files(f"hf:{folder}", {**keys, "hf_streaming": True, "n_of_samples": 2, "n_of_samplings": 3})
+    path = hub.local_files(f"hf:{folder}", {**keys, "hf_streaming": True, "n_of_samples": 2, "n_of_samplings": 3})
     assert len(lines(path)) == 6
-    assert len(lines(hf_data.local_files(f"hf:{folder}", {**keys, "hf_streaming": True}))) == 12
+    assert len(lines(hub.local_files(f"hf:{folder}", {**keys, "hf_streaming": True}))) == 12
 
 
 def test_what_save_to_disk_left(ram_path, keys):
@@ -58,20 +58,20 @@ def test_what_save_to_disk_left(ram_path, keys):
     one = datasets.Dataset.from_list(ROWS)
     one.save_to_disk(str(ram_path / "one"))
     datasets.DatasetDict({"train": one, "test": one.select(range(3))}).save_to_disk(str(ram_path / "both"))
-    assert len(lines(hf_data.local_files(f"hf:{ram_path / 'one'}", keys))) == 12
-    assert len(lines(hf_data.local_files(f"hf:{ram_path / 'both'}#test", keys))) == 3
+    assert len(lines(hub.local_files(f"hf:{ram_path / 'one'}", keys))) == 12
+    assert len(lines(hub.local_files(f"hf:{ram_path / 'both'}#test", keys))) == 3
     with pytest.raises(UserError) as error:
-        hf_data.local_files(f"hf:{ram_path / 'both'}#dev", keys)
+        hub.local_files(f"hf:{ram_path / 'both'}#dev", keys)
     assert "train test" in str(error.value)
 
 
 def test_fetched_once_and_again_when_the_folder_changed(folder, keys, monkeypatch):
-    first = hf_data.local_files(f"hf:{folder}", keys)
+    first = hub.local_files(f"hf:{folder}", keys)
     with monkeypatch.context() as patched:
-        patched.setattr(hf_data, "_open", lambda *_: pytest.fail("fetched again"))
-        assert hf_data.local_files(f"hf:{folder}", keys) == first
+        patched.setattr(hub, "_open", lambda *_: pytest.fail("fetched again"))
+        assert hub.local_files(f"hf:{folder}", keys) == first
     toy.write_rows(folder / "train.jsonl", ROWS + ROWS)
-    again = hf_data.local_files(f"hf:{folder}", keys)
+    again = hub.local_files(f"hf:{folder}", keys)
     assert again != first and len(lines(again)) == 24
 
 
@@ -80,7 +80,7 @@ def test_a_name_on_the_hub(keys, monkeypatch):
     asked, fake = [], types.ModuleType("datasets")
     fake.load_dataset = lambda name, subset, split, streaming: asked.append((name, subset, split, streaming)) or iter(ROWS)
     monkeypatch.setitem(sys.modules, "datasets", fake)
-    paths = {hf_data.local_files(spec, {**keys, **more}) for spec, more in (
+    paths = {hub.local_files(spec, {**keys, **more}) for spec, more in (
         ("hf:a/b", {}), ("hf:a/c", {}), ("hf:a/b", {"hf_subset": "en"}), ("hf:a/b#validation", {}),
         ("hf:a/b", {"hf_streaming": True, "n_of_samples": 5, "n_of_samplings": 1}))}
     assert len(paths) == 5 and asked == [("a/b", None, "train", False), ("a/c", None, "train", False), ("a/b", "en", "train", False),
@@ -96,11 +96,11 @@ def test_what_cannot_be_opened_or_is_empty_is_exit_2(keys, monkeypatch, ram_path
         if fails == "hf:empty":
             fake.load_dataset = lambda *a, **k: iter(())
         with pytest.raises(UserError) as error:
-            hf_data.local_files(fails, keys)
+            hub.local_files(fails, keys)
         assert error.value.code == 2 and said in str(error.value) and "\n" not in str(error.value)
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UserError) as error:
-        hf_data.local_files("hf:a/b", keys)
+        hub.local_files("hf:a/b", keys)
     assert "pip install datasets" in str(error.value)
     assert not list(Path(keys["cache_dir"], "hf").iterdir()), "nothing half is left"
 

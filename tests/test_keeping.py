@@ -5,8 +5,8 @@ import torch
 import toy
 from model.lora import LoraLinear, apply_lora
 from tools.checkpoint import read_checkpoint
-from train_agent.trainers.keeping import adapted, drift, general_moments
-from train_agent.trainers.rehearsal import Rehearsal
+from train_agent.trainers.running.forget_penalty import adapted, drift, general_moments
+from train_agent.trainers.trying.dry_loop import Rehearsal
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.layout import Layout, from_slots, to_slots
+from model.segments import Layout, from_slots, to_slots
 
 LENGTHS = [[5], [3, 3, 3], [7, 1, 1, 4, 30, 29, 2], [1] * 9 + [8], [64, 2, 50, 51, 13, 12, 12]]
 

@@ -6,7 +6,7 @@ import torch
 from toy import VARIANTS, toy_model
 
 from model.build import attach, build, load_adapter, merged, own_weights
-from model.cache import DecodeCache
+from model.decoding.cache import DecodeCache
 from model.config import MODEL_KEYS, ModelConfig
 from model.lora import LowRank, LoraLinear, apply_lora, chosen, projections, target_names
 from model.tiny_seek import TinySeek

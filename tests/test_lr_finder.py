@@ -7,7 +7,9 @@ import torch
 
 import toy
 from tools.errors import UserError
-from train_agent.trainers import batch_finder, checks, lr_finder, pre_training, recovery, start
+from train_agent.trainers import lr_finder, pre_training, run_stage
+from train_agent.trainers.running import resume
+from train_agent.trainers.trying import checks, find_batch as batch_finder
 
 
 @pytest.fixture
@@ -17,7 +19,7 @@ def stage(options):
 
 def traces(stage):
     """All that a finder must leave alone."""
-    return (copy.deepcopy(stage.model.state_dict()), recovery.random_states(), [p.grad is None for p in stage.model.parameters()],
+    return (copy.deepcopy(stage.model.state_dict()), resume.random_states(), [p.grad is None for p in stage.model.parameters()],
             stage.model.training, copy.deepcopy(stage.options))
 
 
@@ -150,6 +152,6 @@ def test_find_batch_on_a_full_device_and_on_a_small_machine(stage, monkeypatch):
 
 def test_one_thing_at_a_time(options):
     with pytest.raises(UserError) as error:
-        start.start(None, options(find_lr=True, check_gradients=True))
+        run_stage.start(None, options(find_lr=True, check_gradients=True))
     assert error.value.code == 2 and "--find_lr" in str(error.value)
-    assert start.asked(options()) is None and start.asked(options(plan="gpus=2")) == "plan"
+    assert run_stage.asked(options()) is None and run_stage.asked(options(plan="gpus=2")) == "plan"

@@ -6,7 +6,7 @@ import torch
 from toy import VARIANTS, toy_model
 
 from model.build import merged, own_weights
-from model.cache import DecodeCache
+from model.decoding.cache import DecodeCache
 from model.memory import ChapterRouting, apply_memory
 from train_agent.trainers.memory_tuning import rate_of, router_losses
 

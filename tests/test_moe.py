@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from model.expert_products import can_group, grouped_experts
+from model.kernels.expert_products import can_group, grouped_experts
 from model.moe import MoE, Router, lexp, sequence_balance
 from tools.config_manager import ConfigManager
 from toy import toy_config, toy_model

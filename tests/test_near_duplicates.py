@@ -4,7 +4,7 @@ import random
 import numpy as np
 import pytest
 
-from tools.near_duplicates import codes_of, jaccard, near_pairs, shingles, signatures
+from tools.checkup.near import codes_of, jaccard, near_pairs, shingles, signatures
 
 ALPHABET = [chr(c) for c in range(0x4E00, 0x4E00 + 1500)]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from train_agent.trainers.packing import best_fit, cut, shuffled
+from train_agent.trainers.data.packing import best_fit, cut, shuffled
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -23,7 +23,7 @@ RUN = ["--max_len", 48, "--batch_size", 2, "--max_steps", 6, "--logging_steps", 
 STOPPED = """
 import os, runpy, signal, sys
 from train_agent.trainers.loop import Loop
-from train_agent.trainers.opening import OpenedLoop
+from train_agent.trainers.running.diary import OpenedLoop
 real = Loop.optimize
 def optimize(self, *args):
     if isinstance(self, OpenedLoop) and self.step == 2:      # not the preflight's
@@ -199,7 +199,7 @@ def test_too_many_bad_lines_stop_before_training(place, capsys, tmp_path):
 
 
 def test_two_runs_in_one_folder_are_exit_6(place, capsys, tmp_path):
-    from tools.folder_lock import FolderLock
+    from tools.saving.folder_lock import FolderLock
     lock = FolderLock(tmp_path)
     lock.acquire()
     try:

@@ -9,10 +9,11 @@ import torch
 import ranks
 import toy
 from tools.errors import UserError
-from train_agent.trainers import plan, pre_training
+from train_agent.trainers import pre_training
+from train_agent.trainers.trying import plan
 from train_agent.trainers.dataset import Position
 from train_agent.trainers.losses import next_tokens_loss
-from train_agent.trainers.memory_room import SavedBytes
+from train_agent.trainers.hardware.ram import SavedBytes
 
 # Many experts that few tokens visit: large in memory, cheap to compute.
 LARGE = dict(n_layer=4, n_head=4, d_model=128, d_c=32, d_q=64, d_r=16, hidden=256, other_experts=48, shared_experts=1, keep=1)

@@ -12,7 +12,8 @@ import pytest
 matplotlib = pytest.importorskip("matplotlib")
 from matplotlib import font_manager, image
 
-from tools import plot, plot_page
+from tools import plot
+from tools.pictures import style
 from tools.errors import UserError
 from tools.plot import curve, draw_logs, draw_plt, smoothed, thinned, tracks_of
 from tools.train_log import TrainLog, read_log
@@ -129,13 +130,13 @@ def test_M2_odd_logs_are_drawn_without_a_complaint(tmp_path, losses):
 
 @pytest.mark.parametrize("chinese", [True, False])
 def test_M2_no_box_and_no_warning_with_or_without_a_chinese_font(tmp_path, monkeypatch, chinese):
-    if chinese and not plot_page.chinese_font():
+    if chinese and not style.chinese_font():
         pytest.skip("no font with Chinese glyphs on this machine")
     if not chinese:
         dejavu = [entry for entry in font_manager.fontManager.ttflist if entry.name.startswith("DejaVu")]
         monkeypatch.setattr(font_manager.fontManager, "ttflist", dejavu)
         monkeypatch.setattr(font_manager, "findSystemFonts", lambda *a, **k: [])
-    assert plot_page.Page().chinese is chinese
+    assert style.Page().chinese is chinese
     paths = [make_log(tmp_path, [3.0, 2.0], name=name) for name in ("训练 $日志$ 😀.txt", "b.txt")]
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -6,7 +6,7 @@ import torch
 from toy import VARIANTS, toy_model
 
 from model.build import merged, own_weights
-from model.cache import DecodeCache
+from model.decoding.cache import DecodeCache
 from model.prefix import apply_prefix
 from model.tiny_seek import TinySeek
 

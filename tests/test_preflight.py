@@ -11,13 +11,15 @@ import torch
 import toy
 from toy import build_stage, checkpoint, events, same_tensors, train
 from tools.errors import UserError
-from train_agent.trainers import pace, preflight as preflight_file, recovery
+from train_agent.trainers import preflight as preflight_file
+from train_agent.trainers.running import resume
+from train_agent.trainers.trying import step_time
 from train_agent.trainers.dataset import Position
 from train_agent.trainers.loop import Loop
-from train_agent.trainers.opening import PROMPTS
-from train_agent.trainers.memory_room import memory_there
+from train_agent.trainers.running.diary import PROMPTS
+from train_agent.trainers.hardware.ram import memory_there
 from train_agent.trainers.preflight import divisors, first_loss, preflight, suggestion
-from train_agent.trainers.start import start
+from train_agent.trainers.run_stage import start
 
 
 @pytest.fixture
@@ -30,13 +32,13 @@ def test_nothing_is_changed(stage):
     marked = next(stage.model.parameters())
     marked.grad = torch.ones_like(marked)
     weights = {k: v.clone() for k, v in stage.model.state_dict().items()}
-    recovery.seed_everything(5)
-    before = recovery.random_states()
+    resume.seed_everything(5)
+    before = resume.random_states()
     preflight(stage, seconds=0, say=None)
     assert all(torch.equal(v, weights[k]) for k, v in stage.model.state_dict().items())
     assert torch.equal(marked.grad, torch.ones_like(marked)) and not stage.model.training
     assert sum(p.grad is not None for p in stage.model.parameters()) == 1
-    after = recovery.random_states()
+    after = resume.random_states()
     assert torch.equal(before["torch"], after["torch"]) and before["python"] == after["python"]
     assert torch.equal(before["numpy"][1], after["numpy"][1])
 
@@ -131,7 +133,7 @@ def test_memory_of_this_machine():
 
 
 def test_evaluations_are_counted_in(stage, monkeypatch):
-    monkeypatch.setattr(pace, "held_seconds", lambda loop: 7.0)
+    monkeypatch.setattr(step_time, "held_seconds", lambda loop: 7.0)
     stage.options["eval_steps"] = 10
     found = preflight(stage, seconds=0, say=None)
     assert found["seconds"]["evaluating"] == 7.0 * (found["steps"] // 10 + 1)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import toy
 
-from tools.config_keys import KEYS, STAGES
+from tools.config.keys import KEYS, STAGES
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "README_en.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -93,7 +93,7 @@ def run(words, patch):
     if script != "tools/plot.py":
         given = smaller(given, TOY.get(script, {})) + ["--config", "model_config.json"]
     patch.setattr("builtins.input", lambda *_: (_ for _ in ()).throw(EOFError))             # whoever chats leaves at once
-    patch.setattr("train_agent.trainers.batch_finder.MOST", 4)
+    patch.setattr("train_agent.trainers.trying.find_batch.MOST", 4)
     try:
         code = main(given)
     except SystemExit as end:
@@ -150,7 +150,7 @@ def test_links_between_the_pages_lead_somewhere():
 
 def test_the_pages_name_only_keys_that_exist():
     known = set(KEYS) | {"config", "preset"}
-    sources = "".join(p.read_text(encoding="utf-8") for folder in ("chat_agent", "tools", "bench") for p in (ROOT / folder).glob("*.py"))
+    sources = "".join(p.read_text(encoding="utf-8") for folder in ("chat_agent", "tools", "bench") for p in (ROOT / folder).rglob("*.py"))
     sources += (ROOT / "run.py").read_text(encoding="utf-8")
     for page in PAGES:
         for option in set(re.findall(r"(?<![\w-])--([a-z_.]+)\b", page.read_text(encoding="utf-8"))):

@@ -6,7 +6,7 @@ import pytest
 from toy import build_stage, same_tensors, train
 from train_agent.trainers import dataset
 from train_agent.trainers.dataset import Position
-from train_agent.trainers.regrouping import more_steps, regrouped
+from train_agent.trainers.running.regrouping import more_steps, regrouped
 
 
 def seen(loop):

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from tools.config_manager import ConfigManager
-from tools import report, report_data
-from tools.code_version import code_version
+from tools import report
+from tools.html_report import gather
+from tools.process.version import code_version
 from tools.errors import UserError
-from tools.log_reader import read_log
-from tools.report_data import differences, flat_scores, heat_map, run_data, seconds_of, subject, thinned
-from tools.report_page import page
+from tools.logs.reader import read_log
+from tools.html_report.gather import differences, flat_scores, heat_map, run_data, seconds_of, subject, thinned
+from tools.html_report.page import page
 from tools.train_log import TrainLog
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,7 +65,7 @@ def test_thinned_keeps_means_and_extremes():
     y[5] = np.nan
     y[17] = 1e6
     curve = thinned(np.arange(6000), y)
-    assert len(curve["x"]) == len(curve["low"]) == report_data.POINTS
+    assert len(curve["x"]) == len(curve["low"]) == gather.POINTS
     assert curve["high"][1] == 1e6 and curve["low"][0] == 0 and curve["y"][0] == pytest.approx((45 - 5) / 9, rel=1e-5)
     assert thinned(np.arange(3), np.array([1, np.nan, np.inf])) == {"x": [0, 1, 2], "y": [1, None, None]}
     assert thinned(np.arange(2), np.full(2, np.nan)) is None and thinned(np.arange(2), ["a", None]) is None
@@ -74,7 +75,7 @@ def test_heat_map_is_relative_to_an_even_share():
     loads = [None, [[0.25, 0.75]], [[0.75, 0.25]], "x"]
     assert heat_map([1, 2, 3, 4], loads) == {"steps": [2, 3], "values": [[[0.5, 1.5], [1.5, 0.5]]]}
     many = heat_map(range(1000), [[[1.0, 0.0]]] * 1000)
-    assert len(many["steps"]) == report_data.COLUMNS and set(many["values"][0][0]) == {2.0}
+    assert len(many["steps"]) == gather.COLUMNS and set(many["values"][0][0]) == {2.0}
     assert heat_map([1], [None]) is None and heat_map([], None) is None
 
 
@@ -102,7 +103,7 @@ def test_compare_names_every_change(tmp_path):
     assert found["数据", data_file] == ("d1", "d2") and ("数据", "词表") not in found
     assert found["代码", "代码版本"] == ("abc123", "def456") and found["结果", "loss"] == (5.0, 6.0)
     assert found["分数", "sft 总分"] == found["分数", "sft sum"] == (0.5, 0.75) and ("分数", "sft date") not in found
-    assert [row[0] for row in rows] == sorted((row[0] for row in rows), key=report_data.GROUPS.index)
+    assert [row[0] for row in rows] == sorted((row[0] for row in rows), key=gather.GROUPS.index)
 
 
 def test_equal_runs_do_not_differ(tmp_path):

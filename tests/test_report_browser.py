@@ -9,7 +9,7 @@ import browser
 from test_report import make_run
 from tools import report
 from tools.config_manager import ConfigManager
-from tools.report_data import subject
+from tools.html_report.gather import subject
 
 pytestmark = pytest.mark.skipif(browser.CHROMIUM is None, reason="没有 Chromium")
 BLANK = """[...document.querySelectorAll('canvas')].filter((c) => c.width && !c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some((v) => v)).length"""

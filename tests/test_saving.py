@@ -8,7 +8,8 @@ import toy
 from toy import build_stage, checkpoint, events, names, same_tensors, train
 from tools.checkpoint import read_pair, weights_hash
 from tools.errors import UserError
-from train_agent.trainers import loop as loop_file, machine
+from train_agent.trainers import loop as loop_file
+from train_agent.trainers.hardware import machine
 
 
 def refused(options, *says, code=4, stage="pre"):

@@ -9,10 +9,11 @@ import torch
 import toy
 from bench.decode_speed import compare
 from bench.ties import first_tie
-from model import ModelConfig, TinySeek, generate, speculate
+from model import ModelConfig, TinySeek, generate
+from model.decoding import speculate
 from model.generate import generate_reply
 from model.sampling import Sampling, repeats
-from model.speculate import drafted_ids
+from model.decoding.speculate import drafted_ids
 from tools.formats import read_rows
 from tools.template import render_prompt
 

@@ -13,8 +13,8 @@ import pytest
 from tools import template
 from tools.errors import UserError
 from toy import dialogue_rows, text_rows, write_rows
-from train_agent.trainers import token_cache
-from train_agent.trainers.token_cache import file_digest, open_cache
+from train_agent.trainers.data import token_cache
+from train_agent.trainers.data.token_cache import file_digest, open_cache
 
 ROOT = Path(__file__).resolve().parents[1]
 

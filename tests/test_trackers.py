@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import toy
-from tools import trackers
+from tools.logs import trackers
 
 LINE = {"loss": 5.5, "ce_1": 2.0, "ce_2": 3.0, "lexp": 0.1, "entropy": 0.7, "grad_norm": 1.5, "lr": 1e-3, "tok_s": 100.0,
         "expert_load": [[0.25, 0.75], [0.5, 0.5]], "device": "cpu", "epoch": 1}
@@ -151,6 +151,6 @@ def test_M3_a_tracker_that_breaks_does_not_break_the_training(monkeypatch, capsy
 
 
 def test_without_a_tracker_nothing_is_imported():
-    code = "import sys, tools.trackers as t; t.open_tracker('none', '.', 'r', {}).log(1, {}); print({'wandb', 'tensorboard', 'swanlab', 'torch'} & set(sys.modules))"
+    code = "import sys, tools.logs.trackers as t; t.open_tracker('none', '.', 'r', {}).log(1, {}); print({'wandb', 'tensorboard', 'swanlab', 'torch'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).resolve().parents[1], capture_output=True, text=True)
     assert done.stdout.strip() == "set()", done.stderr

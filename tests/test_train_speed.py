@@ -7,8 +7,8 @@ import torch
 from bench import yardstick
 from bench.measure import ROWS, LENGTH, table
 from bench.train_speed import figures, random_batch
-from model import expert_products
-from model.expert_products import Slots
+from model.kernels import expert_products
+from model.kernels.expert_products import Slots
 from toy import toy_model
 
 

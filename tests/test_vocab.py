@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tools import Vocab, segment
+from tools import Vocab
+from tools.words import segment
 from tools import vocab as vocab_module
 from tools.errors import UserError
-from tools.sample import sample_texts
+from tools.words.sample import sample_texts
 from tools.vocab import FIRST_BYTE, FIRST_WORD, MAX_WORD, RESERVED, UNIT
-from tools.vocab_builder import ALWAYS, jieba_segmenter
+from tools.words.build_vocab import ALWAYS, jieba_segmenter
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 TEXTS = ["今天天气很好，我们去公园散步。", "公园里有很多人，天气也很好！", "我喜欢apple和banana，也喜欢散步。\n第2行：12+34=46",

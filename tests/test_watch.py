@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from tools.errors import UserError
-from train_agent.trainers.watch import FiniteGuard, Patience, SpikeWatch, StopSignals
+from train_agent.trainers.running.signals_and_guards import FiniteGuard, Patience, SpikeWatch, StopSignals
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from model import ModelConfig, TinySeek
-from model.cache import DecodeCache
-from model.layout import Layout
+from model.decoding.cache import DecodeCache
+from model.segments import Layout
 from tools.checkpoint import read_pair, read_checkpoint
 from tools.config_manager import ConfigManager
 from tools.vocab import Vocab

@@ -3,7 +3,7 @@ import hashlib
 
 import torch
 
-from tools.safe_file import MARK
+from tools.saving.archive import MARK
 
 
 def toy_payload(step=0, stage="Pre", numbers=64, **changes):

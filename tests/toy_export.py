@@ -9,7 +9,7 @@ import torch
 from bench.lively import lively, marked, random_texts                    # noqa: F401  the tests import them from here
 from bench.lively import lively_payload as toy_payload                   # noqa: F401
 from tools.formats import read_rows
-from tools.safe_file import write_torch
+from tools.saving.archive import write_torch
 from tools.vocab import Vocab
 
 ROOT = Path(__file__).resolve().parents[1]

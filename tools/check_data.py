@@ -11,14 +11,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from tqdm import tqdm
 
-from tools import data_printout, formats
+from tools import formats
+from tools.checkup import wording
 from tools.cli import guarded, parse
-from tools.data_duplicates import Book, find_duplicates, leaks_by_share
-from tools.data_scan import KIND_NUMBERS, Columns, scan_block, scan_files, start_worker, unpacked
-from tools.data_scan import count_lines as lines_before
+from tools.checkup.duplicates import Book, find_duplicates, leaks_by_share
+from tools.checkup.scan import KIND_NUMBERS, Columns, scan_block, scan_files, start_worker, unpacked
+from tools.checkup.scan import count_lines as lines_before
 from tools.errors import UserError
-from tools.hf_data import is_hf, local_files
-from tools.near_duplicates import THRESHOLD
+from tools.reading.hub import is_hf, local_files
+from tools.checkup.near import THRESHOLD
 from tools.vocab import Vocab
 
 KEPT = 1000                 # places remembered per kind of fault; all are counted
@@ -66,7 +67,7 @@ class Findings:
                   "items": sum(f["items"] for f in self.files), "bad": listed(self.bad), "faults": listed(self.faults),
                   "totals": totals, "max_len": max_len, "share": share, "hidden_leaks": self.hidden_leaks,
                   "vocab": None if vocab is None else {"size": len(vocab), "hash": vocab.hash, "token_kind": vocab.token_kind}}
-        return {**result, **data_printout.verdict(result, max_bad_share)}
+        return {**result, **wording.verdict(result, max_bad_share)}
 
 
 def check(paths, held=None, vocab=None, max_len=512, text_field=None, near=True, threshold=THRESHOLD, eval_share=0.0,
@@ -153,7 +154,7 @@ def quick_check(paths, held=None, vocab=None, max_len=512, text_field=None, max_
                        max_bad_share=max_bad_share, progress=False)
     else:
         result = _sampled(names, sizes, vocab, max_len, text_field, max_bad_share)
-    for line in data_printout.short(result) if say else ():
+    for line in wording.short(result) if say else ():
         say(line)
     return result
 
@@ -212,10 +213,10 @@ def main(argv=None):
     result = check(paths, held, vocab, config["sft"]["max_len"], text_field, options.near > 0, options.near or THRESHOLD,
                    0.0 if held else config["pre"]["eval_share"], config["max_bad_share"])
     print(f"词表：{origin}" if vocab else origin)
-    for line in data_printout.full(result, everything=options.all):
+    for line in wording.full(result, everything=options.all):
         print(line)
     if vocab:
-        for line in data_printout.views(paths, vocab, text_field):
+        for line in wording.views(paths, vocab, text_field):
             print(line)
     print(f"用时 {time.perf_counter() - start:.1f} 秒。")
     print(result["verdict"])

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from tools.errors import UserError
-from tools.safe_file import CheckpointError, read_torch, write_torch  # noqa: F401  (people look for both here)
+from tools.saving.archive import CheckpointError, read_torch, write_torch  # noqa: F401  (people look for both here)
 
 FIELDS = ("format", "kind", "stage", "config", "vocab_hash", "vocab", "weights", "adapter", "base", "step", "metrics", "run")
 FORMAT = 1

@@ -10,13 +10,13 @@ import os
 import re
 import sys
 
-from tools.cli_help import help_text
-from tools.config_aliases import FOREIGN_NAMES, MEANINGFUL_NAMES, REFUSED, SWITCHES, key_behind, translate
-from tools.config_keys import KEYS, STAGES
+from tools.config.help import help_text
+from tools.config.aliases import FOREIGN_NAMES, MEANINGFUL_NAMES, REFUSED, SWITCHES, key_behind, translate
+from tools.config.keys import KEYS, STAGES
 from tools.config_manager import ROOT, ConfigManager
-from tools.config_values import FALSE_WORDS, LIST_KINDS, TRUE_WORDS, nearest
+from tools.config.values import FALSE_WORDS, LIST_KINDS, TRUE_WORDS, nearest
 from tools.errors import UserError
-from tools.stopping import end_in_good_order
+from tools.process.signals import end_in_good_order
 
 
 def parse(argv=None, description="", stage=None, extra=(), only_run_keys=False):

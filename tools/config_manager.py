@@ -8,11 +8,11 @@ import json
 import os
 from pathlib import Path
 
-from tools.config_aliases import MEANINGFUL_NAMES, Unless, combine, translate
-from tools.config_checks import check_all
-from tools.config_compare import Change, compare, fingerprint   # noqa: F401  (imported from here by the trainers)
-from tools.config_keys import DEMO_DATA, KEYS, MODEL_KEYS, RUN_KEYS, STAGES, default_of, stage_keys
-from tools.config_values import absolute, check_value, from_text, nearest, show
+from tools.config.aliases import MEANINGFUL_NAMES, Unless, combine, translate
+from tools.config.rules import check_all
+from tools.config.compare import Change, compare, fingerprint   # noqa: F401  (imported from here by the trainers)
+from tools.config.keys import DEMO_DATA, KEYS, MODEL_KEYS, RUN_KEYS, STAGES, default_of, stage_keys
+from tools.config.values import absolute, check_value, from_text, nearest, show
 from tools.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]

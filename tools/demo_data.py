@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from tools.demo_tasks import HAND, TASKS, Recall, draw_part, hand_rows  # noqa: E402  (the path comes first)
+from tools.demo.tasks import HAND, TASKS, Recall, draw_part, hand_rows  # noqa: E402  (the path comes first)
 from tools.errors import UserError  # noqa: E402
 
 # task -> (sentences of pre-training text, exchanges of SFT, held-out questions): more for what is harder
@@ -144,7 +144,7 @@ def chance(rows):
 def source_key(seed):
     """Changes when the seed, the generator or a hand-written row does; files of another key are written anew."""
     digest = hashlib.sha256(f"seed {seed}".encode())
-    for path in sorted(Path(__file__).parent.glob("demo_*.py")) + sorted(HAND.glob("hand_*.jsonl")):
+    for path in [Path(__file__), *sorted((Path(__file__).parent / "demo").glob("*.py"))] + sorted(HAND.glob("hand_*.jsonl")):
         digest.update(path.name.encode() + path.read_bytes().replace(b"\r\n", b"\n"))
     return digest.hexdigest()
 
@@ -217,7 +217,7 @@ def main():
     try:
         paths = write_demo(options.out, options.seed)
         if options.adapters:
-            from tools.demo_adapters import write_adapters
+            from tools.demo.adapters import write_adapters
             paths.update(write_adapters(options.out, options.seed))
     except UserError as error:
         print(error, file=sys.stderr)

@@ -13,9 +13,9 @@ import json
 import re
 from dataclasses import dataclass, field
 
-from .bad_lines import BadLines                                         # noqa: F401  these names are part of this
-from .errors import UserError                                           # file's interface, wherever they live
-from .line_reader import TooLong, expand_paths, is_plain_text, iter_lines
+from tools.reading.bad_lines import BadLines                                         # noqa: F401  these names are part of this
+from tools.errors import UserError                                           # file's interface, wherever they live
+from tools.reading.lines import TooLong, expand_paths, is_plain_text, iter_lines
 
 END = "<|im_end|>"
 ROLES = {"user": "user", "human": "user", "用户": "user", "assistant": "assistant", "asst": "assistant", "gpt": "assistant",

@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from tools.errors import UserError
-from tools.log_reader import read_log
-from tools.plot_page import GREY, INK, Page, power_tick, short_tick
+from tools.logs.reader import read_log
+from tools.pictures.style import GREY, INK, Page, power_tick, short_tick
 
 COLORS = ["#2563eb", "#ea580c", "#059669", "#9333ea", "#dc2626", "#0891b2", "#ca8a04", "#db2777", "#4d7c0f", "#64748b"]
 MAX_POINTS = 3000                                       # more than a picture has pixels across

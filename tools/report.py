@@ -8,10 +8,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tools.check_data import brief, quick_check
 from tools.cli import guarded, parse
-from tools.config_keys import KEYS
+from tools.config.keys import KEYS
 from tools.errors import UserError
-from tools.report_data import differences, subject
-from tools.report_page import page
+from tools.html_report.gather import differences, subject
+from tools.html_report.page import page
 
 OPTIONS = [
     ("runs", {"nargs": "*", "metavar": "训练", "help": "logs/ 里的 .jsonl、log.txt、训练的名字或输出文件夹；不写则为各阶段最近的一次"}),

@@ -6,7 +6,7 @@ Roles and ends are ids that no content can produce.
 """
 import numpy as np
 
-from .mask import mask_from_id_to_id
+from tools.mask import mask_from_id_to_id
 
 TEMPLATE = 1            # counts changes of the form; part of every token cache's key
 END = "<|im_end|>"

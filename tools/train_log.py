@@ -5,7 +5,7 @@ events (evaluation, save, warning ...), and a training line reads
 
     Epoch 001/1 | Batch 0020/0375 | Index 0001/0010 | Loss: 2.3410 | ... | Remaining: 00:12:34 | Step: 20
 
-The words, and the reader (`read_log`, importable from here too), live in tools/log_reader.py.
+The words, and the reader (`read_log`, importable from here too), live in tools/logs/reader.py.
 """
 import errno
 import json
@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from tools.errors import UserError
-from tools.log_reader import COUNTERS, MARK, WORDS, Run, named_fields, read_log  # noqa: F401
+from tools.logs.reader import COUNTERS, MARK, WORDS, Run, named_fields, read_log  # noqa: F401
 
 
 def perplexity(ce, cap=80.0):

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .errors import UserError
-from .segment import Segmenter, join
-from .whole_file import write_bytes
+from tools.errors import UserError
+from tools.words.segment import Segmenter, join
+from tools.saving.atomic import write_bytes
 
 FORMAT = 1
 KINDS = ("char", "jieba")
@@ -55,7 +55,7 @@ class Vocab:
     @classmethod
     def create_vocab(cls, data, vocab_size=None, token_kind="char", **options):
         """Build from `data`: a path, a pattern or a list of paths; or texts=True and a list of strings. Options: vocab_builder."""
-        from .vocab_builder import build
+        from tools.words.build_vocab import build
         words, scores = build(data, vocab_size, token_kind, **options)
         return cls.from_words(words, scores, token_kind)
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tools.errors import UserError
-from tools.safe_file import PREFIX, commit, explain
+from tools.saving.archive import PREFIX, commit, explain
 
 
 @contextmanager

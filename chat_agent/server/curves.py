@@ -10,7 +10,7 @@ import time
 import numpy as np
 
 from chat_agent.server.errors import ApiError, shown
-from tools.log_reader import read_log
+from tools.logs.reader import read_log
 from tools.plot import curve, thinned
 
 FIELDS = ("loss", "ppx_1", "ppx_2", "lr", "grad_norm", "lexp", "tok_s")

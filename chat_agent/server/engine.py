@@ -14,7 +14,7 @@ from collections import deque
 import torch
 
 from chat_agent.server.errors import busy, internal, stopping
-from model.cache import DecodeCache
+from model.decoding.cache import DecodeCache
 
 LEAST_CHUNK = 256      # tokens of a prompt read in one step
 

@@ -1,7 +1,7 @@
 """The ids of one reply turned into text as they come: whole characters, and nothing of a stop string."""
 
 from chat_agent.session import Characters
-from model.loop_guard import LoopGuard
+from model.decoding.loop_guard import LoopGuard
 
 
 class Writer:

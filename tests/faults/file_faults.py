@@ -11,7 +11,7 @@ from toy_checkpoint import same, toy_payload, toy_state  # noqa: E402, F401
 
 from tools.checkpoint import best_name, checkpoint_name, final_name  # noqa: E402, F401
 from tools.errors import UserError  # noqa: E402
-from tools.run_folder import RunFolder  # noqa: E402
+from tools.saving.run_folder import RunFolder  # noqa: E402
 
 
 def in_child(work, *arguments):

@@ -5,7 +5,7 @@ import signal
 import torch
 
 from train_agent.trainers import loop as loop_file
-from train_agent.trainers import recovery
+from train_agent.trainers.running import resume
 from train_agent.trainers.dataset import Position
 
 
@@ -22,7 +22,7 @@ def forget_position(_):
 
 def forget_random(_):
     """A resume whose dropout starts from the seed again."""
-    recovery.restore_random_states = lambda states: None
+    resume.restore_random_states = lambda states: None
 
 
 def forget_optimizer(_):
@@ -42,7 +42,7 @@ def forget_log(_):
 
 def plain_save(_):
     """torch.save straight onto the final names, no list, no digest; a resume takes whatever lies there."""
-    from tools import run_folder
+    from tools.saving import run_folder
 
     def save(self, stem, payload, state=None, final=False, best=False):
         for ending, content in (("pkl", payload), ("state", state)):
@@ -68,8 +68,8 @@ def signal_at(order):
     """
     from importlib import import_module
 
-    from train_agent.trainers import opening
-    opening.OpenedLoop.look_ahead = lambda self: None
+    from train_agent.trainers.running import diary
+    diary.OpenedLoop.look_ahead = lambda self: None
     module, name, number, when, *signals = order
     owner = import_module(module)
     *path, last = name.split(".")
@@ -96,7 +96,7 @@ def _send(signals):
 
 def no_handlers(_):
     """Signals mean what they always mean."""
-    from train_agent.trainers import watch
-    watch.StopSignals.__enter__ = lambda self: self
+    from train_agent.trainers.running import signals_and_guards
+    signals_and_guards.StopSignals.__enter__ = lambda self: self
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)

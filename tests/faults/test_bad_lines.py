@@ -8,7 +8,7 @@ import pytest
 import toy
 from bad_jsonl import BAD, ODD
 from file_faults import report
-from tools.bad_lines import BadLines
+from tools.reading.bad_lines import BadLines
 from tools.errors import UserError
 from tools.formats import parse_line
 

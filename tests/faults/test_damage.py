@@ -7,7 +7,7 @@ import torch
 
 from file_faults import put, quiet, report, same, seeded, toy_payload
 from tools.checkpoint import CheckpointError, read_checkpoint, read_torch, write_torch
-from tools.safe_file import read_json
+from tools.saving.archive import read_json
 
 NUMBERS = 4000  # 16 kB of weights beside 2 kB of everything else
 

@@ -8,9 +8,9 @@ import toy
 from file_faults import report, seeded
 from tools.errors import UserError
 from tools.vocab import Vocab
-from train_agent.trainers import token_cache
-from train_agent.trainers.stored import stored
-from train_agent.trainers.token_cache import open_cache
+from train_agent.trainers.data import token_cache
+from train_agent.trainers.data.disk_table import stored
+from train_agent.trainers.data.token_cache import open_cache
 
 
 def damages(path, flips, cuts):

@@ -17,7 +17,7 @@ from evil_pickles import live_objects, raw_pickles
 from file_faults import in_child, quiet, report, toy_payload, toy_state
 from tools.checkpoint import load_chain, read_checkpoint, weights_hash, write_torch
 from tools.errors import UserError
-from tools.safe_file import read_json, read_torch, verify_torch
+from tools.saving.archive import read_json, read_torch, verify_torch
 from toy_checkpoint import seal
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="需要 fork 和 sh")
@@ -127,7 +127,7 @@ def test_every_loader_refuses_every_pickle(ram_path):
 
 def test_torch_alone_would_refuse_them_too(ram_path, monkeypatch):
     """Two walls: without our own look at the names, weights_only=True still holds."""
-    monkeypatch.setattr("tools.safe_file._check_archive", lambda file, path: None)
+    monkeypatch.setattr("tools.saving.archive._check_archive", lambda file, path: None)
     canary, evil = ram_path / "canary", ram_path / "evil.pkl"
     for name, thing in live_objects(canary).items():
         for wrapping in ("sealed", "in metrics", "in weights", "TorchScript"):

@@ -12,8 +12,8 @@ import toy
 from file_faults import report, seeded
 from tools.checkpoint import read_checkpoint
 from tools.errors import UserError
-from tools.run_folder import _is_finite
-from tools.safe_file import read_torch
+from tools.saving.run_folder import _is_finite
+from tools.saving.archive import read_torch
 
 SIZE = dict(rows=20, max_steps=9, batch_size=2, save_steps=1, save_total_limit=None, eval_share=0.2, eval_steps=2, logging_steps=1)
 WRONG = (math.nan, math.inf, -math.inf)
@@ -147,8 +147,8 @@ def test_a_loss_spike_is_logged_with_its_rows(options):
 
 def test_control_without_the_guards_they_are_saved(options, monkeypatch):
     """Control arm: no look at loss and gradient, no look before a save; the same injections reach the files."""
-    monkeypatch.setattr("train_agent.trainers.watch.FiniteGuard.check", lambda self, finite, scale: True)
-    monkeypatch.setattr("tools.run_folder._refuse_non_finite", lambda weights, state: None)
+    monkeypatch.setattr("train_agent.trainers.running.signals_and_guards.FiniteGuard.check", lambda self, finite, scale: True)
+    monkeypatch.setattr("tools.saving.run_folder._refuse_non_finite", lambda weights, state: None)
     spoiled = 0
     for number, kind in enumerate(("loss", "gradient", "optimizer", "weight")):
         own = options(**SIZE, name=f"c{number}")

@@ -15,16 +15,16 @@ from whole_runs import LABELS, differences, finished
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="需要 fork 和 /proc")
 ROOT = Path(__file__).resolve().parents[2]
-LOOP, CACHE, FOLDER = "train_agent.trainers.loop", "train_agent.trainers.token_cache", "tools.run_folder"
+LOOP, CACHE, FOLDER = "train_agent.trainers.loop", "train_agent.trainers.data.token_cache", "tools.saving.run_folder"
 TERM, INT = int(signal.SIGTERM), int(signal.SIGINT)
 ORDERS = ([TERM], [INT], [TERM, TERM], [INT, INT], [TERM, INT])
 # place: (module, function, at which of its calls, before or after it, exit status, how many steps are saved then; None = no checkpoint)
 PLACES = {
-    "vocabulary": ("tools.vocab_builder", "build", 1, "before", 143, None),
+    "vocabulary": ("tools.words.build_vocab", "build", 1, "before", 143, None),
     "tokenising": (CACHE, "_encode_block", 1, "before", 143, None),
     "writing the cache": (CACHE, "_write", 1, "after", 143, None),
     "checking the cache": (CACHE, "content_of", 1, "after", 143, None),
-    "model": ("train_agent.trainers.prepare", "wanted_shape", 1, "after", 143, None),
+    "model": ("train_agent.trainers.build_stage", "wanted_shape", 1, "after", 143, None),
     "looking for a checkpoint": (FOLDER, "RunFolder.newest_good", 1, "before", 143, 1),
     "opening the log": (LOOP, "Loop.choose", 1, "after", 143, 1),
     "first step": (LOOP, "Loop.optimize", 1, "before", 143, 1),
@@ -151,13 +151,13 @@ def test_T_stopped_while_importing_long():
 
 def test_a_second_run_of_the_same_process_does_not_begin(monkeypatch, ram_path, vocab):
     """run.py: a stop during the final save of one stage keeps the next one from starting."""
-    from tools import stopping
-    monkeypatch.setattr(stopping, "heard", False)
-    stopping.leave_if_heard()
+    from tools.process import signals
+    monkeypatch.setattr(signals, "heard", False)
+    signals.leave_if_heard()
     loop = toy.ToyLoop(toy.build_stage(toy.toy_options(ram_path, vocab, rows=10)))
     finish = loop.finish
     loop.finish = lambda: (os.kill(os.getpid(), TERM), finish())
     loop.run()
     with pytest.raises(SystemExit) as end:
-        stopping.leave_if_heard()
+        signals.leave_if_heard()
     assert end.value.code == 143

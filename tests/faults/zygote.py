@@ -16,9 +16,9 @@ import torch  # noqa: E402
 
 import sabotage  # noqa: E402
 from tools import cli  # noqa: E402
-from tools.stopping import end_on_signals  # noqa: E402
+from tools.process.signals import end_on_signals  # noqa: E402
 from train_agent import lora_train, pre_train, sft_train  # noqa: E402
-from train_agent.trainers import opening  # noqa: E402
+from train_agent.trainers.running import diary
 
 SCRIPTS = {"pre": pre_train, "sft": sft_train, "lora": lora_train}
 
@@ -47,7 +47,7 @@ def child(job):
 
 
 def main():
-    opening.OpenedLoop.look_ahead = lambda self: None      # measures for seconds; its steps are not the run's
+    diary.OpenedLoop.look_ahead = lambda self: None      # measures for seconds; its steps are not the run's
     signal.signal(signal.SIGINT, signal.SIG_IGN)           # the terminal's Ctrl-C is pytest's business
     torch.set_num_threads(1)
     for line in sys.stdin:

@@ -2,7 +2,7 @@
 so that the token cache's worker processes start without torch."""
 from importlib import import_module
 
-_HOME = {"Trainer": "trainer", "TrainingConfig": "trainer", "TextDataset": "text_data", "create_dataloader": "text_data",
+_HOME = {"Trainer": "trainer", "TrainingConfig": "trainer", "TextDataset": "data.for_own_loops", "create_dataloader": "data.for_own_loops",
          "get_cosine_schedule_with_warmup": "schedules", "compute_router_auxiliary_loss": "losses"}
 __all__ = list(_HOME)
 

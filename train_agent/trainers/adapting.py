@@ -7,9 +7,9 @@ from pathlib import Path
 from model.build import attach, build
 from tools.checkpoint import load_chain, read_checkpoint, weights_hash
 from tools.errors import UserError
-from train_agent.trainers import recovery
+from train_agent.trainers.running import resume
 from train_agent.trainers.losses import next_tokens_loss
-from train_agent.trainers.prepare import fitting_shape, open_vocab, packed_data, prepare_machine
+from train_agent.trainers.build_stage import fitting_shape, open_vocab, packed_data, prepare_machine
 from train_agent.trainers.stage import Stage
 
 BASE_KEY = "pretraining_model_path"
@@ -27,7 +27,7 @@ def adapter_stage(name, label, options, describe, loss=next_tokens_loss, rates=N
     adapter = describe(options, vocab)
     digest = weights_hash(chain[-1]["weights"])
     model = frozen_model(options, vocab, chain)
-    recovery.seed_everything(options["seed"])
+    resume.seed_everything(options["seed"])
     try:
         attach(model, adapter)
     except ValueError as error:

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from model.layout import Layout
+from model.segments import Layout
 from tools.errors import UserError
-from tools.line_reader import held_every
-from train_agent.trainers.packing import best_fit, cut, shuffled
+from tools.reading.lines import held_every
+from train_agent.trainers.data.packing import best_fit, cut, shuffled
 
 IGNORE = -100
 CHUNK_DOCUMENTS = 16384     # documents per chunk where n_of_samples is null

@@ -14,15 +14,16 @@ from tqdm import tqdm
 
 from tools.checkpoint import weights_hash
 from tools.errors import UserError
-from tools.preference_curves import draw_preference
-from train_agent.trainers import machine, parallel
+from tools.pictures.preference_curves import draw_preference
+from train_agent.trainers import parallel
+from train_agent.trainers.hardware import machine
 from train_agent.trainers.dataset import split_documents
 from train_agent.trainers.losses import share_of_step
-from train_agent.trainers.preference_data import PreferenceData, both, joined, usable_pairs
-from train_agent.trainers.prepare import build_model, cached, load_base, open_vocab, prepare_machine
+from train_agent.trainers.data.preference_pairs import PreferenceData, both, joined, usable_pairs
+from train_agent.trainers.build_stage import build_model, cached, load_base, open_vocab, prepare_machine
 from train_agent.trainers.stage import Stage
-from train_agent.trainers.start import asked, start
-from train_agent.trainers.stored import stored
+from train_agent.trainers.run_stage import asked, start
+from train_agent.trainers.data.disk_table import stored
 
 WAYS_ON = "请先运行 python train_agent/sft_train.py（或 python run.py），或用 --pretraining_model_path 指定一个对话模型。"
 PAIRS = 8       # scored at once by the reference

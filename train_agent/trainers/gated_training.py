@@ -10,15 +10,16 @@ from torch.nn import functional as F
 from model.build import build
 from model.gate import Gate, padded
 from tools.checkpoint import load_chain, weights_hash
-from tools.confusion import draw_confusion
+from tools.pictures.confusion import draw_confusion
 from tools.errors import UserError
-from train_agent.trainers import parallel, recovery
+from train_agent.trainers import parallel
+from train_agent.trainers.running import resume
 from train_agent.trainers.adapting import path_from
 from train_agent.trainers.dataset import NOTHING, ItemData, Movable, Position, split_documents
-from train_agent.trainers.expert_losses import answered, expert_losses
-from train_agent.trainers.prepare import cached, open_vocab, prepare_machine
+from train_agent.trainers.data.gate_targets import answered, expert_losses
+from train_agent.trainers.build_stage import cached, open_vocab, prepare_machine
 from train_agent.trainers.stage import Stage
-from train_agent.trainers.start import asked, start
+from train_agent.trainers.run_stage import asked, start
 
 
 @dataclass
@@ -110,7 +111,7 @@ def build_stage(options):
     if options["eval_data_path"]:
         training, held_cache = range(len(cache)), cached(options, vocab, options["eval_data_path"])
         held = range(len(held_cache))
-    recovery.seed_everything(options["seed"])
+    resume.seed_everything(options["seed"])
     turn = {"start": vocab.id("User"), "ends": [vocab.id(name) for name in ("User", "Assistant", "System", "<|im_end|>")]}
     gate = Gate(len(vocab), len(paths), options["gate_hidden"], turn)
     experts = build_experts(paths, chains)

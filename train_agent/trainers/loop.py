@@ -12,16 +12,18 @@ from tqdm import tqdm
 
 from tools.checkpoint import best_name, final_name
 from tools.errors import UserError
-from tools.stopping import STOPPED
-from tools.trackers import NoTracker, numbers_of, open_tracker
+from tools.process.signals import STOPPED
+from tools.logs.trackers import NoTracker, numbers_of, open_tracker
 from tools.train_log import TrainLog, perplexity
-from train_agent.trainers import compiling, machine, parallel, recovery, regrouping, schedules, sharding
+from train_agent.trainers import parallel, schedules
+from train_agent.trainers.hardware import compiling, machine, sharding
+from train_agent.trainers.running import regrouping, resume as recovery
 from train_agent.trainers.dataset import Position, loader
-from train_agent.trainers.evaluation import evaluate
+from train_agent.trainers.running.evaluation import evaluate
 from train_agent.trainers.losses import step_metrics
 from train_agent.trainers.optimizers import build_optimizers, set_rates, settings
-from train_agent.trainers.saving import Saver
-from train_agent.trainers.watch import FiniteGuard, ForgettingWatch, Patience, SpikeWatch, StopSignals, finite
+from train_agent.trainers.running.saving import Saver
+from train_agent.trainers.running.signals_and_guards import FiniteGuard, ForgettingWatch, Patience, SpikeWatch, StopSignals, finite
 
 GENERAL = "general"      # the held-out set that tells what an adaptation makes the model forget
 

@@ -5,9 +5,9 @@ from functools import partial
 
 from train_agent.trainers import parallel
 from train_agent.trainers.adapting import adapter_stage
-from train_agent.trainers.keeping import general_moments, keeping_loss
-from train_agent.trainers.replay import general_to_learn_from
-from train_agent.trainers.start import start
+from train_agent.trainers.running.forget_penalty import general_moments, keeping_loss
+from train_agent.trainers.data.replay import general_to_learn_from
+from train_agent.trainers.run_stage import start
 
 
 def describe(options, vocab=None):

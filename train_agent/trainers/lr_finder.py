@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from tools.lr_curve import draw_lr_curve
+from tools.pictures.lr_curve import draw_lr_curve
 from tools.plot import smoothed
 from train_agent.trainers import parallel
-from train_agent.trainers.rehearsal import Rehearsal
+from train_agent.trainers.trying.dry_loop import Rehearsal
 
 LOW, HIGH, STEPS = 1e-7, 1.0, 100
 EXPLODED = 4.0          # times the first loss

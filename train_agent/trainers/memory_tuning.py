@@ -8,7 +8,7 @@ from train_agent.trainers import lora_tuning
 from train_agent.trainers.adapting import adapter_stage
 from train_agent.trainers.losses import (auxiliary_loss, compute_router_auxiliary_loss, load_balance_loss, read, share_of_step,
                                          z_loss)
-from train_agent.trainers.start import start
+from train_agent.trainers.run_stage import start
 
 
 def describe(options, vocab=None):

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from tools.errors import UserError
-from train_agent.trainers import sharding
+from train_agent.trainers.hardware import sharding
 
 TIMEOUT = float(os.environ.get("TINYSEEK_TIMEOUT", 600))   # seconds without an answer after which another process counts as lost
 PATIENCE = timedelta(days=1)                               # for one that builds a token cache

@@ -1,8 +1,8 @@
 """Pre-training: every token of plain text is a target."""
 
-from train_agent.trainers.counting import count_text
-from train_agent.trainers.prepare import full_model_stage
-from train_agent.trainers.start import start
+from train_agent.trainers.data.count_ngrams import count_text
+from train_agent.trainers.build_stage import full_model_stage
+from train_agent.trainers.run_stage import start
 
 WAYS_ON = "请检查 init_from 或 pretraining_model_path，或去掉它从零开始。"
 

@@ -1,7 +1,7 @@
 """Prefixes: keys and values in front of every layer, or the embeddings of the three role tokens, are all that learns."""
 
 from train_agent.trainers.adapting import adapter_stage
-from train_agent.trainers.start import start
+from train_agent.trainers.run_stage import start
 
 ROLES = ("User", "Assistant", "System")
 

@@ -8,13 +8,14 @@ import math
 import numpy as np
 import torch
 
-from tools.config_keys import STAGE_TITLES
+from tools.config.keys import STAGE_TITLES
 from tools.errors import UserError
 from tools.vocab import Vocab
-from train_agent.trainers import parallel, recovery
+from train_agent.trainers import parallel
+from train_agent.trainers.running import resume
 from train_agent.trainers.dataset import Position, loader
-from train_agent.trainers.memory_room import memory_there
-from train_agent.trainers.pace import measure
+from train_agent.trainers.hardware.ram import memory_there
+from train_agent.trainers.trying.step_time import measure
 
 SAVE_RATE = 200e6                       # bytes per second of a checkpoint written, flushed, hashed and read back
 SEEN = 8                                # documents whose beginning is looked at
@@ -31,14 +32,14 @@ def preflight(stage, seconds=5.0, done=0, say=print, share=1.0):
     -> dict with checks, parameters, first_loss, memory, seconds_per_step, steps, seconds_left, suggestion. UserError 4 when
     vocabulary, data and model do not fit.
     """
-    before = recovery.random_states()
+    before = resume.random_states()
     try:
         group = next(iter(loader(stage.train, Position(), {**stage.options, "num_workers": 0}, torch.device("cpu"),
                                  parallel.rank(), parallel.world())))[0]
         result = {"stage": stage.name, "checks": fit(stage, group), "parameters": parameters(stage)}
         measured = measure(stage, seconds, share)
     finally:
-        recovery.restore_random_states(before)
+        resume.restore_random_states(before)
     choices = len(stage.about["adapter"]["experts"]) if stage.about["kind"] == "gate" else stage.about["config"]["vocab_size"]
     result["first_loss"] = first_loss(measured["metrics"], choices, fresh=done == 0 and not from_weights(stage))
     result["memory"] = memory(stage, measured)

@@ -1,7 +1,7 @@
 """Supervised fine-tuning: the model reads whole dialogues and learns the replies alone."""
 
-from train_agent.trainers.prepare import full_model_stage
-from train_agent.trainers.start import start
+from train_agent.trainers.build_stage import full_model_stage
+from train_agent.trainers.run_stage import start
 
 WAYS_ON = "请先运行 python train_agent/pre_train.py（或 python run.py）；若要不经预训练直接开始，加 --pretraining_model_path none。"
 

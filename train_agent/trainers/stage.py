@@ -7,7 +7,8 @@ from torch import nn
 
 from tools.checkpoint import checkpoint_name
 from tools.errors import UserError
-from train_agent.trainers import parallel, sharding
+from train_agent.trainers import parallel
+from train_agent.trainers.hardware import sharding
 from train_agent.trainers.dataset import PackedData
 from train_agent.trainers.losses import next_tokens_loss
 

@@ -14,19 +14,20 @@ from torch.nn import functional as F
 
 from model import TinySeek
 from model.config import MODEL_KEYS
-from tools.config_compare import fingerprint
+from tools.config.compare import fingerprint
 from tools.config_manager import ConfigManager
 from tools.errors import UserError
-from tools.safe_file import write_torch
+from tools.saving.archive import write_torch
 from tools.vocab import Vocab
-from train_agent.trainers import parallel, recovery
+from train_agent.trainers import parallel
+from train_agent.trainers.running import resume as recovery
 from train_agent.trainers.dataset import IGNORE
-from train_agent.trainers.evaluation import evaluate
+from train_agent.trainers.running.evaluation import evaluate
 from train_agent.trainers.losses import share_of_step
 from train_agent.trainers.loop import Loop
-from train_agent.trainers.prepare import prepare_machine
+from train_agent.trainers.build_stage import prepare_machine
 from train_agent.trainers.stage import Stage
-from train_agent.trainers.text_data import PairData
+from train_agent.trainers.data.for_own_loops import PairData
 
 HOMES = {"pre": "pre_training", "sft": "sft_training", "lora": "lora_tuning", "prefix": "prefix_tuning", "memory": "memory_tuning",
          "gate": "gated_training", "dpo": "dpo_tuning"}

@@ -1,0 +1,240 @@
+"""Three ways to put a number on a model: bits per character, exact answers, multiple choice by likelihood.
+
+All three look at head 1 alone and leave the model as they found it. Likelihoods are computed packed: documents lie one after
+the other in a flat batch, so that a thousand short dialogues cost as much as one long text.
+"""
+import math
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from chat_agent.evaluation import rows as eval_data
+from model.kernels.cross_entropy import token_losses
+from model.generate import evaluating, generate_replies
+from model.segments import Layout
+from tools import template
+from tools.demo_data import chance, grade
+from tools.errors import UserError
+from tools.formats import Row
+
+WINDOW = 512            # tokens a model sees at once where nobody says otherwise
+BATCH_TOKENS = 8192     # tokens of one forward pass
+BLOCK_ROWS = 4096       # rows that are encoded before they are scored
+IGNORE = -100
+DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+SHOWN_PER_TASK = 3      # failed questions that are quoted
+SPARE = 16              # tokens a reply may be longer than the longest right answer: beyond, it is wrong whatever follows
+
+
+# ---------------------------------------------------------------- likelihood of documents
+
+def windows(inputs, window):
+    """Cut `inputs` positions into overlapping (start, size, skip): the first `skip` of a window are context, scored before.
+
+    Every position is scored once; from the second window on with at least half a window before it.
+    windows(10, 4) -> (0, 4, 0), (2, 4, 2), (4, 4, 2), (6, 4, 2)
+    """
+    end = min(inputs, window)
+    yield 0, end, 0
+    while end < inputs:
+        new_end = min(end + max(1, window // 2), inputs)
+        start = max(0, new_end - window)
+        yield start, new_end - start, end - start
+        end = new_end
+
+
+def document_losses(model, documents, window=WINDOW, batch_tokens=BATCH_TOKENS, precision="no"):
+    """documents: list of (ids (T,), supervised (T,)) -> nats (D,) float64 over the supervised ids, how many there were (D,).
+
+    The first id is context only. precision: no | bf16 | fp16, the matrix products' type; sums are float64 always.
+    """
+    nats, targets = np.zeros(len(documents)), np.zeros(len(documents), dtype=np.int64)
+    pieces = []
+    for number, (ids, supervised) in enumerate(documents):
+        for start, size, skip in windows(len(ids) - 1, window):
+            if supervised[start + 1 + skip:start + 1 + size].any():
+                pieces.append((number, start, size, skip))
+    pieces.sort(key=lambda p: -p[2])                     # like lengths together: attention pads least
+    with evaluating(model), torch.no_grad():
+        for expert, places in model.groups([ids for ids, _ in documents]):       # one, unless a gate chooses
+            mine = set(places)
+            for group in _groups([p for p in pieces if p[0] in mine], batch_tokens):
+                owners, losses = _score(expert, documents, group, precision)
+                np.add.at(nats, owners, losses)
+                np.add.at(targets, owners, 1)
+    if not np.isfinite(nats).all():
+        raise UserError("模型给出的概率不是有限数，无法评估。权重可能已损坏，或换 --mixed_precision no 再试。", 5)
+    return nats, targets
+
+
+def _groups(pieces, batch_tokens):
+    group, tokens = [], 0
+    for piece in pieces:
+        if group and tokens + piece[2] > batch_tokens:
+            yield group
+            group, tokens = [], 0
+        group.append(piece)
+        tokens += piece[2]
+    if group:
+        yield group
+
+
+def _score(model, documents, group, precision):
+    """-> document number (M,), loss in nats (M,) float64 of every scored target in this group of windows."""
+    ids, positions, labels, owners = [], [], [], []
+    for number, start, size, skip in group:
+        tokens, supervised = documents[number]
+        goal = np.where(supervised[start + 1:start + 1 + size], tokens[start + 1:start + 1 + size], IGNORE)
+        goal[:skip] = IGNORE
+        ids.append(tokens[start:start + size])
+        labels.append(goal)
+        positions.append(np.arange(size))
+        owners.append(np.full(size, number))
+    device = next(model.parameters()).device
+    ids, positions, labels = (torch.from_numpy(np.concatenate(t).astype(np.int64)).to(device) for t in (ids, positions, labels))
+    layout = Layout.from_lengths([size for _, _, size, _ in group]).to(device)
+    with torch.autocast(device.type, dtype=DTYPES[precision], enabled=precision != "no"):
+        hidden, _ = model.encode(ids[None], positions[None], layout)
+        picked = (labels >= 0).nonzero().squeeze(1)
+        losses = token_losses(hidden[picked], model.fc1, labels[picked])
+    return np.concatenate(owners)[picked.cpu().numpy()], losses.cpu().double().numpy()
+
+
+# ---------------------------------------------------------------- bits per character
+
+def bits_per_char(model, vocab, data, window=WINDOW, every=1, text_field=None, bad=None, precision="no",
+                  batch_tokens=BATCH_TOKENS, progress=False):
+    """How many bits the model needs per character of `data` (paths, or rows): comparable across vocabularies.
+
+    Texts: all of every unit. Dialogues: the replies, each given all that was said before; of a preference pair the chosen
+    reply and those before it. The bits include every unit's or reply's <|im_end|>; the characters are those of the content.
+    -> {"bits_per_char", "bits_per_byte", "characters", "bytes", "tokens", "rows"}; tokens: targets that were scored.
+    """
+    rows = [_one_reply(row) for row in eval_data.scored_rows(data, every, text_field, bad)]
+    nats, tokens, characters, size = [], 0, 0, 0
+    with tqdm(desc="评估", unit="字", unit_scale=True, total=sum(len(t) for r in rows for t in _content(r)), delay=2, leave=False,
+              disable=not progress) as bar:
+        for begin in range(0, len(rows), BLOCK_ROWS):
+            block = rows[begin:begin + BLOCK_ROWS]
+            documents = [d for row in template.render_many(block, vocab) for d in row]
+            losses, counts = document_losses(model, documents, window, batch_tokens, precision)
+            texts = [t for row in block for t in _content(row)]
+            nats.extend(losses)
+            tokens += int(counts.sum())
+            characters += sum(map(len, texts))
+            size += sum(len(t.encode()) for t in texts)
+            bar.update(sum(map(len, texts)))
+    bits = math.fsum(nats) / math.log(2)
+    return {"bits_per_char": bits / characters, "bits_per_byte": bits / size, "characters": characters, "bytes": size,
+            "tokens": tokens, "rows": len(rows)}
+
+
+def _one_reply(row):
+    if row.kind != "preference":
+        return row
+    return Row("dialogue", messages=[*row.messages, {"role": "assistant", "content": row.chosen}])
+
+
+def _content(row):
+    """The strings of a row that are scored."""
+    return row.texts if row.kind == "text" else [m["content"] for m in row.messages if m["role"] == "assistant"]
+
+
+# ---------------------------------------------------------------- exact answers
+
+def exact_scores(model, vocab, data, every=1, bad=None, batch_size=128, progress=False):
+    """Greedy replies to questions with one right answer (the last message of each conversation).
+
+    data: path or rows {"conversations", "task"}. -> {"overall", "by_task", "chance", "n", "failures"}; shares in 0..1,
+    failures: a few {"task", "question", "expected", "reply"} per task.
+    """
+    rows = eval_data.question_rows(data, every, bad)
+    replies = _replies(model, vocab, rows, batch_size, progress)
+    right, failures = {}, []
+    for row, reply in zip(rows, replies):
+        question, expected = (m["content"] for m in row["conversations"][-2:])
+        marks = right.setdefault(row["task"], [])
+        marks.append(grade(expected, reply))
+        if not marks[-1] and marks.count(False) <= SHOWN_PER_TASK:
+            failures.append({"task": row["task"], "question": question, "expected": expected, "reply": reply})
+    return {"overall": sum(map(sum, right.values())) / len(rows), "by_task": {t: sum(m) / len(m) for t, m in right.items()},
+            "chance": _chance(rows), "n": len(rows), "failures": failures}
+
+
+def _replies(model, vocab, rows, batch_size, progress):
+    """The greedy reply to each row; empty where a model with learned positions cannot even read the question."""
+    prompts = [template.render_prompt(row["conversations"][:-1], vocab) for row in rows]
+    longest = max(map(len, vocab.encode_many([row["conversations"][-1]["content"] for row in rows])))
+    room = model.config.max_position if model.config.position == "learned" else math.inf
+    fitting = [i for i, p in enumerate(prompts) if len(p) <= room]
+    replies = [""] * len(rows)
+    with tqdm(total=len(fitting), desc="答题", unit="题", delay=2, leave=False, disable=not progress) as bar:
+        made = generate_replies(model, [prompts[i] for i in fitting], longest + SPARE, batch_size, progress=bar.update)
+    for i, reply in zip(fitting, made):
+        replies[i] = vocab.decode(reply.ids)
+    return replies
+
+
+def _chance(rows):
+    try:
+        return chance(rows)
+    except (IndexError, ZeroDivisionError):          # a user's own task with a built-in one's name and another form
+        return {task[:-1]: share for task, share in chance([{**row, "task": row["task"] + " "} for row in rows]).items()}
+
+
+# ---------------------------------------------------------------- multiple choice
+
+def mcq_scores(model, vocab, data, every=1, bad=None, window=WINDOW, batch_tokens=BATCH_TOKENS, precision="no", dialogue=True,
+               progress=False):
+    """The option whose text is likeliest per character, as a reply to the question alone, counts as the model's choice.
+
+    dialogue: ask in the chat form; False: let the text run on from the question, as a model without SFT knows it.
+    -> {"accuracy", "low", "high" (95 % Wilson interval), "chance", "n", "by_subject"}.
+    """
+    rows = eval_data.choice_rows(data, every, bad)
+    scores = []
+    with tqdm(total=len(rows), desc="选择题", unit="题", delay=2, leave=False, disable=not progress) as bar:
+        for begin in range(0, len(rows), BLOCK_ROWS):
+            block = rows[begin:begin + BLOCK_ROWS]
+            nats, _ = document_losses(model, list(_option_documents(block, vocab, dialogue)), window, batch_tokens, precision)
+            per_option = iter(nats)
+            scores += [[-next(per_option) / len(text) for text in row.options] for row in block]
+            bar.update(len(block))
+    return grade_choices(rows, scores)
+
+
+def _option_documents(rows, vocab, dialogue):
+    for row in rows:
+        if dialogue:
+            prompt = template.render_prompt([{"role": "user", "content": row.question}], vocab)
+        else:
+            prompt = [vocab.id(template.END), *vocab.encode(row.question + "\n")]
+        for option in vocab.encode_many(row.options):
+            yield np.append(np.array(prompt, dtype=np.int32), option), np.arange(len(prompt) + len(option)) >= len(prompt)
+
+
+def grade_choices(rows, scores):
+    """rows: list of Choice; scores: per row one number per option, larger is likelier. Equal best options share the point,
+    so that a scorer that knows nothing gets its chance and no letter is favoured."""
+    points = np.array([_point(row.answer, np.asarray(options)) for row, options in zip(rows, scores)])
+    subjects = {}
+    for row, point in zip(rows, points):
+        subjects.setdefault(row.subject, []).append(point)
+    low, high = wilson(points.sum(), len(points))
+    return {"accuracy": float(points.mean()), "low": low, "high": high, "n": len(rows),
+            "chance": float(np.mean([1 / len(row.options) for row in rows])),
+            "by_subject": {name: float(np.mean(p)) for name, p in sorted(subjects.items())}}
+
+
+def _point(answer, options):
+    best = options >= options.max() - 1e-9 * max(1.0, abs(options.max()))
+    return best[answer] / best.sum()
+
+
+def wilson(successes, n, z=1.959964):
+    """Wilson score interval (1927) of a share: (low, high), sensible near 0 and 1 where the plain normal one is not."""
+    share, spread = successes / n, z * z / n
+    middle = (share + spread / 2) / (1 + spread)
+    half = z / (1 + spread) * math.sqrt(share * (1 - share) / n + spread / (4 * n))
+    return max(0.0, float(middle - half)), min(1.0, float(middle + half))

@@ -1,0 +1,192 @@
+"""Reading data for the check-up: blocks of lines in several processes, small numbers out. Nothing here imports torch.
+
+`scan_block` turns a byte range of a file into counts, faults and per-row columns (place, hash, signature); `scan_files` hands
+out the blocks and yields their results in file order. Memory stays flat: columns go to disk (`Columns`).
+"""
+import gzip
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from tools import formats, template
+from tools.checkup.faults import excused, pattern_faults, repeat_faults, row_faults
+from tools.reading.lines import is_plain_text, iter_places
+from tools.checkup.near import SHORTEST, codes_of, signatures
+from tools.vocab import FIRST_BYTE, FIRST_WORD, Vocab
+from tools.reading.workers import Workers
+
+BLOCK = 4 << 20             # bytes per job
+PARALLEL_FROM = 16 << 20    # less is done in this process: starting others costs more
+BINS = 18                   # lengths 1, 2, 3-4, 5-8, ... 65537-131072
+KIND_NUMBERS = {"text": 0, "dialogue": 1, "preference": 2}
+UNKNOWN_SHARE, UNKNOWN_FROM = 0.3, 10
+
+_worker = {}
+
+
+def start_worker(vocab_state=None, text_field=None, max_len=512):
+    """Settings of this process; a vocabulary is what makes the counts of tokens possible."""
+    _worker.update(vocab=vocab_state and Vocab.from_state(vocab_state), text_field=text_field, max_len=max_len)
+
+
+def scan_block(path, start, end):
+    """One byte range of a plain file -> dict of counts, faults [(line from 1 within the range, kind)] and columns."""
+    places, bad, plain = [], [], is_plain_text(path)
+    for number, offset, raw in iter_places(path, start, end):
+        row = formats.parse_line(raw, _worker["text_field"], plain)
+        if isinstance(row, str):
+            bad.append((number, row, _field_names(raw) if "字段" in row else ""))
+        else:
+            row.line = number
+            places.append((row, offset, raw))
+    rows = [row for row, _, _ in places]
+    texts = [row_text(row) for row in rows]
+    lengths = np.array([len(t) for t in texts], dtype=np.int64)
+    starts = np.cumsum(lengths + 1) - lengths - 1
+    joined = "".join(t + "\0" for t in texts)
+    codes = codes_of(joined)
+    numbered = [(i, kind) for i, (row, _, raw) in enumerate(places) for kind in (() if plain else row_faults(row, raw))]
+    numbered += [hit for hit in pattern_faults(joined, starts) if not excused(hit[1], texts[hit[0]])]
+    if len(codes):
+        numbered += repeat_faults(codes, starts)
+    tokens, token_faults = _token_counts(rows)
+    numbered += token_faults
+    long = np.flatnonzero(lengths >= SHORTEST)
+    columns = {"line": np.array([row.line for row in rows], np.int64), "offset": np.array([o for _, o, _ in places], np.int64),
+               "kind": np.array([KIND_NUMBERS[row.kind] for row in rows], np.uint8), "hash": np.array([_row_hash(r) for r in rows], np.uint64),
+               "long": long, "signature": signatures(codes, starts[long], starts[long] + lengths[long])}
+    return {"bytes": end - start, "lines": count_lines(path, start, end), "items": len(rows) + len(bad), "chars": int(lengths.sum()),
+            "bad": bad, "faults": list(dict.fromkeys((rows[i].line, kind) for i, kind in numbered)), "columns": columns,
+            "char_bins": histogram(lengths), **tokens}
+
+
+def _field_names(raw):
+    """What an object of no known shape does have, as a remark."""
+    try:
+        return "有字段 " + "、".join(list(json.loads(raw))[:8])
+    except (ValueError, TypeError):
+        return ""
+
+
+def row_text(row):
+    """All of a row's words as one string: what duplicates are judged by. Roles play no part."""
+    return "\n".join(formats.row_texts(row))
+
+
+def _row_hash(row):
+    """64 bits of the content, roles and order included."""
+    parts = row.texts or [m["role"] + "\1" + m["content"] for m in row.messages] + [row.chosen or "", row.rejected or ""]
+    return int.from_bytes(hashlib.blake2b("\0".join(parts).encode(), digest_size=8).digest(), "little")
+
+
+def histogram(lengths):
+    """Counts by powers of two: bin k holds the lengths in (2^(k-1), 2^k]. (BINS,) int64"""
+    bins = np.ceil(np.log2(np.maximum(lengths, 1))).astype(np.int64)
+    return np.bincount(np.minimum(bins, BINS - 1), minlength=BINS)
+
+
+def _token_counts(rows):
+    """Token statistics of these rows as the trainers would see them, and the faults that only tokens show."""
+    if not _worker["vocab"]:
+        return {}, []
+    limit = _worker["max_len"]
+    counts = dict.fromkeys(("tokens", "bytes_tokens", "learned", "cut", "documents", "over"), 0)
+    faults, lengths = [], []
+    for i, documents in enumerate(template.render_many(rows, _worker["vocab"])):
+        total = fallback = 0
+        for ids, learned in documents:
+            size, is_text = len(ids), rows[i].kind == "text"
+            total += size
+            fallback += int(((ids >= FIRST_BYTE) & (ids < FIRST_WORD)).sum())
+            lengths.append(size)
+            counts["over"] += size > limit + 1
+            counts["learned"] += int(learned.sum() if is_text else learned[:limit + 1].sum())
+            if not is_text and size > limit + 1:                        # a text is cut into pieces, a dialogue loses its end
+                counts["cut"] += size - limit - 1
+                if not learned[:limit + 1].any():
+                    faults.append((i, "answer_lost"))
+        counts["tokens"] += total
+        counts["bytes_tokens"] += fallback
+        counts["documents"] += len(documents)
+        if fallback >= UNKNOWN_FROM and fallback > UNKNOWN_SHARE * total:
+            faults.append((i, "unknown_words"))
+    return {**counts, "token_bins": histogram(np.array(lengths, np.int64))}, faults
+
+
+def count_lines(path, start, end):
+    """Lines that begin in [start, end)."""
+    with open(path, "rb") as f:
+        f.seek(max(0, start - 1))
+        left, count = end - max(0, start - 1) - 1, int(start == 0 < end)
+        while left > 0 and (piece := f.read(min(left, 1 << 20))):
+            count += piece.count(b"\n")
+            left -= len(piece)
+    return count
+
+
+# ---------------------------------------------------------------- all blocks of all files
+
+def unpacked(path, folder):
+    """`path` itself, or a .gz file's content in `folder`: only a plain file can be entered in the middle."""
+    if not str(path).lower().endswith(".gz"):
+        return str(path)
+    target = Path(folder) / f"{len(os.listdir(folder))}_{Path(path).name[:-3]}"
+    try:
+        with gzip.open(path, "rb") as source, open(target, "wb") as out:
+            shutil.copyfileobj(source, out, 1 << 20)
+    except (EOFError, gzip.BadGzipFile, gzip.zlib.error):
+        raise formats.UserError(f"压缩文件损坏或不完整：{path}", 2) from None
+    return str(target)
+
+
+def scan_files(files, settings, progress=lambda n: None):
+    """Generator of (file number, result of scan_block) in order. files: plain paths; settings: arguments of start_worker."""
+    jobs = [(number, path, at, min(at + BLOCK, size)) for number, path in enumerate(files)
+            for size in [os.path.getsize(path)] for at in range(0, size, BLOCK)]
+    cores = os.cpu_count() or 1
+    if cores == 1 or sum(end - at for *_, at, end in jobs) < PARALLEL_FROM:
+        start_worker(*settings)
+        for number, *job in jobs:
+            yield number, scan_block(*job)
+            progress(job[2] - job[1])
+        return
+    with Workers(cores, start_worker, settings) as pool:
+        waiting = []
+        for job in jobs + [None] * (2 * cores):                         # never more blocks in flight than twice the workers
+            if job:
+                waiting.append((job, pool.submit(scan_block, *job[1:])))
+            if waiting and (not job or len(waiting) > 2 * cores):
+                (number, _, at, end), future = waiting.pop(0)
+                yield number, future.result()
+                progress(end - at)
+
+
+class Columns:
+    """Arrays that grow on disk. append(line=..., hash=...), then `get(name)` maps one into memory."""
+
+    def __init__(self, folder):
+        self.folder, self.files, self.about = Path(folder), {}, {}
+
+    def append(self, **arrays):
+        for name, array in arrays.items():
+            if name not in self.files:
+                self.files[name] = open(self.folder / f"{name}.column", "wb")
+                self.about[name] = (array.dtype, array.shape[1:])
+            self.files[name].write(np.ascontiguousarray(array).tobytes())
+
+    def get(self, name):
+        """(N, …) read-only; empty where nothing was appended."""
+        if name not in self.files:
+            return np.zeros(0, np.int64)
+        self.files[name].flush()
+        dtype, shape = self.about[name]
+        path = self.folder / f"{name}.column"
+        return np.memmap(path, dtype, "r").reshape(-1, *shape) if path.stat().st_size else np.zeros((0, *shape), dtype)
+
+    def close(self):
+        for file in self.files.values():
+            file.close()

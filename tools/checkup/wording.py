@@ -1,0 +1,191 @@
+"""The words of the data check-up: tables, a histogram, the first rows as the model sees them, the verdict."""
+import os
+import sys
+from itertools import islice
+from pathlib import Path
+
+from tools import formats, template
+from tools.checkup.faults import KINDS
+from tools.vocab import FIRST_BYTE
+
+LISTED = 5                  # places shown per kind
+LOOK_FIRST = ("leak", "secret", "replacement", "mojibake", "answer_lost", "duplicate", "near_duplicate")    # named first in the verdict
+SHOWN = 300                 # characters of a rendered row
+GREEN, GREY, BOLD, RED, YELLOW, OFF = "\033[32m", "\033[90m", "\033[1m", "\033[31m", "\033[33m", "\033[0m"
+
+
+def coloured():
+    """Colours go to terminals only, and nowhere under NO_COLOR (no-color.org); FORCE_COLOR wins over the terminal's absence."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    return bool(os.environ.get("FORCE_COLOR")) or (sys.stdout.isatty() and os.environ.get("TERM") != "dumb")
+
+
+def paint(text, colour):
+    return f"{colour}{text}{OFF}" if coloured() else text
+
+
+def percent(part, whole):
+    share = 100 * part / whole if whole else 0
+    return f"{share:.0f} %" if share >= 10 or share == 0 else f"{share:.2g} %"
+
+
+# ---------------------------------------------------------------- the verdict
+
+def verdict(result, max_bad_share):
+    """{"level": ok | warn | stop, "verdict": one Chinese line, "hints": list} of a result of Findings.summary."""
+    bad, items, totals = result["bad_lines"], result["items"], result["totals"]
+    hints = _hints(totals, result["max_len"])
+    if not result["rows"]:
+        return {"level": "stop", "hints": hints, "verdict": "结论：不能训练，没有一行可用的数据。" + _first_bad(result)}
+    if bad > max(10, max_bad_share * items):
+        return {"level": "stop", "hints": hints,
+                "verdict": f"结论：先别训练，{items} 行里有 {bad} 行不能用（{percent(bad, items)}）。{_first_bad(result)}"}
+    order = sorted(result["faults"], key=lambda k: (k not in LOOK_FIRST, -result["faults"][k]["count"]))
+    named = [f"{KINDS[k][0]} {result['faults'][k]['count']} 行" for k in order[:4]]
+    if bad:
+        named.insert(0, f"坏行 {bad} 行（训练时会跳过）")
+    more = "等" if len(order) > 4 else ""
+    if not named and not hints:
+        return {"level": "ok", "hints": hints, "verdict": "结论：数据干净，可以放心训练。"}
+    parts = ([f"请先看看：{'、'.join(named)}{more}"] if named else []) + hints
+    return {"level": "warn", "hints": hints, "verdict": f"结论：可以训练。{'；'.join(parts)}。"}
+
+
+def _first_bad(result):
+    for reason, entry in result["bad"].items():
+        path, line, _ = entry["places"][0]
+        return f"最多的是“{reason}”{entry['count']} 行，如 {path} 第 {line} 行。" if line else f"最多的是“{reason}”{entry['count']} 行。"
+    return ""
+
+
+def _hints(totals, max_len):
+    """What the counts of tokens suggest."""
+    tokens, hints = totals.get("tokens", 0), []
+    if tokens:
+        if totals["cut"] > 0.1 * tokens:
+            hints.append(f"{percent(totals['cut'], tokens)} 的词元因超过 max_len {max_len} 被切掉，可加大 --max_len")
+        if totals["bytes_tokens"] > 0.05 * tokens:
+            hints.append(f"{percent(totals['bytes_tokens'], tokens)} 的词元是拆开的字节，可加大 --vocab_size 或用这批数据建词表")
+        if totals["learned"] < 0.05 * tokens:
+            hints.append(f"只有 {percent(totals['learned'], tokens)} 的词元要学，回答太短")
+    return hints
+
+
+# ---------------------------------------------------------------- the long form and the short one
+
+def full(result, everything=False):
+    """Generator of the lines of the whole report, verdict excluded."""
+    for f in result["files"]:
+        yield (f"{paint(f['path'], BOLD)}{'（留出）' if f['held'] else ''}：{f['lines']:,} 行，{size_text(f['bytes'])}，{f['chars']:,} 字，"
+               f"可用 {f['rows']:,} 行，坏行 {f['bad']:,} 行")
+    for title, table in (("坏行", result["bad"]), ("问题", result["faults"])):
+        for kind, entry in table.items():
+            name, cure = KINDS.get(kind, (kind, ""))
+            yield f"{paint(title, RED if title == '坏行' else YELLOW)}  {name}：{entry['count']:,} 行{'。' + cure if cure else ''}"
+            yield from _places(entry, len(result["files"]) > 1, everything)
+    if result["hidden_leaks"]:
+        yield f"提醒  按 eval_share 自动留出的行里，有 {result['hidden_leaks']:,} 行在训练行里有相同或相近的一行，评估会略偏乐观。"
+    totals = result["totals"]
+    if totals.get("tokens"):
+        yield _token_line(totals, result["max_len"])
+    bins, unit = (totals["token_bins"], "词元") if "token_bins" in totals else (totals.get("char_bins", []), "字")
+    yield from histogram_lines(bins, unit)
+    for hint in result["hints"]:
+        yield f"建议  {hint}。"
+
+
+def _places(entry, many_files, everything):
+    places = entry["places"] if everything else entry["places"][:LISTED]
+    for path, line, remark in places:
+        where = f"{Path(path).name} " if many_files else ""
+        yield f"      {where}第 {line} 行{'（' + remark + '）' if remark else ''}"
+    if entry["count"] > len(places):
+        yield f"      …… 还有 {entry['count'] - len(places):,} 行{'' if everything else '（--all 列出）'}"
+
+
+def _token_line(totals, max_len):
+    tokens = totals["tokens"]
+    return (f"词元 {tokens:,} 个；要学的占 {percent(totals['learned'], tokens)}；因超过 max_len {max_len} 被切掉 {percent(totals['cut'], tokens)}；"
+            f"拆成字节的 {percent(totals['bytes_tokens'], tokens)}；长过一行的文档 {percent(totals['over'], totals['documents'])}")
+
+
+def histogram_lines(bins, unit):
+    """bins: counts of the lengths in (2^(k-1), 2^k]."""
+    used = [k for k, n in enumerate(bins) if n]
+    if not used:
+        return
+    yield f"长度分布（每篇{unit}数）"
+    most = max(bins)
+    for k in range(used[0], used[-1] + 1):
+        low, high = (1 << (k - 1)) + 1 if k > 1 else k + 1, 1 << k
+        bar = "█" * round(40 * bins[k] / most) or ("▏" if bins[k] else "")
+        yield f"  {low:>6,}–{high:<7,} {bars(bar)} {bins[k]:,}"
+
+
+def bars(bar):
+    return bar.ljust(40)
+
+
+def short(result):
+    """Three lines at most, for the start of a training."""
+    bad, rows, totals = result["bad_lines"], result["rows"], result["totals"]
+    names = "、".join(Path(f["path"]).name for f in result["files"][:3]) + (f" 等 {len(result['files'])} 个文件" if len(result["files"]) > 3 else "")
+    part = "" if result["share"] >= 1 else f"（抽查 {percent(result['share'], 1)}）"
+    line = f"数据体检{part}：{names}，{rows:,} 行可用，坏行 {bad:,} 行"
+    if totals.get("tokens"):
+        line += f"，词元 {totals['tokens']:,}，要学 {percent(totals['learned'], totals['tokens'])}，切掉 {percent(totals['cut'], totals['tokens'])}"
+    yield line + "。"
+    yield result["verdict"]
+    if result["level"] != "ok":
+        yield f"细看：python tools/check_data.py {' '.join(f['path'] for f in result['files'][:3])}"
+
+
+def size_text(count):
+    for unit in ("B", "KB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}" if unit != "B" else f"{count} B"
+        count /= 1000
+    return f"{count:.3g} GB"
+
+
+# ---------------------------------------------------------------- what the model sees
+
+def views(paths, vocab, text_field=None, count=3):
+    """Generator of lines: the first rows as rendered, the part that is learned coloured (in 【】 without colours)."""
+    rows = list(islice(formats.read_rows(paths, text_field, formats.BadLines()), count))
+    yield f"前 {len(rows)} 行在模型眼里的样子（{'绿色' if coloured() else '【】里'}是要学的，其余只是上文）"
+    for row, documents in zip(rows, template.render_many(rows, vocab)):
+        ids, learned = documents[0]
+        yield f"  第 {row.line} 行：{len(ids)} 个词元，要学 {int(learned.sum())} 个"
+        yield "  " + view(ids, learned, vocab)
+
+
+def view(ids, learned, vocab):
+    """One document as a string; reserved ids by name, line breaks as ⏎."""
+    parts, at = [], 0
+    while at < len(ids):
+        end = at + 1
+        while end < len(ids) and learned[end] == learned[at]:
+            end += 1
+        text = _readable(ids[at:end], vocab)
+        cut = text if len(text) <= SHOWN else f"{text[:SHOWN * 2 // 3]}……（略 {len(text) - SHOWN} 字）……{text[-SHOWN // 3:]}"
+        if not learned[at]:
+            parts.append(paint(cut, GREY))
+        else:
+            parts.append(paint(cut, GREEN) if coloured() else f"【{cut}】")
+        at = end
+    return "".join(parts)
+
+
+def _readable(ids, vocab):
+    out, run = [], []
+    for i in [*ids.tolist(), None]:
+        if i is not None and i >= FIRST_BYTE:
+            run.append(i)
+            continue
+        out.append(vocab.decode(run))
+        run = []
+        if i is not None:
+            out.append(vocab.name(i))
+    return "".join("⏎" if c == "\n" else c if c.isprintable() else f"\\x{ord(c):02x}" for c in "".join(out))

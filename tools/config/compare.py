@@ -1,0 +1,51 @@
+"""What a resume compares: the keys that matter, and what it makes of each change."""
+import os
+from collections import namedtuple
+
+from tools.config.keys import KEYS
+
+GROUPS = {"模型": "model", "运行": "run", "数据": "data", "训练长度": "schedule", "优化器": "optimizer", "学习率": "schedule",
+          "起点": "run", "本阶段专有": "stage", "保存与评估": "run"}
+
+# verdict: "ok" (always allowed), "ask" (only with --allow_change), "never" (needs a new run)
+Change = namedtuple("Change", "key old new verdict")
+
+
+def fingerprint(config):
+    """{group: {key: value}} of a flat stage configuration, without the keys that may change freely."""
+    groups = {}
+    for name, key in KEYS.items():
+        if name in config and key.change != "free":
+            groups.setdefault(GROUPS[key.group], {})[name] = config[name]
+    return groups
+
+
+def compare(old, new):
+    """The list of `Change`s between two fingerprints. A key that one of them lacks counts as its default."""
+    before, after = _flat(old), _flat(new)
+    changes = []
+    for name, key in KEYS.items():
+        if name not in before and name not in after:
+            continue
+        was, now = before.get(name, key.default), after.get(name, key.default)
+        if _comparable(key, was) != _comparable(key, now):
+            changes.append(Change(name, was, now, _verdict(key, was, now)))
+    return changes
+
+
+def _flat(groups):
+    return {name: value for group in groups.values() for name, value in group.items()}
+
+
+def _comparable(key, value):
+    """Folders move; what a data file holds is its hash's business."""
+    if key.kind in ("path", "paths") and value is not None:
+        values = value if isinstance(value, list) else [value]
+        return [os.path.basename(one.replace("\\", "/")) for one in values]
+    return value
+
+
+def _verdict(key, was, now):
+    if key.change == "raise":
+        return "ok" if now is None or (was is not None and now >= was) else "ask"
+    return {"free": "ok"}.get(key.change, key.change)

@@ -1,0 +1,48 @@
+"""SIGTERM and Ctrl-C before a run has anything to save: the process ends with 143, without a traceback.
+
+The scripts call `end_on_signals()` before they import torch, which takes seconds; `guarded` (tools/cli.py) goes on in good
+order; once a run has begun, the loop's own handlers (train_agent/trainers/running/signals_and_guards.py) take over and finish the step.
+"""
+import os
+import signal
+import sys
+import threading
+
+STOPPED = 143
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+heard = False       # whether a run was asked to stop; one that was writing its final checkpoint has ended with success all the same
+
+
+def end_on_signals():
+    """For the top of a script: from now on these signals end the process at once. Nothing is there yet to be cleaned up, and an
+    exception in the middle of somebody's import would be told with a traceback."""
+    _install(_leave_now)
+
+
+def end_in_good_order():
+    """Where a script begins its work: the first signal ends it, temporary files are removed on the way out, more signals do not
+    disturb that. Does nothing in a process that did not begin with `end_on_signals`."""
+    if signal.getsignal(signal.SIGTERM) is _leave_now:
+        _install(_leave)
+
+
+def _install(handler):
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            signal.signal(number, handler)
+
+
+def _leave_now(*_):
+    os._exit(STOPPED)
+
+
+def _leave(*_):
+    _install(signal.SIG_IGN)
+    sys.exit(STOPPED)
+
+
+def leave_if_heard():
+    """Between two runs of one process: a stop that the first was asked for is a stop of both."""
+    if heard:
+        sys.exit(STOPPED)

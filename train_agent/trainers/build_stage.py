@@ -1,0 +1,128 @@
+"""From a resolved configuration to the parts of a Stage: vocabulary, model, packed data."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from model import ModelConfig, TinySeek
+from model.config import MODEL_KEYS
+from tools.checkpoint import load_chain, weights_hash
+from tools.errors import UserError
+from tools.reading.hub import local_files
+from tools.vocab import Vocab
+from train_agent.trainers import parallel
+from train_agent.trainers.hardware import machine
+from train_agent.trainers.running import resume
+from train_agent.trainers.dataset import PackedData, split_documents
+from train_agent.trainers.data.replay import add_general
+from train_agent.trainers.stage import Stage
+from train_agent.trainers.data.token_cache import open_cache
+
+# These may differ between a checkpoint and the run that goes on from its weights: they shape training, not tensors.
+NOT_SHAPE = ("vocab_size", "pad_idx", "dropout", "alpha", "router_noise", "gradient_checkpointing", "moe_loss", "router_z_loss",
+             "init_std")
+
+
+def prepare_machine(options):
+    """Device and threads, checked before any data is touched."""
+    device = machine.choose_device(options["device"])
+    if options["threads"]:
+        torch.set_num_threads(options["threads"])
+    parallel.start(device)
+    return device
+
+
+def load_base(path, ways_on):
+    """The payload of a full model to start from. `ways_on`: what the user can do when it is not there (Chinese)."""
+    if not Path(path).exists():
+        raise UserError(f"找不到起点模型 {path}。{ways_on}", 3)
+    chain = load_chain(path)
+    if chain[-1]["kind"] != "model":
+        raise UserError(f"{path} 是{chain[-1]['stage']}适配器，不是完整的模型。请先用 chat_agent/export.py --to merged 合并。", 4)
+    return chain[-1]
+
+
+def open_vocab(options, base=None):
+    """The run's vocabulary: the base's own when there is a base, else the file, else built from the data and saved."""
+    path = Path(options["vocab_trg_path"])
+    if base is None:
+        return parallel.main_first(lambda: Vocab(None if path.exists() else local_files(options["vocab_data_path"], options), path,
+                                                 options["vocab_size"], options["token_kind"], cache_dir=options["cache_dir"],
+                                                 text_field=options["text_field"]))
+    vocab = Vocab.from_state(base["vocab"])
+    if path.exists() and Vocab.load_vocab(path).hash != base["vocab_hash"]:
+        raise UserError(f"词表 {path} 和起点模型的词表不同，编号对不上。请用训练起点模型时的词表，或删掉这个文件（模型自带词表）。", 4)
+    return vocab
+
+
+def build_model(options, vocab, base=None):
+    """A TinySeek for this configuration, with the base's weights when there is one."""
+    resume.seed_everything(options["seed"])
+    if base is None:
+        return TinySeek(wanted_shape(options, vocab))
+    model = TinySeek(fitting_shape(options, vocab, base))
+    model.load_state_dict(base["weights"], strict=True)
+    return model
+
+
+def wanted_shape(options, vocab):
+    try:
+        return ModelConfig.from_dict({k: options[k] for k in MODEL_KEYS} | {"vocab_size": len(vocab)})
+    except ValueError as error:                        # what depends on the vocabulary; the rest was refused earlier, in Chinese
+        raise UserError(f"这样的模型做不出来：{error}", 2) from None
+
+
+def fitting_shape(options, vocab, base):
+    """The ModelConfig to go on with from `base`; UserError 4 where the configuration asks for other tensors."""
+    had, wanted = ModelConfig.from_dict(base["config"]), wanted_shape(options, vocab)
+    differing = [(k, getattr(had, k), getattr(wanted, k)) for k in MODEL_KEYS
+                 if k not in NOT_SHAPE and getattr(had, k) != getattr(wanted, k)]
+    if differing:
+        listed = "；".join(f"{k}: 模型 {old}，配置 {new}" for k, old, new in differing[:5])
+        raise UserError(f"起点模型的结构和配置不同（{listed}）。请改回配置，或用新的结构重新预训练。", 4)
+    return replace(wanted, vocab_size=had.vocab_size)
+
+
+def cached(options, vocab, data):
+    return parallel.main_first(lambda: open_cache(
+        local_files(data, options), vocab, options["training_mode"], options["cache_dir"], options["text_field"], options["max_bad_share"],
+        Path(options["log_dir"]) / "bad_lines.jsonl", verify=parallel.is_first_here()))
+
+
+def packed_data(options, vocab):
+    """-> training PackedData, {"held": held-out PackedData} or {}, identity hashes of the data."""
+    cache = cached(options, vocab, options["json_data_path"])
+    truncate = options["training_mode"] != "pretraining"
+    if options["replay_share"] and not truncate:
+        raise UserError("replay_share 用于对话。预训练要混入别的文本，请把文件一起写进 json_data_path。")
+    identity = {"数据": "+".join(d[:16] for d in cache.meta["digests"]), "词表": vocab.hash[:16]}
+    if options["eval_data_path"]:
+        training, held_cache = range(len(cache)), cached(options, vocab, options["eval_data_path"])
+        held = range(len(held_cache))
+    else:
+        (training, held), held_cache = split_documents(cache, options["eval_share"]), cache
+    if cache.meta["bad"] and parallel.is_main():
+        print(f"跳过了 {cache.meta['bad']} 行不能用的数据，见 {Path(options['log_dir']) / 'bad_lines.jsonl'}。", file=sys.stderr)
+    train = PackedData(cache, training, options, truncate)
+    sets = {"held": PackedData(held_cache, held, options, truncate, shuffle=False)} if len(held) else {}
+    if truncate:                                       # dialogues: an adaptation, which may forget
+        train, sets, more = add_general(options, train, sets, truncate, lambda paths: cached(options, vocab, paths))
+        identity |= more
+    return train, sets, identity
+
+
+def full_model_stage(name, label, options, ways_on):
+    """A Stage in which every weight of the model learns, from nothing or from another full model's weights."""
+    prepare_machine(options)
+    start = options["init_from"] or options["pretraining_model_path"]
+    base = load_base(start, ways_on) if start else None
+    vocab = open_vocab(options, base)
+    model = build_model(options, vocab, base)
+    train, held, identity = packed_data(options, vocab)
+    if base:
+        identity["起点模型"] = weights_hash(base["weights"])[:16]
+    about = {"kind": "model", "stage": label, "config": model.config.to_dict(), "vocab_hash": vocab.hash, "vocab": vocab.state(),
+             "adapter": None, "base": None}
+    return Stage(name, label, options, model, train, held, about, identity)

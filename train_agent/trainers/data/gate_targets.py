@@ -1,0 +1,70 @@
+"""What every expert's answer to every sample would cost: computed once, kept beside the token cache."""
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from model.kernels.cross_entropy import token_losses
+from model.segments import Layout
+from train_agent.trainers.data.disk_table import stored
+
+TOKENS = 8192     # padded tokens of one forward pass
+
+
+def last_reply(ids, supervised):
+    """ids (T,), supervised (T,) -> supervised (T,) of the last reply alone: the run of targets that ends the document."""
+    places = np.flatnonzero(supervised)
+    if not len(places):
+        return supervised
+    breaks = np.flatnonzero(np.diff(places) > 1)
+    only = np.zeros_like(supervised)
+    only[places[breaks[-1] + 1 if len(breaks) else 0:]] = True
+    return only
+
+
+def answered(cache, documents):
+    """The documents that hold a reply with something before it: the others tell a gate nothing."""
+    return np.array([d for d in documents if (s := cache.document(d)[1]).any() and s.argmax() > 1], dtype=np.int64)
+
+
+def expert_losses(experts, hashes, cache, options, device):
+    """{document: (X,) float32} for all documents with a reply: CE1 + CE2 in nats per token of the last reply, for each expert."""
+    documents = answered(cache, range(len(cache)))
+    table = stored("gate", [cache.name, hashes, options["max_len"]], options["cache_dir"], (len(documents), len(experts)), lambda: np.stack(
+        [scored(model, cache, documents, options["max_len"], device, f"专家 {i + 1}/{len(experts)}") for i, model in enumerate(experts)], 1))
+    return {int(d): row for d, row in zip(documents, table)}
+
+
+@torch.inference_mode()
+def scored(model, cache, documents, max_len, device, title):
+    """-> (D,) float32: one expert's loss on the last reply of every document."""
+    model.to(device).eval()
+    sizes = np.diff(np.stack(cache.bounds(documents)), axis=0)[0]
+    order, losses, at = np.argsort(sizes, kind="stable"), np.zeros(len(documents), np.float32), 0
+    with tqdm(total=len(documents), desc=title, delay=2, leave=False) as bar:
+        while at < len(order):
+            take = max(1, TOKENS // min(max_len, int(sizes[order[min(at + 64, len(order) - 1)]])))
+            part = order[at:at + take]
+            losses[part] = _losses(model, [cache.document(documents[i]) for i in part], max_len, device)
+            at += len(part)
+            bar.update(len(part))
+    return losses
+
+
+def _losses(model, pairs, max_len, device):
+    """pairs: (ids, supervised) of several documents -> (B,) mean CE1 + mean CE2 of their last replies. A long one keeps its end."""
+    pairs = [(ids[-max_len - 1:], last_reply(ids, learned)[-max_len - 1:]) for ids, learned in pairs]
+    width = max(len(ids) for ids, _ in pairs)
+    ids, goals = np.zeros((len(pairs), width), np.int64), np.full((len(pairs), width), -100)
+    for row, (one, learned) in enumerate(pairs):
+        ids[row, :len(one)] = one
+        goals[row, :len(one)] = np.where(learned, one, -100)
+    hidden, _ = model.encode(torch.from_numpy(ids).to(device), layout=Layout.dense(*ids.shape))
+    total = 0
+    for ahead, head in zip((1, 2), model.heads()):
+        labels = np.full_like(ids, -100)
+        labels[:, :width - ahead] = goals[:, ahead:]
+        labels = torch.from_numpy(labels).to(device)
+        ce = token_losses(hidden, head, labels.flatten()).view_as(labels).sum(1)
+        total = total + ce / (labels >= 0).sum(1).clamp_min(1)
+    return total.float().cpu().numpy()

@@ -1,0 +1,87 @@
+"""Against forgetting: general rows mixed into an adaptation's data, and a fixed general set that is scored beside its own."""
+
+import numpy as np
+
+from tools.errors import UserError
+from tools.reading.hub import is_hf
+from tools.reading.lines import expand_paths
+from train_agent.trainers.dataset import PackedData, split_documents
+from train_agent.trainers.data.joined_cache import JoinedCache
+from train_agent.trainers.data.packing import shuffled
+
+GENERAL_SHARE = 0.02       # held out of the general data where eval_share is 0
+REPLAY = 0xFFFF            # the stream of the shuffles that choose general rows
+GENERAL_DOCUMENTS = 200    # of them, evenly spread, are scored: the guard must not cost more than the training
+
+
+class ReplayData(PackedData):
+    """PackedData in which `share` of the documents of every epoch are general ones, other ones in every epoch."""
+
+    def __init__(self, cache, documents, general, share, options, truncate):
+        """documents, general: numbers in the (joined) cache."""
+        self.own, self.general = np.asarray(documents), np.asarray(general)
+        self.replayed = max(1, round(len(self.own) * share / (1 - share)))
+        super().__init__(cache, np.concatenate([self.own, self.drawn(0)]), options, truncate)
+
+    def drawn(self, epoch):
+        """The general documents of one epoch: walk through all of them, shuffled anew each time around."""
+        size, first = len(self.general), epoch * self.replayed
+        rounds = range(first // size, (first + self.replayed - 1) // size + 1)
+        orders = np.concatenate([self.general[shuffled(size, 0, around, REPLAY)] for around in rounds])
+        return orders[first - rounds[0] * size:][:self.replayed]
+
+    def _shuffled_documents(self, epoch):
+        mixed = np.concatenate([self.own, self.drawn(epoch)])
+        return mixed[shuffled(len(mixed), self.seed, epoch, 0)]
+
+
+def same_data(options):
+    """Whether the general data is the training data itself, so that there is nothing to guard against."""
+    return set(_files(options["json_data_path"])) == set(_files(options["replay_data_path"]))
+
+
+def _files(paths):
+    """The files behind these paths; a data set of the hub is its own name."""
+    named = [paths] if isinstance(paths, str) else list(paths or [])
+    hub = [p for p in named if is_hf(p)]
+    try:
+        return hub + (expand_paths([p for p in named if p not in hub]) if len(hub) < len(named) else [])
+    except UserError:
+        return hub
+
+
+def add_general(options, train, held, truncate, open_general):
+    """Mix `replay_share` general rows into `train` and add the general set to `held`. -> train, held, identity hashes.
+
+    open_general(paths) -> TokenCache. Without a general file, or where it is the training file, both stay as they are; asking for
+    replay then is a UserError 2.
+    """
+    share, paths = options["replay_share"], options["replay_data_path"]
+    if share and same_data(options):
+        raise UserError("replay_share 大于 0，但通用数据就是训练数据。请用 --replay_data_path 指定另一份通用数据，或把 replay_share 设为 0。")
+    if not share and (same_data(options) or not _files(paths)):
+        return train, held, {}
+    cache = open_general(paths)
+    training, kept = split_general(cache, options)
+    general = PackedData(cache, evenly(kept), options, truncate, shuffle=False)
+    if share:
+        joined = JoinedCache([train.cache, cache])
+        train = ReplayData(joined, train.documents, training + len(train.cache), share, options, truncate)
+    return train, {**held, "general": general}, {"通用数据": "+".join(d[:16] for d in cache.meta["digests"])} if share else {}
+
+
+def split_general(cache, options):
+    return split_documents(cache, options["eval_share"] or GENERAL_SHARE)
+
+
+def evenly(documents):
+    """At most GENERAL_DOCUMENTS of them, from all over the file."""
+    return documents[:: -(-len(documents) // GENERAL_DOCUMENTS)]
+
+
+def general_to_learn_from(stage):
+    """Some of the general rows that the guard of `stage` does not score, in their order; None where there is no general data."""
+    guard = stage.held.get("general")
+    if guard is None:
+        return None
+    return PackedData(guard.cache, evenly(split_general(guard.cache, stage.options)[0]), stage.options, True, shuffle=False)

@@ -1,0 +1,95 @@
+"""What every training tells about itself: a short check-up of its data, the preflight, which code and machine made it, and at each
+checkpoint what it answers to a few fixed questions. All of it is kept in the run's log, for the report."""
+
+import copy
+import gc
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from model.generate import generate
+from tools import check_data
+from tools.process.version import code_version
+from tools.errors import UserError
+from tools.reading.hub import is_hf
+from tools.template import render_prompt, render_text
+from tools.vocab import Vocab
+from train_agent.trainers import parallel, preflight
+from train_agent.trainers.hardware import machine
+from train_agent.trainers.loop import Loop
+
+SECONDS, SHARE = 5.0, 0.05      # a preflight of this length at most, and of at most this share of the run's steps
+PROMPTS = ("你好，你是谁？", "三加五等于多少？", "今天天气很好，")
+REPLY = 40                      # tokens
+PAUSE = 20                      # samples that took t seconds are followed by others after PAUSE * t at the earliest
+
+
+class OpenedLoop(Loop):
+    """A Loop that keeps a diary. checked: result of `check_up`; ahead: whether to measure what lies ahead."""
+
+    def __init__(self, stage, checked=None, ahead=True):
+        super().__init__(stage)
+        self.checked, self.ahead, self.next_samples = checked, ahead, 0.0
+        stage.notes |= {"code": code_version(), "identity": stage.identity, "machine": machine.describe(self.device)}
+
+    def prepare(self):
+        super().prepare()
+        if self.checked:
+            self.journal.event("data_check", **check_data.brief(self.checked))
+        if self.ahead and parallel.world() == 1 and not self.over():        # over several processes: --dry_run
+            self.look_ahead()
+
+    def save(self, stem, final=False):
+        super().save(stem, final)
+        begin = time.perf_counter()
+        if parallel.world() == 1 and not self.signals.asked and self.stage.about["kind"] != "gate" and (final or begin > self.next_samples):
+            try:
+                for prompt, reply in samples(self.stage):
+                    self.journal.event("sample", prompt=prompt, reply=reply)
+            except RuntimeError as error:                                   # no room, no kernel: no reason to end a training
+                self.journal.event("warning", text=f"样例没能生成：{str(error).splitlines()[0][:120]}")
+            took = time.perf_counter() - begin
+            self.next_samples = begin + PAUSE * took
+            self.since += took                                              # not training speed
+
+    def look_ahead(self):
+        settled = replace(self.stage, options={**self.stage.options, "mixed_precision": self.precision})
+        try:
+            found = preflight.preflight(settled, SECONDS, self.step, share=SHARE)
+        except RuntimeError as error:                                       # no room for a second model says nothing about one
+            if "out of memory" not in str(error).lower():
+                raise
+            found = None
+        if found is None:
+            gc.collect()                                                    # the second model, which the error held
+            torch.cuda.empty_cache()
+            print("训练前检查：内存放不下第二份模型，跳过实测。")
+            return
+        self.journal.event("preflight", **preflight.brief(found))
+
+
+def samples(stage):
+    """Generator of (fixed prompt, greedy reply). A copy answers: what the decoder prepares for itself must not meet the next step."""
+    vocab, twin = Vocab.from_state(stage.about["vocab"]), copy.deepcopy(stage.model).eval()
+    for text in PROMPTS:
+        messages = [{"role": "user", "content": text}]
+        ids = render_text(text, vocab)[0][:-1].tolist() if stage.name == "pre" else render_prompt(messages, vocab)
+        yield text, vocab.decode(generate(twin, ids, REPLY))
+
+
+def check_up(options):
+    """The short check-up of a stage's training data, by one process -> dict or None. What it cannot read the stage itself will name."""
+    paths = options["json_data_path"]
+    paths = [paths] if isinstance(paths, str) else paths or []
+    if not paths or any(map(is_hf, paths)) or int(os.environ.get("RANK", 0)):
+        return None
+    known = options.get("vocab_trg_path")
+    try:
+        vocab = Vocab.load_vocab(known) if known and Path(known).is_file() else None
+        return check_data.quick_check(paths, None, vocab, options["max_len"], options.get("text_field"), options["max_bad_share"],
+                                      0.0 if options.get("eval_data_path") else options.get("eval_share") or 0.0)
+    except (UserError, OSError):
+        return None
