@@ -5,6 +5,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from tools.process.signals import end_on_signals
+
+if __name__ == "__main__":
+    end_on_signals()            # first: importing torch takes seconds
+
 import torch
 
 from chat_agent.load import TITLES, context_of, load
@@ -15,6 +20,7 @@ from chat_agent.terminal.typing import LEAVE, Keyboard
 from model.sampling import Sampling
 from tools.cli import guarded, parse
 from tools.errors import UserError
+from tools.process.signals import ctrl_c_interrupts
 
 OPTIONS = [
     ("--model", {"action": "append", "metavar": "文件", "help": "模型 .pkl，任何阶段的都行；写几次就让几个模型并排回答（默认 out/TinySeek_SFT_final.pkl）"}),
@@ -116,6 +122,7 @@ def converse(chats, how, open_model, stats=False):
     commands = Commands(chats, how, checked, open_model, ask)
     commands.stats = stats
     keyboard = Keyboard(commands.table)
+    ctrl_c_interrupts()
     print("开始聊天吧。/help 看命令，/quit 结束。")
     while True:
         try:

@@ -12,6 +12,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from tools.process.signals import end_on_signals
+
+if __name__ == "__main__":
+    end_on_signals()            # first: importing torch takes seconds
+
 import torch
 
 from chat_agent.evaluation.rows import looks_like

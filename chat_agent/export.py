@@ -10,6 +10,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from tools.process.signals import end_on_signals
+
+if __name__ == "__main__":
+    end_on_signals()            # first: importing torch takes seconds
+
 from chat_agent.exports.gguf.file import PRECISIONS, side_file, write_gguf
 from chat_agent.exports.hf.folder import write_hf
 from chat_agent.exports.hf.weights import SECOND_HEAD

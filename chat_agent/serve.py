@@ -12,8 +12,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from tools.process.signals import end_on_signals
+
+if __name__ == "__main__":
+    end_on_signals()            # first: importing torch takes seconds
+
 from tools.cli import guarded, parse
 from tools.errors import UserError
+from tools.process.first import in_notebook
 
 KEY_VARIABLE = "TINYSEEK_API_KEY"
 OPTIONS = [
@@ -31,6 +37,9 @@ OPTIONS = [
 
 def main(argv=None):
     manager, options = parse(argv, "服务：OpenAI 式接口，和浏览器里的聊天页", extra=OPTIONS, only_run_keys=True)
+    if in_notebook():
+        raise UserError("服务要一直占着一个进程，笔记本里不能这样启动。请在终端里运行 python chat_agent/serve.py，"
+                        "或在单元格里写 !python chat_agent/serve.py --model 文件。")
     run, limits = need_packages(), limits_of(options)
     key = options.api_key if options.api_key is not None else os.environ.get(KEY_VARIABLE)
     check_key(key)

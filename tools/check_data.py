@@ -8,6 +8,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from tools.process.signals import end_on_signals
+
+if __name__ == "__main__":
+    end_on_signals()            # first: a missing package ends in one line
+
 import numpy as np
 from tqdm import tqdm
 

@@ -16,17 +16,18 @@ from tools.config.keys import KEYS, STAGES
 from tools.config_manager import ROOT, ConfigManager
 from tools.config.values import FALSE_WORDS, LIST_KINDS, TRUE_WORDS, nearest
 from tools.errors import UserError
+from tools.process.first import arguments
 from tools.process.signals import end_in_good_order
 
 
 def parse(argv=None, description="", stage=None, extra=(), only_run_keys=False):
-    """(ConfigManager, argparse.Namespace of the command's own options) from a command line (default: sys.argv[1:]).
+    """(ConfigManager, argparse.Namespace of the command's own options) from a command line (default: the script's own).
 
     `extra`: argparse arguments as (name, …, {keywords}) tuples; they win over configuration keys of the same name.
     The namespace also holds `config`, `preset` and `overrides` (the keys as typed). `only_run_keys`: for commands whose model comes
     from a checkpoint, a model key is refused. `--help` prints and exits 0; mistakes raise UserError (2).
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    argv = list(arguments() if argv is None else argv)
     parser, own = _own_parser(extra)
     if any(word in ("-h", "--help") for word in _before_dashes(argv)):
         use_utf8()

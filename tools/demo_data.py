@@ -18,6 +18,11 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+from tools.process.signals import end_on_signals  # noqa: E402  (the path comes first)
+
+if __name__ == "__main__":
+    end_on_signals()            # first: a missing package ends in one line
+
 from tools.demo.tasks import HAND, TASKS, Recall, draw_part, hand_rows  # noqa: E402  (the path comes first)
 from tools.errors import UserError  # noqa: E402
 

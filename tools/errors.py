@@ -12,3 +12,7 @@ class UserError(Exception):
     def __init__(self, message, code=2):
         super().__init__(message)
         self.code = code
+
+    def _render_traceback_(self):
+        """What a notebook shows: it asks an exception for this instead of a traceback."""
+        return [f"错误：{self}"]

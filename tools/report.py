@@ -6,6 +6,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from tools.process.signals import end_on_signals
+
+if __name__ == "__main__":
+    end_on_signals()            # first: a missing package ends in one line
+
 from tools.check_data import brief, quick_check
 from tools.cli import guarded, parse
 from tools.config.keys import KEYS

@@ -46,7 +46,10 @@ class Keyboard:
         """One line, and those that were pasted with it. A command among them stays a command."""
         if self.waiting:
             return self.waiting.pop(0)
-        lines = [input(prompt)]
+        try:
+            lines = [input(prompt)]
+        except RuntimeError as error:                           # a notebook that runs by itself, or a program without stdin
+            raise EOFError from error
         while self.is_terminal and not lines[0].startswith(("/", QUOTES)) and _more_is_there():
             line = input()
             if line.startswith("/") or LEAVE.fullmatch(line.strip()):

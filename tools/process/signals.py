@@ -8,6 +8,8 @@ import signal
 import sys
 import threading
 
+from tools.process.first import check_machine, in_notebook
+
 STOPPED = 143
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -16,8 +18,10 @@ heard = False       # whether a run was asked to stop; one that was writing its 
 
 def end_on_signals():
     """For the top of a script: from now on these signals end the process at once. Nothing is there yet to be cleaned up, and an
-    exception in the middle of somebody's import would be told with a traceback."""
-    _install(_leave_now)
+    exception in the middle of somebody's import would be told with a traceback. An old Python or a missing package is explained."""
+    check_machine()
+    if not in_notebook():
+        _install(_leave_now)
 
 
 def end_in_good_order():
@@ -25,6 +29,12 @@ def end_in_good_order():
     disturb that. Does nothing in a process that did not begin with `end_on_signals`."""
     if signal.getsignal(signal.SIGTERM) is _leave_now:
         _install(_leave)
+
+
+def ctrl_c_interrupts():
+    """For a conversation: Ctrl-C breaks off a reply, as a KeyboardInterrupt."""
+    if signal.getsignal(signal.SIGINT) is _leave:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _install(handler):

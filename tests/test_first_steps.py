@@ -1,0 +1,121 @@
+"""What happens before a script can begin: an old Python, a missing package, Ctrl-C during imports, and a notebook's own command line."""
+import ast
+import glob
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+CHAT = ["chat_agent/chat.py", "chat_agent/serve.py", "chat_agent/evaluate.py", "chat_agent/export.py"]
+SCRIPTS = ["run.py", *CHAT, "train_agent/sft_train.py", "train_agent/pre_train.py", "tools/check_data.py", "tools/report.py", "tools/plot.py",
+           "tools/demo_data.py"]
+
+
+def run(code, *words, **how):
+    return subprocess.run([sys.executable, "-c", code, *words], capture_output=True, encoding="utf-8", timeout=120, cwd=ROOT, **how)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_an_old_python_is_told_in_one_line(script):
+    code = "import runpy, sys; sys.version_info = (3, 9, 18, 'final', 0); runpy.run_path(sys.argv[1], run_name='__main__')"
+    done = run(code, script)
+    assert done.returncode == 2 and done.stderr == "错误：需要 Python 3.10 以上，现在是 3.9。请换一个新的 Python 运行（命令可能叫 python3.11 之类）。\n"
+
+
+def test_an_old_python_can_read_the_beginning_of_every_script():
+    tops = ["run.py", *glob.glob("chat_agent/*.py", root_dir=ROOT), *glob.glob("train_agent/*.py", root_dir=ROOT),
+            "tools/check_data.py", "tools/report.py", "tools/plot.py", "tools/demo_data.py"]
+    for name in [*tops, "tools/__init__.py", "tools/process/__init__.py"]:
+        ast.parse((ROOT / name).read_text(encoding="utf-8"), feature_version=(3, 7))
+    ast.parse((ROOT / "tools/process/first.py").read_text(encoding="utf-8"), feature_version=(3, 6))
+
+
+@pytest.mark.parametrize("package, script", [
+    ("torch", "run.py"), ("torch", "chat_agent/chat.py"), ("torch", "chat_agent/evaluate.py"), ("torch", "chat_agent/export.py"),
+    ("torch", "train_agent/sft_train.py"), ("numpy", "tools/check_data.py"), ("numpy", "tools/plot.py"), ("tqdm", "chat_agent/evaluate.py"),
+    ("fastapi", "chat_agent/serve.py")])
+def test_a_missing_package_is_told_in_one_line(package, script):
+    code = ("import runpy, sys, importlib.abc\n"
+            "script, package = sys.argv[1:]\n"
+            "class Hidden(importlib.abc.MetaPathFinder):\n"
+            "    def find_spec(self, name, path, target=None):\n"
+            "        if name.split('.')[0] == package: raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+            "sys.meta_path.insert(0, Hidden())\n"
+            "sys.argv = [script]\n"
+            "runpy.run_path(script, run_name='__main__')")
+    done = run(code, script, package)
+    assert done.returncode == 2 and "Traceback" not in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+    assert package in done.stderr and "pip install -r requirements" in done.stderr
+
+
+def test_a_bug_keeps_its_traceback():
+    done = run("from tools.process.first import check_machine; check_machine(); import tools.nonsense")
+    assert done.returncode == 1 and "Traceback" in done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+@pytest.mark.parametrize("script", CHAT)
+def test_ctrl_c_while_importing_leaves_no_traceback(script):
+    for wait in (0.15, 0.5, 1.0):
+        process = subprocess.Popen([sys.executable, script, "--model", "/nowhere.pkl"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
+        time.sleep(wait)
+        process.send_signal(signal.SIGINT)
+        errors = process.communicate(timeout=60)[1].decode()
+        assert process.returncode in (143, 3, 2) and "Traceback" not in errors, (wait, errors)
+
+
+# ---------------------------------------------------------------- notebooks
+
+@pytest.fixture(scope="module")
+def kernel():
+    manager = pytest.importorskip("jupyter_client.manager")
+    pytest.importorskip("ipykernel")
+    one, client = manager.start_new_kernel(kernel_name="python3", cwd=str(ROOT), env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+    def execute(code):
+        """(status, all that was printed or shown as an error)"""
+        shown = []
+
+        def hear(message):
+            content = message["content"]
+            shown.append(content.get("text") or "\n".join(content.get("traceback", [])))
+        reply = client.execute_interactive(code, timeout=120, output_hook=hear, allow_stdin=False)
+        return reply["content"]["status"], "".join(shown)
+    yield execute
+    client.stop_channels()
+    one.shutdown_kernel(now=True)
+
+
+MODULES = [("chat_agent.chat", "找不到模型"), ("chat_agent.evaluate", "找不到模型"), ("chat_agent.export", "请写 --to"), ("chat_agent.serve", "笔记本")]
+
+
+@pytest.mark.parametrize("module, said", MODULES)
+def test_main_in_a_cell_reads_no_words_of_the_kernels(kernel, module, said, tmp_path):
+    """Without a model each ends with its own line; none speaks of -f."""
+    status, shown = kernel(f"import os; os.chdir({str(tmp_path)!r})\nfrom {module} import main\nmain()"
+                           if module != "chat_agent.evaluate" else
+                           f"from {module} import main\nmain(['--model', '/nowhere.pkl'])")
+    assert (said in shown or "错误：" in shown) and "-f 这个选项" not in shown and "Traceback" not in shown, shown
+
+
+def test_scripts_run_in_a_cell(kernel):
+    for script, words, said in (("chat", "--model /nowhere.pkl --prompt 你好", "找不到模型"), ("serve", "--model /nowhere.pkl", "笔记本"),
+                                ("evaluate", "--model /nowhere.pkl", "找不到模型"), ("export", "--to hf", "--output")):
+        _, shown = kernel(f"%run {ROOT}/chat_agent/{script}.py {words}")
+        assert said in shown and "Traceback" not in shown and "asyncio" not in shown, shown
+    assert kernel("print(3 + 4)")[1] == "7\n"                                  # the kernel lives
+
+
+def test_a_chat_in_a_notebook_without_input_ends(kernel, tmp_path):
+    from test_chat import save_model
+    import toy
+    path = save_model(tmp_path / "m.pkl", toy.toy_vocab())
+    status, shown = kernel(f"from chat_agent.chat import main\nmain(['--model', {path!r}])")
+    assert status == "ok" and "Traceback" not in shown
+    status, shown = kernel(f"main(['--model', {path!r}, '--prompt', '苹果', '--max_new_tokens', '3'])")
+    assert status == "ok" and "Traceback" not in shown

@@ -1,0 +1,64 @@
+"""What every script does first: a Python that is too old and a package that is missing end in one line, not in a traceback.
+
+Runs on Pythons that cannot even read the rest: nothing here is newer than 3.6, and nothing of ours is imported.
+"""
+import builtins
+import os
+import re
+import sys
+
+OLDEST = (3, 10)
+BASE = ("torch", "numpy", "matplotlib", "tqdm", "jieba")
+EXTRAS = {"requirements-serve.txt": ("fastapi", "uvicorn", "starlette", "h11"),
+          "requirements-export.txt": ("safetensors", "gguf", "transformers", "tokenizers")}
+
+
+def check_machine():
+    """Ends the process with 2 on an old Python; from now on an import of a package that is not there does so, too."""
+    if sys.version_info[:2] < OLDEST:
+        _end("需要 Python {}.{} 以上，现在是 {}.{}。请换一个新的 Python 运行（命令可能叫 python3.11 之类）。".format(*OLDEST, *sys.version_info[:2]))
+    if not in_notebook():
+        sys.excepthook = _explain
+
+
+def in_notebook():
+    """IPython runs this code: its process is not ours to end."""
+    return hasattr(builtins, "get_ipython")
+
+
+def arguments():
+    """The words after the script's name; none of a notebook's own."""
+    kernel = re.search(r"(kernel_launcher|ipykernel[\\/]__main__)\.py$", sys.argv[0] if sys.argv else "")
+    return [] if kernel else sys.argv[1:]
+
+
+def missing_package(error):
+    """One Chinese line for an ImportError that the right installation cures, or None."""
+    package = (getattr(error, "name", None) or "").partition(".")[0]
+    files = [file for file, names in [("requirements.txt", BASE)] + list(EXTRAS.items()) if package in names]
+    if not files:
+        return None
+    install = "请运行：python -m pip install -r {}".format(files[0])
+    if isinstance(error, ModuleNotFoundError):
+        return "缺少 {}。{}".format(package, install)
+    return "{} 装得不完整（{}）。{}".format(package, str(error).split("\n")[0][:120], install + " --force-reinstall")
+
+
+def _explain(kind, error, trace):
+    said = missing_package(error) if isinstance(error, ImportError) else None
+    if said is None:
+        sys.__excepthook__(kind, error, trace)
+    else:
+        _end(said)
+
+
+def _end(message):
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.reconfigure(errors="replace", **({"encoding": "utf-8"} if os.name == "nt" else {}))
+        except (AttributeError, ValueError):
+            pass
+    sys.stderr.write("错误：" + message + "\n")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(2)
