@@ -24,13 +24,13 @@ import torch
 
 from chat_agent.load import load
 from chat_agent.samples import sample_conversation
+from chat_agent.evaluation.rows import left_out
 from chat_agent.evaluation.scoring import bits_per_char, exact_scores
 from tools.cli import guarded, parse
 from tools.config_manager import fingerprint
 from tools.demo_data import write_demo
 from tools.errors import UserError
 from tools.reading.hub import local_files
-from tools.reading.lines import held_every
 from tools.plot import draw_plt
 from tools.saving.archive import read_json, write_json
 from train_agent.demo_specialists import train_specialists
@@ -110,8 +110,8 @@ def score(path, paths, options, quick):
     """Held-out questions of the built-in world, and the held-out text of pre-training, for one checkpoint."""
     model, vocab, _ = load(path)
     exact = exact_scores(model, vocab, paths["eval"], every=20 if quick else 1, progress=True) if paths else None
-    every = 1 if options["eval_data_path"] else held_every(options["eval_share"] or 0.02)
     text = local_files(options["eval_data_path"] or options["json_data_path"], options)
+    every = 1 if options["eval_data_path"] else left_out(text, options["eval_share"], options["text_field"]) or 1
     return {"exact": exact, "bits_per_char": bits_per_char(model, vocab, text, every=every * (10 if quick else 1), text_field=options["text_field"])["bits_per_char"]}
 
 

@@ -19,14 +19,13 @@ if __name__ == "__main__":
 
 import torch
 
-from chat_agent.evaluation.rows import looks_like
+from chat_agent.evaluation.rows import left_out, looks_like
 from chat_agent.load import choose_device, context_of, load
 from chat_agent.evaluation.scoring import bits_per_char, exact_scores, mcq_scores
 from tools.cli import guarded, parse
 from tools.demo_data import HAND, write_demo
 from tools.errors import UserError
 from tools.formats import BadLines, expand_paths
-from tools.reading.lines import held_every
 
 TASKS = ("bpc", "exact", "mcq")
 FITS = {"choice": ("mcq",), "question": ("bpc", "exact"), "rows": ("bpc",)}     # what `all` does with a file that looks like this
@@ -86,9 +85,11 @@ def held_out(pre, every):
         return expand_paths(pre["eval_data_path"]), every or 1
     if pre["json_data_path"] == str(HAND / "demo_pre.jsonl"):
         write_demo(HAND)
-    if not pre["eval_share"] and not every:
-        print("注意：eval_share 是 0，没有留出数据；下面的比特/字是在训练过的文本上算的。", file=sys.stderr)
-    return expand_paths(pre["json_data_path"]), every or held_every(pre["eval_share"] or 0.02)
+    files = expand_paths(pre["json_data_path"])
+    every = every or left_out(files, pre["eval_share"], pre["text_field"])
+    if not every:
+        print("注意：训练时没有留出数据（eval_share 是 0，或数据太少）；下面的比特/字是在训练过的文本上算的。", file=sys.stderr)
+    return files, every or 1
 
 
 def evaluate_model(model, vocab, payload, plan, options, config):

@@ -10,8 +10,9 @@ import toy
 from tools.errors import UserError
 from toy import dialogue_rows, text_rows, write_rows
 from train_agent.trainers import dataset
-from train_agent.trainers.dataset import PackedData, Position, loader, split_documents
+from train_agent.trainers.dataset import PackedData, Position, loader
 from train_agent.trainers.data.token_cache import open_cache
+from train_agent.trainers.data.split import split_documents
 
 CPU = torch.device("cpu")
 
@@ -246,7 +247,7 @@ def test_held_out_rows_are_no_training_rows(make):
 def test_nothing_left_to_train_on_is_an_error(make):
     with pytest.raises(UserError) as error:
         make(documents=np.zeros(0, dtype=int))
-    assert error.value.code == 2
+    assert error.value.code == 8                                                  # of the data, like every file without a usable row
 
 
 def test_E2_held_out_data_is_used_whole_whatever_bounds_the_training(make):

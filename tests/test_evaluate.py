@@ -18,7 +18,7 @@ from tools.errors import UserError
 from tools.formats import BadLines
 from tools.saving.archive import write_torch
 from tools.vocab import Vocab
-from train_agent.trainers.dataset import split_documents
+from train_agent.trainers.data.split import split_documents
 
 TEXTS = [{"text": "苹果很好看，书放在桌上。" * 3}, {"text": "月亮 \n 是圆的🙂<|im_end|>茶要三元。"}, {"text": "船"}]
 TALKS = [{"conversations": [{"role": "system", "content": "你是小船"}, {"role": "user", "content": "书呢？"},
@@ -265,9 +265,12 @@ def test_one_task_alone_and_the_built_in_questions(saved, capsys, monkeypatch, r
 
 
 def test_bpc_takes_the_held_out_rows_of_the_training_data(saved, capsys, ram_path):
-    data = toy.write_rows(ram_path / "pre.jsonl", toy.text_rows(60))
-    assert command("--model", saved("a.pkl"), "--task", "bpc", "--json_data_path", data) == 0
-    assert json.loads(capsys.readouterr().out.strip().splitlines()[-1])["models"][0]["bpc"]["rows"] == 2      # rows 0 and 50
+    for count, scored in ((120, 3), (60, 60)):                             # rows 0, 50, 100; of so few none was held out
+        data = toy.write_rows(ram_path / "pre.jsonl", toy.text_rows(count))
+        assert command("--model", saved("a.pkl"), "--task", "bpc", "--json_data_path", data) == 0
+        said = capsys.readouterr()
+        assert json.loads(said.out.strip().splitlines()[-1])["models"][0]["bpc"]["rows"] == scored
+        assert ("没有留出数据" in said.err) == (scored == 60)
 
 
 @pytest.mark.parametrize("code, words", [

@@ -7,6 +7,7 @@ import torch
 from tools.train_log import perplexity
 from toy import build_stage, dialogue_rows, text_rows
 from train_agent.trainers.running.evaluation import evaluate
+from train_agent.trainers.dataset import PackedData
 
 CPU = torch.device("cpu")
 
@@ -68,9 +69,9 @@ def test_one_head_has_one_cross_entropy(options):
 
 def test_held_out_rows_without_any_target_are_not_a_perfect_score(options):
     """Questions longer than a row: nothing of the answers is left."""
-    rows = [{"prompt": "月亮" * 30, "response": "茶"}] * 20
-    built = build_stage(options("sft", rows, eval_share=0.2, max_len=16), "sft")
-    result = evaluate(built.model, built.held["held"], CPU, "no")
+    rows = [{"prompt": "月亮" * 30, "response": "茶"}] * 20 + [{"prompt": "书", "response": "茶"}]
+    built = build_stage(options("sft", rows, max_len=16), "sft")
+    result = evaluate(built.model, PackedData(built.train.cache, range(20), built.options, truncate=True, shuffle=False), CPU, "no")
     assert math.isnan(result["loss"]) and math.isnan(result["ce_1"])
 
 

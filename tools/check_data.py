@@ -25,6 +25,7 @@ from tools.checkup.scan import count_lines as lines_before
 from tools.errors import UserError
 from tools.reading.hub import is_hf, local_files
 from tools.checkup.near import THRESHOLD
+from tools.reading.held_out import held_every
 from tools.vocab import Vocab
 
 KEPT = 1000                 # places remembered per kind of fault; all are counted
@@ -129,11 +130,12 @@ def _strangers(findings, book):
 
 
 def _duplicates(findings, book, near, threshold, eval_share):
+    every = held_every(eval_share, len(book.line))
     first_row = np.cumsum([0] + [f["lines"] for f in findings.files])
     pairs, found = [], {}
     for kind, row, earlier, share in find_duplicates(book, near, threshold):
         (number, line), (other, other_line) = book.place(row), book.place(earlier)
-        pairs.append((int(first_row[number]) + line - 1, int(first_row[other]) + other_line - 1)) if eval_share else None
+        pairs.append((int(first_row[number]) + line - 1, int(first_row[other]) + other_line - 1)) if every else None
         where = f"{Path(findings.files[other]['path']).name} " if other != number else ""
         alike = "" if share == 1.0 else f"，相似 {share:.2f}"
         entry = found.setdefault(kind, [0, []])
@@ -142,7 +144,7 @@ def _duplicates(findings, book, near, threshold, eval_share):
             entry[1].append((number, line, f"同{where}第 {other_line} 行{alike}"))
     for kind, (count, places) in found.items():
         findings.faults[kind] = [count, sorted(places)[:KEPT]]
-    findings.hidden_leaks = leaks_by_share(pairs, eval_share)
+    findings.hidden_leaks = leaks_by_share(pairs, every)
 
 
 # ---------------------------------------------------------------- the short form that opens every training

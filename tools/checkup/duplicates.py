@@ -3,7 +3,7 @@ import numpy as np
 
 from tools import formats
 from tools.checkup.scan import row_text
-from tools.reading.lines import held_every, is_plain_text, read_at
+from tools.reading.lines import is_plain_text, read_at
 from tools.checkup.near import THRESHOLD, near_pairs
 
 PART = 1 << 23      # hashes sorted at once
@@ -71,10 +71,9 @@ def find_duplicates(book, near=True, threshold=THRESHOLD):
             yield "leak" if book.held(row) and not book.held(earlier) else "near_duplicate", row, earlier, share
 
 
-def leaks_by_share(pairs, share):
-    """How many of the rows that `eval_share` will hold out have a copy among the others. pairs: data row numbers from 0."""
-    if not share:
+def leaks_by_share(pairs, every):
+    """How many of the rows that training holds out (every so many-th) have a copy among the others. pairs: data row numbers from 0."""
+    if not every:
         return 0
-    every = held_every(share)
     leaked = {held for a, b in pairs for held, other in ((a, b), (b, a)) if held % every == 0 and other % every}
     return len(leaked)

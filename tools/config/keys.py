@@ -105,7 +105,7 @@ _DATA = _block(
     _with("free", _key("vocab_data_path", "paths", None, "建词表用的数据，null = pre 与 sft 的训练数据，有自己的就不含内置的")),
     _with("free", _key("vocab_trg_path", "path", "{out_dir}/vocab.json", "词表文件，不存在则建")),
     _with("ask", _key("eval_data_path", "paths", None, "留出数据，null = 从训练数据中划出 eval_share")),
-    _key("eval_share", "float", 0.02, "划为留出数据的比例（每 1/eval_share 行一行），0 = 不划", low=0, high=0.5),
+    _key("eval_share", "float", None, "划为留出数据的比例（每 1/eval_share 行一行），null = 0.02（不足 100 行不划），0 = 不划", low=0, high=0.5),
     _key("text_field", "strings", None, "正文所在的字段，一个或几个，null = 自动识别"),
     _key("hf_subset", "str", None, "hf:名字 的子集"),
     _key("hf_split", "str", "train", "hf:名字 的划分"),

@@ -55,7 +55,7 @@ def _check_stage(stage, s, c):
     _demand(s["init_from"] is None or s["last_index"] < 0, f"{stage}：init_from（只取权重）和 last_index（接着训练）只能用一个。")
     if s["early_stopping"]:
         _demand(s["eval_steps"] is not None, f"{stage}：early_stopping 要有评估，请给 eval_steps 一个步数。")
-        _demand(s["eval_share"] > 0 or s["eval_data_path"], f"{stage}：early_stopping 要有留出数据，请给 eval_share 或 eval_data_path。")
+        _demand(s["eval_share"] != 0 or s["eval_data_path"], f"{stage}：early_stopping 要有留出数据，请给 eval_share 或 eval_data_path。")
     if c["position"] == "learned":
         _demand(s["max_len"] <= c["max_position"], f"{stage}.max_len={s['max_len']} 大于 max_position={c['max_position']}，学不到那么远的位置。")
 

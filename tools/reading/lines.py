@@ -16,11 +16,6 @@ class TooLong(bytes):
     """The first bytes of a line beyond MAX_LINE."""
 
 
-def held_every(share):
-    """Of how many data rows one is held out for a share above 0: those whose number from 0 it divides. Training and scoring agree on it."""
-    return max(2, round(1 / share))
-
-
 def expand_paths(spec):
     """A file, a pattern (* ? [ ], ** for all folders below) or a list of them -> sorted list of paths (str), each once.
 

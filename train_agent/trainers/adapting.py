@@ -32,10 +32,10 @@ def adapter_stage(name, label, options, describe, loss=next_tokens_loss, rates=N
         attach(model, adapter)
     except ValueError as error:
         raise UserError(f"{explained(error)}。", 2) from None
-    train, held, identity = packed_data(options, vocab)
+    train, held, identity, notes = packed_data(options, vocab)
     about = {"kind": "adapter", "stage": label, "config": model.config.to_dict(), "vocab_hash": vocab.hash, "vocab": vocab.state(),
              "adapter": adapter, "base": {"path": path_from(options, options[BASE_KEY]), "hash": digest}}
-    stage = Stage(name, label, options, model, train, held, about, {**identity, "底座": digest[:16]}, loss, rates)
+    stage = Stage(name, label, options, model, train, held, about, {**identity, "底座": digest[:16]}, loss, rates, notes)
     if options["init_from"]:
         take_weights(stage, options["init_from"])
     return stage

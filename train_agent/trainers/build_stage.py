@@ -1,6 +1,5 @@
 """From a resolved configuration to the parts of a Stage: vocabulary, model, packed data."""
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +14,9 @@ from tools.vocab import Vocab
 from train_agent.trainers import parallel
 from train_agent.trainers.hardware import machine
 from train_agent.trainers.running import resume
-from train_agent.trainers.dataset import PackedData, split_documents
+from train_agent.trainers.dataset import PackedData
 from train_agent.trainers.data.replay import add_general
+from train_agent.trainers.data.split import divided, learnable
 from train_agent.trainers.stage import Stage
 from train_agent.trainers.data.token_cache import open_cache
 
@@ -92,25 +92,18 @@ def cached(options, vocab, data):
 
 
 def packed_data(options, vocab):
-    """-> training PackedData, {"held": held-out PackedData} or {}, identity hashes of the data."""
-    cache = cached(options, vocab, options["json_data_path"])
+    """-> training PackedData, {"held": held-out PackedData} or {}, identity hashes of the data, notes for the log."""
     truncate = options["training_mode"] != "pretraining"
     if options["replay_share"] and not truncate:
         raise UserError("replay_share 用于对话。预训练要混入别的文本，请把文件一起写进 json_data_path。")
-    identity = {"数据": "+".join(d[:16] for d in cache.meta["digests"]), "词表": vocab.hash[:16]}
-    if options["eval_data_path"]:
-        training, held_cache = range(len(cache)), cached(options, vocab, options["eval_data_path"])
-        held = range(len(held_cache))
-    else:
-        (training, held), held_cache = split_documents(cache, options["eval_share"]), cache
-    if cache.meta["bad"] and parallel.is_main():
-        print(f"跳过了 {cache.meta['bad']} 行不能用的数据，见 {Path(options['log_dir']) / 'bad_lines.jsonl'}。", file=sys.stderr)
-    train = PackedData(cache, training, options, truncate)
-    sets = {"held": PackedData(held_cache, held, options, truncate, shuffle=False)} if len(held) else {}
+    split = divided(options, lambda paths: cached(options, vocab, paths), learnable(options["max_len"], truncate))
+    identity = {"数据": "+".join(d[:16] for d in split.cache.meta["digests"]), "词表": vocab.hash[:16]}
+    train = PackedData(split.cache, split.training, options, truncate)
+    sets = {"held": PackedData(split.held_cache, split.held, options, truncate, shuffle=False)} if len(split.held) else {}
     if truncate:                                       # dialogues: an adaptation, which may forget
         train, sets, more = add_general(options, train, sets, truncate, lambda paths: cached(options, vocab, paths))
         identity |= more
-    return train, sets, identity
+    return train, sets, identity, split.notes()
 
 
 def full_model_stage(name, label, options, ways_on):
@@ -120,9 +113,9 @@ def full_model_stage(name, label, options, ways_on):
     base = load_base(start, ways_on) if start else None
     vocab = open_vocab(options, base)
     model = build_model(options, vocab, base)
-    train, held, identity = packed_data(options, vocab)
+    train, held, identity, notes = packed_data(options, vocab)
     if base:
         identity["起点模型"] = weights_hash(base["weights"])[:16]
     about = {"kind": "model", "stage": label, "config": model.config.to_dict(), "vocab_hash": vocab.hash, "vocab": vocab.state(),
              "adapter": None, "base": None}
-    return Stage(name, label, options, model, train, held, about, identity)
+    return Stage(name, label, options, model, train, held, about, identity, notes=notes)

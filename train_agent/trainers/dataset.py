@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from model.segments import Layout
 from tools.errors import UserError
-from tools.reading.lines import held_every
 from train_agent.trainers.data.packing import best_fit, cut, shuffled
 
 IGNORE = -100
@@ -123,7 +122,7 @@ class PackedData(Dataset):
         self.epochs = options["max_epochs"] if shuffle else 1
         self.per_chunk = min(options["n_of_samples"] or CHUNK_DOCUMENTS, len(self.documents))
         if not len(self.documents):
-            raise UserError("留出评估数据之后没有剩下训练数据：请减小 eval_share，或换一个更大的数据文件。", 2)
+            raise UserError("数据里没有一行能用来训练。用 python tools/check_data.py 看看每一行的问题。", 8)
         most = -(-len(self.documents) // self.per_chunk)
         self.chunks = min(options["n_of_samplings"] or most, most) if shuffle else most    # held-out data is used whole
         self._order = lru_cache(2)(self._shuffled_documents)
@@ -232,15 +231,6 @@ class ItemData(PackedData):
 
     def source_rows(self, position):
         return sorted({int(r) for r in self.cache.rows[self.items(position)]})
-
-
-def split_documents(cache, share):
-    """-> (training documents, held-out documents): every round(1/share)-th data row, from row 0, is held out."""
-    documents = np.arange(len(cache))
-    if not share:
-        return documents, documents[:0]
-    held = np.asarray(cache.rows) % held_every(share) == 0
-    return documents[~held], documents[held]
 
 
 def loader(data, start, options, device, rank=0, world=1):

@@ -17,10 +17,10 @@ from tools.errors import UserError
 from tools.pictures.preference_curves import draw_preference
 from train_agent.trainers import parallel
 from train_agent.trainers.hardware import machine
-from train_agent.trainers.dataset import split_documents
 from train_agent.trainers.losses import share_of_step
 from train_agent.trainers.data.preference_pairs import PreferenceData, both, joined, usable_pairs
 from train_agent.trainers.build_stage import build_model, cached, load_base, open_vocab, prepare_machine
+from train_agent.trainers.data.split import divided
 from train_agent.trainers.stage import Stage
 from train_agent.trainers.run_stage import asked, start
 from train_agent.trainers.data.disk_table import stored
@@ -91,19 +91,14 @@ def build_stage(options):
     model, digest = build_model(options, vocab, base), weights_hash(base["weights"])
     for head in model.heads()[1:]:
         head.requires_grad_(False)                                               # only head 1 speaks; the second has no loss here
-    cache = pair_cache(options, vocab, options["json_data_path"])
-    training, held = split_documents(cache, options["eval_share"])
-    held_cache = cache
-    if options["eval_data_path"]:
-        training, held_cache = np.arange(len(cache)), pair_cache(options, vocab, options["eval_data_path"])
-        held = np.arange(len(held_cache))
-    sets = [pairs_of(one, documents[::2], model, digest, options, device, shuffle)
-            for one, documents, shuffle in ((cache, training, True), (held_cache, held, False)) if len(documents)]
+    split = divided(options, partial(pair_cache, options, vocab), partial(usable_pairs, width=options["max_len"]))
+    sets = [pairs_of(cache, pairs, model, digest, options, device, shuffle)
+            for cache, pairs, shuffle in ((split.cache, split.training, True), (split.held_cache, split.held, False)) if len(pairs)]
     about = {"kind": "model", "stage": "DPO", "config": model.config.to_dict(), "vocab_hash": vocab.hash, "vocab": vocab.state(),
              "adapter": None, "base": None}
-    identity = {"数据": "+".join(d[:16] for d in cache.meta["digests"]), "词表": vocab.hash[:16], "起点模型": digest[:16]}
+    identity = {"数据": "+".join(d[:16] for d in split.cache.meta["digests"]), "词表": vocab.hash[:16], "起点模型": digest[:16]}
     return Stage("dpo", "DPO", options, model, sets[0], {"held": sets[1]} if len(sets) > 1 else {}, about, identity,
-                 partial(preference_loss, options["beta"]))
+                 partial(preference_loss, options["beta"]), notes=split.notes())
 
 
 def pair_cache(options, vocab, data):
@@ -112,18 +107,18 @@ def pair_cache(options, vocab, data):
 
 
 def pairs_of(cache, pairs, model, digest, options, device, shuffle):
-    pairs = usable_pairs(cache, pairs, options["max_len"])
     reference = parallel.main_first(lambda: reference_scores(model, digest, cache, pairs, options, device))
     return PreferenceData(cache, pairs, reference, options, shuffle)
 
 
 def dpo_train(config, **parameters):
     """Train on the options of the stage `dpo`, `parameters` on top. Returns the last metrics; see Loop for exit codes."""
-    options = {**config, **parameters}
-    metrics = start(build_stage, options)
+    options, built = {**config, **parameters}, []
+    metrics = start(lambda o: built.append(build_stage(o)) or built[0], options)
     if not asked(options) and parallel.is_main():
+        pairs = built[0].notes["rows"]["held"]
         picture = draw_preference(options["log_dir"])
         said = {k: metrics[k] for k in ("eval_accuracy", "eval_margin") if k in metrics}
-        told = f"留出的偏好准确率 {said['eval_accuracy']:.1%}，间隔 {said['eval_margin']:.3f}；" if len(said) == 2 else ""
+        told = f"留出的 {pairs} 对上，偏好准确率 {said['eval_accuracy']:.1%}，间隔 {said['eval_margin']:.3f}；" if len(said) == 2 else ""
         print(f"{told}奖励、间隔和准确率的曲线：{picture}", file=sys.stderr)
     return metrics

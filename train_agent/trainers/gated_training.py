@@ -15,9 +15,10 @@ from tools.errors import UserError
 from train_agent.trainers import parallel
 from train_agent.trainers.running import resume
 from train_agent.trainers.adapting import path_from
-from train_agent.trainers.dataset import NOTHING, ItemData, Movable, Position, split_documents
+from train_agent.trainers.dataset import NOTHING, ItemData, Movable, Position
 from train_agent.trainers.data.gate_targets import answered, expert_losses
 from train_agent.trainers.build_stage import cached, open_vocab, prepare_machine
+from train_agent.trainers.data.split import divided
 from train_agent.trainers.stage import Stage
 from train_agent.trainers.run_stage import asked, start
 
@@ -105,26 +106,21 @@ def build_stage(options):
     chains = load_experts(paths)
     vocab = open_vocab(options, chains[0][0])
     hashes = [weights_hash(chain[-1]["weights"]) for chain in chains]
-    cache = cached(options, vocab, options["json_data_path"])
-    training, held = split_documents(cache, options["eval_share"])
-    held_cache = cache
-    if options["eval_data_path"]:
-        training, held_cache = range(len(cache)), cached(options, vocab, options["eval_data_path"])
-        held = range(len(held_cache))
+    split = divided(options, lambda paths: cached(options, vocab, paths), answered)
     resume.seed_everything(options["seed"])
     turn = {"start": vocab.id("User"), "ends": [vocab.id(name) for name in ("User", "Assistant", "System", "<|im_end|>")]}
     gate = Gate(len(vocab), len(paths), options["gate_hidden"], turn)
     experts = build_experts(paths, chains)
-    tables = {id(one): parallel.main_first(lambda: expert_losses(experts, hashes, one, options, device)) for one in (cache, held_cache)}
-    sets = [TurnData(one, answered(one, documents), tables[id(one)], gate, options, shuffle)
-            for one, documents, shuffle in ((cache, training, True), (held_cache, held, False)) if len(documents)]
+    tables = {id(one): parallel.main_first(lambda: expert_losses(experts, hashes, one, options, device)) for one in (split.cache, split.held_cache)}
+    sets = [TurnData(one, documents, tables[id(one)], gate, options, shuffle)
+            for one, documents, shuffle in ((split.cache, split.training, True), (split.held_cache, split.held, False)) if len(documents)]
     adapter = {"type": "gate", "vocab_size": len(vocab), "hidden": options["gate_hidden"], "turn": turn,
                "experts": [{"path": path_from(options, p), "hash": h} for p, h in zip(paths, hashes)]}
     about = {"kind": "gate", "stage": "gate", "config": chains[0][0]["config"], "vocab_hash": vocab.hash, "vocab": vocab.state(),
              "adapter": adapter, "base": None}
-    identity = {"数据": "+".join(d[:16] for d in cache.meta["digests"]), "词表": vocab.hash[:16], "专家": "+".join(h[:16] for h in hashes)}
+    identity = {"数据": "+".join(d[:16] for d in split.cache.meta["digests"]), "词表": vocab.hash[:16], "专家": "+".join(h[:16] for h in hashes)}
     return Stage("gate", "gate", options, gate, sets[0], {"held": sets[1]} if len(sets) > 1 else {}, about, identity, gate_loss,
-                 batch_names=True)
+                 notes=split.notes(), batch_names=True)
 
 
 @torch.no_grad()

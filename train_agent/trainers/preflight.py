@@ -16,6 +16,7 @@ from train_agent.trainers.running import resume
 from train_agent.trainers.dataset import Position, loader
 from train_agent.trainers.hardware.ram import memory_there
 from train_agent.trainers.trying.step_time import measure
+from train_agent.trainers.data.split import announced
 
 SAVE_RATE = 200e6                       # bytes per second of a checkpoint written, flushed, hashed and read back
 SEEN = 8                                # documents whose beginning is looked at
@@ -78,9 +79,9 @@ def fit(stage, group):
         if hasattr(stage.train, "cache") and all(hasattr(batch, "positions") for batch in group):
             found.append(template_line(vocab, stage.train, group))
     targets, tokens = (sum(getattr(b, k) for b in group) for k in ("targets_1", "tokens"))
-    if not targets:
-        raise UserError("第一批数据里没有要学的词元：提问可能占满了 max_len，或对话里没有回答。请运行 python tools/check_data.py 看看。", 4)
-    found.append(f"第一步 {tokens} 个词元，其中 {100 * targets / max(1, tokens):.0f} % 要学")
+    unit = {"dpo": "对回答", "gate": "个样本"}.get(stage.name)               # there a target is no token
+    learned = f"共 {targets} {unit}" if unit else f"其中 {100 * targets / max(1, tokens):.0f} % 要学"
+    found.append("，".join(filter(None, [announced(stage), f"第一步 {tokens} 个词元", learned])))
     return found
 
 

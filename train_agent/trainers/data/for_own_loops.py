@@ -16,6 +16,7 @@ from tools.vocab import Vocab
 from train_agent.trainers import parallel
 from train_agent.trainers.dataset import IGNORE, ItemData, PackedData, Position, loader
 from train_agent.trainers.build_stage import cached
+from train_agent.trainers.data.split import learnable
 
 FILES = (".jsonl", ".jsonl.gz", ".json", ".txt", ".txt.gz")
 
@@ -74,12 +75,13 @@ def create_dataloader(dataset_name, tokenizer, batch_size=4, max_length=512, spl
     options |= {"cache_dir": str(cache_dir or Path("out", "cache")), "log_dir": str(cache_dir or "logs"), "max_epochs": 1 << 30,
                 "n_of_samplings": 1 if num_samples else None, "accumulation_steps": 1}
     cache = cached(options, vocab, _as_paths(dataset_name))
-    rows = np.arange(len(cache))
+    truncate = training_mode != "pretraining"
+    rows = learnable(max_length, truncate)(cache)
     if num_samples:
         first = np.unique(np.asarray(cache.rows))[:num_samples]
         rows = rows[np.isin(np.asarray(cache.rows), first)]
     options["n_of_samples"] = None
-    data = PackedData(cache, rows, options, truncate=training_mode != "pretraining", shuffle=shuffle)
+    data = PackedData(cache, rows, options, truncate, shuffle=shuffle)
     return BatchLoader(data, options)
 
 

@@ -7,6 +7,7 @@ from tqdm import tqdm
 from model.kernels.cross_entropy import token_losses
 from model.segments import Layout
 from train_agent.trainers.data.disk_table import stored
+from train_agent.trainers.data.split import kept
 
 TOKENS = 8192     # padded tokens of one forward pass
 
@@ -22,14 +23,18 @@ def last_reply(ids, supervised):
     return only
 
 
-def answered(cache, documents):
-    """The documents that hold a reply with something before it: the others tell a gate nothing."""
-    return np.array([d for d in documents if (s := cache.document(d)[1]).any() and s.argmax() > 1], dtype=np.int64)
+def answered(cache):
+    """The documents that hold a reply with something before it: the others tell a gate nothing, and their rows are named."""
+    return kept(cache, np.arange(len(cache)), is_answered(cache), "没有用户的话，或没有回答，门无从挑选")
+
+
+def is_answered(cache):
+    return np.array([(s := cache.document(d)[1]).any() and s.argmax() > 1 for d in range(len(cache))], dtype=bool)
 
 
 def expert_losses(experts, hashes, cache, options, device):
     """{document: (X,) float32} for all documents with a reply: CE1 + CE2 in nats per token of the last reply, for each expert."""
-    documents = answered(cache, range(len(cache)))
+    documents = np.flatnonzero(is_answered(cache))
     table = stored("gate", [cache.name, hashes, options["max_len"]], options["cache_dir"], (len(documents), len(experts)), lambda: np.stack(
         [scored(model, cache, documents, options["max_len"], device, f"专家 {i + 1}/{len(experts)}") for i, model in enumerate(experts)], 1))
     return {int(d): row for d, row in zip(documents, table)}

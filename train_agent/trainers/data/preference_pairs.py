@@ -3,16 +3,15 @@
 The token cache holds a preference row as two documents, one after the other. P pairs make a flat batch of 2 * P documents, N tokens.
 """
 
-import sys
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from model.segments import Layout
-from train_agent.trainers import parallel
 from train_agent.trainers.dataset import IGNORE, NOTHING, ItemData, Movable, Position, make_batch
 from train_agent.trainers.data.gate_targets import last_reply
+from train_agent.trainers.data.split import kept
 
 
 @dataclass
@@ -57,14 +56,11 @@ def both(pairs):
     return np.stack([pairs, np.asarray(pairs) + 1], 1).reshape(-1)
 
 
-def usable_pairs(cache, pairs, width):
-    """The pairs of which both replies have a token within `width`; the others' rows are named."""
+def usable_pairs(cache, width):
+    """First documents of the pairs of which both replies have a token within `width`; the others' rows are named."""
+    pairs = np.arange(0, len(cache), 2)
     good = np.array([all(last_reply(*cache.document(d))[1:width + 1].any() for d in (p, p + 1)) for p in pairs], dtype=bool)
-    if not good.all() and parallel.is_main():
-        rows = [int(cache.rows[p]) + 1 for p in pairs[~good]]
-        print(f"{len(rows)} 对偏好数据的提问占满了 max_len={width}，没有地方放回答，跳过：第 {'、'.join(map(str, rows[:10]))} 行"
-              f"{'等' if len(rows) > 10 else ''}。可加大 --max_len。", file=sys.stderr)
-    return pairs[good]
+    return kept(cache, pairs, good, f"提问占满了 max_len={width}，没有地方放回答。可加大 --max_len")
 
 
 class PreferenceData(ItemData):

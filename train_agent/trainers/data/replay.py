@@ -5,9 +5,10 @@ import numpy as np
 from tools.errors import UserError
 from tools.reading.hub import is_hf
 from tools.reading.lines import expand_paths
-from train_agent.trainers.dataset import PackedData, split_documents
+from train_agent.trainers.dataset import PackedData
 from train_agent.trainers.data.joined_cache import JoinedCache
 from train_agent.trainers.data.packing import shuffled
+from train_agent.trainers.data.split import split_documents, teaches
 
 GENERAL_SHARE = 0.02       # held out of the general data where eval_share is 0
 REPLAY = 0xFFFF            # the stream of the shuffles that choose general rows
@@ -63,6 +64,8 @@ def add_general(options, train, held, truncate, open_general):
         return train, held, {}
     cache = open_general(paths)
     training, kept = split_general(cache, options)
+    if not len(kept):
+        raise UserError("通用数据（replay_data_path）里没有一行有可学的内容：请换一份，或加大 --max_len。", 8)
     general = PackedData(cache, evenly(kept), options, truncate, shuffle=False)
     if share:
         joined = JoinedCache([train.cache, cache])
@@ -71,7 +74,10 @@ def add_general(options, train, held, truncate, open_general):
 
 
 def split_general(cache, options):
-    return split_documents(cache, options["eval_share"] or GENERAL_SHARE)
+    """-> general documents to learn from, and those to score; of a single row both."""
+    documents = np.flatnonzero(teaches(cache, options["max_len"]))
+    training, kept = split_documents(cache, options["eval_share"] or GENERAL_SHARE, documents)
+    return training, kept if len(kept) else training
 
 
 def evenly(documents):

@@ -20,6 +20,7 @@ from tools.vocab import Vocab
 from train_agent.trainers import parallel, preflight
 from train_agent.trainers.hardware import machine
 from train_agent.trainers.loop import Loop
+from train_agent.trainers.data.split import announced
 
 SECONDS, SHARE = 5.0, 0.05      # a preflight of this length at most, and of at most this share of the run's steps
 PROMPTS = ("你好，你是谁？", "三加五等于多少？", "今天天气很好，")
@@ -39,6 +40,8 @@ class OpenedLoop(Loop):
         super().prepare()
         if self.checked:
             self.journal.event("data_check", **check_data.brief(self.checked))
+        if parallel.is_main() and announced(self.stage):
+            print(f"{announced(self.stage)}。", flush=True)
         if self.ahead and parallel.world() == 1 and not self.over():        # over several processes: --dry_run
             self.look_ahead()
 
@@ -90,6 +93,6 @@ def check_up(options):
     try:
         vocab = Vocab.load_vocab(known) if known and Path(known).is_file() else None
         return check_data.quick_check(paths, None, vocab, options["max_len"], options.get("text_field"), options["max_bad_share"],
-                                      0.0 if options.get("eval_data_path") else options.get("eval_share") or 0.0)
+                                      0.0 if options.get("eval_data_path") else options.get("eval_share"))
     except (UserError, OSError):
         return None
