@@ -125,7 +125,8 @@ def test_a_script_without_a_main_guard_runs_once(ram_path, vocab):
     (ram_path / "first_try.py").write_text(f"""import sys
 sys.path.insert(0, {str(ROOT)!r})
 from tools.vocab import Vocab
-from train_agent.trainers import create_dataloader, token_cache
+from train_agent.trainers import create_dataloader
+from train_agent.trainers.data import token_cache
 print("here", __file__)
 token_cache.PARALLEL_FROM, token_cache.BLOCK, token_cache.os.cpu_count = 0, 4000, lambda: 2
 batches = create_dataloader("a.jsonl", Vocab.load_vocab("vocab.json"), training_mode="pretraining", max_length=64, cache_dir="cache")
