@@ -19,81 +19,112 @@ if __name__ == "__main__":
 
 import torch
 
-from chat_agent.evaluation.rows import left_out, looks_like
+from chat_agent.chat import short_names
+from chat_agent.evaluation.own_rows import held_rows, is_built_in, learned, runs_of
+from chat_agent.evaluation.rows import looks_like
+from chat_agent.evaluation.scoring import bits_per_char, exact_scores, mcq_scores, paired
 from chat_agent.load import choose_device, context_of, load
-from chat_agent.evaluation.scoring import bits_per_char, exact_scores, mcq_scores
 from tools.cli import guarded, parse
+from tools.demo.tasks import TASKS as BUILT_IN
 from tools.demo_data import HAND, write_demo
 from tools.errors import UserError
 from tools.formats import BadLines, expand_paths
+from tools.reading.hub import local_files
+from tools.saving.atomic import write_bytes
 
 TASKS = ("bpc", "exact", "mcq")
 FITS = {"choice": ("mcq",), "question": ("bpc", "exact"), "rows": ("bpc",)}     # what `all` does with a file that looks like this
+SURE = 0.05             # a difference between two models that chance makes more often than this is called undecided
 OPTIONS = [
     ("--model", {"action": "append", "metavar": "P", "help": "检查点；写几次就比较几个，默认 out_dir 里的 TinySeek_SFT_final.pkl"}),
     ("--task", {"choices": (*TASKS, "all"), "default": "all",
                 "help": "bpc 每字比特；exact 内置考题（--data 可换）；mcq 选择题；all 全部（默认）"}),
-    ("--data", {"nargs": "+", "metavar": "F", "help": "数据文件（可用通配符）；all 时按内容分给各项，没分到的用内置的：bpc 用预训练数据的留出部分，选择题跳过"}),
+    ("--data", {"nargs": "+", "metavar": "F", "help": "数据文件（可用通配符、hf:名字），all 时按内容分给各项；"
+                "不写则 bpc 用第一个模型训练时留出的行，内置考题只考学过内置数据的模型"}),
     ("--every", {"type": int, "metavar": "N", "help": "只用编号（从 0 数）能被 N 整除的行，即训练时留出的行"}),
     ("--window", {"type": int, "metavar": "N", "help": "模型一次看多少 token，默认与训练时的 max_len 相同；长文用重叠的窗口，每字只算一次"}),
     ("--failures", {"action": "store_true", "help": "列出几道答错的考题"}),
+    ("--save", {"metavar": "F", "help": "把每道题和每个模型的回答写进这个新的 .jsonl 文件"}),
 ]
 
 
 def main(argv=None):
     manager, options = parse(argv, "评估：每字比特、内置考题、选择题；可把几个模型放在一张表里比较", extra=OPTIONS, only_run_keys=True)
-    for name in ("every", "window"):
-        if getattr(options, name) is not None and getattr(options, name) < 1:
-            raise UserError(f"--{name} 应为不小于 1 的整数。")
+    check(options)
     config = manager.config
     if config["threads"]:
         torch.set_num_threads(config["threads"])
     paths = options.model or [str(Path(config["out_dir"]) / "TinySeek_SFT_final.pkl")]
     loaded = [load(path, choose_device(config["device"])) for path in paths]       # all mistakes before any work
-    plan = plan_tasks(options, config)
-    results = [{"model": path, **evaluate_model(*parts, plan, options, config)} for path, parts in zip(paths, loaded)]
-    print(table(columns(results)))
+    runs = [runs_of(path, payload) for path, (_, _, payload) in zip(paths, loaded)]
+    plan = plan_tasks(options, config, paths, runs)
+    names, answers = short_names(paths), []
+    results = [{"model": path, **evaluate_model(*parts, own, plan, options, config, name, answers)}
+               for path, name, parts, own in zip(paths, names, loaded, runs)]
+    versus = compared(answers, names)
+    examined = options.task in ("all", "exact") and not options.data
+    strangers = [name for name, own in zip(names, runs) if examined and is_built_in(own) is False]
+    if options.save:
+        write_bytes(options.save, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in answers).encode())
+        print(f"每道题的回答已写进 {options.save}。", file=sys.stderr)
+    print(table(columns(results, names)), *remarks(results, names, strangers, versus), sep="\n")
     if options.failures:
         print_failures(results)
     files = {task: {"files": files, "every": every} for task, (files, every) in plan.items()}
-    print(json.dumps({"task": options.task, "data": files, "models": results}, ensure_ascii=False))
+    summary = {"task": options.task, "data": files, "models": results, **({"paired": versus} if versus else {})}
+    print(json.dumps(summary, ensure_ascii=False))
     return 0
+
+
+def check(options):
+    """The command makes sense: UserError 2."""
+    for name in ("every", "window"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
+            raise UserError(f"--{name} 应为不小于 1 的整数。")
+    if options.save and Path(options.save).exists():
+        raise UserError(f"{options.save} 已存在，不会覆盖。请用 --save 换一个文件名。")
 
 
 # ---------------------------------------------------------------- what is done with which file
 
-def plan_tasks(options, config):
-    """{task: (files, every)} for what was asked; files are there, defaults filled in. UserError 2 where nothing fits."""
+def plan_tasks(options, config, paths, runs):
+    """{task: (files, every)} for what was asked; files are there, defaults filled in. UserError 2 where nothing fits.
+
+    runs: per model, what `runs_of` gives. Every model is asked the same: where no data are named, the first model's held-out rows.
+    """
     wanted, plan = TASKS if options.task == "all" else (options.task,), {}
-    files = expand_paths(options.data) if options.data else []
+    files = expand_paths(local_files(options.data, {**config["pre"], "cache_dir": config["cache_dir"]})) if options.data else []
     for task in wanted:
         fitting = [f for f in files if options.task == task or task in FITS[looks_like(f)]]
         if fitting:
             plan[task] = fitting, options.every or 1
         elif task == "bpc":
-            plan[task] = held_out(config["pre"], options.every)
+            _plan_own_rows(plan, options, config, runs[0])
         elif task == "exact":
-            plan[task] = [str(write_demo(HAND)["eval"])], options.every or 1
+            if any(is_built_in(own) is not False for own in runs):
+                plan[task] = [str(write_demo(HAND)["eval"])], options.every or 1
+            elif options.task == "exact":
+                raise UserError(f"内置考题只适用于学过内置数据的模型，而 {paths[0]} 学的是别的数据。请用 --data 给出自己的考题。")
         elif options.task == "mcq":
             raise UserError("选择题没有内置数据，请用 --data 给出文件，每行有 question、A、B、C、D、answer（JSONL 或 CSV）。")
+    if not plan:
+        raise UserError("没有可以评估的数据。请用 --data 给出文件。")
     return plan
 
 
-def held_out(pre, every):
-    """The pre-training rows that training left out: (files, every)."""
-    if pre["eval_data_path"]:
-        return expand_paths(pre["eval_data_path"]), every or 1
-    if pre["json_data_path"] == str(HAND / "demo_pre.jsonl"):
-        write_demo(HAND)
-    files = expand_paths(pre["json_data_path"])
-    every = every or left_out(files, pre["eval_share"], pre["text_field"])
-    if not every:
-        print("注意：训练时没有留出数据（eval_share 是 0，或数据太少）；下面的比特/字是在训练过的文本上算的。", file=sys.stderr)
-    return files, every or 1
+def _plan_own_rows(plan, options, config, runs):
+    try:
+        files, every = held_rows(runs[-1] if runs else {}, config["cache_dir"])
+    except UserError as error:
+        if options.task == "bpc":
+            raise
+        print(f"不算每字比特：{error}", file=sys.stderr)
+        return
+    plan["bpc"] = files, options.every or every
 
 
-def evaluate_model(model, vocab, payload, plan, options, config):
-    """All planned tasks for one model -> {"stage", "step", "window", task: figures}."""
+def evaluate_model(model, vocab, payload, runs, plan, options, config, name, answers):
+    """All planned tasks for one model -> {"stage", "step", "window", task: figures}; every single answer is added to `answers`."""
     window = options.window or context_of(model, payload)
     if model.config.position == "learned":
         window = min(window, model.config.max_position)
@@ -101,34 +132,53 @@ def evaluate_model(model, vocab, payload, plan, options, config):
     likelihood = {"window": window, "precision": "bf16" if precision == "auto" else precision}
     result = {"stage": payload["stage"], "step": payload["step"], "window": window}
     for task, (files, every) in plan.items():
-        bad = BadLines(Path(config["log_dir"]) / "bad_lines.jsonl", config["max_bad_share"])
+        if task == "exact" and not options.data and is_built_in(runs) is False:        # 0 % would say nothing
+            continue
+        bad, mine = BadLines(Path(config["log_dir"]) / "bad_lines.jsonl", config["max_bad_share"]), []
         common = {"every": every, "bad": bad, "progress": True}
         if task == "bpc":
-            result[task] = bits_per_char(model, vocab, files, text_field=config["pre"]["text_field"], **likelihood, **common)
+            field = config["pre"]["text_field"] if options.data or not runs else runs[-1].get("text_field")
+            result[task] = bits_per_char(model, vocab, files, text_field=field, **likelihood, **common)
         elif task == "exact":
-            result[task] = exact_scores(model, vocab, files, **common)
+            result[task] = exact_scores(model, vocab, files, answers=mine, **common)
         else:
-            result[task] = mcq_scores(model, vocab, files, dialogue=payload["stage"] != "Pre", **likelihood, **common)
+            result[task] = mcq_scores(model, vocab, files, dialogue=payload["stage"] != "Pre", answers=mine, **likelihood, **common)
+        result[task]["seen"] = learned(runs, files, every, config["cache_dir"])
+        answers += [{"model": name, "kind": task, **one} for one in mine]
         if bad.count:
             print(f"跳过了 {bad.count} 行不能用的数据，见 {bad.log_path}。", file=sys.stderr)
     return result
 
 
+def compared(answers, names):
+    """{task: paired figures} of two models that answered the same questions."""
+    found = {}
+    for kind in ("exact", "mcq"):
+        marks = [[one["right"] for one in answers if (one["model"], one["kind"]) == (name, kind)] for name in names]
+        if len(names) == 2 and all(marks):
+            found[kind] = paired(*marks)
+    return found
+
+
 # ---------------------------------------------------------------- the table
 
-def columns(results):
+NONE = "不适用"
+
+
+def columns(results, names):
     """Lines of cells: what is measured, what chance would give, one cell per model."""
-    lines = [["指标", "随机水平", *names([r["model"] for r in results])]]
-    lines.append(["阶段与步数", "", *(f"{r['stage']} {r['step']}" for r in results)])
+    lines = [["指标", "随机水平", *names], ["阶段与步数", "", *(f"{r['stage']} {r['step']}" for r in results)]]
     if "bpc" in results[0]:
         lines.append(["每字比特", "", *(f"{r['bpc']['bits_per_char']:.4f}" for r in results)])
         lines.append(["每字节比特", "", *(f"{r['bpc']['bits_per_byte']:.4f}" for r in results)])
         lines.append([f"　共 {results[0]['bpc']['characters']} 字，token 数", "", *(str(r["bpc"]["tokens"]) for r in results)])
-    if "exact" in results[0]:
-        exact = [r["exact"] for r in results]
-        lines.append([f"考题全对（{exact[0]['n']} 题）", "", *(percent(e["overall"]) for e in exact)])
-        for task, chance in exact[0]["chance"].items():
-            lines.append([f"　{task}", percent(chance), *(percent(e["by_task"][task]) for e in exact)])
+    asked = next((r["exact"] for r in results if "exact" in r), None)
+    if asked:
+        exact = [r.get("exact") for r in results]
+        lines.append([f"考题全对（{asked['n']} 题）", "", *(percent(e["overall"]) if e else NONE for e in exact)])
+        for task, chance in asked["chance"].items():
+            title = BUILT_IN[task].title if task in BUILT_IN else task
+            lines.append([f"　{title}", percent(chance), *(percent(e["by_task"][task]) if e else NONE for e in exact)])
     if "mcq" in results[0]:
         mcq = [r["mcq"] for r in results]
         lines.append([f"选择题（{mcq[0]['n']} 题）", percent(mcq[0]["chance"]), *(percent(m["accuracy"]) for m in mcq)])
@@ -137,16 +187,26 @@ def columns(results):
     return lines
 
 
+def remarks(results, names, strangers, versus):
+    """What a reader of the table has to know. strangers: names of models that the built-in questions say nothing about."""
+    for name, result in zip(names, results):
+        seen = sorted({file for task in TASKS for file in result.get(task, {}).get("seen", ())})
+        if seen:
+            files = "、".join(Path(file).name for file in seen)
+            yield f"注意：{name} 训练时见过 {files} 里的行，分数偏乐观。要看真本事，请用它没见过的数据（或 --every 留出的行）。"
+    for name in strangers:
+        yield f"内置考题不适用于 {name}：它学的不是内置数据。自己的考题用 --data 给出。"
+    for kind, found in versus.items():
+        better = names[0 if found["first"] > found["second"] else 1]
+        verdict = f"{better} 更好" if found["p"] < SURE else "差别可能只是偶然"
+        yield (f"{'考题' if kind == 'exact' else '选择题'}逐题比较：都对 {found['both']}，只有 {names[0]} 对 {found['first']}，"
+               f"只有 {names[1]} 对 {found['second']}，都错 {found['neither']}：{verdict}（p = {found['p']:.2g}）。")
+
+
 def against_chance(mcq):
     if mcq["low"] > mcq["chance"]:
         return "高于随机"
     return "低于随机" if mcq["high"] < mcq["chance"] else "分不出高低"
-
-
-def names(paths):
-    """Short column titles that differ: the file's name, with its folder where two are alike."""
-    stems = [Path(p).stem.removeprefix("TinySeek_") for p in paths]
-    return [s if stems.count(s) == 1 else f"{Path(p).parent.name}/{s}" for p, s in zip(paths, stems)]
 
 
 def percent(share):
@@ -171,7 +231,7 @@ def print_failures(results):
         if "exact" in result:
             print(f"\n{result['model']} 答错的题：")
             for f in result["exact"]["failures"]:
-                print(f"　[{f['task']}] {f['question']} → {f['reply']}（应为 {f['expected']}）")
+                print(f"　[{BUILT_IN[f['task']].title if f['task'] in BUILT_IN else f['task']}] {f['question']} → {f['reply']}（应为 {f['expected']}）")
 
 
 if __name__ == "__main__":

@@ -219,11 +219,12 @@ def saved(vocab, ram_path, monkeypatch):
     """saved("名字", stage) -> a checkpoint of a random toy model; the current folder is empty and not the project's."""
     monkeypatch.chdir(ram_path)
 
-    def save(name, stage="SFT", seed=0, max_len=64):
+    def save(name, stage="SFT", seed=0, max_len=64, **run):
         model = model_for(vocab, seed, torch.float32)
         write_torch(ram_path / name, {
             "format": 1, "kind": "model", "stage": stage, "config": model.config.to_dict(), "vocab_hash": vocab.hash, "vocab": vocab.state(),
-            "weights": dict(model.state_dict()), "adapter": None, "base": None, "step": 7, "metrics": {}, "run": {"max_len": max_len}})
+            "weights": dict(model.state_dict()), "adapter": None, "base": None, "step": 7, "metrics": {},
+            "run": {"max_len": max_len, **run}})
         return str(ram_path / name)
     return save
 
@@ -264,13 +265,88 @@ def test_one_task_alone_and_the_built_in_questions(saved, capsys, monkeypatch, r
     assert found["models"][0]["exact"]["n"] == 8 and "bpc" not in found["models"][0] and "应为 很好看。" in out
 
 
-def test_bpc_takes_the_held_out_rows_of_the_training_data(saved, capsys, ram_path):
-    for count, scored in ((120, 3), (60, 60)):                             # rows 0, 50, 100; of so few none was held out
-        data = toy.write_rows(ram_path / "pre.jsonl", toy.text_rows(count))
-        assert command("--model", saved("a.pkl"), "--task", "bpc", "--json_data_path", data) == 0
-        said = capsys.readouterr()
-        assert json.loads(said.out.strip().splitlines()[-1])["models"][0]["bpc"]["rows"] == scored
-        assert ("没有留出数据" in said.err) == (scored == 60)
+def told(capsys, *words):
+    """(the JSON line, everything else on stdout) of a run that must succeed."""
+    assert command(*words) == 0
+    *table, last = capsys.readouterr().out.strip().splitlines()
+    return json.loads(last), "\n".join(table)
+
+
+def test_bpc_takes_the_held_out_rows_of_the_models_own_training_data(saved, capsys, ram_path, monkeypatch):
+    """Whatever the configuration of the moment says about data, and without a word about having seen them."""
+    data = str(toy.write_rows(ram_path / "我的.jsonl", toy.dialogue_rows(60)))
+    found, table = told(capsys, "--model", saved("a.pkl", json_data_path=data, eval_share=0.02))
+    assert found["data"] == {"bpc": {"files": [data], "every": 50}} and found["models"][0]["bpc"]["rows"] == 2     # rows 0 and 50
+    assert "内置考题不适用于 a" in table and "0.0%" not in table and "见过" not in table and found["models"][0]["bpc"]["seen"] == []
+    for count, rows in ((120, 3), (60, 60)):                       # unasked: rows 0, 50, 100; of a small file nothing was held out
+        file = str(toy.write_rows(ram_path / f"{count}.jsonl", toy.dialogue_rows(count)))
+        found, table = told(capsys, "--model", saved("d.pkl", json_data_path=file, eval_share=None), "--task", "bpc")
+        assert found["models"][0]["bpc"]["rows"] == rows and ("见过" in table) == (rows == 60)
+    other = str(toy.write_rows(ram_path / "留出.jsonl", toy.dialogue_rows(7, seed=5)))
+    found, _ = told(capsys, "--model", saved("b.pkl", json_data_path=data, eval_share=0.02, eval_data_path=other), "--task", "bpc")
+    assert found["data"]["bpc"] == {"files": [other], "every": 1} and found["models"][0]["bpc"]["rows"] == 7
+
+
+def test_rows_that_a_model_has_seen_are_named(saved, capsys, ram_path):
+    data = str(toy.write_rows(ram_path / "我的.jsonl", toy.dialogue_rows(60)))
+    copy = str(toy.write_rows(ram_path / "副本.jsonl", toy.dialogue_rows(60)))
+    own, strange = saved("a.pkl", json_data_path=data, eval_share=0.02), saved("b.pkl", json_data_path=copy + "没有", eval_share=0.02)
+    for file in (data, copy):
+        found, table = told(capsys, "--model", own, "--model", strange, "--task", "bpc", "--data", file)
+        assert [m["bpc"]["seen"] for m in found["models"]] == [[file], []] and "a 训练时见过" in table and "b 训练时见过" not in table
+    assert "见过" not in told(capsys, "--model", own, "--task", "bpc", "--data", data, "--every", 50)[1]
+    all_of_it = saved("c.pkl", json_data_path=data, eval_share=0.0)
+    assert "c 训练时见过" in told(capsys, "--model", all_of_it, "--task", "bpc")[1]
+    found, table = told(capsys, "--model", own, "--model", all_of_it, "--task", "bpc")           # the same rows for both
+    assert {m["bpc"]["rows"] for m in found["models"]} == {2} and "c 训练时见过" in table and "a 训练时见过" not in table
+
+
+def test_the_built_in_exam_is_for_models_that_learned_the_built_in_data(saved, capsys, ram_path, monkeypatch):
+    rows = [{**q, "task": "sum"} for q in QUESTIONS]
+    monkeypatch.setattr(evaluate, "write_demo", lambda folder: {"eval": toy.write_rows(ram_path / "demo_eval.jsonl", rows)})
+    mine = str(toy.write_rows(ram_path / "我的.jsonl", toy.dialogue_rows(60)))
+    demo = str(toy.write_rows(ram_path / "demo_sft.jsonl", toy.dialogue_rows(60)))
+    a, b = saved("a.pkl", json_data_path=mine, eval_share=0.02), saved("b.pkl", json_data_path=demo, eval_share=0.02)
+    assert command("--model", a, "--task", "exact") == 2
+    assert "不适用" not in capsys.readouterr().out
+    found, table = told(capsys, "--model", b, "--task", "exact")
+    assert found["models"][0]["exact"]["by_task"] == {"sum": 0} and "两位数加法" in table and "sum" not in table
+    found, table = told(capsys, "--model", a, "--model", b, "--task", "exact")
+    assert "exact" not in found["models"][0] and "内置考题不适用于 a" in table and "不适用" in table.splitlines()[3]
+    assert told(capsys, "--model", a, "--task", "exact", "--data", toy.write_rows(ram_path / "题.jsonl", QUESTIONS))[0]["models"][0]["exact"]
+
+
+def test_data_of_the_hub_can_be_evaluated(saved, capsys, ram_path, monkeypatch):
+    file = str(toy.write_rows(ram_path / "fetched.jsonl", toy.dialogue_rows(9)))
+    asked = []
+    monkeypatch.setattr(evaluate, "local_files", lambda paths, options: asked.append((paths, options["hf_split"])) or [file])
+    assert told(capsys, "--model", saved("a.pkl"), "--task", "bpc", "--data", "hf:me/set")[0]["models"][0]["bpc"]["rows"] == 9
+    assert asked == [(["hf:me/set"], "train")]
+
+
+def test_chance_is_that_of_the_whole_set(saved, capsys, ram_path):
+    rows = [{"task": "甲", "conversations": [{"role": "user", "content": f"{i}？"}, {"role": "assistant", "content": f"答{i % 10}"}]}
+            for i in range(40)]
+    file = toy.write_rows(ram_path / "题.jsonl", rows)
+    found, _ = told(capsys, "--model", saved("a.pkl"), "--task", "exact", "--data", file, "--every", 20)
+    assert found["models"][0]["exact"]["n"] == 2 and found["models"][0]["exact"]["chance"] == {"甲": 0.1}
+
+
+def test_every_answer_can_be_kept_and_two_models_compared(saved, capsys, ram_path):
+    exam, kept = toy.write_rows(ram_path / "题.jsonl", QUESTIONS), ram_path / "回答" / "a.jsonl"
+    words = ["--model", saved("a.pkl"), "--model", saved("b.pkl", seed=1), "--task", "exact", "--data", exam, "--save", kept]
+    found, table = told(capsys, *words)
+    rows = [json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines()]
+    assert [row["model"] for row in rows] == ["a"] * 8 + ["b"] * 8 and all(row["right"] is False and row["reply"] for row in rows)
+    assert rows[1]["question"] == "书呢？" and rows[1]["expected"] == "放在桌上。" and rows[1]["messages"][0]["role"] == "user"
+    assert found["paired"]["exact"] == {"both": 0, "first": 0, "second": 0, "neither": 8, "p": 1.0} and "可能只是偶然" in table
+    before = kept.read_bytes()
+    assert command(*words) == 2 and kept.read_bytes() == before
+
+
+def test_the_sign_test():
+    assert scoring.paired([True] * 6 + [False], [False] * 6 + [True]) == {"both": 0, "first": 6, "second": 1, "neither": 0, "p": 0.125}
+    assert scoring.paired([True, False], [True, False])["p"] == 1
 
 
 @pytest.mark.parametrize("code, words", [
@@ -293,4 +369,4 @@ def test_the_table_lines_up():
     lines = evaluate.table([["指标", "随机", "a"], ["每字比特", "", "1.25"], ["x", "25.0%", "分不出高低"]]).splitlines()
     assert evaluate.width(lines[1]) == max(map(evaluate.width, lines)) and lines[2].endswith("1.25")
     assert evaluate.width(lines[2]) == evaluate.width(lines[3]) == evaluate.width(lines[0])
-    assert evaluate.names(["x/a.pkl", "y/a.pkl", "TinySeek_SFT_final.pkl"]) == ["x/a", "y/a", "SFT_final"]
+    assert evaluate.short_names(["x/a.pkl", "y/a.pkl", "TinySeek_SFT_final.pkl"]) == ["x/a", "y/a", "SFT_final"]

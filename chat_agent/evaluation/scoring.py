@@ -143,23 +143,29 @@ def _content(row):
 
 # ---------------------------------------------------------------- exact answers
 
-def exact_scores(model, vocab, data, every=1, bad=None, batch_size=128, progress=False):
+def exact_scores(model, vocab, data, every=1, bad=None, batch_size=128, progress=False, answers=None):
     """Greedy replies to questions with one right answer (the last message of each conversation).
 
     data: path or rows {"conversations", "task"}. -> {"overall", "by_task", "chance", "n", "failures"}; shares in 0..1,
-    failures: a few {"task", "question", "expected", "reply"} per task.
+    failures: a few {"task", "question", "expected", "reply"} per task. chance: of the tasks as they are in the whole data.
+    answers: a list that gets every question with its reply.
     """
     rows = eval_data.question_rows(data, every, bad)
+    whole = rows if every == 1 else eval_data.question_rows(data)
     replies = _replies(model, vocab, rows, batch_size, progress)
     right, failures = {}, []
     for row, reply in zip(rows, replies):
         question, expected = (m["content"] for m in row["conversations"][-2:])
         marks = right.setdefault(row["task"], [])
         marks.append(grade(expected, reply))
+        one = {"task": row["task"], "question": question, "expected": expected, "reply": reply}
         if not marks[-1] and marks.count(False) <= SHOWN_PER_TASK:
-            failures.append({"task": row["task"], "question": question, "expected": expected, "reply": reply})
+            failures.append(one)
+        if answers is not None:
+            answers.append({**one, "right": marks[-1], "messages": row["conversations"][:-1]})
+    by_chance = _chance(whole)
     return {"overall": sum(map(sum, right.values())) / len(rows), "by_task": {t: sum(m) / len(m) for t, m in right.items()},
-            "chance": _chance(rows), "n": len(rows), "failures": failures}
+            "chance": {task: by_chance[task] for task in right}, "n": len(rows), "failures": failures}
 
 
 def _replies(model, vocab, rows, batch_size, progress):
@@ -186,11 +192,11 @@ def _chance(rows):
 # ---------------------------------------------------------------- multiple choice
 
 def mcq_scores(model, vocab, data, every=1, bad=None, window=WINDOW, batch_tokens=BATCH_TOKENS, precision="no", dialogue=True,
-               progress=False):
+               progress=False, answers=None):
     """The option whose text is likeliest per character, as a reply to the question alone, counts as the model's choice.
 
     dialogue: ask in the chat form; False: let the text run on from the question, as a model without SFT knows it.
-    -> {"accuracy", "low", "high" (95 % Wilson interval), "chance", "n", "by_subject"}.
+    -> {"accuracy", "low", "high" (95 % Wilson interval), "chance", "n", "by_subject"}. answers: as in exact_scores.
     """
     rows = eval_data.choice_rows(data, every, bad)
     scores = []
@@ -201,7 +207,21 @@ def mcq_scores(model, vocab, data, every=1, bad=None, window=WINDOW, batch_token
             per_option = iter(nats)
             scores += [[-next(per_option) / len(text) for text in row.options] for row in block]
             bar.update(len(block))
+    if answers is not None:
+        answers += [{"task": row.subject or "mcq", "question": row.question, "expected": row.options[row.answer],
+                     "reply": row.options[int(np.argmax(one))], "right": bool(_point(row.answer, np.asarray(one)) == 1)}
+                    for row, one in zip(rows, scores)]
     return grade_choices(rows, scores)
+
+
+def paired(one, other):
+    """Two lists of right or wrong on the same questions -> {"both", "first", "second", "neither", "p"}: how many only one model
+    knew, and how likely so lopsided a count is where neither model is better (exact two-sided sign test)."""
+    pairs = list(zip(one, other, strict=True))
+    first, second = pairs.count((True, False)), pairs.count((False, True))
+    n, k = first + second, min(first, second)
+    p = min(1.0, 2 * sum(math.comb(n, i) for i in range(k + 1)) / 2 ** n)
+    return {"both": pairs.count((True, True)), "first": first, "second": second, "neither": pairs.count((False, False)), "p": p}
 
 
 def _option_documents(rows, vocab, dialogue):
