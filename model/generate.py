@@ -128,7 +128,7 @@ def _write(jobs, model, how):
     last = prefill(model, cache, [j.prompt for j in jobs])                        # (B, d)
     while True:
         numbers = None if how.greedy else [j.numbers.random() for j in jobs]
-        new = how.pick(cache.heads[0](last), [j.reply.ids for j in jobs], numbers)
+        new = how.pick(cache.logits(last), [j.reply.ids for j in jobs], numbers)
         going = [i for i, job in enumerate(jobs) if not job.take(new[i], how)]
         if not going:
             return

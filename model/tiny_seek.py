@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from model.attention import GQA, MLA
 from model.decoding.cache import Step
-from model.kernels.ngram_head import CountedHead, before_in_batch
+from model.kernels.ngram_head import CountedHead, last_ids
 from model.kernels.cross_entropy import linear_cross_entropy, target_losses
 from model.layers import FeedForward, make_norm, residual_std, rotary_tables
 from model.segments import Layout
@@ -144,33 +144,37 @@ class TinySeek(nn.Module):
         return [self.fc1, self.fc2] if self.config.use_fc2 else [self.fc1]
 
     def forward(self, input_ids, labels=None, labels_1=None, labels_2=None, positions=None, layout=None, valid=None,
-                return_logits=None, each=False):
+                return_logits=None, each=False, left_out=None):
         """One pass over a batch.
 
         input_ids (B, T); positions (B, T) and layout describe packed documents, None = every row is one document;
         valid (B, T) bool, False = padding. `labels` (B, T) are the ids themselves and are shifted here; `labels_1`, `labels_2`
         come shifted. Negative labels are no targets. Logits are made when there are no labels, or when asked for.
         each: the losses of head 1's targets one by one (losses_1) instead of the heads' sums.
+        left_out (B, T): where a counted head has counted the target itself, see `orders_held`; None = nowhere.
         """
         if labels is not None:
             labels_1, labels_2 = shifted(labels, 1), shifted(labels, 2)
-        hidden, routed = self.encode(input_ids, positions, layout, valid)
+        hidden, before, routed = self.encode(input_ids, positions, layout, valid)
+        left_out = None if left_out is None else left_out.flatten()
         routings, chapters = ([r for r in routed if isinstance(r, kind)] for kind in (Routing, ChapterRouting))
         out = ModelOutput(hidden=hidden.unflatten(0, input_ids.shape), routings=routings, chapters=chapters,
                           aux_loss=self.routing_loss(routings))
         if each:
-            out.losses_1 = target_losses(hidden, self.fc1, labels_1.flatten()).view_as(labels_1)
+            out.losses_1 = target_losses(hidden, self.fc1, labels_1.flatten(), before, left_out).view_as(labels_1)
         elif labels_1 is not None:
-            pairs = [head.cross_entropy(hidden, goal.flatten()) if self.config.counted else
+            pairs = [head.cross_entropy(hidden, goal.flatten(), before, left_out) if self.config.counted else
                      linear_cross_entropy(hidden, head.weight, goal.flatten()) for head, goal in zip(self.heads(), (labels_1, labels_2))]
             out.loss_sums, out.counts = zip(*pairs)
         if return_logits or (return_logits is None and labels_1 is None):
-            logits = [head(hidden).unflatten(0, input_ids.shape) for head in self.heads()]
+            past = [] if before is None else [before]
+            logits = [head(hidden, *past).unflatten(0, input_ids.shape) for head in self.heads()]
             out.logits_1, out.logits_2 = logits[0], logits[1] if len(logits) > 1 else None
         return out
 
     def encode(self, input_ids, positions=None, layout=None, valid=None):
-        """input_ids (B, T) -> hidden states (N, d) after the final norm, what each router did (Routing, ChapterRouting)."""
+        """input_ids (B, T) -> hidden states (N, d) after the final norm; what a counted head wants to know beside them, the ids read
+        last (N, P), else None; what each router did (Routing, ChapterRouting)."""
         rows, length = input_ids.shape
         if positions is None:
             positions = torch.arange(length, device=input_ids.device).expand(rows, length)
@@ -185,10 +189,8 @@ class TinySeek(nn.Module):
             else:
                 x, routed = block(x, tables, layout, valid, rows)
             routings += routed
-        hidden = self.norm(x)
-        if self.config.counted:
-            hidden = self.fc1.tagged(hidden, before_in_batch(input_ids.flatten(), positions.flatten(), self.config.counted - 1))
-        return hidden, routings
+        before = last_ids(input_ids.flatten(), positions.flatten(), self.config.counted - 1) if self.config.counted else None
+        return self.norm(x), before, routings
 
     @torch.inference_mode()
     def decode(self, ids, cache, slots=None, counts=None, absorb=None):
@@ -197,7 +199,7 @@ class TinySeek(nn.Module):
         ids (B, T): T next tokens for each of B different slots of `cache` (a DecodeCache); slots: B ints, None = all, in order.
         Rows shorter than T are padded at the end with any id and named by counts (B ints, None = all T). `cache.lengths` grows by
         T or by counts; the cache itself grows as needed. absorb: None = by T, else force one of both forms of attention.
-        -> hidden states (B, T, d) after the final norm, for `fc1` and `fc2`; those of padding mean nothing. The model must be in
+        -> hidden states (B, T, d) after the final norm, see `cache.logits`; those of padding mean nothing. The model must be in
         eval mode. ValueError beyond max_position (learned positions).
         """
         slots = range(len(cache.lengths)) if slots is None else slots
@@ -214,10 +216,9 @@ class TinySeek(nn.Module):
             x = block.decode(x, step, memory, folded)
         for i, s in enumerate(slots):
             cache.lengths[s] += length if counts is None else counts[i]
-        hidden = self.norm(x)
-        if self.config.counted:
-            hidden = self.fc1.tagged(hidden, step.last_tokens(cache, ids, self.config.counted - 1))
-        return hidden.view(rows, length, -1)
+        if cache.tokens is not None:
+            step.write(cache.tokens, ids.reshape(-1, 1))
+        return self.norm(x).view(rows, length, -1)
 
     def embedded(self, ids, positions):
         """ids, positions (N,) -> (N, d)."""

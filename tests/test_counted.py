@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from model.kernels.ngram_head import CountedHead, before_in_batch
+from model.kernels.ngram_head import EVERY_ORDER, CountedHead, last_ids
 from model.tiny_seek import TinySeek
 from toy import build_stage, decode_in_pieces, pack, toy_config, toy_model, toy_options, toy_vocab, train
 
@@ -19,8 +19,15 @@ def corpus(count=40, length=31, seed=0):
 
 def counted_model(**changes):
     model, (ids, positions, rows) = toy_model(counted=ORDER, use_fc2=False, **changes), corpus()
-    model.fc1.count(ids, positions)
+    emptied(model.fc1).count(ids, positions)
     return model, rows[:3]
+
+
+def emptied(head):
+    for table in head.tables:
+        table.__init__(table.order, table.vocab_size)
+    head.documents = head.documents[:0]
+    return head
 
 
 def labels_nll(model, rows):
@@ -33,14 +40,14 @@ def test_tables_hold_what_followed():
     positions = torch.tensor([0, 1, 2, 3, 4, 5, 0, 1, 2])
     head.count(ids, positions)
     two, three, four = head.tables
-    here = [torch.tensor([20]), torch.tensor([1])]                                # ... 1 20 ?
+    here = torch.tensor([[20, 1]])                                                # ... 1 20 ?
     assert [float(f) for f in two.facts(here, torch.tensor([21]))] == [3, 1, 3]
-    assert [float(f) for f in two.facts([torch.tensor([21])], torch.tensor([22]))] == [2, 2, 1]
+    assert [float(f) for f in two.facts(torch.tensor([[21]]), torch.tensor([22]))] == [2, 2, 1]
     assert [float(f) for f in three.facts(here, torch.tensor([21]))] == [2, 1, 2]
-    once = [torch.tensor([i]) for i in (21, 20, 21)]
+    once = torch.tensor([[21, 20, 21]])
     assert [float(f) for f in three.facts(once, torch.tensor([22]))] == [2, 2, 1]
     assert [float(f) for f in four.facts(once, torch.tensor([22]))] == [0, 0, 0]  # seen once: left out
-    assert [float(f) for f in two.facts([torch.tensor([99])], torch.tensor([22]))] == [0, 0, 0]
+    assert [float(f) for f in two.facts(torch.tensor([[99]]), torch.tensor([22]))] == [0, 0, 0]
 
 
 def test_logits_are_log_probabilities_and_the_loss_is_theirs():
@@ -66,17 +73,16 @@ def test_in_training_a_position_is_predicted_as_if_it_had_not_been_counted():
     model, _ = counted_model()
     ids, positions, rows = corpus()
     row = rows[:1]
-    model.fc1.left_out = True
-    left_out = float(model.train()(row, labels=row).loss)
+    left_out = float(model(row, labels=row, left_out=torch.full_like(row, EVERY_ORDER)).loss)
     with_it = float(model.eval()(row, labels=row).loss)
-    before = before_in_batch(ids.roll(1), positions - 1, ORDER - 1)
+    before = last_ids(ids.roll(1), positions - 1, ORDER - 1)
     total = 0.0
     for t in range(1, row.shape[1]):
         others = positions > 0
         others[t] = False                                                         # the tables without this one occurrence
         for table in model.fc1.tables:
-            table.__init__(table.order, 300)
-            table.count([b[others] for b in before], ids[others])
+            table.__init__(table.order, table.vocab_size)
+            table.count(before[others], ids[others])
         total -= float(model(row).logits_1[0, t - 1, row[0, t]])
     assert left_out == pytest.approx(total / (row.shape[1] - 1), rel=1e-6)
     assert left_out > with_it + 0.01
@@ -117,7 +123,7 @@ def test_a_run_counts_its_training_text_and_resumes_bit_for_bit(tmp_path):
     options = toy_options(tmp_path / "b", toy_vocab(), **keys)
     assert train(options, stop_after=3).exit == 143
     again = train(options)
-    assert whole.model.fc1.left_out and whole.stage.notes["counted_tokens"] == build_stage(options).notes["counted_tokens"] > 100
+    assert whole.stage.train.counted.all() and whole.stage.notes["counted_tokens"] == build_stage(options).notes["counted_tokens"] > 100
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, again.model.state_dict()[name]), name
     rates = {g["base_lr"] for optimizer in whole.optimizers for g in optimizer.param_groups}

@@ -11,6 +11,7 @@ import torch
 
 from model import ModelConfig, TinySeek
 from model.decoding.cache import DecodeCache
+from model.kernels.ngram_head import last_ids
 from model.segments import Layout
 from tools.checkpoint import read_pair, read_checkpoint
 from tools.config_manager import ConfigManager
@@ -97,7 +98,14 @@ def decode_in_pieces(model, ids, sizes, absorb=None):
         parts.append(model.decode(ids[:, at:at + size], cache, absorb=absorb))
         at += size
     assert cache.lengths == [at] * len(ids)
-    return model.fc1(torch.cat(parts, 1).clone())
+    hidden = torch.cat(parts, 1).clone()
+    if not model.config.counted:
+        return model.fc1(hidden)
+    before = last_ids(ids.flatten(), torch.arange(at).repeat(len(ids)), model.config.counted - 1)
+    logits = model.fc1(hidden.flatten(0, 1), before).unflatten(0, ids.shape)
+    with torch.inference_mode():
+        assert torch.allclose(cache.logits(parts[-1][:, -1]), logits[:, -1], rtol=0, atol=1e-12)
+    return logits
 
 
 def sentence(rng):

@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from chat_agent.evaluation import rows as eval_data
-from model.kernels.cross_entropy import token_losses
+from model.kernels.cross_entropy import target_losses
 from model.generate import evaluating, generate_replies
 from model.segments import Layout
 from tools import template
@@ -95,9 +95,9 @@ def _score(model, documents, group, precision):
     ids, positions, labels = (torch.from_numpy(np.concatenate(t).astype(np.int64)).to(device) for t in (ids, positions, labels))
     layout = Layout.from_lengths([size for _, _, size, _ in group]).to(device)
     with torch.autocast(device.type, dtype=DTYPES[precision], enabled=precision != "no"):
-        hidden, _ = model.encode(ids[None], positions[None], layout)
+        hidden, before, _ = model.encode(ids[None], positions[None], layout)
         picked = (labels >= 0).nonzero().squeeze(1)
-        losses = token_losses(hidden[picked], model.fc1, labels[picked])
+        losses = target_losses(hidden, model.fc1, labels, before)[picked]
     return np.concatenate(owners)[picked.cpu().numpy()], losses.cpu().double().numpy()
 
 

@@ -67,7 +67,7 @@ class Lane:
             states.append(self.model.decode(last, self.cache, writing)[:, 0])
             places += writing
         if places:
-            new = pick(self.cache.heads[0](torch.cat(states)), [self.jobs[i] for i in places])
+            new = pick(self.cache.logits(torch.cat(states), places), [self.jobs[i] for i in places])
             done = [i for i, token in zip(places, new) if self.jobs[i].writer.add(token)]
             self.news += [_news(self.jobs[i]) for i in places if self.jobs[i].live or i in done]
             self._remove(done)

@@ -61,6 +61,15 @@ class DecodeCache:
             wide = old[0].dtype in (torch.float32, torch.float64)
             self.turns = torch.complex(self.cos.to(old[0].dtype), self.sin.to(old[0].dtype))[:, None] if wide else None   # (C, 1, d_r / 2)
 
+    def logits(self, last, slots=None):
+        """Head 1 after the last token of each of `slots` (None = all, in order): hidden states (B, d) -> (B, V)."""
+        if self.tokens is None:
+            return self.heads[0](last)
+        rows = self.tokens[:, :, 0] if slots is None else self.tokens[list(slots), :, 0]                       # (B, C)
+        lengths = self.lengths if slots is None else [self.lengths[s] for s in slots]
+        at = torch.tensor(lengths, device=last.device)[:, None] - torch.arange(1, self.config.counted, device=last.device)
+        return self.heads[0](last, torch.where(at >= 0, rows.gather(1, at.clamp_min(0)), NOTHING))
+
     def clear(self, slot):
         self.lengths[slot] = 0
 
@@ -175,13 +184,6 @@ class Step:
             memory[self.rows, self.first:self.first + self.length] = new.view(len(self.rows), self.length, -1)
         else:
             memory[self.slots, self.at] = new.view(*self.at.shape, -1)
-
-    def last_tokens(self, cache, ids, count):
-        """Notes the new ids (B, T) -> each of them and the `count` - 1 before it in its sequence, (N,) each."""
-        self.write(cache.tokens, ids.reshape(-1, 1))
-        rows = cache.tokens[self.rows, :, 0]                                                                   # (B, C)
-        at = self.positions(ids.device).expand(len(rows), -1)                                                  # (B, T)
-        return [torch.where(at >= j, rows.gather(1, (at - j).clamp_min(0)), NOTHING).flatten() for j in range(count)]
 
     def read(self, memory):
         """-> (B, L, w)."""

@@ -17,7 +17,7 @@ WORTH = 0.3   # head 2 must give its guess this probability, or the second row c
 def plain_ids(model, cache, last, how, numbers, reply, room):
     """Yields up to `room` ids. last (1, d): hidden state of the prompt's last id. The caller keeps reply.ids up to date."""
     for place in range(room):
-        new = how.pick(cache.heads[0](last), [reply.ids], _numbers(how, numbers))[0]
+        new = how.pick(cache.logits(last), [reply.ids], _numbers(how, numbers))[0]
         yield new
         if place + 1 < room:
             last = model.decode(torch.tensor([[new]], device=last.device), cache)[:, 0]
@@ -26,7 +26,7 @@ def plain_ids(model, cache, last, how, numbers, reply, room):
 @torch.inference_mode()
 def drafted_ids(model, cache, last, how, numbers, reply, room, worth=WORTH):
     """Like `plain_ids`; counts reply.drafted and reply.accepted. `worth` changes the speed only, never the distribution."""
-    new = how.pick(cache.heads[0](last), [reply.ids], _numbers(how, numbers))[0]
+    new = how.pick(cache.logits(last), [reply.ids], _numbers(how, numbers))[0]
     left = room
     while True:
         yield new
@@ -36,7 +36,7 @@ def drafted_ids(model, cache, last, how, numbers, reply, room, worth=WORTH):
         guess, q = _guess(cache, last, how, numbers, reply, worth) if left > 1 else (None, None)
         if guess is None:
             last = model.decode(torch.tensor([[new]], device=last.device), cache)[:, 0]
-            new = how.pick(cache.heads[0](last), [reply.ids], _numbers(how, numbers))[0]
+            new = how.pick(cache.logits(last), [reply.ids], _numbers(how, numbers))[0]
             continue
         hidden = model.decode(torch.tensor([[new, guess]], device=last.device), cache)[0]                       # (2, d)
         logits = cache.heads[0](hidden)

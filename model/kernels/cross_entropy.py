@@ -80,28 +80,41 @@ def linear_cross_entropy(hidden, weight, labels):
 
     hidden: (N, d), weight: (V, d), labels: (N,), negative = not a target. Returns two scalars; the first has a gradient.
     """
-    picked = (labels >= 0).nonzero().squeeze(1)
-    if len(picked) < len(labels):
-        hidden, labels = hidden.index_select(0, picked), labels.index_select(0, picked)
+    hidden, labels = chosen(labels, hidden, labels)
     total = _LinearCrossEntropy.apply(hidden, weight, labels, compute_dtype(hidden))
     return total, torch.full((), len(labels), device=hidden.device)
 
 
-def token_losses(hidden, weight, labels):
+def chosen(labels, *tensors):
+    """The rows of `tensors`, (N, ...) each or None, that have a target: labels (N,) >= 0."""
+    picked = (labels >= 0).nonzero().squeeze(1)
+    return tensors if len(picked) == len(labels) else [t if t is None else t.index_select(0, picked) for t in tensors]
+
+
+def plain_losses(logits, labels):
+    """Cross-entropy of each label (N,), 0 where it is negative. logits (N, V)."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.cross_entropy(logits, labels, ignore_index=-100, reduction="none")
+
+
+def token_losses(hidden, head, labels, *more):
     """Cross-entropy of each position, 0 where labels are negative. hidden (N, d), labels (N,) -> (N,), plain autograd.
 
-    weight: (V, d), or a head that makes logits of hidden states.
+    head: a weight (V, d), a Linear, or a head that counts, which wants `more`: `before` (N, P), `left_out` (N,) or None.
     """
     parts, size = [], chunk_size(hidden.device)
-    for h, goal in zip(hidden.split(size), labels.split(size)):
-        logits = weight(h) if callable(weight) else F.linear(h, weight)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        parts.append(F.cross_entropy(logits, goal, ignore_index=-100, reduction="none"))
+    for begin in range(0, max(1, len(labels)), size):
+        h, goal, *rest = (t if t is None else t[begin:begin + size] for t in (hidden, labels, *more))
+        if hasattr(head, "losses"):
+            parts.append(head.losses(h, goal, *rest))
+        else:
+            parts.append(plain_losses(head(h) if callable(head) else F.linear(h, head), goal))
     return torch.cat(parts)
 
 
-def target_losses(hidden, weight, labels):
+def target_losses(hidden, head, labels, *more):
     """token_losses for labels (N,) most of which are negative: logits are made for the targets alone. -> (N,)"""
     picked = (labels >= 0).nonzero().squeeze(1)
-    losses = token_losses(hidden.index_select(0, picked), weight, labels.index_select(0, picked))
+    hidden, goal, *more = chosen(labels, hidden, labels, *more)
+    losses = token_losses(hidden, head, goal, *more)
     return losses.new_zeros(len(labels)).index_copy(0, picked, losses)

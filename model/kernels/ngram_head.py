@@ -6,27 +6,31 @@ pass that takes seconds. So the next token's probability is a mixture
     p(y) = w_0 softmax(fc1 h)(y) + w_2 p_2(y) + ... + w_n p_n(y)
 
 where p_k(y) is the share of y among the tokens that followed the last k - 1 tokens, and a small gate reads the weights w from the
-hidden state and from how much each table knows here. Every part is a distribution, so the mixture is one. In training on the very
-text that was counted each position is taken out of the tables for its own prediction; else the gate would trust them blindly.
+hidden state and from how much each table knows here. Every part is a distribution, so the mixture is one. Where text that was counted
+is trained on or scored, each position is taken out of the tables for its own prediction; else the gate would trust them blindly.
+So the head remembers which documents its tables have counted.
 
-Mixtures of n-grams: Jelinek & Mercer 1980; with a network: Mikolov et al. 2011. The head finds the last tokens' ids in columns that
-`tagged` appends to the hidden states, so whoever holds hidden states can ask for logits as of any other head.
+Mixtures of n-grams: Jelinek & Mercer 1980; with a network: Mikolov et al. 2011. Beside the hidden states the head reads `before`, the
+ids read last.
 
-N positions, d width, V vocabulary, K = orders 2 .. n, C contexts and M pairs (context, next token) of one order.
+N positions, d width, V vocabulary, P = n - 1 ids of `before`, K = orders 2 .. n, C contexts and M pairs (context, next token) of one
+order, D documents.
 """
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from model.kernels.cross_entropy import WeightGradient, chunk_size, softmax_and_norm
+from model.kernels.cross_entropy import WeightGradient, chosen, chunk_size, plain_losses, softmax_and_norm
 from model.layers import compute_dtype
 
 NOTHING = 0         # the id before a document's first token: padding, which no text contains
-DIGIT = 256         # ids travel as two digits: exact in every floating-point type
 GATE = 64           # inner width of the gate
 TINY = 1e-30
 BUFFERS = ("contexts", "starts", "pairs", "counts", "totals")
+EVERY_ORDER = 127   # left out of the tables of every order
+UNLISTED = -2 ** 63     # among the documents' keys: others were counted too, by a version that kept no list
+MIX = 0x1E3779B97F4A7C15, 0x3F58476D1CE4E5B9, 0x14D049BB133111EB, 0x2545F4914F6CDD1D     # odd numbers without a pattern
 
 
 class Table(nn.Module):
@@ -54,22 +58,29 @@ class Table(nn.Module):
         super()._load_from_state_dict(state, prefix, *rest)
 
     def key(self, before):
-        """before: the n - 1 last tokens (N,) each, the nearest first -> (N,), exact: digits to the base V."""
-        key = before[0]
-        for past in before[1:self.order - 1]:
-            key = key * self.vocab_size + past
+        """before (N, P): the last tokens, the nearest first -> (N,), exact: digits to the base V."""
+        key = before[:, 0].contiguous()
+        for past in range(1, self.order - 1):
+            key = key * self.vocab_size + before[:, past]
         return key
 
     def count(self, before, ids):
-        """Fill the table: ids (T,) and for each the tokens before it, as in `key`."""
+        """Add to the table: ids (T,) and for each the tokens before it, as in `key`."""
+        size = self.vocab_size
         contexts, rows = torch.unique(self.key(before), return_inverse=True)
-        pairs, counts = torch.unique(rows * self.vocab_size + ids, return_counts=True)
+        pairs, counts = torch.unique(rows * size + ids, return_counts=True)
+        own = self.pairs >= 0                                          # a table that is still empty has none
+        contexts, row = torch.unique(torch.cat((self.contexts, contexts)), return_inverse=True)
+        old, new = row.split([len(self.contexts), len(row) - len(self.contexts)])
+        pairs = torch.cat((old[self.pairs[own] // size] * size + self.pairs[own] % size, new[pairs // size] * size + pairs % size))
+        pairs, place = torch.unique(pairs, return_inverse=True)
+        counts = counts.new_zeros(len(pairs)).index_add_(0, place, torch.cat((self.counts[own].long(), counts)))
         kept = counts >= self.least
         pairs, counts = pairs[kept], counts[kept]
-        used, rows = torch.unique_consecutive(pairs // self.vocab_size, return_inverse=True)
+        used, rows = torch.unique_consecutive(pairs // size, return_inverse=True)
         if len(used):
-            sizes = torch.bincount(rows)
-            self.hold(contexts[used], F.pad(sizes.cumsum(0), (1, 0)).int(), rows * self.vocab_size + pairs % self.vocab_size, counts.int())
+            starts = F.pad(torch.bincount(rows).cumsum(0), (1, 0))
+            self.hold(contexts[used], starts.int(), rows * size + pairs % size, counts.int())
 
     def find(self, before):
         """-> row (N,) of each context, known (N,) bool."""
@@ -77,8 +88,12 @@ class Table(nn.Module):
         row = torch.searchsorted(self.contexts, key).clamp_max(len(self.contexts) - 1)
         return row, self.contexts[row] == key
 
-    def facts(self, before, target=None, left_out=False):
-        """-> total (N,) tokens that followed here, kinds (N,) of them, times (N,) that it was `target`. left_out: less this one time."""
+    def facts(self, before, target=None, left_out=None):
+        """-> total (N,) tokens that followed here, kinds (N,) of them, times (N,) that it was `target`.
+
+        left_out (N,): up to which order `target` is taken out this one time, None = nowhere. What counts of several texts were added
+        up may then be one too few (the single pairs of each were dropped on their own); never does a target see itself.
+        """
         row, known = self.find(before)
         total = self.totals[row].float() * known
         kinds = (self.starts[row + 1] - self.starts[row]).float() * known
@@ -87,8 +102,8 @@ class Table(nn.Module):
         pair = row * self.vocab_size + target
         at = torch.searchsorted(self.pairs, pair).clamp_max(len(self.pairs) - 1)
         times = self.counts[at].float() * (known & (self.pairs[at] == pair))
-        if left_out:
-            fewer = torch.where(times > self.least, times - 1, 0.0)
+        if left_out is not None:
+            fewer = torch.where(left_out < self.order, times, torch.where(times > self.least, times - 1, 0.0))
             total, kinds, times = total - (times - fewer), kinds - ((times > 0) & (fewer == 0)).float(), fewer
         return total, kinds, times
 
@@ -104,25 +119,56 @@ class Table(nn.Module):
 
 
 class CountedHead(nn.Linear):
-    """`fc1` with tables beside it: tagged hidden states (..., d + 2 * (n - 1)) -> log-probabilities (..., V)."""
+    """`fc1` with tables beside it. Buffer `documents` (D,): sorted keys of what the tables have counted, see `document_keys`."""
 
     def __init__(self, config):
         super().__init__(config.d_model, config.vocab_size, bias=False)
         self.past = config.counted - 1
         self.tables = nn.ModuleList(Table(order, config.vocab_size) for order in range(2, config.counted + 1))
         self.gate = nn.Sequential(nn.Linear(config.d_model + 2 * self.past, GATE), nn.SiLU(), nn.Linear(GATE, 1 + self.past))
-        self.left_out = False       # set while training on the text that was counted
+        self.register_buffer("documents", torch.zeros(0, dtype=torch.long))
+
+    def _load_from_state_dict(self, state, prefix, *rest):
+        """As the tables; an older file has no list."""
+        known = self.documents if len(self.documents) else torch.tensor([UNLISTED])
+        known = state.setdefault(prefix + "documents", known)
+        self.documents = torch.empty_like(known, device=self.documents.device)
+        super()._load_from_state_dict(state, prefix, *rest)
 
     @torch.no_grad()
     def count(self, ids, positions):
-        """ids, positions (T,): the training documents one after the other, positions counting from 0 in each."""
-        before = [b[positions > 0] for b in before_in_batch(ids.roll(1), positions - 1, self.past)]
-        ids = ids[positions > 0]
+        """Add to the tables: ids, positions (T,) of documents one after the other, positions counting from 0 in each."""
+        self.documents = torch.cat((self.documents, document_keys(ids, positions))).unique()
+        before, inner = last_ids(ids.roll(1), positions - 1, self.past), positions > 0
+        before, ids = before[inner], ids[inner]
         for table in self.tables:
             table.count(before, ids)
 
-    def forward(self, tagged):
-        hidden, before = self.untag(tagged.reshape(-1, tagged.shape[-1]))
+    def tables_state(self):
+        """{name: tensor} of all that was counted."""
+        learned = dict(self.named_parameters())
+        return {name: tensor.cpu() for name, tensor in self.state_dict().items() if name not in learned}
+
+    def take_tables(self, counted):
+        """What `tables_state` of another head of this shape says."""
+        self.load_state_dict({**self.state_dict(), **counted})
+
+    @torch.no_grad()
+    def holds(self, ids, positions):
+        """Which of these documents (as in `count`) the tables have counted -> (D,) bool.
+
+        Where they do not say, the text does: all pairs of what was counted are known, those of another text hardly ever.
+        """
+        listed = torch.isin(document_keys(ids, positions), self.documents)
+        if listed.all() or UNLISTED not in self.documents:
+            return listed
+        before, owner = last_ids(ids.roll(1), positions - 1, self.past), (positions == 0).cumsum(0) - 1
+        known = torch.stack([table.facts(before, ids)[2] > 0 for table in self.tables if table.least == 1]).all(0)
+        missing = torch.zeros(len(listed), dtype=torch.long, device=ids.device).index_add_(0, owner, (~known & (positions > 0)).long())
+        return listed | (missing == 0)
+
+    def forward(self, hidden, before):
+        """hidden (N, d), before (N, P) -> log-probabilities (N, V)."""
         logits = F.linear(hidden, self.weight)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         totals, kinds, _ = zip(*(table.facts(before) for table in self.tables))
@@ -130,7 +176,7 @@ class CountedHead(nn.Linear):
         mixture = (logits.log_softmax(-1) + weights[:, :1]).exp()
         for table, weight in zip(self.tables, weights[:, 1:].exp().unbind(-1)):
             mixture = table.add_to(mixture, before, weight)
-        return mixture.clamp_min(TINY).log().view(*tagged.shape[:-1], -1)
+        return mixture.clamp_min(TINY).log()
 
     def weights(self, hidden, totals, kinds):
         """hidden (N, d), totals and kinds: (N,) of each order -> log of the mixture's weights (N, 1 + K); unknown contexts get none."""
@@ -140,28 +186,26 @@ class CountedHead(nn.Linear):
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         return scores.masked_fill(F.pad(totals == 0, (1, 0)), float("-inf")).log_softmax(-1)
 
-    def cross_entropy(self, tagged, labels):
-        """Sum of -log p(label) over labels >= 0 and how many there were, as `linear_cross_entropy`; never all logits at once."""
-        picked = (labels >= 0).nonzero().squeeze(1)
-        if len(picked) < len(labels):
-            tagged, labels = tagged.index_select(0, picked), labels.index_select(0, picked)
-        hidden, before = self.untag(tagged)
-        totals, kinds, times = zip(*(table.facts(before, labels, self.left_out and self.training) for table in self.tables))
+    def shares(self, hidden, before, labels, left_out):
+        """hidden (N, d), before (N, P), labels (N,), left_out (N,) or None (see Table.facts) -> log of the network's weight and of the
+        tables' part of p(label), (N,) each."""
+        totals, kinds, times = zip(*(table.facts(before, labels, left_out) for table in self.tables))
         weights = self.weights(hidden, totals, kinds)
         shares = torch.stack([t / total.clamp_min(1) for t, total in zip(times, totals)], -1).to(weights.dtype)
-        counted = (weights[:, 1:].exp() * shares).sum(-1).clamp_min(TINY).log()
-        total = _MixedCrossEntropy.apply(hidden, self.weight, labels, weights[:, 0], counted, compute_dtype(hidden))
+        return weights[:, 0], (weights[:, 1:].exp() * shares).sum(-1).clamp_min(TINY).log()
+
+    def cross_entropy(self, hidden, labels, before, left_out=None):
+        """Sum of -log p(label) over labels >= 0 and how many there were, as `linear_cross_entropy`; never all logits at once."""
+        hidden, before, labels, left_out = chosen(labels, hidden, before, labels, left_out)
+        own, counted = self.shares(hidden, before, labels, left_out)
+        total = _MixedCrossEntropy.apply(hidden, self.weight, labels, own, counted, compute_dtype(hidden))
         return total, torch.full((), len(labels), device=hidden.device)
 
-    def tagged(self, hidden, before):
-        """hidden (N, d) and the ids of the last tokens, the nearest first, (N,) each -> (N, d + 2 * past)."""
-        digits = torch.stack([digit for ids in before for digit in (ids % DIGIT, ids // DIGIT)], -1)
-        return torch.cat((hidden, digits.to(hidden.dtype)), -1)
-
-    def untag(self, tagged):
-        hidden, digits = tagged.split([self.in_features, 2 * self.past], -1)
-        digits = digits.detach().long()
-        return hidden, [digits[:, 2 * i] + DIGIT * digits[:, 2 * i + 1] for i in range(self.past)]
+    def losses(self, hidden, labels, before, left_out=None):
+        """-log p(label) of each position (N,), 0 where labels are negative; plain autograd."""
+        own, counted = self.shares(hidden, before, labels.clamp_min(0), left_out)
+        network = own - plain_losses(F.linear(hidden, self.weight), labels)
+        return -torch.logaddexp(network, counted) * (labels >= 0)
 
 
 class _MixedCrossEntropy(torch.autograd.Function):
@@ -197,6 +241,23 @@ class _MixedCrossEntropy(torch.autograd.Function):
         return grad_h.to(ctx.dtypes[0]) * grad, (grad_w * grad).to(ctx.dtypes[1]), None, -shares * grad, (shares - 1) * grad, None
 
 
-def before_in_batch(ids, positions, count):
-    """ids, positions (N,) of packed documents -> the token at each place and the `count` - 1 before it, (N,) each."""
-    return [ids] + [torch.where(positions >= j, ids.roll(j), NOTHING) for j in range(1, count)]
+def last_ids(ids, positions, count):
+    """ids, positions (N,) of packed documents -> the id at each place and the `count` - 1 before it (N, count)."""
+    return torch.stack([ids] + [torch.where(positions >= j, ids.roll(j), NOTHING) for j in range(1, count)], -1)
+
+
+def document_keys(ids, positions):
+    """ids, positions (T,) of documents one after the other -> (D,) int64: one number for what each of them holds."""
+    a, b, c, d = MIX
+    mixed = ids * a + positions * b
+    mixed = (mixed ^ (mixed >> 31)) * c
+    mixed = (mixed ^ (mixed >> 29)) * d
+    first = positions == 0
+    keys = torch.zeros(int(first.sum()), dtype=torch.long, device=ids.device)
+    return keys.index_add_(0, first.cumsum(0) - 1, mixed ^ (mixed >> 32))
+
+
+def orders_held(start, offset):
+    """Up to which order the tables hold the target after place `offset` of a piece that begins at token `start` of a counted document,
+    (N,) each -> (N,) int8: the ids before a later piece are not seen, so the context of a high order is one that was never counted."""
+    return torch.where(start > 0, (offset + 2).clamp_max(EVERY_ORDER), EVERY_ORDER).to(torch.int8)

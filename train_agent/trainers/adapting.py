@@ -8,6 +8,7 @@ from model.build import attach, build
 from tools.checkpoint import load_chain, read_checkpoint, weights_hash
 from tools.errors import UserError
 from train_agent.trainers.running import resume
+from train_agent.trainers.data.count_ngrams import leave_out
 from train_agent.trainers.losses import next_tokens_loss
 from train_agent.trainers.build_stage import fitting_shape, open_vocab, packed_data, prepare_machine
 from train_agent.trainers.stage import Stage
@@ -33,6 +34,7 @@ def adapter_stage(name, label, options, describe, loss=next_tokens_loss, rates=N
     except ValueError as error:
         raise UserError(f"{explained(error)}。", 2) from None
     train, held, identity, notes = packed_data(options, vocab)
+    leave_out(model, train, *held.values())
     about = {"kind": "adapter", "stage": label, "config": model.config.to_dict(), "vocab_hash": vocab.hash, "vocab": vocab.state(),
              "adapter": adapter, "base": {"path": path_from(options, options[BASE_KEY]), "hash": digest}}
     stage = Stage(name, label, options, model, train, held, about, {**identity, "底座": digest[:16]}, loss, rates, notes)

@@ -14,6 +14,7 @@ from tools.vocab import Vocab
 from train_agent.trainers import parallel
 from train_agent.trainers.hardware import machine
 from train_agent.trainers.running import resume
+from train_agent.trainers.data.count_ngrams import count_training
 from train_agent.trainers.dataset import PackedData
 from train_agent.trainers.data.replay import add_general
 from train_agent.trainers.data.split import divided, learnable
@@ -118,4 +119,6 @@ def full_model_stage(name, label, options, ways_on):
         identity["起点模型"] = weights_hash(base["weights"])[:16]
     about = {"kind": "model", "stage": label, "config": model.config.to_dict(), "vocab_hash": vocab.hash, "vocab": vocab.state(),
              "adapter": None, "base": None}
-    return Stage(name, label, options, model, train, held, about, identity, notes=notes)
+    stage = Stage(name, label, options, model, train, held, about, identity, notes=notes)
+    count_training(stage)
+    return stage

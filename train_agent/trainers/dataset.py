@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from model.kernels.ngram_head import orders_held
 from model.segments import Layout
 from tools.errors import UserError
 from train_agent.trainers.data.packing import best_fit, cut, shuffled
@@ -59,6 +60,7 @@ class Batch(Movable):
     targets_1: int
     targets_2: int
     position: Position = None
+    left_out: torch.Tensor = None        # (B, T) int8, see TinySeek.forward
 
     def blank(self):
         """The same shapes without a single token that counts."""
@@ -66,8 +68,11 @@ class Batch(Movable):
                        labels_2=torch.full_like(self.labels_2, IGNORE), tokens=0, targets_1=0, targets_2=0, position=None)
 
 
-def make_batch(cache, pieces, rows, row_count, width):
-    """pieces (P, 3): document, start, inputs; rows: list of lists of piece numbers -> Batch of row_count x width."""
+def make_batch(cache, pieces, rows, row_count, width, counted=None):
+    """pieces (P, 3): document, start, inputs; rows: list of lists of piece numbers -> Batch of row_count x width.
+
+    counted: (documents,) bool, those that are in the tables of a counted head; None = there are no tables.
+    """
     order = np.array([p for row in rows for p in row], dtype=np.int64)
     row_of = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
     document, start, size = pieces[order].T
@@ -97,8 +102,14 @@ def make_batch(cache, pieces, rows, row_count, width):
     lengths = _with_padding(row_of, size, row_count, width)
     positions[~valid] = (np.arange(shape) % width)[~valid]
     tensors = [torch.from_numpy(t).view(row_count, width) for t in (cache.split(numbers)[0], positions, valid, *labels)]
-    return Batch(*tensors, layout=Layout.from_lengths(lengths), tokens=int(ends[-1]),
+    made = Batch(*tensors, layout=Layout.from_lengths(lengths), tokens=int(ends[-1]),
                  targets_1=int((labels[0] >= 0).sum()), targets_2=int((labels[1] >= 0).sum()))
+    if counted is not None:
+        orders = orders_held(*(torch.from_numpy(t) for t in (np.repeat(start, size), offset)))
+        made.left_out = torch.zeros(shape, dtype=orders.dtype)
+        made.left_out[target] = orders * torch.from_numpy(np.repeat(counted[document], size))
+        made.left_out = made.left_out.view(row_count, width)
+    return made
 
 
 def _with_padding(row_of, size, row_count, width):
@@ -118,6 +129,7 @@ class PackedData(Dataset):
     def __init__(self, cache, documents, options, truncate, shuffle=True):
         """documents: (D,) numbers in the cache. options: max_len batch_size seed n_of_samples n_of_samplings max_epochs."""
         self.cache, self.documents, self.truncate, self.shuffle = cache, np.asarray(documents), truncate, shuffle
+        self.counted = None                                    # see make_batch
         self.width, self.batch_size, self.seed = options["max_len"], options["batch_size"], options["seed"]
         self.epochs = options["max_epochs"] if shuffle else 1
         self.per_chunk = min(options["n_of_samples"] or CHUNK_DOCUMENTS, len(self.documents))
@@ -134,6 +146,10 @@ class PackedData(Dataset):
     def __setstate__(self, state):
         self.__dict__.update(state)
         self._order, self._plan = lru_cache(2)(self._shuffled_documents), lru_cache(3)(self._packed_chunk)
+
+    def ever(self):
+        """All documents that some epoch may hold."""
+        return self.documents
 
     def _shuffled_documents(self, epoch):
         if not self.shuffle:
@@ -157,7 +173,7 @@ class PackedData(Dataset):
     def batch(self, position):
         pieces, batches = self._plan(position.epoch, position.chunk)
         rows = batches[max(0, position.batch)]
-        made = make_batch(self.cache, pieces, rows, len(rows), self.width)
+        made = make_batch(self.cache, pieces, rows, len(rows), self.width, self.counted)
         made.position = position
         return made.blank() if position.batch == NOTHING else made
 

@@ -17,6 +17,7 @@ from tools.errors import UserError
 from tools.pictures.preference_curves import draw_preference
 from train_agent.trainers import parallel
 from train_agent.trainers.hardware import machine
+from train_agent.trainers.data.count_ngrams import leave_out
 from train_agent.trainers.losses import share_of_step
 from train_agent.trainers.data.preference_pairs import PreferenceData, both, joined, usable_pairs
 from train_agent.trainers.build_stage import build_model, cached, load_base, open_vocab, prepare_machine
@@ -31,7 +32,8 @@ PAIRS = 8       # scored at once by the reference
 
 def log_probabilities(model, batch):
     """-> log p of each reply (2 * P,), chosen and rejected in turn, and the model's output."""
-    out = model(batch.ids, labels_1=batch.labels, positions=batch.positions, layout=batch.layout, valid=batch.valid, each=True)
+    out = model(batch.ids, labels_1=batch.labels, positions=batch.positions, layout=batch.layout, valid=batch.valid, each=True,
+                left_out=batch.left_out)
     totals = torch.zeros(len(batch.reference), dtype=out.losses_1.dtype, device=batch.ids.device)
     return -totals.index_add(0, batch.owner, out.losses_1.flatten()), out
 
@@ -47,20 +49,21 @@ def preference_loss(beta, model, batch, totals):
     return loss, sums | {name: values.detach().sum() * counted for name, values in told.items()}
 
 
-def reference_scores(model, digest, cache, pairs, options, device):
-    """(documents of the cache,) float32: the start model's log-probability of every reply in `pairs`, 0 elsewhere. Kept on the disk."""
-    key = [cache.name, digest, options["max_len"], options["mixed_precision"], device.type, np.asarray(pairs).tolist()]
-    return stored("dpo", key, options["cache_dir"], (len(cache),), lambda: scored(model, cache, pairs, options, device))
+def reference_scores(model, digest, data, options, device):
+    """(documents of the cache,) float32: the start model's log-probability of every reply in `data`, 0 elsewhere. Kept on the disk."""
+    key = [data.cache.name, digest, options["max_len"], options["mixed_precision"], device.type, data.documents.tolist()]
+    key += [] if data.counted is None else ["left out"]
+    return stored("dpo", key, options["cache_dir"], (len(data.cache),), lambda: scored(model, data, options, device))
 
 
 @torch.no_grad()
-def scored(model, cache, pairs, options, device):
-    found, was_training = np.zeros(len(cache), np.float32), model.training
+def scored(model, data, options, device):
+    pairs, found, was_training = data.documents, np.zeros(len(data.cache), np.float32), model.training
     model.to(device).eval()
     with tqdm(total=len(pairs), desc="参考模型打分", delay=2, leave=False) as bar:
         for first in range(0, len(pairs), PAIRS):
             documents = both(pairs[first:first + PAIRS])
-            batch = joined(cache, documents, options["max_len"], torch.zeros(len(documents))).to(device)
+            batch = joined(data.cache, documents, options["max_len"], torch.zeros(len(documents)), counted=data.counted).to(device)
             with machine.autocast(device, options["mixed_precision"]):
                 found[documents] = log_probabilities(model, batch)[0].float().cpu().numpy()
             bar.update(len(documents) // 2)
@@ -107,8 +110,10 @@ def pair_cache(options, vocab, data):
 
 
 def pairs_of(cache, pairs, model, digest, options, device, shuffle):
-    reference = parallel.main_first(lambda: reference_scores(model, digest, cache, pairs, options, device))
-    return PreferenceData(cache, pairs, reference, options, shuffle)
+    data = PreferenceData(cache, pairs, None, options, shuffle)
+    leave_out(model, data)
+    data.reference = parallel.main_first(lambda: reference_scores(model, digest, data, options, device))
+    return data
 
 
 def dpo_train(config, **parameters):

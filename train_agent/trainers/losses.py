@@ -19,7 +19,7 @@ def next_tokens_loss(model, batch, totals):
 def read(model, batch):
     """The model's output for a packed batch, losses of both heads included."""
     return model(batch.ids, labels_1=batch.labels_1, labels_2=batch.labels_2, positions=batch.positions,
-                 layout=batch.layout, valid=batch.valid)
+                 layout=batch.layout, valid=batch.valid, left_out=batch.left_out)
 
 
 def share_of_step(out, batch, totals):

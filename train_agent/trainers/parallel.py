@@ -160,6 +160,20 @@ def from_main(work):
     return value
 
 
+def tensors_from_main(work):
+    """{name: CPU tensor} that work() makes on the main process, on every process; the others wait for as long as it takes."""
+    if world() == 1:
+        return work()
+    made, problem = _tried(work) if is_main() else (None, None)
+    told = gathered((made and {name: (t.shape, t.dtype) for name, t in made.items()}, problem), patient=True)
+    _raise_first([problem for _, problem in told])
+    found = made or {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in told[0][0].items()}
+    for tensor in found.values():
+        if tensor.numel():
+            dist.broadcast(tensor, 0, group=_patient)
+    return found
+
+
 def main_first(work):
     """work() on every process: the main one first and alone, then the first one of each machine, then the others.
 

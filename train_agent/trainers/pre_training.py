@@ -1,6 +1,5 @@
 """Pre-training: every token of plain text is a target."""
 
-from train_agent.trainers.data.count_ngrams import count_text
 from train_agent.trainers.build_stage import full_model_stage
 from train_agent.trainers.run_stage import start
 
@@ -9,8 +8,6 @@ WAYS_ON = "请检查 init_from 或 pretraining_model_path，或去掉它从零�
 
 def build_stage(options):
     stage = full_model_stage("pre", "Pre", options, WAYS_ON)
-    if stage.model.config.counted and not (options["init_from"] or options["pretraining_model_path"]):
-        stage.notes |= count_text(stage.model, stage.train)
     stage.rates = two_rates(options)
     return stage
 

@@ -1,5 +1,6 @@
 """A stage is data: which model, which batches, which loss, which weights learn, what its files are called."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -48,7 +49,11 @@ class Stage:
         return {n: p.detach() for n, p in self.model.named_parameters() if p.requires_grad}
 
     def load(self, weights):
-        """Put `weights` in place; their names must be exactly those of `weights()`."""
+        """Put `weights` in place; their names must be exactly those of `weights()`. Tables of counts may have any size."""
+        if self.about["kind"] == "model":
+            with contextlib.suppress(RuntimeError):            # what does not fit is named below
+                self.model.load_state_dict(weights)
+                return
         own = self.weights()
         wrong = sorted(set(own) ^ set(weights)) + sorted(n for n in own if n in weights and own[n].shape != weights[n].shape)
         if wrong:

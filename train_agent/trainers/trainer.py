@@ -21,6 +21,7 @@ from tools.saving.archive import write_torch
 from tools.vocab import Vocab
 from train_agent.trainers import parallel
 from train_agent.trainers.running import resume as recovery
+from train_agent.trainers.data.count_ngrams import count_training
 from train_agent.trainers.dataset import IGNORE
 from train_agent.trainers.running.evaluation import evaluate
 from train_agent.trainers.losses import share_of_step
@@ -175,6 +176,7 @@ def config_stage(config, model=None, stage=None):
         if built.about["config"]["vocab_size"] > model.config.vocab_size:
             raise UserError(f"词表有 {built.about['config']['vocab_size']} 项，给的模型只有 {model.config.vocab_size} 个。请用这个词表的大小建模型。", 4)
         built.model, built.about["config"] = model, model.config.to_dict()
+        count_training(built)
     return built
 
 

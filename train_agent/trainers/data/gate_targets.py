@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from model.kernels.cross_entropy import token_losses
+from model.kernels.cross_entropy import target_losses
 from model.segments import Layout
 from train_agent.trainers.data.disk_table import stored
 from train_agent.trainers.data.split import kept
@@ -64,12 +64,12 @@ def _losses(model, pairs, max_len, device):
     for row, (one, learned) in enumerate(pairs):
         ids[row, :len(one)] = one
         goals[row, :len(one)] = np.where(learned, one, -100)
-    hidden, _ = model.encode(torch.from_numpy(ids).to(device), layout=Layout.dense(*ids.shape))
+    hidden, before, _ = model.encode(torch.from_numpy(ids).to(device), layout=Layout.dense(*ids.shape))
     total = 0
     for ahead, head in zip((1, 2), model.heads()):
         labels = np.full_like(ids, -100)
         labels[:, :width - ahead] = goals[:, ahead:]
         labels = torch.from_numpy(labels).to(device)
-        ce = token_losses(hidden, head, labels.flatten()).view_as(labels).sum(1)
+        ce = target_losses(hidden, head, labels.flatten(), before).view_as(labels).sum(1)
         total = total + ce / (labels >= 0).sum(1).clamp_min(1)
     return total.float().cpu().numpy()

@@ -30,9 +30,10 @@ class PreferenceBatch(Movable):
     targets_1: int
     targets_2: int = 0
     position: Position = None
+    left_out: torch.Tensor = None
 
 
-def joined(cache, documents, width, reference=None, position=None):
+def joined(cache, documents, width, reference=None, position=None, counted=None):
     """documents: numbers in the cache, chosen and rejected in turn; width: tokens that a document may have -> PreferenceBatch.
 
     Only the reply at the end of a document is a target, earlier replies belong to the prompt.
@@ -40,7 +41,7 @@ def joined(cache, documents, width, reference=None, position=None):
     begin, end = cache.bounds(documents)
     sizes = np.minimum(end - begin - 1, width)
     pieces = np.stack([documents, np.zeros_like(sizes), sizes], 1)
-    made = make_batch(cache, pieces, [list(range(len(documents)))], 1, int(sizes.sum()))
+    made = make_batch(cache, pieces, [list(range(len(documents)))], 1, int(sizes.sum()), counted)
     labels, base = made.labels_1, 0
     for document, size in zip(documents, sizes.tolist()):
         earlier = ~last_reply(*cache.document(document))[1:size + 1]
@@ -48,7 +49,7 @@ def joined(cache, documents, width, reference=None, position=None):
         base += size
     owner = torch.repeat_interleave(torch.arange(len(documents)), torch.from_numpy(sizes))
     return PreferenceBatch(made.ids, made.positions, made.valid, labels, made.layout, owner, reference, tokens=made.tokens,
-                           targets_1=len(documents) // 2, position=position)
+                           targets_1=len(documents) // 2, position=position, left_out=made.left_out)
 
 
 def both(pairs):
@@ -71,7 +72,10 @@ class PreferenceData(ItemData):
         super().__init__(cache, pairs, options, truncate=True, shuffle=shuffle)
         self.reference = reference
 
+    def ever(self):
+        return both(self.documents)
+
     def batch(self, position):
         documents = both(self.items(position))
-        made = joined(self.cache, documents, self.width, torch.from_numpy(self.reference[documents]), position)
+        made = joined(self.cache, documents, self.width, torch.from_numpy(self.reference[documents]), position, self.counted)
         return made.blank() if position.batch == NOTHING else made

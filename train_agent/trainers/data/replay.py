@@ -24,6 +24,9 @@ class ReplayData(PackedData):
         self.replayed = max(1, round(len(self.own) * share / (1 - share)))
         super().__init__(cache, np.concatenate([self.own, self.drawn(0)]), options, truncate)
 
+    def ever(self):
+        return np.concatenate([self.own, self.general])
+
     def drawn(self, epoch):
         """The general documents of one epoch: walk through all of them, shuffled anew each time around."""
         size, first = len(self.general), epoch * self.replayed

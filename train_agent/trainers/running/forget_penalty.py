@@ -37,7 +37,7 @@ def general_moments(model, data):
         for chunk in range(data.chunks):
             for number in range(data.batches_in(0, chunk)):
                 batch = data.batch(Position(0, chunk, number))
-                hidden, _ = model.encode(batch.ids, batch.positions, batch.layout)
+                hidden, *_ = model.encode(batch.ids, batch.positions, batch.layout)
                 for name in {"fc1", "fc2"} & places.keys():               # the loss multiplies by their weights itself
                     see(name, hidden.reshape(batch.valid.numel(), -1)[batch.valid.flatten()])
     finally:
