@@ -104,7 +104,7 @@ def decode_in_pieces(model, ids, sizes, absorb=None):
     before = last_ids(ids.flatten(), torch.arange(at).repeat(len(ids)), model.config.counted - 1)
     logits = model.fc1(hidden.flatten(0, 1), before).unflatten(0, ids.shape)
     with torch.inference_mode():
-        assert torch.allclose(cache.logits(parts[-1][:, -1]), logits[:, -1], rtol=0, atol=1e-12)
+        assert torch.allclose(cache.logits(parts[-1][:, -1]), logits[:, -1], rtol=0, atol=1e-4)
     return logits
 
 
