@@ -4,6 +4,7 @@ B rows, V vocabulary. Everything here is a function of its arguments; random num
 its own seed only and not on what is generated beside it.
 """
 
+import math
 import random
 from collections import Counter
 from dataclasses import dataclass, fields
@@ -41,7 +42,7 @@ class Sampling:
         object.__setattr__(self, "stop_ids", tuple(self.stop_ids))
         good = (0 <= self.temperature < float("inf") and self.top_k >= 0 and 0 <= self.top_p <= 1 and 0 <= self.min_p <= 1
                 and 0 < self.repetition_penalty < float("inf") and self.no_repeat_ngram >= 0
-                and max(abs(self.frequency_penalty), abs(self.presence_penalty)) < float("inf"))
+                and math.isfinite(self.frequency_penalty) and math.isfinite(self.presence_penalty))
         if not good:
             raise ValueError(f"sampling options out of range: {self}")
 

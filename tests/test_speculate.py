@@ -40,7 +40,8 @@ def test_greedy_is_the_same_with_and_without(variant):
     assert accepted <= drafted
 
 
-@pytest.mark.parametrize("options", [{}, dict(repetition_penalty=1.3), dict(no_repeat_ngram=2), dict(frequency_penalty=0.4, presence_penalty=0.2)])
+@pytest.mark.parametrize("options", [{}, dict(repetition_penalty=1.3), dict(no_repeat_ngram=2),
+                                     dict(frequency_penalty=0.05, presence_penalty=0.1)])
 @pytest.mark.parametrize("agree", [0.0, 0.7, 1.0])
 def test_greedy_is_the_same_when_guesses_are_often_right(agree, options):
     accepted = drafted = 0

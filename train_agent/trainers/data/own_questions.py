@@ -5,6 +5,7 @@ They travel in the checkpoint: the page suggests them, and during training the f
 
 import numpy as np
 
+from model.sampling import RESERVED
 from tools.vocab import Vocab
 
 LOOKED_AT, KEPT = 96, 6         # documents that are read, sentences that are kept
@@ -43,7 +44,8 @@ def first_question(ids, vocab):
 
 def opening(ids, vocab):
     """ids (T,) of a text -> its first characters, up to the first stop."""
-    text = vocab.decode(ids[1:2 * OPENING + 1].tolist()).strip()[:OPENING]
+    begin = ids[:4 * OPENING + 1]                                           # enough, also where a character is four bytes
+    text = vocab.decode(begin[begin >= RESERVED].tolist()).strip()[:OPENING]
     ends = [i for i, c in enumerate(text) if i > 2 and not c.isalnum()]
     text = text[:ends[0]] if ends else text
     return text if len(text) > 1 and text.isprintable() else None
