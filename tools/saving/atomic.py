@@ -54,18 +54,21 @@ def write_temporary(path, fill):
 def commit(temporary, path):
     """Give a finished temporary file its name: from here on a crash finds the new file, before it the old one."""
     try:
-        tries = 6 if os.name == "nt" else 1  # Windows: somebody may just be reading the old file
-        for attempt in range(tries):
-            try:
-                os.replace(temporary, path)
-                break
-            except PermissionError:
-                if attempt == tries - 1:
-                    raise
-                time.sleep(0.2)
+        replace(temporary, path)
         sync_folder(Path(path).parent)
     except OSError as error:
         raise explain(error, path) from error
+
+
+def replace(source, target):
+    """os.replace; on Windows again for a second while somebody is just reading one of the two."""
+    for left in reversed(range(6 if os.name == "nt" else 1)):
+        try:
+            return os.replace(source, target)
+        except PermissionError:
+            if not left:
+                raise
+            time.sleep(0.2)
 
 
 def sync_folder(folder):
