@@ -39,28 +39,28 @@ def ways_on(stage, moved, found, changes):
     newest, ways = moved / (entry["stem"] + ".pkl"), []
     back = going_back(stage.options, payload, changes) if state and changes else None
     if back:
-        ways.append(f"要从原来的第 {state['step']} 步接着训：同一条命令，{back}，再加 --resume {newest}")
+        ways.append(f"要从原来的第 {state['step']} 步接着训：同一条命令，{back} ，加上 --resume {newest}")
     if weights_fit(stage, payload):
-        ways.append(f"要在原来的权重上按现在的数据和设置训：同一条命令再加 --init_from {newest}")
+        ways.append(f"要在原来的权重上按现在的数据和设置训：同一条命令，加上 --init_from {newest}")
     return ways
 
 
 def going_back(options, payload, changes):
     """How to undo the changes, None where the files for it are gone."""
     if all(key in KEYS and KEYS[key].change in ("ask", "raise") for key, _, _ in changes):
-        return "加 --allow_change"
+        return "加上 --allow_change"
     words = []
     for key, old, _ in changes:
         if key in KEYS:
-            words.append(f"改回 --{key} {shown(old)}")
+            words.append(f"改回 --{key} {shown(old)} ")
         elif key in STARTS:
             place = old_start(options, payload)
             if place is None:
                 return None
-            words.append(f"加 --pretraining_model_path {place}")
+            words.append(f"改为 --pretraining_model_path {place} ")
         else:
             words.append(f"用回原来的{key}")
-    return "，".join(words)
+    return "，".join(words).rstrip()
 
 
 def old_start(options, payload):
