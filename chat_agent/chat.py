@@ -22,6 +22,7 @@ from tools.cli import guarded, parse
 from tools.errors import UserError
 from tools.process.signals import ctrl_c_interrupts
 
+READS = ("device", "threads", "out_dir")
 OPTIONS = [
     ("--model", {"action": "append", "metavar": "文件", "help": "模型 .pkl，任何阶段的都行；写几次就让几个模型并排回答（默认 out/TinySeek_SFT_final.pkl）"}),
     ("--prompt", {"metavar": "文字", "help": "只回答这一句：标准输出里只有回答"}),
@@ -46,7 +47,7 @@ SAMPLED = tuple(name for name in DEFAULTS if name != "max_new_tokens")
 
 
 def main(argv=None):
-    manager, options = parse(argv, "和模型聊天", extra=OPTIONS, only_run_keys=True)
+    manager, options = parse(argv, "和模型聊天", extra=OPTIONS, only_run_keys=True, reads=READS)
     sampling_of(options, DEFAULTS)
     if manager.config["threads"]:
         torch.set_num_threads(manager.config["threads"])

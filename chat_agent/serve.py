@@ -22,6 +22,7 @@ from tools.errors import UserError
 from tools.process.first import in_notebook
 
 KEY_VARIABLE = "TINYSEEK_API_KEY"
+READS = ("device", "threads", "out_dir", "log_dir")
 OPTIONS = [
     ("--model", {"action": "append", "metavar": "文件", "help": "模型或适配器 .pkl，可写几次；写成 名字=文件 可自己起名（默认 out/TinySeek_SFT_final.pkl）"}),
     ("--host", {"default": "127.0.0.1", "metavar": "地址", "help": "在哪个地址上服务；0.0.0.0 让别的机器也能用，这时请加 --api_key（127.0.0.1）"}),
@@ -38,7 +39,7 @@ OPTIONS = [
 
 
 def main(argv=None):
-    manager, options = parse(argv, "服务：OpenAI 式接口，和浏览器里的聊天页", extra=OPTIONS, only_run_keys=True)
+    manager, options = parse(argv, "服务：OpenAI 式接口，和浏览器里的聊天页", extra=OPTIONS, only_run_keys=True, reads=READS)
     if in_notebook():
         raise UserError("服务要一直占着一个进程，笔记本里不能这样启动。请在终端里运行 python chat_agent/serve.py，"
                         "或在单元格里写 !python chat_agent/serve.py --model 文件。")

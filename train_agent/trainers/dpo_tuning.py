@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from tools.checkpoint import weights_hash
 from tools.errors import UserError
+from tools.pictures.others import draw_preference
 from tools.saving.start_files import start_name
-from tools.pictures.preference_curves import draw_preference
 from train_agent.trainers import parallel
 from train_agent.trainers.hardware import machine
 from train_agent.trainers.data.count_ngrams import leave_out

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from model.build import build
 from model.gate import Gate, padded
 from tools.checkpoint import load_chain, weights_hash
-from tools.pictures.confusion import draw_confusion
+from tools.pictures.others import draw_confusion
 from tools.errors import UserError
 from tools.saving.start_files import start_name
 from train_agent.trainers import parallel
