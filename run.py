@@ -30,6 +30,7 @@ from tools.cli import guarded, parse
 from tools.config_manager import fingerprint
 from tools.demo_data import write_demo
 from tools.errors import UserError
+from tools.formats import fields_of
 from tools.reading.hub import local_files
 from tools.plot import draw_plt
 from tools.saving.archive import read_json, write_json
@@ -111,8 +112,9 @@ def score(path, paths, options, quick):
     model, vocab, _ = load(path)
     exact = exact_scores(model, vocab, paths["eval"], every=20 if quick else 1, progress=True) if paths else None
     text = local_files(options["eval_data_path"] or options["json_data_path"], options)
-    every = 1 if options["eval_data_path"] else left_out(text, options["eval_share"], options["text_field"]) or 1
-    return {"exact": exact, "bits_per_char": bits_per_char(model, vocab, text, every=every * (10 if quick else 1), text_field=options["text_field"])["bits_per_char"]}
+    fields = fields_of(options)
+    every = 1 if options["eval_data_path"] else left_out(text, options["eval_share"], fields) or 1
+    return {"exact": exact, "bits_per_char": bits_per_char(model, vocab, text, every=every * (10 if quick else 1), text_field=fields)["bits_per_char"]}
 
 
 def answered(path, questions):

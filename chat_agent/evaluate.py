@@ -28,15 +28,13 @@ from tools.cli import guarded, parse
 from tools.demo.tasks import TASKS as BUILT_IN
 from tools.demo_data import HAND, write_demo
 from tools.errors import UserError
-from tools.formats import BadLines, expand_paths
+from tools.formats import BadLines, expand_paths, fields_of
 from tools.reading.hub import local_files
 from tools.saving.atomic import write_bytes
 
 TASKS = ("bpc", "exact", "mcq")
 FITS = {"choice": ("mcq",), "question": ("bpc", "exact"), "rows": ("bpc",)}     # what `all` does with a file that looks like this
 SURE = 0.05             # a difference between two models that chance makes more often than this is called undecided
-READS = ("device", "threads", "out_dir", "log_dir", "cache_dir", "mixed_precision", "max_bad_share", "json_data_path",
-         "eval_data_path", "eval_share", "text_field", "hf_subset", "hf_split", "hf_streaming")
 OPTIONS = [
     ("--model", {"action": "append", "metavar": "P", "help": "检查点；写几次就比较几个，默认 out_dir 里的 TinySeek_SFT_final.pkl"}),
     ("--task", {"choices": (*TASKS, "all"), "default": "all",
@@ -51,8 +49,7 @@ OPTIONS = [
 
 
 def main(argv=None):
-    manager, options = parse(argv, "评估：每字比特、内置考题、选择题；可把几个模型放在一张表里比较", extra=OPTIONS,
-                             only_run_keys=True, reads=READS)
+    manager, options = parse(argv, "评估：每字比特、内置考题、选择题；可把几个模型放在一张表里比较", extra=OPTIONS, only_run_keys=True)
     check(options)
     config = manager.config
     if config["threads"]:
@@ -140,10 +137,10 @@ def evaluate_model(model, vocab, payload, runs, plan, options, config, name, ans
         bad, mine = BadLines(Path(config["log_dir"]) / "bad_lines.jsonl", config["max_bad_share"]), []
         common = {"every": every, "bad": bad, "progress": True}
         if task == "bpc":
-            field = config["pre"]["text_field"] if options.data or not runs else runs[-1].get("text_field")
+            field = fields_of(config["pre"] if options.data or not runs else runs[-1])
             result[task] = bits_per_char(model, vocab, files, text_field=field, **likelihood, **common)
         elif task == "exact":
-            result[task] = exact_scores(model, vocab, files, answers=mine, **common)
+            result[task] = exact_scores(model, vocab, files, answers=mine, text_field=fields_of(config["pre"]), **common)
         else:
             result[task] = mcq_scores(model, vocab, files, dialogue=payload["stage"] != "Pre", answers=mine, **likelihood, **common)
         result[task]["seen"] = learned(runs, files, every, config["cache_dir"])

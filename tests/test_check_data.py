@@ -83,7 +83,7 @@ def planted():
         "unknown_words": {"text": "Ωμέγα και άλφα είναι γράμματα του ελληνικού αλφαβήτου"},
         "不是合法的 JSON": b'{"text": "' + text.encode(), "不是 JSON 对象": ["只是列表"], "不是合法的 UTF-8": '{"text": "坏'.encode("gbk") + b'\xff"}',
         "NUL": say("空\0字符"), "代理字符": b'{"text": "\\ud83d half a pair here"}', "嵌套太深": b"[" * 200_000,
-        "没有认识的字段": {"question": "问", "answer": "答"}, "text 应是字符串": {"text": 7}, "messages 应是列表": {"messages": "你好"},
+        "没有认识的字段": {"问句": "问", "答句": "答"}, "text 应是字符串": {"text": 7}, "messages 应是列表": {"messages": "你好"},
         "一轮对话应是": {"messages": ["你好"]}, "一轮对话要有": {"messages": [{"role": "user"}]}, "不认识的角色": {"messages": [{"role": "boss", "content": "嗯"}]},
         "没有回答": dialogue(ask), "有的回答是空的": dialogue(ask, ("a", "  ")), "文本是空的": {"text": "  "},
         "history 应是": {"instruction": "问", "output": "答", "history": ["错"]}, "没有共同的提问": {"chosen": "甲", "rejected": "乙"},

@@ -187,7 +187,8 @@ def test_bad_lines_are_counted_quoted_and_left_out(tmp_path):
 
 
 @pytest.mark.parametrize("count, total, share, stops", [
-    (10, 11, 0.001, False), (11, 1000, 0.001, True), (11, 11_000, 0.001, False), (12, 11_000, 0.001, True), (100, 1000, 0.1, False),
+    (10, 30, 0.001, False), (10, 29, 0.001, True), (10, 11, 0.001, True), (1, 3, 0.001, False), (1, 2, 0.001, True), (5, 11, 0.5, False),
+    (10, 1000, 0.001, False), (11, 1000, 0.001, True), (11, 11_000, 0.001, False), (12, 11_000, 0.001, True), (100, 1000, 0.1, False),
     (101, 1000, 0.1, True), (0, 0, 0.001, False), (3, 3, 0.001, True),
 ])
 def test_too_many_bad_lines_stop_the_run(count, total, share, stops):
@@ -235,6 +236,7 @@ def test_a_damaged_archive_is_the_users_error(tmp_path):
         with pytest.raises(UserError) as error:
             list(read_rows(tmp_path / "a.jsonl.gz", bad=BadLines()))
         assert error.value.code == 2
+    (tmp_path / "a.jsonl.gz").write_bytes(body)
     with pytest.raises(ValueError):
         list(iter_lines(tmp_path / "a.jsonl.gz", 5))
 

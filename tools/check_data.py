@@ -20,10 +20,11 @@ from tools import formats
 from tools.checkup import wording
 from tools.cli import guarded, parse
 from tools.checkup.duplicates import Book, find_duplicates, leaks_by_share
-from tools.checkup.scan import KIND_NUMBERS, Columns, scan_block, scan_files, start_worker, unpacked
+from tools.checkup.scan import KIND_NUMBERS, Columns, scan_block, scan_files, start_worker
 from tools.checkup.scan import count_lines as lines_before
 from tools.errors import UserError
 from tools.reading.hub import is_hf, local_files
+from tools.reading.lines import rangeable, unpacked
 from tools.checkup.near import THRESHOLD
 from tools.reading.held_out import held_every
 from tools.vocab import Vocab
@@ -41,7 +42,7 @@ class Findings:
     def __init__(self, names, held):
         self.files = [{"path": str(n), "bytes": 0, "lines": 0, "items": 0, "rows": 0, "chars": 0, "bad": 0, "held": h}
                       for n, h in zip(names, held)]
-        self.bad, self.faults, self.totals, self.hidden_leaks = {}, {}, {}, 0
+        self.bad, self.faults, self.totals, self.dropped, self.hidden_leaks = {}, {}, {}, {}, 0
 
     def add_block(self, number, result, before):
         """before: lines of the file that come before the block; None = unknown."""
@@ -49,6 +50,7 @@ class Findings:
         for key in ("bytes", "lines", "items", "chars"):
             file[key] += result[key]
         file["bad"] += len(result["bad"])
+        formats.add_dropped(self.dropped, result["dropped"])
         file["rows"] += result["items"] - len(result["bad"])
         for table, hits in ((self.bad, result["bad"]), (self.faults, [(line, kind, "") for line, kind in result["faults"]])):
             for line, kind, remark in hits:
@@ -71,7 +73,7 @@ class Findings:
         totals = {k: v.tolist() if hasattr(v, "tolist") else int(v) for k, v in self.totals.items()}
         result = {"files": self.files, "rows": sum(f["rows"] for f in self.files), "bad_lines": sum(f["bad"] for f in self.files),
                   "items": sum(f["items"] for f in self.files), "bad": listed(self.bad), "faults": listed(self.faults),
-                  "totals": totals, "max_len": max_len, "share": share, "hidden_leaks": self.hidden_leaks,
+                  "totals": totals, "max_len": max_len, "share": share, "hidden_leaks": self.hidden_leaks, "dropped": self.dropped,
                   "vocab": None if vocab is None else {"size": len(vocab), "hash": vocab.hash, "token_kind": vocab.token_kind}}
         return {**result, **wording.verdict(result, max_bad_share)}
 
@@ -156,7 +158,7 @@ def quick_check(paths, held=None, vocab=None, max_len=512, text_field=None, max_
     """
     names = formats.expand_paths(paths)
     sizes = [os.path.getsize(n) for n in names]
-    if sum(sizes) <= QUICK_BYTES and not any(str(n).lower().endswith(".gz") for n in names):
+    if sum(sizes) <= QUICK_BYTES and all(map(rangeable, names)):
         result = check(names, held if _is_small(held) else None, vocab, max_len, text_field, eval_share=eval_share,
                        max_bad_share=max_bad_share, progress=False)
     else:
@@ -178,7 +180,7 @@ def _is_small(held):
 
 def _sampled(names, sizes, vocab, max_len, text_field, max_bad_share):
     """Blocks evenly spread over all plain files, looked at in this process."""
-    plain = [(n, s) for n, s in zip(names, sizes) if not n.lower().endswith(".gz")]
+    plain = [(n, s) for n, s in zip(names, sizes) if rangeable(n)]
     findings = Findings(names, [False] * len(names))
     total, width = sum(s for _, s in plain), QUICK_BYTES // QUICK_BLOCKS
     start_worker(vocab and vocab.state(), text_field, max_len)
@@ -198,8 +200,6 @@ def _sampled(names, sizes, vocab, max_len, text_field, max_bad_share):
 
 # ---------------------------------------------------------------- the command
 
-READS = ("json_data_path", "eval_data_path", "eval_share", "text_field", "vocab_trg_path", "vocab_size", "token_kind", "max_len",
-         "max_bad_share", "hf_subset", "hf_split", "hf_streaming", "out_dir", "cache_dir")
 OPTIONS = [
     ("files", {"nargs": "*", "metavar": "文件", "help": "要检查的数据（.jsonl .jsonl.gz .txt，可用通配），不写则检查配置里的训练数据"}),
     ("--held", {"nargs": "+", "metavar": "文件", "help": "留出数据：检查它有没有混进训练数据"}),
@@ -212,11 +212,11 @@ OPTIONS = [
 
 
 def main(argv=None):
-    manager, options = parse(argv, __doc__, extra=OPTIONS, reads=READS)
+    manager, options = parse(argv, __doc__, extra=OPTIONS)
     config = manager.config
     hub = {**config, **config["pre"]}                      # where and how an hf: name among them is fetched
     paths = formats.expand_paths(local_files(options.files or _configured(config), hub))
-    text_field, held = config["pre"]["text_field"], local_files(options.held or config["pre"]["eval_data_path"], hub)
+    text_field, held = formats.fields_of(config["pre"]), local_files(options.held or config["pre"]["eval_data_path"], hub)
     start = time.perf_counter()
     vocab, origin = _vocabulary(options.vocab or config["pre"]["vocab_trg_path"], bool(options.vocab), paths, config, text_field)
     result = check(paths, held, vocab, config["sft"]["max_len"], text_field, options.near > 0, options.near or THRESHOLD,

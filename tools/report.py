@@ -15,6 +15,7 @@ from tools.check_data import brief, quick_check
 from tools.cli import guarded, parse
 from tools.config.keys import KEYS
 from tools.errors import UserError
+from tools.formats import fields_of
 from tools.html_report.gather import differences, subject
 from tools.html_report.page import page
 
@@ -41,7 +42,7 @@ def _checked(config):
     if not paths or not all(isinstance(p, str) for p in ([paths] if isinstance(paths, str) else paths)):
         return None
     try:
-        result = quick_check(paths, text_field=config.get("text_field"), say=None)
+        result = quick_check(paths, text_field=fields_of(config), say=None)
     except (UserError, OSError):
         return None
     return {**brief(result), "late": True}

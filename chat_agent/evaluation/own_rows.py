@@ -10,7 +10,7 @@ from tools.demo.adapters import write_adapters
 from tools.demo_data import HAND, write_demo
 from tools.errors import UserError
 from tools.reading.hub import local_files
-from tools.reading.lines import expand_paths
+from tools.formats import expand_paths, fields_of
 
 HUB = {"hf_subset": None, "hf_split": "train", "hf_streaming": False}
 
@@ -53,7 +53,7 @@ def learned(runs, files, every, cache_dir):
 
 def _every(run, files):
     """Every how many-th row of its own files the run left out, 0 = none."""
-    return 0 if run.get("eval_data_path") else left_out(files, run.get("eval_share"), run.get("text_field"))
+    return 0 if run.get("eval_data_path") else left_out(files, run.get("eval_share"), fields_of(run))
 
 
 def _same(one, other):

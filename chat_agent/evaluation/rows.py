@@ -3,8 +3,6 @@
 Every reader takes `every` (only rows whose zero-based number over all files is divisible by it, the rule by which training
 holds rows out) and `bad` (BadLines): unusable lines are counted there, too many are UserError 8.
 """
-import csv
-import io
 import json
 import re
 from dataclasses import dataclass
@@ -41,13 +39,13 @@ def scored_rows(data, every=1, text_field=None, bad=None):
     return _collect(data, every, bad, lambda raw, plain: formats.parse_line(raw, text_field, plain))
 
 
-def question_rows(data, every=1, bad=None):
+def question_rows(data, every=1, bad=None, text_field=None):
     """-> list of {"conversations": messages, "task": name}: the last message is the expected reply. Without a `task` field
     the file's name is the task."""
     if not _is_paths(data):
         return [_question(json.dumps(row).encode(), "对话") for row in list(data)[::every]]
     return [row for path in expand_paths(data) for row in
-            _collect([path], every, bad, lambda raw, plain: _question(raw, Path(path).stem))]
+            _collect([path], every, bad, lambda raw, plain: _question(raw, Path(path).stem, text_field))]
 
 
 def choice_rows(data, every=1, bad=None):
@@ -86,7 +84,7 @@ def _collect(data, every, bad, parse):
     paths = expand_paths(data)
     for path in paths:
         plain, number = is_plain_text(path), 0
-        for number, raw in _lines(path):
+        for number, raw in iter_lines(path):
             if (offset + number - 1) % every:
                 continue
             seen += 1
@@ -103,22 +101,6 @@ def _collect(data, every, bad, parse):
     return rows
 
 
-def _lines(path):
-    """(number, bytes) per record; a CSV's records may span lines, its header names the fields of JSON objects made here."""
-    if not path.lower().endswith(".csv"):
-        yield from iter_lines(path)
-        return
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise UserError(f"{path} 不是 UTF-8 文本，请另存为 UTF-8 的 CSV。") from None
-    try:
-        for number, row in enumerate(csv.DictReader(io.StringIO(text, newline="")), 1):
-            yield number, json.dumps({k: v for k, v in row.items() if k}, ensure_ascii=False).encode()
-    except csv.Error as error:
-        raise UserError(f"{path} 的 CSV 写法不对（{error}），多半是引号没有成对。") from None
-
-
 def _row_at_hand(row):
     if isinstance(row, formats.Row):
         return row
@@ -128,19 +110,20 @@ def _row_at_hand(row):
     return found
 
 
-def _question(raw, task):
-    row = formats.parse_line(raw)
+def _question(raw, task, text_field=None):
+    row = formats.parse_line(raw, text_field)
     if isinstance(row, str):
         return row
     if row.kind != "dialogue" or row.messages[-1]["role"] != "assistant" or len(row.messages) < 2:
         return "不是以助手的回答结尾的对话"
-    given = json.loads(bytes(raw).decode("utf-8-sig")).get("task")
+    whole = json.loads(bytes(raw).decode("utf-8-sig").strip().removesuffix(","))
+    given = whole.get("task") if isinstance(whole, dict) else None
     return {"conversations": row.messages, "task": given if isinstance(given, str) and given else task}
 
 
 def _choice_line(raw, plain):
-    if isinstance(raw, formats.TooLong):
-        return "一行超过 64 MiB"
+    if isinstance(raw, formats.Unreadable):
+        return raw.reason
     try:
         row = json.loads(bytes(raw).decode("utf-8-sig"))
     except (ValueError, RecursionError):

@@ -143,15 +143,15 @@ def _content(row):
 
 # ---------------------------------------------------------------- exact answers
 
-def exact_scores(model, vocab, data, every=1, bad=None, batch_size=128, progress=False, answers=None):
+def exact_scores(model, vocab, data, every=1, bad=None, batch_size=128, progress=False, answers=None, text_field=None):
     """Greedy replies to questions with one right answer (the last message of each conversation).
 
     data: path or rows {"conversations", "task"}. -> {"overall", "by_task", "chance", "n", "failures"}; shares in 0..1,
     failures: a few {"task", "question", "expected", "reply"} per task. chance: of the tasks as they are in the whole data.
     answers: a list that gets every question with its reply.
     """
-    rows = eval_data.question_rows(data, every, bad)
-    whole = rows if every == 1 else eval_data.question_rows(data)
+    rows = eval_data.question_rows(data, every, bad, text_field)
+    whole = rows if every == 1 else eval_data.question_rows(data, text_field=text_field)
     replies = _replies(model, vocab, rows, batch_size, progress)
     right, failures = {}, []
     for row, reply in zip(rows, replies):

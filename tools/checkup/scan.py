@@ -3,17 +3,15 @@
 `scan_block` turns a byte range of a file into counts, faults and per-row columns (place, hash, signature); `scan_files` hands
 out the blocks and yields their results in file order. Memory stays flat: columns go to disk (`Columns`).
 """
-import gzip
 import hashlib
-import json
 import os
-import shutil
 from pathlib import Path
 
 import numpy as np
 
 from tools import formats, template
 from tools.checkup.faults import excused, pattern_faults, repeat_faults, row_faults
+from tools.reading.bad_lines import field_names
 from tools.reading.lines import is_plain_text, iter_places
 from tools.checkup.near import SHORTEST, codes_of, signatures
 from tools.vocab import FIRST_BYTE, FIRST_WORD, Vocab
@@ -35,13 +33,14 @@ def start_worker(vocab_state=None, text_field=None, max_len=512):
 
 def scan_block(path, start, end):
     """One byte range of a plain file -> dict of counts, faults [(line from 1 within the range, kind)] and columns."""
-    places, bad, plain = [], [], is_plain_text(path)
+    places, bad, plain, dropped = [], [], is_plain_text(path), {}
     for number, offset, raw in iter_places(path, start, end):
         row = formats.parse_line(raw, _worker["text_field"], plain)
         if isinstance(row, str):
-            bad.append((number, row, _field_names(raw) if "字段" in row else ""))
+            bad.append((number, row, field_names(raw) if "字段" in row else ""))
         else:
             row.line = number
+            formats.count_dropped(dropped, row)
             places.append((row, offset, raw))
     rows = [row for row, _, _ in places]
     texts = [row_text(row) for row in rows]
@@ -60,16 +59,8 @@ def scan_block(path, start, end):
                "kind": np.array([KIND_NUMBERS[row.kind] for row in rows], np.uint8), "hash": np.array([_row_hash(r) for r in rows], np.uint64),
                "long": long, "signature": signatures(codes, starts[long], starts[long] + lengths[long])}
     return {"bytes": end - start, "lines": count_lines(path, start, end), "items": len(rows) + len(bad), "chars": int(lengths.sum()),
-            "bad": bad, "faults": list(dict.fromkeys((rows[i].line, kind) for i, kind in numbered)), "columns": columns,
+            "bad": bad, "dropped": dropped, "faults": list(dict.fromkeys((rows[i].line, kind) for i, kind in numbered)), "columns": columns,
             "char_bins": histogram(lengths), **tokens}
-
-
-def _field_names(raw):
-    """What an object of no known shape does have, as a remark."""
-    try:
-        return "有字段 " + "、".join(list(json.loads(raw))[:8])
-    except (ValueError, TypeError):
-        return ""
 
 
 def row_text(row):
@@ -129,19 +120,6 @@ def count_lines(path, start, end):
 
 
 # ---------------------------------------------------------------- all blocks of all files
-
-def unpacked(path, folder):
-    """`path` itself, or a .gz file's content in `folder`: only a plain file can be entered in the middle."""
-    if not str(path).lower().endswith(".gz"):
-        return str(path)
-    target = Path(folder) / f"{len(os.listdir(folder))}_{Path(path).name[:-3]}"
-    try:
-        with gzip.open(path, "rb") as source, open(target, "wb") as out:
-            shutil.copyfileobj(source, out, 1 << 20)
-    except (EOFError, gzip.BadGzipFile, gzip.zlib.error):
-        raise formats.UserError(f"压缩文件损坏或不完整：{path}", 2) from None
-    return str(target)
-
 
 def scan_files(files, settings, progress=lambda n: None):
     """Generator of (file number, result of scan_block) in order. files: plain paths; settings: arguments of start_worker."""

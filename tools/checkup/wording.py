@@ -38,13 +38,15 @@ def verdict(result, max_bad_share):
     hints = _hints(totals, result["max_len"])
     if not result["rows"]:
         return {"level": "stop", "hints": hints, "verdict": "结论：不能训练，没有一行可用的数据。" + _first_bad(result)}
-    if bad > max(10, max_bad_share * items):
+    if formats.too_many(bad, items, max_bad_share):
         return {"level": "stop", "hints": hints,
                 "verdict": f"结论：先别训练，{items} 行里有 {bad} 行不能用（{percent(bad, items)}）。{_first_bad(result)}"}
     order = sorted(result["faults"], key=lambda k: (k not in LOOK_FIRST, -result["faults"][k]["count"]))
     named = [f"{KINDS[k][0]} {result['faults'][k]['count']} 行" for k in order[:4]]
     if bad:
         named.insert(0, f"坏行 {bad} 行（训练时会跳过）")
+    if said := formats.dropped_text(result["dropped"])[0]:
+        hints = [f"数据里有内容不会学：{said}", *hints]
     more = "等" if len(order) > 4 else ""
     if not named and not hints:
         return {"level": "ok", "hints": hints, "verdict": "结论：数据干净，可以放心训练。"}
@@ -84,6 +86,11 @@ def full(result, everything=False):
             name, cure = KINDS.get(kind, (kind, ""))
             yield f"{paint(title, RED if title == '坏行' else YELLOW)}  {name}：{entry['count']:,} 行{'。' + cure if cure else ''}"
             yield from _places(entry, len(result["files"]) > 1, everything)
+    said, about = formats.dropped_text(result["dropped"])
+    if said:
+        yield f"{paint('没有学', YELLOW)}  {said}"
+    if about:
+        yield f"只是说明、没有学的字段：{about}"
     if result["hidden_leaks"]:
         yield f"提醒  按 eval_share 自动留出的行里，有 {result['hidden_leaks']:,} 行在训练行里有相同或相近的一行，评估会略偏乐观。"
     totals = result["totals"]

@@ -3,6 +3,7 @@ import re
 
 from tools.config.keys import STAGES
 from tools.errors import UserError
+from tools.reading.columns import fields_of
 
 
 def check_all(config):
@@ -53,6 +54,7 @@ def _check_stage(stage, s, c):
     _demand(s["keep_temp_index"] <= 0 or s["warmup_steps"] == 0, f"{stage}：keep_temp_index（按块）和 warmup_steps（按步）只能用一个。")
     _demand(s["init_from"] is None or c["resume"] in ("auto", "none"), f"{stage}：init_from（只取权重）和 resume（接着训练）只能用一个。")
     _demand(s["init_from"] is None or s["last_index"] < 0, f"{stage}：init_from（只取权重）和 last_index（接着训练）只能用一个。")
+    fields_of(s)
     if s["early_stopping"]:
         _demand(s["eval_steps"] is not None, f"{stage}：early_stopping 要有评估，请给 eval_steps 一个步数。")
         _demand(s["eval_share"] != 0 or s["eval_data_path"], f"{stage}：early_stopping 要有留出数据，请给 eval_share 或 eval_data_path。")

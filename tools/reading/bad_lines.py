@@ -1,12 +1,52 @@
-"""Counting and quoting the lines of a data file that cannot be used."""
+"""Counting and quoting the lines of a data file that cannot be used, and what the good ones say that no model will see."""
 import json
 import time
 from pathlib import Path
 
 from tools.errors import UserError
+from tools.reading.row import is_about
 
 QUOTE = 200             # characters of a bad line that are quoted
 LOGGED = 10_000         # bad lines beyond these are counted but not quoted: a file of another kind must not fill the disk
+FREE, MOST = 10, 1 / 3  # so many bad lines are always forgiven, unless they are more than this share of the file
+NAMES = 40              # different fields that are counted by name
+OTHERS = "其余字段"
+
+
+def too_many(bad, total, max_bad_share):
+    """Whether `bad` of `total` rows are too many to train: more than max(10, max_bad_share), of a small file more than a third."""
+    return bad > max(min(FREE, MOST * total), max_bad_share * total) or 0 < total <= bad
+
+
+def field_names(raw):
+    """The fields of an object of no known shape, as a remark."""
+    try:
+        return "有字段 " + "、".join(list(json.loads(raw))[:8])
+    except (ValueError, TypeError, RecursionError):
+        return ""
+
+
+def count_dropped(table, row):
+    """Add to table {what: [rows, characters]} what one row says that no model sees."""
+    for name, size in row.dropped.items():
+        entry = table.setdefault(name if name in table or len(table) < NAMES else OTHERS, [0, 0])
+        entry[0] += 1
+        entry[1] += size
+
+
+def add_dropped(table, more):
+    for name, (rows, size) in more.items():
+        entry = table.setdefault(name if name in table or len(table) < NAMES else OTHERS, [0, 0])
+        entry[0] += rows
+        entry[1] += size
+    return table
+
+
+def dropped_text(table):
+    """{what: [rows, characters]} -> Chinese, what speaks before what only describes: ("reasoning_content 40 行（1,200 字）…", "id、source")."""
+    said = {name: entry for name, entry in table.items() if entry[1] and not is_about(name)}
+    order = sorted(said, key=lambda name: -said[name][1])
+    return "、".join(f"{name} {said[name][0]:,} 行（{said[name][1]:,} 字）" for name in order), "、".join(n for n in table if n not in said)
 
 
 class BadLines:
@@ -19,7 +59,9 @@ class BadLines:
     def add(self, file, line, reason, raw=b""):
         """line counts from 1; raw: the line's bytes, or their start."""
         self.count += 1
-        self.first = self.first or (str(file), line, reason)
+        if self.first is None:
+            named = field_names(bytes(raw)) if "字段" in reason else ""
+            self.first = (str(file), line, f"{reason}；{named}" if named else reason)
         if self.log_path is None or self.count > LOGGED:
             return
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
@@ -29,9 +71,9 @@ class BadLines:
             f.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
     def check(self, total):
-        """total: lines seen, bad ones included. UserError 8 above max(10 lines, max_bad_share), or if no good line is left."""
-        if self.count > max(10, self.max_bad_share * total) or 0 < total <= self.count:
+        """total: lines seen, bad ones included. UserError 8 where they are `too_many`."""
+        if too_many(self.count, total, self.max_bad_share):
             file, line, reason = self.first
             where = f"，清单在 {self.log_path}" if self.log_path else ""
             raise UserError(f"坏行太多：{total} 行里有 {self.count} 行不能用，第一处是 {file} 第 {line} 行（{reason}）{where}。"
-                            "请先修好数据，或调大 max_bad_share。", 8)
+                            f"请先修好数据{'' if 2 * self.count > total else '，或调大 max_bad_share'}。", 8)

@@ -1,19 +1,20 @@
 """Which files, and their lines as bytes: split at line feeds only (U+2028 in a string is no line end), whole or by range."""
+import codecs
 import gzip
+import io
 import os
 import zlib
 from glob import glob, has_magic
 from pathlib import Path
 
 from tools.errors import UserError
+from tools.reading.containers import kind_of
+from tools.reading.json_items import TooLong, Unreadable, read_values       # noqa: F401
+from tools.reading.table import read_table
 
 MAX_LINE = 64 << 20     # bytes; a longer line is reported, not loaded
 PARAGRAPH = 1 << 16     # bytes; a longer paragraph of a .txt file is closed at the next line's end
 BOM = b"\xef\xbb\xbf"
-
-
-class TooLong(bytes):
-    """The first bytes of a line beyond MAX_LINE."""
 
 
 def expand_paths(spec):
@@ -39,16 +40,23 @@ def expand_paths(spec):
 
 
 def is_plain_text(path):
-    """Is this a .txt file (paragraphs) rather than JSON lines?"""
-    return str(path).lower().endswith((".txt", ".txt.gz"))
+    """Do this file's items hold plain text (paragraphs) rather than JSON?"""
+    return kind_of(path).form == "paragraphs"
+
+
+def rangeable(path):
+    """Can the file be entered in the middle? Only plain UTF-8, not zipped, whose rows are its lines (or paragraphs)."""
+    kind = kind_of(path)
+    return kind.form in ("lines", "paragraphs") and not kind.zipped and kind.encoding == "utf-8"
 
 
 def iter_lines(path, start=0, end=None):
     """(number, bytes) of each line that is not blank and begins in [start, end); number counts all lines, from 1 at `start`.
 
     In a .txt file the items are paragraphs, numbered by their first line; a range holds those whose blank line before them
-    begins in it. Ranges that touch hand out every item exactly once. A range of a .gz file is a ValueError (it cannot be
-    entered in the middle). UserError 2 if the file cannot be read.
+    begins in it. In a JSON array or a table they are its items, numbered by themselves, each as one line of JSON. Ranges that
+    touch hand out every item exactly once; a range of a file that is not `rangeable` is a ValueError. UserError 2 if the file
+    cannot be read.
     """
     for number, _, line in iter_places(path, start, end):
         yield number, line
@@ -56,17 +64,66 @@ def iter_lines(path, start=0, end=None):
 
 def iter_places(path, start=0, end=None):
     """As iter_lines, with the byte offset at which the item begins: (number, offset, bytes). `read_at` finds it again."""
-    zipped = str(path).lower().endswith(".gz")
-    if zipped and (start or end is not None):
-        raise ValueError("a .gz file can only be read whole")
     try:
-        with (gzip.open if zipped else open)(path, "rb") as file:
+        kind = kind_of(path)
+        if (start or end is not None) and not rangeable(path):
+            raise ValueError("this file can only be read whole")
+        with opened(path, kind) as file:
+            if kind.form in ("values", "table"):
+                rows = read_values(file) if kind.form == "values" else read_table(file, path)
+                yield from ((number, 0, row) for number, row in enumerate(rows, 1))
+                return
             lines = _lines(file, start)
-            yield from _paragraphs(lines, start, end) if is_plain_text(path) else _records(lines, end)
+            yield from _paragraphs(lines, start, end) if kind.form == "paragraphs" else _records(lines, end)
     except (EOFError, zlib.error, gzip.BadGzipFile):
         raise UserError(f"压缩文件损坏或不完整：{path}", 2) from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} 按 {kind.encoding} 读到一半读不下去：文件坏了，或混有几种编码。请在编辑器里另存为 UTF-8。", 2) from None
     except OSError as error:
         raise UserError(f"读不了数据文件 {path}：{error.strerror or error}", 2) from None
+
+
+def opened(path, kind):
+    """The file's bytes, unzipped and as UTF-8."""
+    file = (gzip.open if kind.zipped else open)(path, "rb")
+    return file if kind.encoding == "utf-8" else io.BufferedReader(Recoded(file, kind.encoding), 1 << 20)
+
+
+class Recoded(io.RawIOBase):
+    """A binary file of another encoding, read as UTF-8."""
+
+    def __init__(self, file, encoding):
+        self.file, self.decoder, self.rest = file, codecs.getincrementaldecoder(encoding)(), b""
+
+    def readable(self):
+        return True
+
+    def readinto(self, space):
+        while not self.rest and (piece := self.file.read(1 << 20)):
+            self.rest = self.decoder.decode(piece).encode("utf-8", "surrogatepass")
+        if not self.rest:
+            self.decoder.decode(b"", True)
+        count = min(len(space), len(self.rest))
+        space[:count], self.rest = self.rest[:count], self.rest[count:]
+        return count
+
+    def close(self):
+        self.file.close()
+        super().close()
+
+
+def unpacked(path, folder):
+    """`path` itself, or a plain copy of its rows in `folder`, where it is not `rangeable`; rows keep their numbers."""
+    if rangeable(path):
+        return str(path)
+    plain = is_plain_text(path)
+    target = Path(folder) / f"{len(os.listdir(folder))}_{Path(path).name}.{'txt' if plain else 'jsonl'}"
+    with open(target, "wb") as out:
+        at = 1
+        for number, raw in iter_lines(path):
+            out.write(b"\n" * (number - at) + raw + b"\n")
+            at = number + raw.count(b"\n") + 1
+    return str(target)
 
 
 def _lines(file, start):

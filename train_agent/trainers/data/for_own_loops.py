@@ -18,7 +18,7 @@ from train_agent.trainers.dataset import IGNORE, ItemData, PackedData, Position,
 from train_agent.trainers.build_stage import cached
 from train_agent.trainers.data.split import learnable
 
-FILES = (".jsonl", ".jsonl.gz", ".json", ".txt", ".txt.gz")
+FILES = (".jsonl", ".json", ".txt", ".csv", ".tsv", ".gz")
 
 
 class TextDataset(Dataset):

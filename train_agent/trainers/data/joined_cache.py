@@ -4,6 +4,8 @@ import hashlib
 
 import numpy as np
 
+from tools.formats import add_dropped
+
 
 class JoinedCache:
     """What a TokenCache offers, over `parts` (TokenCaches or JoinedCaches of the same dtype)."""
@@ -19,6 +21,9 @@ class JoinedCache:
         self.rows = np.concatenate([np.asarray(part.rows) + before for part, before in zip(self.parts, lines_before)])
         self.name = hashlib.sha256("+".join(part.name for part in self.parts).encode()).hexdigest()[:24]
         self.meta = {k: sum(part.meta[k] for part in self.parts) for k in ("documents", "tokens", "rows", "lines", "bad")}
+        self.meta["dropped"] = {}
+        for part in self.parts:
+            add_dropped(self.meta["dropped"], part.meta["dropped"])
         self.meta |= {k: [one for part in self.parts for one in part.meta[k]] for k in ("digests", "files")}
 
     def __reduce__(self):

@@ -31,7 +31,7 @@ from tools.saving.atomic import PREFIX, CheckpointError, read_json, still_writte
 from tools.reading.workers import Workers
 from train_agent.trainers.data.joined_cache import JoinedCache
 
-VERSION = 3                 # part of the key: raise it when the layout of the cache changes
+VERSION = 4                 # part of the key: raise it when the layout of the cache changes
 BLOCK = 2 << 20             # bytes of JSONL per job
 PARALLEL_FROM = 4 << 20     # smaller data is done in this process: starting workers costs more
 FILES = ("tokens.bin", "ends.bin", "rows.bin")
@@ -81,6 +81,7 @@ def open_cache(data, vocab, mode, cache_dir, text_field=None, max_bad_share=0.00
     """The token cache of these files, built where it is not there or damaged.
 
     data: path, pattern or list; mode: pretraining (all of it is learned) | instruction_finetuning | preference (what is no pair is a bad line).
+    text_field: as parse_line takes it, columns as a dict among it. meta["dropped"]: {what: [rows, characters]} that no model sees.
     verify=False: another process of this machine has just read all of it.
     """
     paths = formats.expand_paths(data)
@@ -188,10 +189,11 @@ def _build(folder, path, digest, encode, bad):
 
 def _write(work, path, encode, bad):
     documents = tokens = rows = last = wrong = 0
-    first = None
+    first, dropped = None, {}
     with open(work / "tokens.bin", "wb") as out, open(work / "ends.bin", "wb") as ends, open(work / "rows.bin", "wb") as origin, \
             tqdm(total=os.path.getsize(path), unit="B", unit_scale=True, desc=f"分词 {Path(path).name}", delay=2, leave=False) as bar:
         for result in encode(_blocks(path)):
+            formats.add_dropped(dropped, result["dropped"])
             for number, reason, raw in result["bad"]:
                 bad.add(path, number, reason, raw)
                 first, wrong = first or (str(path), number, reason), wrong + 1
@@ -206,7 +208,7 @@ def _write(work, path, encode, bad):
             f.flush()
             os.fsync(f.fileno())
     return {"dtype": encode.dtype.name, "documents": documents, "tokens": tokens, "rows": rows, "lines": last, "bad": wrong,
-            "first_bad": first, "content": content_of(work)}
+            "first_bad": first, "dropped": dropped, "content": content_of(work)}
 
 
 class _encoder:
@@ -246,7 +248,7 @@ def _blocks(path):
     """(file, [(line number, bytes)]) in blocks of about BLOCK bytes."""
     lines, size = [], 0
     for number, raw in formats.iter_lines(path):
-        lines.append((number, bytes(raw) if not isinstance(raw, formats.TooLong) else raw))
+        lines.append((number, bytes(raw) if not isinstance(raw, formats.Unreadable) else raw))
         size += len(raw) + 1
         if size >= BLOCK:
             yield str(path), lines
@@ -274,14 +276,15 @@ def _follow_parent():
 def _encode_block(block):
     path, lines = block
     plain = formats.is_plain_text(path)
-    rows, numbers, bad = [], [], []
+    rows, numbers, bad, dropped = [], [], [], {}
     for number, raw in lines:
         row = formats.parse_line(raw, _worker["text_field"], plain)
-        if _worker["mode"] == "preference" and not isinstance(row, str):
-            row = formats.not_a_pair(row) or row
+        if not isinstance(row, str):
+            row = (formats.not_a_pair(row) or row) if _worker["mode"] == "preference" else formats.as_dialogue(row)
         if isinstance(row, str):
             bad.append((number, row, raw[:1000]))
         else:
+            formats.count_dropped(dropped, row)
             rows.append(row)
             numbers.append(number - 1)
     parts, owners = [], []
@@ -293,6 +296,6 @@ def _encode_block(block):
                 supervised[1:] = True
             parts.append(ids.astype(dtype) | np.where(supervised, top, dtype.type(0)))
             owners.append(number)
-    return {"lines": len(lines), "last": lines[-1][0], "bytes": sum(len(raw) + 1 for _, raw in lines), "bad": bad,
+    return {"lines": len(lines), "last": lines[-1][0], "bytes": sum(len(raw) + 1 for _, raw in lines), "bad": bad, "dropped": dropped,
             "numbers": np.concatenate(parts) if parts else np.zeros(0, dtype),
             "lengths": np.array([len(p) for p in parts], dtype=np.int64), "rows": np.array(owners, dtype=np.int64)}

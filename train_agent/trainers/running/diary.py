@@ -1,5 +1,5 @@
 """What every training tells about itself: a short check-up of its data, the preflight, which code and machine made it, and at each
-checkpoint what it answers to a few questions of its own data. All of it is kept in the run's log, for the report."""
+checkpoint what it answers to a few fixed questions. All of it is kept in the run's log, for the report."""
 
 import copy
 import gc
@@ -14,17 +14,18 @@ from model.generate import generate
 from tools import check_data
 from tools.process.version import code_version
 from tools.errors import UserError
+from tools.formats import fields_of
 from tools.reading.hub import is_hf
 from tools.template import render_prompt, render_text
 from tools.vocab import Vocab
 from train_agent.trainers import parallel, preflight
 from train_agent.trainers.hardware import machine
 from train_agent.trainers.loop import Loop
-from train_agent.trainers.data.own_questions import own_questions
 from train_agent.trainers.data.split import announced
 
 SECONDS, SHARE = 5.0, 0.05      # a preflight of this length at most, and of at most this share of the run's steps
-PROMPTS, REPLY = 3, 40          # sentences that are asked, tokens of a reply
+PROMPTS = ("你好，你是谁？", "三加五等于多少？", "今天天气很好，")
+REPLY = 40                      # tokens
 PAUSE = 20                      # samples that took t seconds are followed by others after PAUSE * t at the earliest
 
 
@@ -75,12 +76,11 @@ class OpenedLoop(Loop):
 
 
 def samples(stage):
-    """Generator of (sentence of the run's own data, greedy reply). A copy answers: what the decoder prepares for itself must not meet the next step."""
+    """Generator of (fixed prompt, greedy reply). A copy answers: what the decoder prepares for itself must not meet the next step."""
     vocab, twin = Vocab.from_state(stage.about["vocab"]), copy.deepcopy(stage.model).eval()
-    for text in own_questions(stage)[:PROMPTS]:
+    for text in PROMPTS:
         messages = [{"role": "user", "content": text}]
-        completes = stage.options["training_mode"] == "pretraining"
-        ids = render_text(text, vocab)[0][:-1].tolist() if completes else render_prompt(messages, vocab)
+        ids = render_text(text, vocab)[0][:-1].tolist() if stage.name == "pre" else render_prompt(messages, vocab)
         yield text, vocab.decode(generate(twin, ids, REPLY))
 
 
@@ -93,7 +93,7 @@ def check_up(options):
     known = options.get("vocab_trg_path")
     try:
         vocab = Vocab.load_vocab(known) if known and Path(known).is_file() else None
-        return check_data.quick_check(paths, None, vocab, options["max_len"], options.get("text_field"), options["max_bad_share"],
+        return check_data.quick_check(paths, None, vocab, options["max_len"], fields_of(options), options["max_bad_share"],
                                       0.0 if options.get("eval_data_path") else options.get("eval_share"))
     except (UserError, OSError):
         return None

@@ -1,0 +1,147 @@
+"""A conversation in any of its usual spellings -> [{"role": "system|user|assistant", "content": str}, …]."""
+import json
+
+from tools.reading.row import UNANSWERED, Bad
+from tools.reading.transcripts import transcript, unmarked, without_thought
+
+ROLES = {name: role for role, names in {
+    "user": "user human 用户 人类 prompter",
+    "assistant": "assistant asst gpt model bot ai chatgpt chatbot moss 助手 机器人",
+    "system": "system developer 系统"}.items() for name in names.split()}
+TOOLS = {"tool", "tools", "function", "observation", "function_call", "function_response", "tool_call", "tool_calls", "tool_response",
+         "tool_result", "ipython", "工具"}
+QUESTIONS = ("instruction", "prompt", "query", "question", "ask", "q", "problem", "user", "human", "input", "user_input", "问题", "问", "提问")
+ANSWERS = ("output", "response", "answer", "target", "a", "completion", "reply", "assistant", "bot", "gpt", "chatgpt", "moss", "solution",
+           "回答", "答案", "答", "回复")
+PICTURES = ("image", "images", "image_url", "input_image", "audio", "input_audio", "audios", "video", "videos", "video_url")
+
+
+def several(value, name):
+    """A list, also one that was written as JSON text (tables do that)."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            pass
+    if not isinstance(value, list):
+        raise Bad(f"{name} 应是列表")
+    return value
+
+
+def conversation(source, value, name, container=None):
+    """The turns of a list: of messages, of question and answer pairs, or of strings in turn. `source` keeps account."""
+    turns = several(value, name)
+    if turns is not value:
+        source.take(value)
+    source.enter(turns, container)
+    if turns and all(isinstance(turn, str) for turn in turns):
+        if len(turns) < 2:
+            raise Bad("一轮对话应是 JSON 对象，或一问一答轮流的字符串")
+        return _said(source, turns)
+    return [message for turn in turns for message in _turn(source, turn)]
+
+
+def _said(source, strings):
+    return [_cleaned(source, "user" if i % 2 == 0 else "assistant", source.take(text)) for i, text in enumerate(strings)]
+
+
+def _turn(source, turn):
+    if isinstance(turn, list) and len(turn) == 2 and all(isinstance(text, str) for text in turn):
+        role = ROLES.get(turn[0].strip().lower())
+        return [_cleaned(source, role, source.take(turn[1]))] if role and source.take(turn[0]) else _said(source, turn)
+    if not isinstance(turn, dict):
+        raise Bad("一轮对话应是 JSON 对象")
+    turn = {key: value for key, value in turn.items() if value is not None}
+    if "role" not in turn and "from" not in turn and "speaker" not in turn and "content" not in turn:
+        pair = _pair(source, turn)
+        if pair:
+            return pair
+    return [_message(source, turn)]
+
+
+def _pair(source, turn):
+    """{"human": …, "assistant": …}, {"input": …, "output": …}, {"user": …}: one or two turns, or None."""
+    asked = next((name for name in QUESTIONS if isinstance(turn.get(name), str)), None)
+    answered = next((name for name in ANSWERS if isinstance(turn.get(name), str)), None)
+    if not asked and not (answered and len(turn) == 1):
+        return None
+    roles = [("system", "system")] if turn.get("system") else []
+    roles += [(name, role) for name, role in ((asked, "user"), (answered, "assistant")) if name]
+    return [_cleaned(source, role, source.take(_text(source, turn[name]))) for name, role in roles]
+
+
+def _message(source, turn):
+    role = next((turn[name] for name in ("role", "from", "speaker") if name in turn), None)
+    named = next((name for name in ("content", "value", "text", "message", "utterance") if name in turn), None)
+    if isinstance(role, str) and role.strip().lower() in TOOLS:
+        raise Bad(f"有工具角色 {role.strip()[:20]!r}，工具调用还不能训练，请去掉这样的行")
+    if not (named and turn[named]) and (turn.get("tool_calls") or turn.get("function_call")):
+        raise Bad("有只调用工具、不说话的一轮（tool_calls），工具调用还不能训练，请去掉这样的行")
+    if named is None and turn.get("reasoning_content"):
+        raise Bad("有的回答只有思考（reasoning_content），没有正文")
+    content = None if named is None else _text(source, turn[named])
+    if not isinstance(role, str) or not isinstance(content, str):
+        raise Bad("一轮对话要有 role（或 from）和 content（或 value），都是字符串")
+    known = ROLES.get(role.strip().lower())
+    if known is None:
+        raise Bad(f"不认识的角色 {role[:20]!r}")
+    source.take(role)
+    message = _cleaned(source, known, source.take(content))
+    if known == "assistant" and isinstance(turn.get("reasoning_content"), str) and turn["reasoning_content"].strip():
+        message["thinking"] = turn["reasoning_content"]
+    if known == "assistant" and any(turn[name] in (0, False) for name in ("weight", "loss", "train") if name in turn):
+        message["weight"] = 0
+    return message
+
+
+def _text(source, content):
+    """A string, or a list of text parts joined by line breaks."""
+    if not isinstance(content, list):
+        return content
+    texts = []
+    for part in content:
+        if isinstance(part, dict) and part.get("type") in ("text", "input_text", "output_text") and isinstance(part.get("text"), str):
+            source.take(part["type"])
+            texts.append(source.take(part["text"]))
+        elif isinstance(part, str):
+            texts.append(source.take(part))
+        else:
+            kind = part.get("type") if isinstance(part, dict) else None
+            raise Bad(f"content 里有 {str(kind)[:20]!r}，只能学文字" if kind else "content 里有不是文字的部分")
+    return "\n".join(texts)
+
+
+def _cleaned(source, role, content):
+    content = unmarked(content, source)
+    if role != "assistant":
+        return {"role": role, "content": content}
+    content, thought = without_thought(content, source)
+    return {"role": role, "content": content, **({"thinking": thought} if thought else {})}
+
+
+def user(source, text):
+    """One question -> its turns: a transcript (Human: … Assistant: …) that ends with the user's turn is taken apart."""
+    turns = transcript(text)
+    if turns and turns[-1]["role"] == "user":
+        return [_cleaned(source, m["role"], m["content"]) for m in turns]
+    return [_cleaned(source, "user", text)]
+
+
+def reply(source, text):
+    return _cleaned(source, "assistant", text)
+
+
+def answered(source, messages):
+    """The messages, if every reply says something and there is one to learn. What follows the last reply is counted as dropped."""
+    replies = [m for m in messages if m["role"] == "assistant"]
+    if not replies:
+        raise Bad("对话里没有回答")
+    if not all(m["content"].strip() for m in replies):
+        raise Bad("有的回答只有思考，没有正文" if any(m.get("thinking") for m in replies if not m["content"].strip()) else "有的回答是空的")
+    if all(m.get("weight") == 0 for m in replies):
+        raise Bad("所有回答都标了 weight: 0，没有要学的")
+    for message in reversed(messages):
+        if message["role"] == "assistant":
+            break
+        source.drop(UNANSWERED, message["content"])
+    return messages
