@@ -25,7 +25,7 @@ from tools.errors import UserError
 from tools.formats import BadLines, not_a_pair, read_rows
 from tools.reading.lines import iter_lines
 from tools.logs.reader import read_log
-from tools.pictures.preference_curves import draw_run, held_out
+from tools.pictures.others import draw_run, held_out
 from tools.saving.archive import read_json, write_json
 from train_agent.trainers import dpo_tuning, pre_training, sft_training
 from train_agent.trainers.hardware import machine

@@ -12,27 +12,30 @@ if __name__ == "__main__":
 
 import torch
 
-from chat_agent.load import TITLES, context_of, load
+from chat_agent.load import TITLES, context_of, load, talk_of
 from chat_agent.session import Session
 from chat_agent.terminal.commands import Commands
 from chat_agent.terminal.shown import remarks, show, thin
 from chat_agent.terminal.typing import LEAVE, Keyboard
-from model.sampling import Sampling
+from model.sampling import DEFAULTS, Sampling
 from tools.cli import guarded, parse
 from tools.errors import UserError
 from tools.process.signals import ctrl_c_interrupts
 
+READS = ("device", "threads", "out_dir")
 OPTIONS = [
     ("--model", {"action": "append", "metavar": "文件", "help": "模型 .pkl，任何阶段的都行；写几次就让几个模型并排回答（默认 out/TinySeek_SFT_final.pkl）"}),
     ("--prompt", {"metavar": "文字", "help": "只回答这一句：标准输出里只有回答"}),
     ("--system", {"metavar": "文字", "help": "系统提示，放在对话最前面"}),
-    ("--max_new_tokens", {"type": int, "default": 256, "metavar": "数", "help": "一次回答最多多少个词元（256）"}),
-    ("--temperature", {"type": float, "default": 0.0, "metavar": "数", "help": "0 = 总取最可能的；越大越随意，常用 0.7（0）"}),
-    ("--top_k", {"type": int, "default": 0, "metavar": "数", "help": "只在最可能的 k 个里选，0 = 不限（0）"}),
-    ("--top_p", {"type": float, "default": 1.0, "metavar": "数", "help": "只在合计概率达到 p 的最可能的几个里选（1.0）"}),
-    ("--min_p", {"type": float, "default": 0.0, "metavar": "数", "help": "去掉概率不到最可能者 p 倍的（0）"}),
-    ("--repetition_penalty", {"type": float, "default": 1.0, "metavar": "数", "help": "大于 1 时少用回答里已有的词（1.0）"}),
-    ("--no_repeat_ngram", {"type": int, "default": 0, "metavar": "数", "help": "回答里不重复任何 n 个连续的词元，0 = 不限（0）"}),
+    ("--max_new_tokens", {"type": int, "metavar": "数", "help": "一次回答最多多少个词元（256）"}),
+    ("--temperature", {"type": float, "metavar": "数", "help": "0 = 总取最可能的；越大越随意，常用 0.7（0）"}),
+    ("--top_k", {"type": int, "metavar": "数", "help": "只在最可能的 k 个里选，0 = 不限（0）"}),
+    ("--top_p", {"type": float, "metavar": "数", "help": "只在合计概率达到 p 的最可能的几个里选（1.0）"}),
+    ("--min_p", {"type": float, "metavar": "数", "help": "去掉概率不到最可能者 p 倍的（0）"}),
+    ("--repetition_penalty", {"type": float, "metavar": "数", "help": "大于 1 时少用回答里已有的词（1.0）"}),
+    ("--frequency_penalty", {"type": float, "metavar": "数", "help": "大于 0 时，回答里出现过的词每多一次就更少用（0）"}),
+    ("--presence_penalty", {"type": float, "metavar": "数", "help": "大于 0 时，少用回答里出现过的词，不论几次（0）"}),
+    ("--no_repeat_ngram", {"type": int, "metavar": "数", "help": "回答里不重复任何 n 个连续的词元，0 = 不限（0）"}),
     ("--stop", {"action": "append", "metavar": "文字", "help": "回答里出现这段文字就停在它前面；可写几次"}),
     ("--seed", {"type": int, "metavar": "数", "help": "随机种子；同一种子回答相同"}),
     ("--context", {"type": int, "metavar": "数", "help": "对话最多占多少个词元，更早的整轮先忘掉（默认为训练时的 max_len）"}),
@@ -40,12 +43,12 @@ OPTIONS = [
     ("--no_speculate", {"action": "store_true", "help": "不用第二个输出头猜词（更慢，贪心时结果相同）"}),
 ]
 
-SAMPLED = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "no_repeat_ngram")
+SAMPLED = tuple(name for name in DEFAULTS if name != "max_new_tokens")
 
 
 def main(argv=None):
-    manager, options = parse(argv, "和模型聊天", extra=OPTIONS, only_run_keys=True)
-    how = sampling_of(options)
+    manager, options = parse(argv, "和模型聊天", extra=OPTIONS, only_run_keys=True, reads=READS)
+    sampling_of(options, DEFAULTS)
     if manager.config["threads"]:
         torch.set_num_threads(manager.config["threads"])
     paths = options.model or [Path(manager.config["out_dir"]) / "TinySeek_SFT_final.pkl"]
@@ -54,19 +57,20 @@ def main(argv=None):
         return short_names([path])[0], open_session(path, manager.config["device"], options)
 
     chats = {name: open_model(path)[1] for name, path in zip(short_names(paths), paths)}
+    how = sampling_of(options, next(iter(chats.values())).sampling)
     if options.prompt is None:
         return converse(chats, how, open_model, options.stats)
     return answer_once(chats, options.prompt, how, options.stats)
 
 
-def sampling_of(options):
-    """The options of Session.ask; nonsense is a UserError before a model is loaded."""
-    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "no_repeat_ngram", "max_new_tokens", "seed")
+def sampling_of(options, table):
+    """The options of Session.ask: what the command says, else the model's own table. UserError for nonsense."""
     if options.context is not None and options.context < 8:
         raise UserError("--context 至少为 8。")
     if "" in (options.stop or ()):
         raise UserError("--stop 后面不能是空的文字。")
-    return {**checked({name: getattr(options, name) for name in names}), "stops": tuple(options.stop or ()),
+    given = {name: getattr(options, name) for name in table if getattr(options, name) is not None}
+    return {**checked({**table, **given, "seed": options.seed}), "stops": tuple(options.stop or ()),
             "speculate": False if options.no_speculate else None}
 
 
@@ -90,7 +94,7 @@ def open_session(path, device, options):
     completes = payload["stage"] == "Pre"
     print(f"{path}：{TITLES.get(payload['stage'], payload['stage'])}，{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M 参数"
           + ("，还没学过对话，只会接着写" if completes else ""), file=sys.stderr)
-    return Session(model, vocab, context_of(model, payload, options.context), completes, options.system)
+    return Session(model, vocab, context_of(model, payload, options.context), completes, options.system, talk_of(payload)["sampling"])
 
 
 def short_names(paths):

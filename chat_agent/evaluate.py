@@ -35,6 +35,8 @@ from tools.saving.atomic import write_bytes
 TASKS = ("bpc", "exact", "mcq")
 FITS = {"choice": ("mcq",), "question": ("bpc", "exact"), "rows": ("bpc",)}     # what `all` does with a file that looks like this
 SURE = 0.05             # a difference between two models that chance makes more often than this is called undecided
+READS = ("device", "threads", "out_dir", "log_dir", "cache_dir", "mixed_precision", "max_bad_share", "json_data_path",
+         "eval_data_path", "eval_share", "text_field", "hf_subset", "hf_split", "hf_streaming")
 OPTIONS = [
     ("--model", {"action": "append", "metavar": "P", "help": "检查点；写几次就比较几个，默认 out_dir 里的 TinySeek_SFT_final.pkl"}),
     ("--task", {"choices": (*TASKS, "all"), "default": "all",
@@ -49,7 +51,8 @@ OPTIONS = [
 
 
 def main(argv=None):
-    manager, options = parse(argv, "评估：每字比特、内置考题、选择题；可把几个模型放在一张表里比较", extra=OPTIONS, only_run_keys=True)
+    manager, options = parse(argv, "评估：每字比特、内置考题、选择题；可把几个模型放在一张表里比较", extra=OPTIONS,
+                             only_run_keys=True, reads=READS)
     check(options)
     config = manager.config
     if config["threads"]:

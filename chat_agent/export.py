@@ -38,7 +38,7 @@ OPTIONS = [
 
 def main(argv=None):
     manager, options = parse(argv, "导出：把检查点变成 transformers、llama.cpp、Ollama 能用的格式，或带回来", extra=OPTIONS,
-                             only_run_keys=True)
+                             only_run_keys=True, reads=("save_precision",))
     _check(options)
     precision = options.precision
     if precision is None and "save_precision" in options.overrides:

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from model.build import build
+from model.sampling import DEFAULTS, Sampling
 from tools.checkpoint import load_chain
 from tools.errors import UserError
 from tools.vocab import Vocab
@@ -52,6 +53,35 @@ def context_of(model, payload, wanted=None):
     trained = payload["run"].get("max_len") if isinstance(payload["run"], dict) else None
     trained = wanted or (trained if isinstance(trained, int) and trained > 0 else 512)
     return min(trained, model.config.max_position or trained)
+
+
+DEMO_QUESTIONS = ("你叫什么名字？", "34加57等于几？", "把“山水花”倒过来写。", "我要买三斤苹果和两袋大米。")
+DEMO_OPENINGS = ("今天早上", "从前有", "小明说")
+ANY_QUESTIONS, ANY_OPENINGS = ("你好", "你是谁？", "你会做什么？"), ("从前", "今天", "我们")
+
+
+def talk_of(payload):
+    """How a model wants to be talked to -> {"sampling": as model.sampling.DEFAULTS, "prompts": a few sentences from its own data}.
+
+    Kept in the checkpoint; one from before that gets the table and sentences that its kind of data suggest.
+    """
+    talk = payload.get("talk") if isinstance(payload.get("talk"), dict) else {}
+    run = payload["run"] if isinstance(payload["run"], dict) else {}
+    given = talk.get("sampling") if isinstance(talk.get("sampling"), dict) else {}
+    sampling = {**DEFAULTS, **{name: value for name, value in given.items() if name in DEFAULTS}}
+    try:
+        Sampling(**{name: value for name, value in sampling.items() if name != "max_new_tokens"})
+    except (ValueError, TypeError):
+        sampling = dict(DEFAULTS)
+    prompts = [one for one in talk.get("prompts") or () if isinstance(one, str) and one.strip()]
+    return {"sampling": sampling, "prompts": prompts or list(_guessed(payload["stage"] == "Pre", run.get("json_data_path")))}
+
+
+def _guessed(completes, data):
+    demo = any("demo_" in Path(str(one)).name for one in (data if isinstance(data, list) else [data]))
+    if completes:
+        return DEMO_OPENINGS if demo else ANY_OPENINGS
+    return DEMO_QUESTIONS if demo else ANY_QUESTIONS
 
 
 def _first_line(error):

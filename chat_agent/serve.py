@@ -22,11 +22,14 @@ from tools.errors import UserError
 from tools.process.first import in_notebook
 
 KEY_VARIABLE = "TINYSEEK_API_KEY"
+READS = ("device", "threads", "out_dir", "log_dir")
 OPTIONS = [
     ("--model", {"action": "append", "metavar": "文件", "help": "模型或适配器 .pkl，可写几次；写成 名字=文件 可自己起名（默认 out/TinySeek_SFT_final.pkl）"}),
     ("--host", {"default": "127.0.0.1", "metavar": "地址", "help": "在哪个地址上服务；0.0.0.0 让别的机器也能用，这时请加 --api_key（127.0.0.1）"}),
     ("--port", {"type": int, "default": 8000, "metavar": "数", "help": "端口，0 = 任选一个空的（8000）"}),
     ("--api_key", {"metavar": "密钥", "help": f"要求客户端带上这个密钥；也可放在环境变量 {KEY_VARIABLE} 里，那样别人在进程列表中看不到"}),
+    ("--allow_origin", {"action": "append", "metavar": "网址", "help": "允许别的网页（如 https://app.nextchat.dev）用这个服务，可写几次；* = 都允许"}),
+    ("--allow_host", {"action": "append", "metavar": "名字", "help": "没有密钥时还认哪些主机名，可写几次（默认只认 IP 地址、localhost 和本机名）"}),
     ("--max_new_tokens", {"type": int, "default": 1024, "metavar": "数", "help": "一个回答最多多少个词元，请求要得更多也只给这么多（1024）"}),
     ("--max_batch", {"type": int, "default": 16, "metavar": "数", "help": "同时写多少个回答（16）"}),
     ("--max_queue", {"type": int, "default": 64, "metavar": "数", "help": "最多多少个回答排队，再多的请求得到 429（64）"}),
@@ -36,23 +39,58 @@ OPTIONS = [
 
 
 def main(argv=None):
-    manager, options = parse(argv, "服务：OpenAI 式接口，和浏览器里的聊天页", extra=OPTIONS, only_run_keys=True)
+    manager, options = parse(argv, "服务：OpenAI 式接口，和浏览器里的聊天页", extra=OPTIONS, only_run_keys=True, reads=READS)
     if in_notebook():
         raise UserError("服务要一直占着一个进程，笔记本里不能这样启动。请在终端里运行 python chat_agent/serve.py，"
                         "或在单元格里写 !python chat_agent/serve.py --model 文件。")
     run, limits = need_packages(), limits_of(options)
     key = options.api_key if options.api_key is not None else os.environ.get(KEY_VARIABLE)
     check_key(key)
-    config, paths = manager.config, options.model or [str(Path(manager.config["out_dir"]) / "TinySeek_SFT_final.pkl")]
+    origins, config = [origin_of(one) for one in options.allow_origin or ()], manager.config
     limits = dataclasses.replace(limits, connections=run.raise_descriptor_limit(limits.connections))
     sock = run.listen(options.host, options.port)
-    if not key and not run.is_local(sock):
-        print(f"警告：{options.host} 让别的机器也能连上，却没有密钥，谁都能用。请加 --api_key，或改回 --host 127.0.0.1。", file=sys.stderr)
+    warn(options.host, key, run.is_local(sock), origins)
     with sock:
-        models = load_all(paths, config, options)
-        run.serve(models, limits, sock, config["log_dir"], key, config["threads"], lambda: announce(sock, models, key))
+        models = open_models(options, config)
+        run.serve(models, limits, sock, curves_of(config, limits), rules_of(key, options.allow_host, origins, limits), config["threads"],
+                  lambda: announce(sock, run.network_address(), key))
     print("服务已停止。")
     return 143
+
+
+def warn(host, key, local, origins):
+    if not key and not local:
+        print(f"警告：{host} 让别的机器也能连上，却没有密钥，谁都能用。请加 --api_key，或改回 --host 127.0.0.1。", file=sys.stderr)
+    if not key and "*" in origins:
+        print("警告：--allow_origin * 又没有密钥：你打开的任何网页都能用这个服务。请加 --api_key，或写明网址。", file=sys.stderr)
+
+
+def origin_of(word):
+    """--allow_origin as browsers write it: https://name[:port]. UserError 2 for anything else."""
+    from urllib.parse import urlsplit
+    if word in ("*", "null"):
+        return word
+    try:
+        parts = urlsplit(word)
+        good = parts.scheme and parts.netloc and parts.path in ("", "/") and not (parts.query or parts.fragment or parts.username)
+    except ValueError:
+        good = False
+    if not good:
+        raise UserError(f"--allow_origin 应是 https://名字 或 http://名字:端口 这样的网址，或 *，不能是 {word}。")
+    return f"{parts.scheme}://{parts.netloc}".lower()
+
+
+def rules_of(key, hosts, origins, limits):
+    import socket
+
+    from chat_agent.server.access import Rules, own_names
+    names = own_names(socket.gethostname()) | {name.lower().rstrip(".") for name in hosts or ()}
+    return Rules(key, tuple(names), tuple(origins), limits.heard_out)
+
+
+def curves_of(config, limits):
+    from chat_agent.server.curves import Curves
+    return Curves(config["log_dir"], limits)
 
 
 def need_packages():
@@ -82,22 +120,42 @@ def check_key(key):
         raise UserError("密钥不能为空，只能用看得见的英文字符、数字和符号，两头没有空格。")
 
 
+def open_models(options, config):
+    """-> Models. Without --model the usual file; while a first training has not written it yet there are only the curves."""
+    from chat_agent.server.models import Models
+    if options.model:
+        return Models(load_all(options.model, config, options))
+    usual = Path(config["out_dir"]) / "TinySeek_SFT_final.pkl"
+    if usual.exists():
+        return Models(load_all([str(usual)], config, options))
+    print(f"还没有模型 {usual}：先只有训练曲线。训练完成后这里会自己用上它；现在训练请运行 python run.py", flush=True)
+
+    def find():
+        try:
+            return load_all([str(usual)], config, options) if usual.exists() else []
+        except UserError as error:                      # the next request looks again
+            print(error, file=sys.stderr)
+            return []
+    return Models([], find)
+
+
 def load_all(paths, config, options):
-    """--model values -> Models. UserError as `load` raises them; 2 for two models of one name."""
+    """--model values -> list of Served. UserError as `load` raises them; 2 for two models of one name."""
     from chat_agent.chat import short_names
-    from chat_agent.load import TITLES, context_of, load
-    from chat_agent.server.models import Models, Served
+    from chat_agent.load import TITLES, context_of, load, talk_of
+    from chat_agent.server.models import Served
     named = [split_name(path) for path in paths]
     names = [name or short for (name, _), short in zip(named, short_names([path for _, path in named]))]
     if len(set(names)) < len(names):
         raise UserError("有两个模型同名。请用 --model 名字=文件 给它们起不同的名字。")
     served = []
-    for name, (_, path) in zip(names, named):
+    for name, (own, path) in zip(names, named):
         model, vocab, payload = load(path, config["device"])
-        served.append(Served(name, model, vocab, context_of(model, payload, options.context), payload["stage"] == "Pre",
-                             TITLES.get(payload["stage"], payload["stage"]), int(Path(path).stat().st_mtime)))
-        print(f"{name}：{path}，{served[-1].title}，{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M 参数", flush=True)
-    return Models(served)
+        title = TITLES.get(payload["stage"], payload["stage"])
+        served.append(Served(name, model, vocab, context_of(model, payload, options.context), payload["stage"] == "Pre", title,
+                             int(Path(path).stat().st_mtime), own or f"{title}（{name}）" * (len(paths) > 1) or title, **talk_of(payload)))
+        print(f"{name}：{path}，{title}，{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M 参数", flush=True)
+    return served
 
 
 def split_name(word):
@@ -108,10 +166,14 @@ def split_name(word):
     return name, path
 
 
-def announce(sock, models, key):
+def announce(sock, network, key):
+    """Where the server is; bound to all addresses, also where others on the network find it."""
     host, port = sock.getsockname()[:2]
+    everywhere = host in ("0.0.0.0", "::")
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
     print(f"已就绪：http://{host}:{port}　（接口 http://{host}:{port}/v1{'，需要密钥' if key else ''}；按 Ctrl-C 停止）", flush=True)
+    if everywhere and network:
+        print(f"同一个网络里的别的机器请打开：http://{network}:{port}", flush=True)
 
 
 if __name__ == "__main__":

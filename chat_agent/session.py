@@ -4,6 +4,7 @@ import codecs
 import time
 
 from model.generate import Reply, stream
+from model.sampling import DEFAULTS
 from tools.errors import UserError
 from tools.template import render_prompt, render_text
 
@@ -53,7 +54,8 @@ def turns(messages):
 
 
 def fitting(messages, vocab, limit):
-    """The messages whose prompt has at most `limit` ids: oldest whole turns go first, system messages and the last turn stay."""
+    """-> (the messages whose prompt has at most `limit` ids, number of turns left out): oldest whole turns go first, system messages
+    and the last turn stay."""
     system, parts = turns(messages)
     sizes = [sum(_sizes(part, vocab)) for part in parts]
     total = 3 + sum(_sizes(system, vocab)) + sum(sizes)                           # the leading end, Assistant and the colon
@@ -61,7 +63,7 @@ def fitting(messages, vocab, limit):
     while total > limit and dropped < len(parts) - 1:
         total -= sizes[dropped]
         dropped += 1
-    return system + [m for part in parts[dropped:] for m in part]
+    return system + [m for part in parts[dropped:] for m in part], dropped
 
 
 def _sizes(messages, vocab):
@@ -77,13 +79,15 @@ def within(context, prompt, wanted):
 class Session:
     """model, vocab: as `load` gives them. context: ids that prompt and reply share. completes: a pre-trained model that knows no
     dialogues goes on with the user's text instead of answering it, and remembers nothing.
+
+    sampling: how it answers where nobody says otherwise. After a reply: `reply` (a Reply) and `seconds` say how it went, `used` how
+    many ids the prompt had, `dropped` how many of the oldest turns were left out of it because they did not fit.
     """
 
-    def __init__(self, model, vocab, context=512, completes=False, system=None):
+    def __init__(self, model, vocab, context=512, completes=False, system=None, sampling=DEFAULTS):
         self.model, self.vocab, self.context, self.completes = model, vocab, context, completes
-        self.system = system
-        self.reply, self.seconds = Reply(), 0.0
-        self.dropped, self.used = 0, 0          # of the last prompt: oldest turns that it left out, ids that it had
+        self.system, self.sampling = system, sampling
+        self.reply, self.seconds, self.used, self.dropped = Reply(), 0.0, 0, 0
         self.clear()
 
     def clear(self):
@@ -95,31 +99,30 @@ class Session:
         if self.completes:
             return render_text(self.messages[-1]["content"], self.vocab)[0][:-1].tolist()
         limit = self.context - min(max_new_tokens, self.context // 2)
-        kept = fitting(self.messages, self.vocab, limit)
-        self.dropped = len(turns(self.messages)[1]) - len(turns(kept)[1])
+        kept, self.dropped = fitting(self.messages, self.vocab, limit)
         return render_prompt(kept, self.vocab)
 
-    def ask(self, text, max_new_tokens=256, **options):
+    def ask(self, text, max_new_tokens=None, **options):
         """Yields the reply in pieces of whole characters and keeps it in the history, also when it is broken off.
 
-        Options: `stops`, strings that end the reply; the rest as in model.generate.stream. Afterwards `reply` (a Reply), `seconds`,
-        `dropped` and `used` say how it went.
+        Options: `stops`, strings that end the reply; the rest as in model.generate.stream.
         """
         if self.completes:
             self.clear()
         self.messages.append({"role": "user", "content": text})
-        yield from self._answer(max_new_tokens, options)
+        yield from self._answer(max_new_tokens, {**self.sampling, **options})
 
-    def retry(self, max_new_tokens=256, **options):
+    def retry(self, max_new_tokens=None, **options):
         """Throws the last reply away and yields another one. UserError if there is nothing to answer."""
         while self.messages and self.messages[-1]["role"] == "assistant":
             self.messages.pop()
         if not self.messages or self.messages[-1]["role"] != "user":
             raise UserError("还没有可以重答的问题。")
-        yield from self._answer(max_new_tokens, options)
+        yield from self._answer(max_new_tokens, {**self.sampling, **options})
 
-    def _answer(self, max_new_tokens, options):
-        self.reply = Reply()
+    def _answer(self, wanted, options):
+        self.reply, usual = Reply(), options.pop("max_new_tokens")
+        max_new_tokens = wanted or usual
         prompt = self._prompt_or_forget(max_new_tokens)
         self.used = len(prompt)
         characters, pieces, started = Characters(self.vocab, options.pop("stops", ())), [], time.perf_counter()

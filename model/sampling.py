@@ -4,8 +4,10 @@ B rows, V vocabulary. Everything here is a function of its arguments; random num
 its own seed only and not on what is generated beside it.
 """
 
+import math
 import random
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, fields
 from functools import lru_cache
 
 import torch
@@ -18,10 +20,11 @@ RESERVED = 16   # ids below this are structure (roles, padding, ...): never gene
 class Sampling:
     """How the next id is chosen. temperature below 1e-5 is greedy; then top_k, top_p and min_p do nothing.
 
-    top_k: the k most probable ids (0 = all). top_p: the fewest ids that together have this probability (1 = all, 0 = the best one alone). min_p: ids with at
-    least this share of the best one's probability (0 = all). repetition_penalty: logits of ids already in the reply are divided by
-    it when positive and multiplied when negative (CTRL, arXiv:1909.05858). no_repeat_ngram n: no n ids twice in the same order.
-    Applied in this order: penalties, temperature, top_k, top_p, min_p. ValueError for values without a meaning.
+    top_k: the k most probable ids (0 = all). top_p: the fewest ids that together have this probability (1 = all, 0 = the best one
+    alone). min_p: ids with at least this share of the best one's probability (0 = all). repetition_penalty: logits of ids already in
+    the reply are divided by it when positive and multiplied when negative (CTRL, arXiv:1909.05858). frequency_penalty, presence_penalty: taken off the logit
+    of such an id, the first once for each time it is there, the second once (OpenAI). no_repeat_ngram n: no n ids twice in the same
+    order. Applied in this order: penalties, temperature, top_k, top_p, min_p. ValueError for values without a meaning.
     """
 
     temperature: float = 0.0
@@ -29,6 +32,8 @@ class Sampling:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
     no_repeat_ngram: int = 0
     stop_ids: tuple = (1,)
     reserved: int = RESERVED
@@ -36,7 +41,8 @@ class Sampling:
     def __post_init__(self):
         object.__setattr__(self, "stop_ids", tuple(self.stop_ids))
         good = (0 <= self.temperature < float("inf") and self.top_k >= 0 and 0 <= self.top_p <= 1 and 0 <= self.min_p <= 1
-                and 0 < self.repetition_penalty < float("inf") and self.no_repeat_ngram >= 0)
+                and 0 < self.repetition_penalty < float("inf") and self.no_repeat_ngram >= 0
+                and math.isfinite(self.frequency_penalty) and math.isfinite(self.presence_penalty))
         if not good:
             raise ValueError(f"sampling options out of range: {self}")
 
@@ -47,7 +53,7 @@ class Sampling:
     @property
     def forgetful(self):
         """Whether the choice of an id does not depend on the ids before it in the reply, other than through the model."""
-        return self.repetition_penalty == 1 and not self.no_repeat_ngram
+        return self.repetition_penalty == 1 and not (self.frequency_penalty or self.presence_penalty or self.no_repeat_ngram)
 
     def allowed(self, logits, replies):
         """logits (B, V), changed in place; replies: B lists of the ids generated so far -> the same logits after bans and penalties."""
@@ -58,6 +64,12 @@ class Sampling:
                 seen = torch.tensor(list(dict.fromkeys(reply)), dtype=torch.long, device=logits.device)
                 values = row[seen]
                 row[seen] = torch.where(values > 0, values / self.repetition_penalty, values * self.repetition_penalty)
+        if self.frequency_penalty or self.presence_penalty:
+            for row, reply in zip(logits, replies):
+                counts = Counter(reply)
+                seen = torch.tensor(list(counts), dtype=torch.long, device=logits.device)
+                times = torch.tensor(list(counts.values()), dtype=logits.dtype, device=logits.device)
+                row[seen] -= self.frequency_penalty * times + self.presence_penalty
         if self.no_repeat_ngram:
             for row, reply in zip(logits, replies):
                 banned = repeats(reply, self.no_repeat_ngram)
@@ -93,6 +105,11 @@ class Sampling:
         if self.greedy:
             return logits.argmax(-1).tolist()
         return draw(self.probabilities(logits), numbers)
+
+
+# How a model answers where nobody says otherwise: in the terminal, on the page, over the API and in a Modelfile. A checkpoint keeps the
+# table that it was saved with. Greedy, because that scores best on questions that have an answer.
+DEFAULTS = {f.name: f.default for f in fields(Sampling) if f.name not in ("stop_ids", "reserved")} | {"max_new_tokens": 256}
 
 
 @lru_cache(maxsize=64)

@@ -69,7 +69,8 @@ def test_oldest_whole_turns_go_first(vocab):
     messages = [{"role": "system", "content": "小船"}] + say("苹果", "茶") + say("书", "面包") + say("月亮")
     whole = len(render_prompt(messages, vocab))
     for limit in range(1, whole + 2):
-        kept = fitting(messages, vocab, limit)
+        kept, dropped = fitting(messages, vocab, limit)
+        assert dropped == (len(messages) - len(kept)) // 2
         size = len(render_prompt(kept, vocab))
         assert kept[0] == messages[0] and kept[-1] == messages[-1]                     # system and the question stay
         assert kept[1:] in (messages[1:], messages[3:], messages[5:])

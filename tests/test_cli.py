@@ -177,6 +177,36 @@ def test_help_of_a_command_for_checkpoints_hides_the_model(capsys):
     assert "--device" in text and "--n_layer" not in text and "--batch_size" not in text
 
 
+def test_a_command_lists_what_it_reads_and_refuses_other_work(capsys):
+    reads = {"reads": ("device", "max_len"), "stage": None}
+    text = help_of(capsys, "-h", **reads)
+    assert "--device" in text and "--max_len" in text and "--threads" not in text and "--dry_run" not in text
+    for words in ("--find_lr", "--dry_run false", "--plan gpus=4", "--resume nosuch.pkl", "--resume_from_checkpoint x"):
+        refused(words, words.split()[0], "训练", **reads)
+    manager, _ = run("--device cpu --sft.max_len 64 --compile no --tracker wandb", **reads)
+    said = capsys.readouterr().err
+    assert manager.config["sft"]["max_len"] == 64 and "--compile --tracker" in said and "--device" not in said and "max_len" not in said
+
+
+@pytest.mark.parametrize("words, said", [
+    ("--cutoff_len 64", None), ("--torch_dtype bfloat16", None), ("--do_sample", "--temperature"), ("--num_beams 4", "束"), ("--gpu 0", "device"),
+    ("--evaluation_strategy steps", "eval_steps"), ("--from_weight pretrain", "pretraining_model_path"), ("--finetuning_type lora", "lora_train.py"),
+    ("--load_in_4bit", "gguf"),
+])
+def test_options_of_other_projects_are_understood_or_explained(words, said):
+    refused(words, said) if said else run(words)
+
+
+def test_switches_and_lists_leave_the_files_alone():
+    extra = [("files", {"nargs": "*"}), ("--held", {"nargs": "+"}), ("--all", {"action": "store_true"})]
+    for words, files, held in (("--hf_streaming a b", ["a", "b"], None), ("a --max_len 9 b --all", ["a", "b"], None),
+                               ("a --held x --all", ["a"], ["x"]), ("a --all --held x y", ["a"], ["x", "y"]), ("--tie_embedding false a", ["a"], None)):
+        options = parse(words.split(), extra=extra)[1]
+        assert (options.files, options.held) == (files, held), words
+    with pytest.raises(UserError, match="--bogus"):
+        parse(["--bogus", "a"], extra=extra)
+
+
 def test_after_two_dashes_all_is_text():
     assert run("--")[1].prompt is None
     extra = [("words", {"nargs": "*"})]
@@ -197,10 +227,13 @@ def script(tmp_path, body, *arguments, **keywords):
     ("return None", 0, ""), ("return 3", 3, ""), ("raise UserError('坏了，请修')", 2, "错误：坏了，请修"), ("raise UserError('满', 7)", 7, "错误：满"),
     ("raise KeyboardInterrupt", 143, "已停止"), ("import errno; raise OSError(errno.ENOSPC, 'x', 'f.pkl')", 7, "f.pkl"),
     ("import errno; raise OSError(errno.EROFS, 'x', 'f.pkl')", 2, "没有权限"), ("raise MemoryError", 2, "--batch_size"),
+    ("open('没有/x.json')", 2, "没有/x.json"), ("open('.', 'w')", 2, "文件夹"), ("open('脚本.py/x')", 2, "脚本.py/x"), ("open('长' * 300, 'w')", 2, "名字太长"),
+    ("import os; os.mkdir('d'); os.mkdir('d')", 2, "d 已经有了"), ("raise ConnectionResetError(104, 'reset by peer')", 2, "reset by peer"),
+    ("import errno; raise OSError(errno.EIO, '坏盘', 'f')", 2, "f：坏盘"), ("raise OSError('odd')", 2, "odd"),
     ("parse(['--n_head', '7'], stage='pre')", 2, "n_head=7"), ("parse(['--help'], '说明')", 0, ""), ("sys.exit(5)", 5, ""),
 ])
 def test_T1_guarded_ends_with_the_contracts_exit_codes(tmp_path, body, code, said):
-    done = script(tmp_path, body)
+    done = script(tmp_path, body, cwd=tmp_path)
     errors = done.stderr.decode("utf-8")
     assert done.returncode == code and said in errors and "Traceback" not in errors and len(errors.splitlines()) <= 2
 
@@ -222,8 +255,9 @@ def test_guarded_is_quiet_when_the_reader_leaves(tmp_path):
 
 
 def test_guarded_prints_what_the_console_cannot(tmp_path):
-    done = script(tmp_path, "raise UserError('找不到 \\udcff 文件')", env={**os.environ, "PYTHONIOENCODING": "ascii"})
-    assert done.returncode == 2 and b"Traceback" not in done.stderr
+    for encoding in ("ascii", "cp1252", "latin-1"):
+        done = script(tmp_path, "print('中文 ✓'); raise UserError('找不到 \\udcff 文件')", env={**os.environ, "PYTHONIOENCODING": encoding})
+        assert done.returncode == 2 and "找不到 ? 文件" in done.stderr.decode() and "中文 ✓" in done.stdout.decode()
 
 
 def test_the_command_line_is_light():

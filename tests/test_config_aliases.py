@@ -72,7 +72,7 @@ def test_T11_A4_the_minimind_call_loads_unchanged(load):
 
 def test_T11_each_key_alone_as_json_and_on_the_command_line(load):
     for name, (value, key, expected) in {**TRAINING_BLOCK, **MINIMIND_CALL}.items():
-        if key in (None, "json_data_path", "out_dir", "n_head") or value is None:
+        if key in (None, "json_data_path", "out_dir", "n_head", "d_model") or value is None:
             continue
         assert load({name: value})[key] == expected, name
         assert load({}, overrides={name: str(value)})[key] == expected, name

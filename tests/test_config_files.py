@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tools.config.compare import compare, fingerprint
-from tools.config.keys import KEYS, STAGES
+from tools.config.keys import KEYS, STAGES, default_of
 from tools.config_manager import ROOT, ConfigManager
 from toy_config import make, refused          # noqa: F401 (a fixture)
 
@@ -119,6 +119,38 @@ def test_T7_yaml_without_pyyaml_says_what_to_do(make, monkeypatch):
     refused(make, "n_layer: 3", "PyYAML", "pip install", name="c.yaml")
 
 
+# ---------------------------------------------------------------- one set of defaults
+
+def test_an_empty_file_is_no_file(make):
+    """What a user's own file does not say is as without it, in every stage and preset, from JSON, YAML and Python."""
+    for preset in (None, "fast", "gpt2"):
+        plain = ConfigManager(ROOT / "model_config.json", preset=preset).config
+        assert make({}, preset=preset).config == make("", name="e.yml", preset=preset).config == ConfigManager({}, preset=preset).config == plain
+    assert make({"lora": {"rank": 4}}).config["lora"]["forget_penalty"] == 50
+
+
+def test_the_table_says_what_the_shipped_file_says():
+    raw = json.loads((ROOT / "model_config.json").read_text(encoding="utf-8"))
+    for name, value in raw.items():
+        if name in STAGES:
+            assert {key: default_of(key, name) for key in value} == value, name
+        elif name != "presets":
+            assert default_of(name) == value, name
+    shipped, bare = ConfigManager(ROOT / "model_config.json").config, ConfigManager({"base": None}).config
+    assert {**bare, "presets": 0} == {**shipped, "presets": 0}
+
+
+def test_an_edited_shipped_file_lies_below_every_other(make, monkeypatch):
+    (make.elsewhere / "model_config.json").write_text('{"n_layer": 3, "sft": {"init_lr": 1e-4}, "presets": {"own": {"n_layer": 9}}}')
+    monkeypatch.setattr("tools.config_manager.ROOT", make.elsewhere)
+    config = make({"sft": {"batch_size": 2}, "presets": {"mine": {"n_layer": 7}}}).config
+    assert (config["n_layer"], config["sft"]["init_lr"], config["sft"]["batch_size"]) == (3, 1e-4, 2)
+    assert [make({"presets": {"mine": {"n_layer": 7}}}, preset=name).config["n_layer"] for name in ("own", "mine")] == [9, 7]
+    assert make({"base": None}).config["n_layer"] == 4 and make({"batch_size": 2}).config["sft"]["batch_size"] == 2
+    refused(make, {"base": "other.json"}, "base", "null")
+    refused(make, {"base": None}, "own", preset="own")
+
+
 # ---------------------------------------------------------------- presets
 
 def test_the_shipped_file_and_each_of_its_presets_are_valid():
@@ -155,17 +187,17 @@ def test_preset_values_are_checked_also_when_not_asked_for(make):
 
 def test_fingerprint_is_grouped_and_leaves_out_what_may_change(make):
     groups = fingerprint(make().stage("sft"))
-    assert groups["model"]["d_model"] == 256 and groups["optimizer"]["optimizer"] == "adam"
-    assert groups["schedule"]["init_lr"] == 5e-5 and "json_data_path" in groups["data"]
+    assert groups["model"]["d_model"] == 192 and groups["optimizer"]["optimizer"] == "muon"
+    assert groups["schedule"]["init_lr"] == 2e-3 and "json_data_path" in groups["data"]
     flat = {key for group in groups.values() for key in group}
     assert not flat & {"logging_steps", "save_steps", "eval_steps", "num_workers", "log_file", "log_dir", "out_dir", "device", "threads", "dry_run"}
     assert fingerprint(json.loads(json.dumps(make().stage("sft")))) == groups
 
 
 @pytest.mark.parametrize("change, verdict", [
-    ({"d_model": 128}, "never"), ({"max_len": 64}, "never"), ({"optimizer": "sgd"}, "never"), ({"seed": 1}, "never"), ({"json_data_path": "x.jsonl"}, "never"),
-    ({"init_lr": 1e-3}, "ask"), ({"batch_size": 2}, "ask"), ({"weight_decay": 0.0}, "ask"), ({"dropout": 0.1}, "ask"), ({"scheduler": "cosine"}, "ask"),
-    ({"max_steps": 200}, "ok"), ({"max_steps": None}, "ok"), ({"max_steps": 50}, "ask"), ({"max_epochs": 2}, "ok"),
+    ({"d_model": 96}, "never"), ({"max_len": 64}, "never"), ({"optimizer": "sgd"}, "never"), ({"seed": 1}, "never"), ({"json_data_path": "x.jsonl"}, "never"),
+    ({"init_lr": 1e-3}, "ask"), ({"batch_size": 2}, "ask"), ({"weight_decay": 0.0}, "ask"), ({"dropout": 0.1}, "ask"), ({"scheduler": "constant"}, "ask"),
+    ({"max_steps": 200}, "ok"), ({"max_steps": None}, "ok"), ({"max_steps": 50}, "ask"), ({"max_epochs": 3}, "ok"),
     ({"logging_steps": 1, "num_workers": 3, "save_steps": 7, "log_file": "y", "threads": 1, "save_total_limit": None}, None),
 ])
 def test_compare_tells_what_a_resume_may_change(make, change, verdict):

@@ -63,9 +63,17 @@ def test_T2_every_contract_key_is_there_with_its_default(make):
 
 def test_S1_S2_O1_rates_of_the_tinyseek_stages(make):
     pre, sft = make().config["pre"], make().config["sft"]
-    assert (pre["init_lr"], pre["min_lr"], pre["decay"]) == (5e-4, 1e-7, 0.9995)
-    assert (sft["init_lr"], sft["min_lr"], sft["decay"]) == (5e-5, 5e-7, 0.99995)
-    assert pre["scheduler"] == "exponential" and pre["warmup_index"] == pre["keep_temp_index"] == -1 and pre["optimizer"] == "adam"
+    assert (pre["min_lr"], pre["decay"], sft["min_lr"], sft["decay"]) == (1e-7, 0.9995, 5e-7, 0.99995)
+    assert pre["warmup_index"] == pre["keep_temp_index"] == -1
+
+
+@pytest.mark.parametrize("key", ["warmup_index", "keep_temp_index"])
+def test_S2_a_warm_up_by_chunks_is_exponential_whatever_lies_below(make, key):
+    pre, sft = (make({"pre": {key: 2}}).config[stage] for stage in ("pre", "sft"))
+    assert (pre[key], pre["scheduler"], pre["warmup_steps"]) == (2, "exponential", 0) and sft["scheduler"] == "cosine"
+    assert make(stage="sft", overrides={key: "2"}).config["sft"]["scheduler"] == "exponential"
+    assert make({"pre": {key: 2, "scheduler": "linear"}}).config["pre"]["scheduler"] == "linear"
+    refused(make, {"pre": {key: 2, "warmup_steps": 5}}, key, "warmup_steps")
 
 
 def test_stage_gives_one_flat_dict(make):
@@ -199,10 +207,10 @@ def test_D6_chunk_keys(make):
     ({"keep": 9}, ["keep", "other_experts"]),
     ({"shared_experts": 0}, ["shared_experts"]),
     ({"n_kv_head": 2}, ["n_kv_head", "gqa"]),
-    ({"attention": "gqa", "n_kv_head": 3}, ["n_kv_head", "n_head"]),
+    ({"attention": "gqa", "n_kv_head": 4}, ["n_kv_head", "n_head"]),
     ({"attention": "gqa", "d_model": 40, "n_head": 8}, ["偶数"]),
     ({"n_dense_layer": 5}, ["n_dense_layer"]),
-    ({"min_lr": 1e-2}, ["min_lr", "init_lr"]),
+    ({"min_lr": 1e-2, "scheduler": "exponential"}, ["min_lr", "init_lr"]),
     ({"pre": {"warmup_index": 2, "warmup_steps": 5}}, ["pre", "warmup_index", "warmup_steps"]),
     ({"pre": {"init_from": "a.pkl"}, "resume": "b.pkl"}, ["init_from", "resume"]),
     ({"pre": {"init_from": "a.pkl", "last_index": 3}}, ["init_from", "last_index"]),
@@ -221,7 +229,7 @@ def test_laws_between_keys(make, content, words):
 
 @pytest.mark.parametrize("content", [
     {"use_moe": False, "keep": 99}, {"use_moe": False, "shared_experts": 0}, {"attention": "gqa", "n_kv_head": 1, "d_r": 3},
-    {"keep": 8}, {"scheduler": "cosine", "min_lr": 1}, {"n_dense_layer": 4}, {"attention": "gqa", "position": "alibi", "d_model": 40},
+    {"keep": 8}, {"scheduler": "cosine", "min_lr": 1}, {"n_dense_layer": 4}, {"attention": "gqa", "position": "alibi", "d_model": 40, "n_head": 8},
     {"device": "cuda:1"}, {"name": "实验 1"}, {"memory": {"rank": 4}},
 ])
 def test_laws_leave_alone_what_works(make, content):

@@ -15,7 +15,7 @@ from model.gate import Gate, GatedExperts, padded
 from model.generate import generate, generate_batch
 from model.lora import apply_lora
 from tools.checkpoint import load_chain, weights_hash
-from tools.pictures.confusion import draw_confusion
+from tools.pictures.others import draw_confusion
 from tools.errors import UserError
 from tools.template import render_prompt
 from train_agent.trainers import gated_training

@@ -198,7 +198,7 @@ def test_greedy_equals_recomputing_everything():
 
 
 @pytest.mark.parametrize("options", [{}, dict(temperature=1.0, seed=5), dict(temperature=0.7, top_p=0.9, top_k=40, min_p=0.01, seed=1),
-                                     dict(repetition_penalty=1.5, no_repeat_ngram=2)])
+                                     dict(repetition_penalty=1.5, no_repeat_ngram=2), dict(frequency_penalty=0.7, presence_penalty=0.4)])
 def test_each_reply_of_a_batch_is_as_alone(options):
     model = eval_model()
     prompts = [tokens(1 + n % 7, seed=n).tolist() for n in range(11)]
@@ -335,6 +335,15 @@ def test_penalties_look_at_the_reply_only():
     assert len(set(zip(ids, ids[1:]))) == len(ids) - 1
 
 
+def test_frequency_and_presence_penalties_are_openais():
+    how = Sampling(frequency_penalty=0.5, presence_penalty=0.25, reserved=0)
+    logits = torch.tensor([[4.0, -4.0, 1.0]])
+    assert how.allowed(logits, [[0, 1, 1]]).tolist() == [[3.25, -5.25, 1.0]] and not how.forgetful
+    assert Sampling(presence_penalty=-1.0, reserved=0).allowed(torch.tensor([[1.0, 2.0]]), [[0, 0]]).tolist() == [[2.0, 2.0]]
+    plain, often = (generate(eval_model(), [20, 21, 22], 60, stop_ids=(), guard=False, frequency_penalty=f) for f in (0.0, 2.0))
+    assert len(set(often)) > len(set(plain))
+
+
 def test_draw_inverts_the_distribution():
     p = torch.tensor([[0.0, 0.25, 0.0, 0.75, 0.0]])
     assert [draw(p, [u])[0] for u in (0.0, 0.2499, 0.25, 0.9999999, 1 - 2 ** -53)] == [1, 1, 3, 3, 3]
@@ -343,8 +352,9 @@ def test_draw_inverts_the_distribution():
     assert abs(share - 0.25) < 0.05
 
 
-@pytest.mark.parametrize("bad", [dict(temperature=-1), dict(temperature=float("nan")), dict(top_p=0), dict(top_p=1.5), dict(top_k=-1),
-                                 dict(min_p=2), dict(repetition_penalty=0), dict(no_repeat_ngram=-1)])
+@pytest.mark.parametrize("bad", [dict(temperature=-1), dict(temperature=float("nan")), dict(top_p=-0.1), dict(top_p=1.5), dict(top_k=-1),
+                                 dict(min_p=2), dict(repetition_penalty=0), dict(no_repeat_ngram=-1),
+                                 dict(frequency_penalty=float("inf")), dict(presence_penalty=float("nan"))])
 def test_sampling_options_without_meaning(bad):
     with pytest.raises(ValueError):
         generate(eval_model(), [20], 3, **bad)

@@ -10,11 +10,11 @@ from train_agent.trainers.optimizers import build_optimizers, parameter_groups, 
 
 @pytest.fixture
 def options(tmp_path):
-    """options(stage="pre", **changes) -> the defaults of the keys, whatever model_config.json says."""
-    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    """options(stage="pre", **changes) -> the options of the preset small, TinySeek's own rates."""
+    (tmp_path / "config.json").write_text('{"weight_decay": 0.1}', encoding="utf-8")
 
     def make(stage="pre", **changes):
-        return ConfigManager(tmp_path / "config.json", overrides=changes, stage=stage).stage(stage)
+        return ConfigManager(tmp_path / "config.json", overrides=changes, preset="small", stage=stage).stage(stage)
     return make
 
 
@@ -22,7 +22,7 @@ def named(model, rate=5e-4):
     return [(n, p, rate) for n, p in model.named_parameters()]
 
 
-def test_O1_adam_is_the_default_of_the_stages(options):
+def test_O1_adam_is_the_default_of_the_tinyseek_stages(options):
     for stage, rate in (("pre", 5e-4), ("sft", 5e-5)):
         chosen = options(stage)
         assert (chosen["optimizer"], chosen["init_lr"]) == ("adam", rate)

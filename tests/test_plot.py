@@ -12,7 +12,7 @@ import pytest
 matplotlib = pytest.importorskip("matplotlib")
 from matplotlib import font_manager, image
 
-from tools import plot
+from tools import cli, plot
 from tools.pictures import style
 from tools.errors import UserError
 from tools.plot import curve, draw_logs, draw_plt, smoothed, thinned, tracks_of
@@ -113,7 +113,7 @@ def test_M2_draw_plt_takes_the_newest_run_of_that_stage(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(plot, "_overview", lambda page, tracks, title: drawn.append(tracks))
     monkeypatch.setattr(plot, "_single", lambda page, tracks, name: None)
-    monkeypatch.setattr(plot, "_save", lambda figure, path: str(path))
+    monkeypatch.setattr(plot, "save", lambda figure, path: str(path))
     assert Path(draw_plt("SFT", path)[0]).parent.name == "logs"
     draw_plt("everything", path)
     assert [[len(track.run) for track in tracks] for tracks in drawn] == [[2], [1, 2, 5]]
@@ -156,12 +156,31 @@ def test_M2_missing_empty_and_unwritable_are_the_users_errors(tmp_path, capsys):
     good = str(make_log(tmp_path, [1.0]))
     for arguments in (["none.txt"], [str(tmp_path / "empty.txt")], [], [good, "--smooth", "1.5"], [good, "--nope"],
                       [good, "--output", str(tmp_path / "x.what")], [good, "--output", str(tmp_path / "empty.txt" / "x.png")]):
-        assert plot.main(arguments) == 2
+        assert cli._run(lambda: plot.main(arguments)) == 2
         message = capsys.readouterr().err
         assert any("\u4e00" <= c <= "\u9fff" for c in message) and len(message.strip().splitlines()) <= 2
     with pytest.raises(UserError):
         draw_plt("sft", tmp_path / "empty.txt")
     assert not list(tmp_path.glob(".*tmp*"))
+
+
+def test_scales_do_not_depend_on_the_run(tmp_path):
+    """A loss is always linear, a perplexity always logarithmic, whatever their span; and every axis has numbers on it."""
+    from matplotlib.figure import Figure
+    for losses in ([4.0, 3.9, 3.8], [9.0, 1.0, 0.001]):
+        tracks = tracks_of([("a.txt", read_log(make_log(tmp_path, losses, name=f"{losses[-1]}.txt")))])
+        for name, scale in (("loss", "linear"), ("ppx_1", "log"), ("ppx_2", "log"), ("grad_norm", "log"), ("lr", "linear")):
+            ax = Figure().add_subplot()
+            plot._panel(ax, style.Page(), name, tracks)
+            low, high = ax.get_ylim()
+            assert ax.get_yscale() == scale and sum(low <= tick <= high for tick in ax.get_yticks()) >= 2, (name, losses)
+
+
+def test_long_names_keep_both_ends(tmp_path):
+    names = [f"logs_of_a_very_long_experiment_name_number_{k}.txt" for k in (1, 2)]
+    tracks = tracks_of([(name, read_log(make_log(tmp_path, [3.0], name=name))) for name in names])
+    shown = [plot.short_label(track.label) for track in tracks]
+    assert len(set(shown)) == 2 and all(len(one) <= 40 and one.startswith("logs_of") for one in shown)
 
 
 def test_M2_script_runs_from_any_folder(tmp_path):

@@ -1,14 +1,19 @@
 """Which checkpoint a run goes on from, which stay, and what a changed configuration makes of them."""
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import toy
 from toy import build_stage, checkpoint, events, names, same_tensors, train
+from model.sampling import DEFAULTS
 from tools.checkpoint import read_pair, weights_hash
 from tools.errors import UserError
+from tools.vocab import Vocab
 from train_agent.trainers import loop as loop_file
+from train_agent.trainers.data.own_questions import opening, spread
 from train_agent.trainers.hardware import machine
 
 
@@ -81,6 +86,27 @@ def test_C8_a_checkpoint_says_what_it_is(options, vocab):
     assert payload["run"]["init_lr"] == 5e-3 and payload["step"] == len(loop.history) == state["step"]
     assert payload["metrics"]["loss"] == loop.history[-1]["loss"] and "eval_loss" in payload["metrics"]
     assert same_tensors(payload["weights"], dict(loop.model.state_dict())) and state["optimizers"]
+    assert payload["talk"]["sampling"] == DEFAULTS
+
+
+def test_a_checkpoint_keeps_sentences_of_its_held_out_data(options, tmp_path):
+    data = tmp_path / "talk.jsonl"
+    asked = [f"第{n}问{'甲乙丙丁戊'[n % 5]}？" for n in range(40)]
+    rows = [{"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": "好。"}]} for q in asked]
+    data.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    chosen = options(json_data_path=str(data), eval_share=0.25, max_steps=2)
+    chosen["training_mode"] = "sft"
+    train(chosen)
+    prompts = read_pair(Path(chosen["out_dir"]) / "TinySeek_Pre_final.pkl")[0]["talk"]["prompts"]
+    assert len(prompts) == 6 == len(set(prompts)) and set(prompts) <= set(asked[::4])                     # every fourth row is held out
+    assert all(one["prompt"] in prompts for one in events(chosen, "sample"))
+
+
+def test_a_base_model_keeps_openings_of_texts():
+    vocab = Vocab.from_words([], [], "char")
+    ids = vocab.encode("今天下雨了，我们不出门。")
+    assert opening(np.array([vocab.id("<|im_end|>"), *ids, vocab.id("<|im_end|>")]), vocab) == "今天下雨了"
+    assert spread(["今天一", "今天二", "明天三", "后天一", "四"]) == ["今天一", "明天三", "后天一", "四", "今天二"]
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])

@@ -1,4 +1,5 @@
 """The server as its clients see it: the openai client, curl, keys, errors, stopping. A real process on 127.0.0.1."""
+import asyncio
 import json
 import os
 import shutil
@@ -110,8 +111,10 @@ def test_openai_client_sees_the_models(client):
 def test_openai_client_reads_our_errors(client):
     import openai
     for wrong, param in [({"temperature": 9}, "temperature"), ({"n": 0}, "n"), ({"messages": []}, "messages"),
-                         ({"messages": [{"role": "tool", "content": "x"}]}, "messages"), ({"presence_penalty": 1}, "presence_penalty"),
-                         ({"extra_body": {"chat_template": "{{ x }}"}}, "chat_template"), ({"extra_body": {"path": "/etc"}}, "path"),
+                         ({"messages": [{"role": "tool", "content": "x"}]}, "messages"), ({"presence_penalty": 3}, "presence_penalty"),
+                         ({"extra_body": {"chat_template": "{{ x }}"}}, "chat_template"), ({"logprobs": True}, "logprobs"),
+                         ({"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "required"}, "tool_choice"),
+                         ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}}, "response_format"),
                          ({"max_tokens": "many"}, "max_tokens"), ({"stop": ["a"] * 5}, "stop")]:
         with pytest.raises(openai.BadRequestError) as found:
             client.chat.completions.create(**{**ASK, **wrong})
@@ -182,9 +185,97 @@ def test_a_page_names_nothing_from_outside():
 
 def test_other_sites_cannot_ask(server):
     headers = {"Origin": "http://evil.example", "Content-Type": "text/plain"}
-    assert server.call("/v1/chat/completions", ASK, headers=headers)[0] == 403
+    status, body, _ = server.call("/v1/chat/completions", ASK, headers=headers)
+    assert status == 403 and "--allow_origin http://evil.example" in body["error"]["message"]
     assert server.call("/v1/models", headers={"Host": "evil.example"})[0] == 403
     assert server.call("/v1/models", headers={"Host": f"localhost:{server.port}"})[0] == 200
+    status, body, answer = preflight(server, "http://evil.example")
+    assert status == 403 and "--allow_origin http://evil.example" in body["error"]["message"] and "access-control-allow-origin" not in answer
+
+
+def preflight(server, origin, **more):
+    """What a browser asks before a page of `origin` may send JSON and a key; the key itself never comes with it."""
+    return server.call("/v1/chat/completions", method="OPTIONS", headers={
+        "Origin": origin, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,content-type,x-y", **more})
+
+
+def test_allowed_sites_may_ask_with_and_without_a_key(tmp_path):
+    page = "https://app.example.com"
+    with serving(tmp_path, "--allow_origin", page + "/", "--allow_origin", "http://localhost:3000", "--api_key", KEY) as server:
+        for origin in (page, "http://localhost:3000"):
+            status, _, headers = preflight(server, origin, **{"Access-Control-Request-Private-Network": "true"})
+            assert status == 204 and headers["access-control-allow-origin"] == origin and headers["access-control-allow-private-network"] == "true"
+            assert headers["access-control-allow-headers"] == "authorization,content-type,x-y" and "POST" in headers["access-control-allow-methods"]
+            status, body, headers = server.call("/v1/chat/completions", {**ASK, "top_a": 1}, key=KEY, headers={"Origin": origin})
+            assert status == 200 and headers["access-control-allow-origin"] == origin and "origin" in headers["vary"].lower()
+            assert headers["x-tinyseek-ignored"] == "top_a" and "x-tinyseek-ignored" in headers["access-control-expose-headers"]
+            assert server.call("/v1/models", headers={"Origin": origin})[2]["access-control-allow-origin"] == origin       # 401, readable
+        for origin in ("https://evil.example.com", "http://app.example.com", "https://app.example.com.evil.com", "null"):
+            assert preflight(server, origin)[0] == 403
+            assert "access-control-allow-origin" not in server.call("/v1/models", key=KEY, headers={"Origin": origin})[2]
+        assert "警告" not in server.said()
+
+
+def test_all_sites_may_be_allowed(tmp_path):
+    with serving(tmp_path, "--allow_origin", "*") as server:
+        assert preflight(server, "https://any.example")[0] == 204 and "警告" in server.said()
+        assert server.call("/v1/chat/completions", ASK, headers={"Origin": "null"})[2]["access-control-allow-origin"] == "null"
+
+
+def test_names_that_resolve_to_us_are_refused_on_every_address(tmp_path):
+    with serving(tmp_path, "--host", "0.0.0.0", "--allow_host", "ai.example.com") as server:
+        for host in ("evil.example", f"evil.example:{server.port}", "127.0.0.1.evil.example", "localhost.evil.example", "ai.example.com.evil.example"):
+            status, body, _ = server.call("/v1/chat/completions", ASK, headers={"Host": host, "Origin": f"http://{host}"})
+            assert status == 403 and "--allow_host" in body["error"]["message"], host
+            assert server.call("/curves", headers={"Host": host})[0] == 403
+        name = socket.gethostname()
+        for host in (f"127.0.0.1:{server.port}", "192.168.1.7", "[::1]:80", "localhost", "a.localhost:1", "AI.example.com", name, name.partition(".")[0] + ".local"):
+            assert server.call("/v1/models", headers={"Host": host})[0] == 200, host
+
+
+def test_head_is_answered_like_get_without_a_body(server):
+    for path in ("/", "/health", "/v1/models", "/static/app.js"):
+        status, body, headers = server.call(path, method="HEAD")
+        assert status == 200 and body == b"" and int(headers["content-length"]) > 0, path
+    assert server.call("/nothing", method="HEAD")[0] == 404
+
+
+def test_who_still_sends_hears_the_refusal(server, locked):
+    """Too large, without the key, or to a wrong place: the answer waits for the end of the body instead of cutting it off."""
+    body = b"x" * 3_000_000
+
+    def told(port, path="/v1/chat/completions", chunked=False):
+        head = f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\ncontent-type: application/json\r\n"
+        head += "transfer-encoding: chunked\r\n\r\n" if chunked else f"content-length: {len(body)}\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+            connection.sendall(head.encode())
+            for at in range(0, len(body), 100_000):     # slowly, so that the server could answer long before the end
+                part = body[at:at + 100_000]
+                connection.sendall(b"%x\r\n%s\r\n" % (len(part), part) if chunked else part)
+                time.sleep(0.01)
+            connection.sendall(b"0\r\n\r\n" if chunked else b"")
+            got = b""
+            while more := connection.recv(65536):
+                got += more
+        return int(got.split(b" ", 2)[1])
+    assert told(server.port) == 413 and told(server.port, chunked=True) == 413
+    assert told(locked.port) == 401 and told(server.port, "/nothing") == 404 and told(server.port, "/v1/models") == 405
+
+
+def test_a_full_memory_of_bodies_is_told_too(tmp_path):
+    from chat_agent.server.errors import ApiError
+    from chat_agent.server.limits import Limits
+    from chat_agent.server.replies import Bodies
+
+    class Request:
+        headers = {}
+
+        async def stream(self):
+            for _ in range(8):
+                yield b"x" * 1000
+    with pytest.raises(ApiError) as found:
+        asyncio.run(Bodies(Limits(bodies=3000)).read(Request()))
+    assert found.value.status == 429
 
 
 def test_a_body_of_more_than_a_mebibyte_is_refused(server):
@@ -285,7 +376,8 @@ def test_mistakes_get_a_clear_line(tmp_path):
 def test_nonsense_options_are_refused(tmp_path, monkeypatch):
     from chat_agent import serve
     from tools.errors import UserError
-    for words in (["--api_key", ""], ["--api_key", "中文"], ["--port", "70000"], ["--max_batch", "0"], ["--context", "1"], ["--n_layer", "3"]):
+    for words in (["--api_key", ""], ["--api_key", "中文"], ["--port", "70000"], ["--max_batch", "0"], ["--context", "1"], ["--n_layer", "3"],
+                  ["--allow_origin", "app.example.com"], ["--allow_origin", "https://a.com/path"], ["--allow_origin", ""]):
         with pytest.raises(UserError) as found:
             serve.main(["--model", str(tmp_path / "x.pkl"), *words])
         assert found.value.code == 2
@@ -301,10 +393,25 @@ def test_a_missing_package_is_named(monkeypatch):
         serve.need_packages()
 
 
+def test_without_a_model_there_are_curves_until_one_appears(tmp_path):
+    out = tmp_path / "out"
+    with serving(tmp_path, "--out_dir", str(out), models={}) as server:
+        assert server.call("/")[0] == 200 and server.call("/curves")[:2] == (200, {"runs": []}) and server.call("/health")[0] == 200
+        status, body, _ = server.call("/v1/chat/completions", ASK)
+        assert status == 503 and "还没有模型" in body["error"]["message"] and server.call("/v1/models")[1]["data"] == []
+        assert "还没有模型" in server.said()
+        out.mkdir()
+        os.replace(write_model(out / "part.pkl"), out / "TinySeek_SFT_final.pkl")
+        assert [m["id"] for m in server.call("/v1/models")[1]["data"]] == ["SFT_final"] and server.chat()
+        assert "Traceback" not in server.said()
+
+
 def test_a_public_address_without_a_key_is_warned_of(tmp_path):
     with serving(tmp_path, "--host", "0.0.0.0") as server:
         assert "警告" in server.said() and "--api_key" in server.said()
         assert server.chat()
+        from chat_agent.server.run import network_address
+        assert network_address() is None or f"http://{network_address()}:{server.port}" in server.said()
 
 
 def test_names_come_from_the_command_line(tmp_path):

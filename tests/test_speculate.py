@@ -40,7 +40,8 @@ def test_greedy_is_the_same_with_and_without(variant):
     assert accepted <= drafted
 
 
-@pytest.mark.parametrize("options", [{}, dict(repetition_penalty=1.3), dict(no_repeat_ngram=2)])
+@pytest.mark.parametrize("options", [{}, dict(repetition_penalty=1.3), dict(no_repeat_ngram=2),
+                                     dict(frequency_penalty=0.05, presence_penalty=0.1)])
 @pytest.mark.parametrize("agree", [0.0, 0.7, 1.0])
 def test_greedy_is_the_same_when_guesses_are_often_right(agree, options):
     accepted = drafted = 0
@@ -99,6 +100,7 @@ CASES = {
     "cold": dict(temperature=0.6),
     "filtered": dict(temperature=1.2, top_k=4, top_p=0.9, min_p=0.02),
     "penalties": dict(temperature=1.0, repetition_penalty=1.8, no_repeat_ngram=2),
+    "counted": dict(temperature=1.0, frequency_penalty=0.8, presence_penalty=-0.5),
 }
 
 

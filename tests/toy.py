@@ -183,6 +183,11 @@ def toy_documents(count=7, longest=11, seed=0, vocab_size=300):
     return [rng.integers(16, vocab_size, rng.integers(1, longest + 1)).tolist() for _ in range(count)]
 
 
+# What toy runs take for granted, whatever the project's own file says.
+PLAIN = {"base": None, "optimizer": "adam", "scheduler": "exponential", "warmup_steps": 0, "min_lr_ratio": 0.1, "weight_decay": 0.1,
+         "max_epochs": 1, "max_steps": None, "forget_penalty": 0.0, "memory_lr": 2e-4, "lora_lr": 1e-4, "lora_targets": "attention"}
+
+
 def toy_options(folder, vocab, stage="pre", rows=30, **keys):
     """Resolved options; every file of the run lies in `folder`. rows: how many, or the rows themselves."""
     folder = Path(folder)
@@ -198,7 +203,7 @@ def toy_options(folder, vocab, stage="pre", rows=30, **keys):
               "init_lr": 5e-3, "min_lr": 1e-5, **keys}
     if stage == "sft":
         values.setdefault("pretraining_model_path", "none")
-    (folder / "config.json").write_text("{}", encoding="utf-8")                    # defaults, whatever the project's own file says
+    (folder / "config.json").write_text(json.dumps(PLAIN), encoding="utf-8")
     return ConfigManager(folder / "config.json", overrides=values, stage=stage).stage(stage)
 
 

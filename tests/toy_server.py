@@ -74,7 +74,7 @@ def _read(status, answer):
 @contextlib.contextmanager
 def serving(folder, *arguments, models=None, environment=None, wait=300):
     """Start chat_agent/serve.py on a free port -> Running; stopped afterwards. models: {name: path}, default one small model `one`."""
-    models = models or {"one": write_model(folder / "one.pkl")}
+    models = {"one": write_model(folder / "one.pkl")} if models is None else models
     words = [word for name, path in models.items() for word in ("--model", f"{name}={path}")]
     log = open(folder / f"server_{time.monotonic_ns()}.txt", "w+", encoding="utf-8")
     process = subprocess.Popen(

@@ -200,6 +200,8 @@ def _sampled(names, sizes, vocab, max_len, text_field, max_bad_share):
 
 # ---------------------------------------------------------------- the command
 
+READS = ("json_data_path", "eval_data_path", "eval_share", "text_field", "vocab_trg_path", "vocab_size", "token_kind", "max_len",
+         "max_bad_share", "hf_subset", "hf_split", "hf_streaming", "out_dir", "cache_dir")
 OPTIONS = [
     ("files", {"nargs": "*", "metavar": "文件", "help": "要检查的数据（.jsonl .jsonl.gz .txt，可用通配），不写则检查配置里的训练数据"}),
     ("--held", {"nargs": "+", "metavar": "文件", "help": "留出数据：检查它有没有混进训练数据"}),
@@ -212,7 +214,7 @@ OPTIONS = [
 
 
 def main(argv=None):
-    manager, options = parse(argv, __doc__, extra=OPTIONS)
+    manager, options = parse(argv, __doc__, extra=OPTIONS, reads=READS)
     config = manager.config
     hub = {**config, **config["pre"]}                      # where and how an hf: name among them is fetched
     paths = formats.expand_paths(local_files(options.files or _configured(config), hub))

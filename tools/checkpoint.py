@@ -8,6 +8,7 @@ import torch
 
 from tools.errors import UserError
 from tools.saving.archive import CheckpointError, read_torch, write_torch  # noqa: F401  (people look for both here)
+from tools.saving.start_files import moved_places
 
 FIELDS = ("format", "kind", "stage", "config", "vocab_hash", "vocab", "weights", "adapter", "base", "step", "metrics", "run")
 FORMAT = 1
@@ -84,11 +85,14 @@ def cast_weights(weights, precision):
 
 
 def _base_places(path, stored):
-    """Where the base of the adapter at `path` may lie, most likely first: as stored, beside the adapter, in out/."""
+    """Where the base of the adapter at `path` may lie: (as stored, beside the adapter, in out/; then, found by its weights alone,
+    what was moved to a backup folder or renamed). An adapter in a backup folder looks from the folder it came from, too."""
     here, stored = Path(path).resolve().parent, Path(stored.replace("\\", "/"))
-    places = [stored, here / stored, here / stored.name, here.parent / stored.name]
-    others = sorted(here.glob("*.pkl")) + sorted(here.parent.glob("*.pkl"))  # renamed: found by its weights
-    return list(dict.fromkeys(p.resolve() for p in places)), [p.resolve() for p in others]
+    homes = [here, here.parent] if here.name.startswith("backup_") else [here]
+    places = [stored, *(one for home in homes for one in (home / stored, home / stored.name, home.parent / stored.name))]
+    moved = [found for place in places for group in moved_places(place) for found in group]
+    renamed = [found for home in homes for folder in (home, home.parent) for found in sorted(folder.glob("*.pkl"))]
+    return list(dict.fromkeys(p.resolve() for p in places)), list(dict.fromkeys(p.resolve() for p in moved + renamed))
 
 
 def _find_base(path, base, known, what="底座"):

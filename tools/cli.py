@@ -5,63 +5,162 @@
         guarded(main)
 """
 import argparse
-import errno
 import os
 import re
 import sys
 
-from tools.config.help import help_text
 from tools.config.aliases import FOREIGN_NAMES, MEANINGFUL_NAMES, REFUSED, SWITCHES, key_behind, translate
-from tools.config.keys import KEYS, STAGES
-from tools.config_manager import ROOT, ConfigManager
+from tools.config.help import help_text
+from tools.config.keys import INSTEAD, KEYS, STAGES
 from tools.config.values import FALSE_WORDS, LIST_KINDS, TRUE_WORDS, nearest
-from tools.errors import UserError
-from tools.process.first import arguments
+from tools.config_manager import ROOT, ConfigManager
+from tools.errors import UserError, explain
+from tools.process.first import arguments, use_utf8
 from tools.process.signals import end_in_good_order
 
+SHIPPED = ROOT / "model_config.json"
 
-def parse(argv=None, description="", stage=None, extra=(), only_run_keys=False):
+
+def parse(argv=None, description="", stage=None, extra=(), only_run_keys=False, reads=None):
     """(ConfigManager, argparse.Namespace of the command's own options) from a command line (default: the script's own).
 
     `extra`: argparse arguments as (name, …, {keywords}) tuples; they win over configuration keys of the same name.
     The namespace also holds `config`, `preset` and `overrides` (the keys as typed). `only_run_keys`: for commands whose model comes
-    from a checkpoint, a model key is refused. `--help` prints and exits 0; mistakes raise UserError (2).
+    from a checkpoint, a model key is refused. `reads`: names of the keys that the command looks at (default: all); `--help` lists
+    only these, and a key that asks for other work (--dry_run …) is refused. `--help` prints and exits 0; mistakes raise UserError (2).
     """
     argv = list(arguments() if argv is None else argv)
-    parser, own = _own_parser(extra)
-    if any(word in ("-h", "--help") for word in _before_dashes(argv)):
+    parser = _Parser(extra, only_run_keys, reads)
+    asked = argv[:argv.index("--")] if "--" in argv else argv
+    if any(word in ("-h", "--help") for word in asked):
         use_utf8()
-        print(help_text(parser, description, stage, only_run_keys, _manager_for_help(argv, own, parser, stage)))
+        print(help_text(parser, description, stage, parser.listed(stage), _manager_for_help(parser, asked, stage)))
         raise SystemExit(0)
-    rest, overrides = _split(argv, own, only_run_keys)
-    options = parser.parse_args(rest)
-    options.overrides = overrides
-    manager = ConfigManager(options.config or ROOT / "model_config.json", overrides, options.preset, stage)
-    return manager, options
+    options = parser.read(argv)
+    idle = [f"--{name}" for name in options.overrides if not parser.is_read(name)]
+    if idle:
+        print(f"提示：{parser.prog} 不看 {' '.join(idle)}，写了也不起作用。", file=sys.stderr)
+    return ConfigManager(options.config or SHIPPED, options.overrides, options.preset, stage), options
 
 
-def _before_dashes(argv):
-    return argv[:argv.index("--")] if "--" in argv else argv
+def _manager_for_help(parser, argv, stage):
+    """The configuration whose values the help shows: as the other words ask for, else the shipped one, else None."""
+    for words in ([word for word in argv if word not in ("-h", "--help")], []):
+        try:
+            options = parser.read(words, strict=False)
+            return ConfigManager(options.config or SHIPPED, options.overrides, options.preset, stage)
+        except UserError:
+            continue
+    return None
 
 
-def _manager_for_help(argv, own, parser, stage):
-    """The configuration whose values the help shows: as the other words ask for, else the file's, else None."""
-    try:
-        rest, overrides = _split([word for word in argv if word not in ("-h", "--help")], own, False)
-        options = parser.parse_known_args(rest)[0]
-        return ConfigManager(options.config or ROOT / "model_config.json", overrides, options.preset, stage)
-    except UserError:
-        pass
-    try:
-        return ConfigManager(ROOT / "model_config.json", stage=stage)
-    except UserError:
-        return None
+_NAMES = {*KEYS, *FOREIGN_NAMES}
 
 
-# ---------------------------------------------------------------- the command's own options
+class _Key(argparse.Action):
+    """A configuration key: its words are kept as they were typed, for the ConfigManager to read."""
+
+    def __call__(self, parser, options, values, option_string=None):
+        name = option_string[2:]
+        parser.check(name)
+        value = values[0] if isinstance(values, list) and len(values) == 1 else values
+        if options.overrides.setdefault(name, value) != value:
+            raise UserError(f"{option_string} 写了两次且值不同，请只留一个。")
+
 
 class _Parser(argparse.ArgumentParser):
-    """argparse that explains itself in Chinese and leaves printing to `guarded`."""
+    """argparse that knows every key of the table, explains itself in Chinese and leaves printing to `guarded`."""
+
+    def __init__(self, extra, only_run_keys, reads):
+        super().__init__(add_help=False, allow_abbrev=False, prog=os.path.basename(sys.argv[0] or "python"))
+        self.only_run_keys, self.reads = only_run_keys, None if reads is None else set(reads)
+        self.add_argument("--config", metavar="文件", help="配置文件（JSON，装了 PyYAML 也可用 YAML），没写到的键照 model_config.json")
+        self.add_argument("--preset", metavar="名字", help="配置文件里 presets 的一组值")
+        for *names, keywords in extra:
+            self.add_argument(*names, **keywords)
+        self.own = list(self._actions)
+        self.known = {_plain(option): action for action in self.own for option in action.option_strings}
+
+    def _option(self, word):
+        """The action behind an option word, or None; a configuration key becomes an argument when it is first met (of all stages
+        and all names of other ecosystems they are two thousand)."""
+        option = _plain(word.partition("=")[0])
+        section, _, name = option[2:].rpartition(".")
+        if option not in self.known and option.startswith("--") and name in _NAMES and section in ("", *STAGES):
+            several = key_behind(name) in KEYS and KEYS[key_behind(name)].kind in LIST_KINDS
+            self.known[option] = self.add_argument(option, action=_Key, dest="overrides", default=argparse.SUPPRESS,
+                                                   nargs="?" if name in REFUSED else "+" if several else None)
+        return self.known.get(option)
+
+    def read(self, argv, strict=True):
+        """argv -> Namespace. strict=False: missing positional words and superfluous ones do not matter."""
+        for action in self.own:
+            action.required = action.required and strict
+        options, rest = self.parse_known_args(self._tied(argv), argparse.Namespace(overrides={}))
+        if rest and strict:
+            raise UserError(f"多余的参数：{' '.join(rest)}。")
+        return options
+
+    def _tied(self, argv):
+        """argv as argparse reads it rightly: options spelled as they are registered and tied to their value (`--key=-1`; a bare
+        switch to true), so that a value may begin with a dash and files may stand on both sides. An unknown option is refused."""
+        end = argv.index("--") if "--" in argv else len(argv)
+        words, front, rest = argv[:end][::-1], [], []
+        while words:
+            word = words.pop()
+            if not re.match(r"-(?!\.?\d)[^ ]", word):
+                rest.append(word)
+                continue
+            option, equals, value = word.partition("=")
+            action = self._option(option)
+            if action is None:
+                raise UserError(self._no_such(option))
+            if not equals:
+                value = self._value_of(action, option, words)
+            option = next(one for one in action.option_strings if _plain(one) == _plain(option))
+            tied = option if value is None else f"{option}={value}" if option.startswith("--") else option + value
+            open_list = any(word.startswith("-") and "=" not in word for word in rest)      # it would swallow what follows
+            (rest if open_list or value is None and action.nargs != 0 else front).append(tied)
+        return front + rest + (argv[end:] if argv[end + 1:] else [])
+
+    def _value_of(self, action, option, words):
+        """The one value of an option, taken from the end of `words`; None where there is none or argparse is to count them."""
+        following = words[-1] if words else "--"
+        if isinstance(action, _Key) and _is_switch(_plain(option)):
+            return words.pop() if following.strip().lower() in TRUE_WORDS + FALSE_WORDS else "true"
+        if action.nargs is None and following != "--" and not (following.startswith("-") and self._option(following)):
+            return words.pop()
+        return None
+
+    def check(self, name):
+        """A key that cannot be asked for here is refused with the reason."""
+        last = name.rpartition(".")[2]
+        if last in REFUSED:
+            translate(last, None, label=f"--{name}")
+        key = key_behind(last)
+        if self.only_run_keys and key is not None and KEYS[key].scope == "model":
+            raise UserError(f"--{name} 不能在这里改：模型结构来自检查点，要别的结构请换一个检查点（--model）。")
+        if self.reads is not None and key in INSTEAD and key not in self.reads:
+            raise UserError(f"--{name} 只用于训练，{self.prog} 不训练。")
+
+    def is_read(self, name):
+        return self.reads is None or key_behind(name.rpartition(".")[2]) in self.reads
+
+    def listed(self, stage):
+        """Names of the keys that the help shows."""
+        own = {_plain(option)[2:] for action in self.own for option in action.option_strings}
+        wanted = self.reads if self.reads is not None else [n for n, key in KEYS.items() if key.scope == "run"] if self.only_run_keys else None
+        return [name for name, key in KEYS.items() if name not in own and (wanted is None or name in wanted)
+                and (key.scope != "stage" or stage is None or stage in key.stages)]
+
+    def _no_such(self, option):
+        section, dot, last = option.lstrip("-").replace("-", "_").rpartition(".")
+        own = {_plain(one).lstrip("-"): one for action in self.own for one in action.option_strings}
+        close = nearest(last, [*KEYS, *MEANINGFUL_NAMES, *([] if dot else own)])
+        hint = "用 --help 可看到全部选项。"
+        if close:
+            hint = f"是不是想写 {own.get(close) or '--' + (section + dot if section in STAGES else '') + close}？"
+        return f"没有 {option} 这个选项，{hint}"
 
     def error(self, message):
         for pattern, chinese in _ARGPARSE_WORDS:
@@ -71,9 +170,20 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"命令行写得不对：{message}")
 
 
+def _plain(option):
+    """Dashes and underscores are the same: --batch-size -> --batch_size."""
+    return option[:2] + option[2:].replace("-", "_")
+
+
+def _is_switch(option):
+    name = option.rpartition(".")[2].lstrip("-")
+    return name in SWITCHES or key_behind(name) in KEYS and KEYS[key_behind(name)].kind == "bool"
+
+
 _ARGPARSE_WORDS = [
     (r"argument (.+?): expected one argument", "{0} 后面缺少值。"),
-    (r"argument (.+?): expected at least one argument", "{0} 后面至少要有一个值。"),
+    (r"argument (.+?): expected at least one argument", "{0} 后面至少要有一个值，这里缺少值。"),
+    (r"argument (.+?): expected (\d+) arguments", "{0} 后面要写 {1} 个值。"),
     (r"argument (.+?): invalid choice: (.+?) \(choose from (.+)\)", "{0} 不能是 {1}，可选：{2}。"),
     (r"argument (.+?): invalid int value: (.+)", "{0} 应为整数，而不是 {1}。"),
     (r"argument (.+?): invalid float value: (.+)", "{0} 应为数，而不是 {1}。"),
@@ -81,125 +191,10 @@ _ARGPARSE_WORDS = [
     (r"argument (.+?): not allowed with argument (.+)", "{0} 和 {1} 不能同时用。"),
     (r"argument (.+?): ignored explicit argument (.+)", "{0} 是开关，后面不要写值 {1}。"),
     (r"the following arguments are required: (.+)", "缺少参数：{0}。用 --help 查看用法。"),
-    (r"unrecognized arguments: (.+)", "多余的参数：{0}。"),
 ]
 
 
-def _own_parser(extra):
-    """The argparse parser for --config, --preset and `extra`, and its actions by option string."""
-    parser = _Parser(add_help=False, allow_abbrev=False, prog=os.path.basename(sys.argv[0] or "python"))
-    parser.add_argument("--config", metavar="文件", help="配置文件（JSON，装了 PyYAML 也可用 YAML），默认 model_config.json")
-    parser.add_argument("--preset", metavar="名字", help="配置文件里 presets 的一组值")
-    for *names, keywords in extra:
-        parser.add_argument(*names, **keywords)
-    return parser, {option: action for action in parser._actions for option in action.option_strings}
-
-
-def _split(argv, own, only_run_keys):
-    """(words for argparse, {configuration key as typed: its word or words})."""
-    rest, overrides, at = [], {}, 0
-    while at < len(argv):
-        word = argv[at]
-        at += 1
-        if word == "--":
-            return rest + (argv[at - 1:] if argv[at:] else []), overrides
-        option, equals, value = word.partition("=")
-        if not _is_option(word):
-            rest.append(word)
-        elif _spelled(option, own):
-            at = _take_own(_spelled(option, own), value if equals else None, own, argv, at, rest)
-        else:
-            name = option[2:].replace("-", "_")
-            _check_name(name, option, own, only_run_keys)
-            values, at = ([value], at) if equals else _take_values(name, option, own, argv, at)
-            _remember(overrides, name, option, values)
-    return rest, overrides
-
-
-def _is_option(word):
-    return word.startswith("-") and word != "-" and not re.fullmatch(r"-\.?\d.*", word)
-
-
-def _spelled(option, own):
-    """The command's own option as it is registered (dashes and underscores are the same), or None."""
-    for spelling in (option, "--" + option[2:].replace("-", "_"), "--" + option[2:].replace("_", "-")):
-        if spelling in own:
-            return spelling
-    return None
-
-
-def _is_known(word, own):
-    """Whether a word is an option that somebody here knows; a prompt may well begin with a dash."""
-    option = word.partition("=")[0]
-    name = option[2:].replace("-", "_").rpartition(".")[2]
-    return _spelled(option, own) is not None or (word.startswith("--") and (name in KEYS or name in FOREIGN_NAMES))
-
-
-def _take_own(option, value, own, argv, at, rest):
-    """One value is tied to its option with `=`, so that argparse takes it even when it begins with a dash."""
-    if value is None and own[option].nargs is None and at < len(argv) and argv[at] != "--" and not _is_known(argv[at], own):
-        value = argv[at]
-        at += 1
-    tie = "=" if option.startswith("--") else ""
-    rest.append(option if value is None else f"{option}{tie}{value}")
-    return at
-
-
-def _check_name(name, option, own, only_run_keys):
-    section, dot, last = name.rpartition(".")
-    if not option.startswith("--") or last not in KEYS and last not in FOREIGN_NAMES or dot and section not in STAGES:
-        raise UserError(_no_such_option(option, own))
-    if last in REFUSED:
-        translate(last, None, label=option)
-    key = key_behind(last)
-    if only_run_keys and key is not None and KEYS[key].scope == "model":
-        raise UserError(f"{option} 不能在这里改：模型结构来自检查点，要别的结构请换一个检查点（--model）。")
-
-
-def _no_such_option(option, own):
-    name = option.lstrip("-").replace("-", "_")
-    section, dot, last = name.rpartition(".")
-    spelled = {one.lstrip("-").replace("-", "_"): one for one in own}
-    close = nearest(last, [*KEYS, *MEANINGFUL_NAMES, *([] if dot else spelled)])
-    hint = "用 --help 可看到全部选项。"
-    if close:
-        hint = f"是不是想写 {spelled.get(close) or '--' + (section + dot if section in STAGES else '') + close}？"
-    return f"没有 {option} 这个选项，{hint}"
-
-
-def _take_values(name, option, own, argv, at):
-    """The words that belong to a key: none for a bare switch, all up to the next option for a list, else one."""
-    last = name.rpartition(".")[2]
-    kind = "bool" if last in SWITCHES else KEYS[key_behind(last)].kind if key_behind(last) else "str"
-    following = argv[at] if at < len(argv) else None
-    if kind == "bool":
-        given = following is not None and following.strip().lower() in TRUE_WORDS + FALSE_WORDS
-        return ([following], at + 1) if given else (["true"], at)
-    if following is None or following.startswith("--"):
-        raise UserError(f"{option} 后面缺少值。")
-    end = at + 1
-    while kind in LIST_KINDS and end < len(argv) and not _is_option(argv[end]):
-        end += 1
-    return argv[at:end], end
-
-
-def _remember(overrides, name, option, values):
-    value = values[0] if len(values) == 1 else values
-    if name in overrides and overrides[name] != value:
-        raise UserError(f"{option} 写了两次且值不同，请只留一个。")
-    overrides[name] = value
-
-
 # ---------------------------------------------------------------- running a script
-
-def use_utf8():
-    """Chinese output on any console: UTF-8 on Windows, and never an exception for an odd character."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.reconfigure(errors="replace", **({"encoding": "utf-8"} if os.name == "nt" else {}))
-        except (AttributeError, ValueError, OSError):
-            pass        # replaced by a test or a notebook
-
 
 def guarded(main):
     """Run a script's main() and leave the process with its exit code; user mistakes become one or two Chinese lines."""
@@ -214,32 +209,21 @@ def _run(main):
         sys.stdout.flush()
         return code
     except UserError as error:
-        _say(error)
-        return error.code
+        return _say(error)
     except KeyboardInterrupt:
-        _say("已停止。")
+        print("已停止。", file=sys.stderr, flush=True)
         return 143
     except BrokenPipeError:
         # The reader (head, less) has left. Nothing more can be written, not even at interpreter exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
-        if error.errno in _DISK_FULL:
-            _say(UserError(f"磁盘已满，写不下 {error.filename or '文件'}。请腾出空间后重新运行，会接着上次继续。"))
-            return 7
-        if error.errno in _NO_PERMISSION:
-            _say(UserError(f"没有权限读写 {error.filename or '文件'}。请换一个文件夹（--out_dir、--log_dir）或修改权限。"))
-            return 2
-        raise
+        return _say(explain(error))
     except Exception as error:
         if not _out_of_memory(error):
             raise
-        _say(UserError("内存或显存不足。请减小 --batch_size 或 --max_len（可加大 --accumulation_steps 补足），或加上 --gradient_checkpointing。"))
-        return 2
-
-
-_DISK_FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
-_NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
+        return _say(UserError("内存或显存不足。请减小 --batch_size 或 --max_len（可加大 --accumulation_steps 补足），"
+                              "或加上 --gradient_checkpointing。"))
 
 
 def _out_of_memory(error):
@@ -248,5 +232,6 @@ def _out_of_memory(error):
             or isinstance(error, RuntimeError) and any(words in str(error) for words in ("allocate memory", "out of memory")))
 
 
-def _say(message):
-    print(f"错误：{message}" if isinstance(message, UserError) else message, file=sys.stderr, flush=True)
+def _say(error):
+    print(f"错误：{error}", file=sys.stderr, flush=True)
+    return error.code

@@ -1,4 +1,7 @@
-"""The configuration: defaults < file < preset < command line, merged and validated once, before data or device are touched.
+"""The configuration: model_config.json < own file < preset < command line, merged and validated once, before data or device are touched.
+
+What a user's own file (or dict) does not say is as in the project's model_config.json; `"base": null` in it asks for the
+defaults of `tools/config/keys.py` instead, which are that file as it was shipped.
 
     manager = ConfigManager("model_config.json", overrides={"batch_size": "4"}, stage="sft")
     manager.config["n_layer"], manager.config["pre"]["init_lr"]     # the whole tree
@@ -32,17 +35,18 @@ class ConfigManager:
             raise UserError(f"没有 {stage} 这个阶段，可选：{' '.join(STAGES)}。")
         given = isinstance(path, dict)                  # from Python: the values themselves
         self.path, self.preset, self.stage_name = None if given else find_file(path), preset, stage
-        base = os.getcwd() if given else os.path.dirname(self.path)
-        raw = dict(path) if given else read_file(self.path)
-        presets = raw.pop("presets", {})
-        layers = [(_Layer(raw, base), STAGES)]
-        preset_layers = _preset_layers(presets, base)
+        files = [(dict(path), os.getcwd())] if given else [(read_file(self.path), os.path.dirname(self.path))]
+        files = _with_base(files, self.path)
+        presets = {}
+        for raw, base in files:                         # a preset of the user's takes the place of one with that name
+            presets |= _preset_layers(raw.pop("presets", {}), base)
+        layers = [(_Layer(raw, base), STAGES) for raw, base in files]
         if preset is not None:
-            layers.append((_pick_preset(preset, preset_layers), STAGES))
+            layers.append((_pick_preset(preset, presets), STAGES))
         command = _Layer(overrides or {}, os.getcwd(), command_line=True, stage=stage)
         layers.append((command, STAGES if stage is None else (stage,)))
         self.config = _merge(layers)
-        self.config["presets"] = presets
+        self.config["presets"] = {name: layer.raw for name, layer in presets.items()}
         check_all(self.config)
 
     def stage(self, name=None):
@@ -60,9 +64,22 @@ class ConfigManager:
 
 # ---------------------------------------------------------------- reading
 
+def _with_base(files, path):
+    """[(content, folder)] of the user's file, below it the project's own unless it says `"base": null`."""
+    shipped = os.path.join(ROOT, "model_config.json")
+    base = files[0][0].pop("base", "model_config.json")
+    if base not in (None, "model_config.json"):
+        raise UserError(f"配置 base 只能是 null（不以项目自带的 model_config.json 为底），而不是 {show(base)}。")
+    if base is None or path is not None and os.path.samefile(path, shipped) or not os.path.isfile(shipped):
+        return files
+    raw = read_file(shipped)
+    raw.pop("base", None)
+    return [(raw, os.fspath(ROOT)), *files]
+
+
 def find_file(path):
     """Absolute path of a configuration file: as given, else of that name in the project's folder."""
-    path = os.path.expanduser(os.fspath(path or "model_config.json"))
+    path = os.path.expanduser(os.fspath(path))
     for candidate in (os.path.abspath(path), os.path.join(ROOT, path)):
         if os.path.isfile(candidate):
             return candidate
@@ -122,6 +139,7 @@ class _Layer:
 
     def __init__(self, raw, base, *, prefix="", command_line=False, stage=None):
         self.base, self.prefix, self.command_line, self.stage = base, prefix, command_line, stage
+        self.raw = raw
         self.sections = {None: {}, **{name: {} for name in STAGES}}
         self.said = {}                                  # (section, key) -> the name it was given under
         for name, value in raw.items():
@@ -192,9 +210,6 @@ def _preset_layers(presets, base):
 
 
 def _pick_preset(name, layers):
-    own = os.path.join(ROOT, "model_config.json")
-    if name not in layers and os.path.isfile(own):      # a user's own file need not repeat the presets
-        layers = {**_preset_layers(read_file(own).get("presets", {}), os.fspath(ROOT)), **layers}
     if name not in layers:
         close = nearest(name, layers)
         hint = f"是不是想写 {close}？" if close else ""
@@ -215,9 +230,19 @@ def _merge(layers):
         for stage in STAGES:
             for name, value in layer.sections[stage].items():
                 _set(config[stage], name, value)
+            if stage in running or layer.sections[stage]:
+                _follow_chunks(config[stage], {**layer.sections[None], **layer.sections[stage]})
     _finish_paths(config)
     _fill_in(config)
     return config
+
+
+def _follow_chunks(place, said):
+    """Who warms up or holds the rate by chunks speaks of the exponential schedule: a warm-up by steps, or another schedule, that
+    only a lower layer asked for gives way."""
+    if said.get("warmup_index", -1) > 0 or said.get("keep_temp_index", -1) > 0:
+        place["warmup_steps"] = said.get("warmup_steps", 0)
+        place["scheduler"] = said.get("scheduler", "exponential")
 
 
 def _set(place, name, value):

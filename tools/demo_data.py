@@ -3,12 +3,9 @@
 `write_demo("data")` writes demo_pre.jsonl, demo_sft.jsonl and demo_eval.jsonl. The tasks are in `demo_numbers` and `demo_tasks`, what
 is held out in `demo_hold`, the hand-written rows in data/hand_*.jsonl. Everything follows from the seed.
 """
-import argparse
-import errno
 import hashlib
 import json
 import math
-import os
 import random
 import sys
 from collections import Counter
@@ -24,7 +21,9 @@ if __name__ == "__main__":
     end_on_signals()            # first: a missing package ends in one line
 
 from tools.demo.tasks import HAND, TASKS, Recall, draw_part, hand_rows  # noqa: E402  (the path comes first)
+from tools.cli import guarded, parse  # noqa: E402
 from tools.errors import UserError  # noqa: E402
+from tools.saving.atomic import write_bytes  # noqa: E402
 
 # task -> (sentences of pre-training text, exchanges of SFT, held-out questions): more for what is harder
 AMOUNTS = {
@@ -158,31 +157,12 @@ def file_digest(path):
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
-def write_atomically(path, data):
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        if error.errno == errno.ENOSPC:
-            raise UserError(f"磁盘已满，写不下 {path}。请腾出空间后再运行。", 7) from error
-        raise UserError(f"写不了文件 {path}：{error.strerror}。请换一个可写的文件夹（--out）。") from error
-
-
 def write_once(folder, name, seed, make):
     """Write what `make()` -> {name: rows} returns as folder/demo_<name>.jsonl, unless a good copy is there.
 
     demo_<name>.key keeps the content key and every file's digest, so that a damaged or older file is noticed. Returns {name: Path}.
     """
     folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"建不了文件夹 {folder}：{error.strerror}。请换一个可写的文件夹（--out）。") from error
     keeper, key = folder / f"demo_{name}.key", source_key(seed)
     try:
         kept = json.loads(keeper.read_text(encoding="utf-8"))
@@ -194,9 +174,9 @@ def write_once(folder, name, seed, make):
     paths = {}
     for n, rows in make().items():
         paths[n] = folder / f"demo_{n}.jsonl"
-        write_atomically(paths[n], "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode("utf-8"))
+        write_bytes(paths[n], "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode("utf-8"))
     kept = {"key": key, "files": {n: file_digest(path) for n, path in paths.items()}}
-    write_atomically(keeper, json.dumps(kept).encode("utf-8"))
+    write_bytes(keeper, json.dumps(kept).encode("utf-8"))
     return paths
 
 
@@ -211,26 +191,21 @@ def write_demo(folder, seed=0):
     return write_once(folder, "world", seed, lambda: build_demo(seed))
 
 
-def main():
-    parser = argparse.ArgumentParser(description="生成内置的小世界：预训练文本、对话和考题。", add_help=False)
-    group = parser.add_argument_group("选项")
-    group.add_argument("-h", "--help", action="help", help="显示这段说明后退出")
-    group.add_argument("--out", default=str(HAND), metavar="文件夹", help="写到哪个文件夹（默认是项目的 data）")
-    group.add_argument("--seed", type=int, default=0, metavar="整数", help="随机种子（默认 0），种子相同则内容相同")
-    group.add_argument("--adapters", action="store_true", help="另外写出三个专家和门控的小数据集")
-    options = parser.parse_args()
-    try:
-        paths = write_demo(options.out, options.seed)
-        if options.adapters:
-            from tools.demo.adapters import write_adapters
-            paths.update(write_adapters(options.out, options.seed))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        sys.exit(error.code)
+OPTIONS = [("--out", {"default": str(HAND), "metavar": "文件夹", "help": "写到哪个文件夹（默认是项目的 data）"}),
+           ("--seed", {"type": int, "default": 0, "metavar": "整数", "help": "随机种子（默认 0），种子相同则内容相同"}),
+           ("--adapters", {"action": "store_true", "help": "另外写出三个专家和门控的小数据集"})]
+
+
+def main(argv=None):
+    options = parse(argv, "生成内置的小世界：预训练文本、对话和考题。", extra=OPTIONS, reads=())[1]
+    paths = write_demo(options.out, options.seed)
+    if options.adapters:
+        from tools.demo.adapters import write_adapters
+        paths.update(write_adapters(options.out, options.seed))
     for path in paths.values():
         with open(path, encoding="utf-8") as lines:
             print(f"{path}：{sum(1 for _ in lines)} 行")
 
 
 if __name__ == "__main__":
-    main()
+    guarded(main)

@@ -3,11 +3,6 @@
 A raw line is pale and has a gap where a value is NaN or infinite (a red tick at the foot marks the place), a smoothed one is
 strong and goes on. Matplotlib's global state is left alone, so that a notebook or a trainer may call this at any time.
 """
-import argparse
-import contextlib
-import errno
-import math
-import os
 import re
 import sys
 from collections import namedtuple
@@ -22,56 +17,15 @@ if __name__ == "__main__":
 
 import numpy as np
 
+from tools.cli import guarded, parse
 from tools.errors import UserError
 from tools.logs.reader import read_log
-from tools.pictures.style import GREY, INK, Page, power_tick, short_tick
+from tools.pictures.style import COLORS, GREY, INK, Page, curve, dress, power_tick, save, short_tick, smoothed, thinned  # noqa: F401
 
-COLORS = ["#2563eb", "#ea580c", "#059669", "#9333ea", "#dc2626", "#0891b2", "#ca8a04", "#db2777", "#4d7c0f", "#64748b"]
-MAX_POINTS = 3000                                       # more than a picture has pixels across
+LOGARITHMIC = ("ppx_1", "ppx_2", "grad_norm")
 
 # One run as it is drawn: shifted to the right by `start` steps where runs follow one another.
 Track = namedtuple("Track", "run label color start")
-
-
-# ---------------------------------------------------------------- values
-
-def smoothed(values, weight=0.9):
-    """Exponential moving average with bias correction (the first values are not pulled to 0). A value that is not finite
-    changes nothing: the curve holds its height there."""
-    out, mean, mass = np.full(len(values), np.nan), 0.0, 0.0
-    for i, v in enumerate(values.tolist()):
-        if math.isfinite(v):
-            mean, mass = weight * mean + (1 - weight) * v, weight * mass + (1 - weight)
-        if mass:
-            out[i] = mean / mass
-    return out
-
-
-def curve(run, name, smooth=None, start=0):
-    """What is drawn of one field: (x, raw, smooth), float arrays of one length; raw is NaN where the log has no finite value.
-    smooth: weight of the past in [0, 1); None chooses it by length (about a sixtieth of the run, 3 to 100 points).
-    A perplexity is smoothed as its logarithm, the cross-entropy, and the learning rate, which has no noise, not at all."""
-    raw = run.get(name)
-    raw = np.where(np.isfinite(raw), raw, np.nan) if isinstance(raw, np.ndarray) else np.full(len(run), np.nan)
-    if smooth is None:
-        smooth = 1 - 1 / min(100.0, max(1.0, len(raw) / 60, min(3.0, len(raw) / 8)))
-    if name.startswith("ppx"):
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return run.step + start, raw, np.exp(smoothed(np.log(raw), smooth))
-    return run.step + start, raw, smoothed(raw, 0 if name == "lr" else smooth)
-
-
-def thinned(x, y, limit=MAX_POINTS):
-    """At most about `limit` points with the same outline: of each stretch its lowest and its highest value."""
-    if len(x) <= limit:
-        return x, y
-    size = math.ceil(2 * len(x) / limit)
-    whole = len(x) // size * size
-    blocks = y[:whole].reshape(-1, size)
-    ends = np.stack([np.where(np.isnan(blocks), np.inf, blocks).argmin(1), np.where(np.isnan(blocks), -np.inf, blocks).argmax(1)], 1)
-    picks = (np.sort(ends, 1) + np.arange(len(blocks))[:, None] * size).ravel()
-    picks = np.append(picks, np.arange(whole, len(x)))
-    return x[picks], y[picks]
 
 
 # ---------------------------------------------------------------- drawing
@@ -85,14 +39,14 @@ def _panel(ax, page, name, tracks):
             continue
         raw, smooth = np.clip([raw, smooth], -1e36, 1e36)         # matplotlib's own sums overflow further out
         ax.plot(*thinned(x, raw), color=track.color, alpha=0.28, linewidth=0.9, zorder=1.5, marker="o" if len(x) == 1 else None)
-        label = page.text(track.label) if len(tracks) > 1 else page.word("train")
+        label = short_label(page.text(track.label)) if len(tracks) > 1 else page.word("train")
         ax.plot(*thinned(x, smooth), color=track.color, linewidth=1.9, solid_capstyle="round", label=label)
         bad = x[np.isnan(raw)]
         ax.plot(bad, np.full(len(bad), 0.012), "|", color="#dc2626", markersize=7, transform=ax.get_xaxis_transform())
         seen, seen_smooth = seen + [raw[np.isfinite(raw)]], seen_smooth + [smooth[np.isfinite(smooth)]]
     if name == "loss":
         seen += _evaluations(ax, page, tracks)
-    ax.set_title(page.title(name), fontweight=page.bold, color=INK)
+    dress(ax, page, page.title(name))
     if not seen:
         ax.text(0.5, 0.5, page.word("none"), ha="center", va="center", color="#9ca3af", transform=ax.transAxes)
         ax.set(xticks=[], yticks=[])
@@ -117,26 +71,24 @@ def _evaluations(ax, page, tracks):
             color = track.color if len(tracks) > 1 else COLORS[(i + 1) % len(COLORS)]
             ax.plot(x + track.start, y, color=color, linewidth=1.2, linestyle=(0, (4, 2)), marker=marks[i % len(marks)],
                     markersize=5, markerfacecolor="white", markevery=max(1, len(x) // 40),
-                    label=label if len(tracks) == 1 else f"{page.text(track.label)} · {label}")
+                    label=label if len(tracks) == 1 else f"{short_label(page.text(track.label))} · {label}")
             values += [np.clip(y[np.isfinite(y)], -1e36, 1e36)] if np.isfinite(y).any() else []
     return values
 
 
 def _scale(ax, name, values):
-    """Axes that show the bulk of the values: logarithmic where they span decades, and not stretched by a single spike."""
+    """Axes that show the bulk of the values, not stretched by a single spike; perplexities and norms are always logarithmic."""
     from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation, MaxNLocator, NullFormatter
     low, high = np.min(values), np.max(values)
     body = np.percentile(values, 99.5)
-    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 2.5, 5, 10]))
-    ax.xaxis.set_major_formatter(FuncFormatter(short_tick))
-    ax.margins(x=0.02)
-    if low > 0 and body / low > {"ppx_1": 20, "ppx_2": 20, "grad_norm": 50, "loss": 200}.get(name, np.inf):
+    if name in LOGARITHMIC and low > 0:
         ax.set_yscale("log")
-        ax.set_ylim(low / 1.15, min(high, body * 100) * 1.3)
-        if high < 1e5 and low >= 0.01:
-            ax.yaxis.set_major_formatter(FuncFormatter(short_tick))
-        else:
-            ax.yaxis.set_major_formatter(LogFormatterSciNotation())
+        low, high = low / 1.15, min(high, body * 100) * 1.15
+        ax.set_ylim(low, high)
+        plain = high < 1e5 and low >= 0.01
+        if high < 10 * low:                             # hardly a power of ten in sight
+            ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+        ax.yaxis.set_major_formatter(FuncFormatter(short_tick) if plain else LogFormatterSciNotation())
         ax.yaxis.set_minor_formatter(NullFormatter())
         return
     if high - low > 4 * (body - low) > 0:               # a spike, nothing else, reaches beyond
@@ -159,7 +111,7 @@ def _summary(ax, page, tracks):
     for i, track in enumerate(shown):
         y = 0.97 - i * 0.145
         ax.plot([0.0, 0.055], [y, y], color=track.color, linewidth=3, transform=ax.transAxes, clip_on=False, solid_capstyle="round")
-        ax.text(0.085, y, page.text(track.label)[:44], fontweight=page.bold, fontsize=10, va="center", transform=ax.transAxes)
+        ax.text(0.085, y, short_label(page.text(track.label)), fontweight=page.bold, fontsize=10, va="center", transform=ax.transAxes)
         loss = curve(track.run, "loss", page.smooth)[2]
         parts = [f"{short_tick(track.run.step[-1])} {page.word('steps')}" if len(track.run) else ""]
         if np.isfinite(loss).any():
@@ -209,24 +161,6 @@ def _single(page, tracks, name):
     return figure
 
 
-def _save(figure, path):
-    """Written aside and renamed: a viewer that watches the file never sees half a picture."""
-    path = Path(path)
-    if path.suffix.lower() not in (".png", ".pdf", ".svg", ".jpg"):
-        raise UserError(f"不认识图片 {path} 的扩展名，请用 .png、.pdf、.svg 或 .jpg。")
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(temporary)
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        code = 7 if error.errno == errno.ENOSPC else 2
-        raise UserError(f"图片 {path} 存不下来（{error.strerror}）。请换一个可写的位置。", code) from error
-    return str(path)
-
-
 # ---------------------------------------------------------------- what people call
 
 def tracks_of(runs_by_log):
@@ -236,10 +170,16 @@ def tracks_of(runs_by_log):
         start = 0.0
         for i, run in enumerate(runs):
             label = f"{run.header.get('stage', '')} {run.header.get('start', '')}".strip() or (f"#{i + 1}" if len(runs) > 1 else log)
-            label = f"{log} · {label}" if len(runs_by_log) > 1 and label != log else label
+            if len(runs_by_log) > 1:                    # the log's name tells them apart; a .jsonl has stage and start in it
+                label = log if len(runs) == 1 else f"{log} · {label}"
             tracks.append(Track(run, label, COLORS[len(tracks) % len(COLORS)], start))
             start += run.step[-1] if len(run) else 0
     return tracks
+
+
+def short_label(text, room=40):
+    """Both ends of a long name: what differs stands there."""
+    return text if len(text) <= room else f"{text[:room // 2 - 1]}…{text[-room // 2:]}"
 
 
 def _runs(path):
@@ -262,9 +202,9 @@ def draw_plt(process_name, log_name, out_dir=None, smooth=None):
     tracks, page = tracks_of([(Path(log_name).name, own[-1:] or runs)]), Page(smooth)
     stem = re.sub(r'[\\/:*?"<>|\s]+', "_", str(process_name)) or "train"
     with matplotlib.rc_context(page.rc()):
-        paths = [_save(_single(page, tracks, name), out_dir / f"{stem}_{name}.png") for name in ("loss", "ppx_1", "ppx_2", "lr")]
+        paths = [save(_single(page, tracks, name), out_dir / f"{stem}_{name}.png") for name in ("loss", "ppx_1", "ppx_2", "lr")]
         overview = _overview(page, tracks, f"{process_name} · {page.word('curves')}")
-        return paths + [_save(overview, out_dir / f"{stem}_curves.png")]
+        return paths + [save(overview, out_dir / f"{stem}_curves.png")]
 
 
 def draw_logs(paths, output=None, smooth=None):
@@ -277,7 +217,7 @@ def draw_logs(paths, output=None, smooth=None):
     output = Path(output) if output else Path(paths[0]).with_name(Path(paths[0]).stem + "_curves.png")
     with matplotlib.rc_context(page.rc()):
         title = f"{page.word('curves')} · {names[0]}" if len(names) == 1 else page.word("curves")
-        return _save(_overview(page, tracks, title), output)
+        return save(_overview(page, tracks, title), output)
 
 
 def _weight(text):
@@ -287,25 +227,15 @@ def _weight(text):
     return value
 
 
-def _wrong_command(message):
-    raise UserError("命令写错了。用法：python tools/plot.py log.txt [更多日志] [--output 图.png] [--smooth 0.9]")
+OPTIONS = [("logs", {"nargs": "+", "metavar": "日志", "help": "log.txt 或 logs/*.jsonl；给出多个时画在一张图里比较"}),
+           ("--output", {"metavar": "图.png", "help": "图片存到哪里（默认在第一个日志旁边）"}),
+           ("--smooth", {"type": _weight, "metavar": "数", "help": "平滑程度，0 到 1 之间，0 为不平滑（默认按长度自动选）"})]
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description="把训练日志画成曲线：损失、两个困惑度、学习率、梯度范数、Lexp、速度。", add_help=False)
-    parser.error = _wrong_command
-    parser.add_argument("-h", "--help", action="help", help="显示这段说明")
-    parser.add_argument("logs", nargs="+", metavar="LOG", help="log.txt 或 logs/*.jsonl；给出多个时画在一张图里比较")
-    parser.add_argument("--output", metavar="图.png", help="图片存到哪里（默认在第一个日志旁边）")
-    parser.add_argument("--smooth", type=_weight, help="平滑程度，0 到 1 之间，0 为不平滑（默认按长度自动选）")
-    try:
-        args = parser.parse_args(argv)
-        print("曲线已画好：", draw_logs(args.logs, args.output, args.smooth), sep="")
-        return 0
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return error.code
+    options = parse(argv, "把训练日志画成曲线：损失、两个困惑度、学习率、梯度范数、Lexp、速度。", extra=OPTIONS, reads=())[1]
+    print("曲线已画好：", draw_logs(options.logs, options.output, options.smooth), sep="")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    guarded(main)

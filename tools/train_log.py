@@ -15,7 +15,7 @@ import re
 import time
 from pathlib import Path
 
-from tools.errors import UserError
+from tools.errors import explain
 from tools.logs.reader import COUNTERS, MARK, WORDS, Run, named_fields, read_log  # noqa: F401
 
 
@@ -79,13 +79,7 @@ def _append(path, text, sync=False):
         finally:
             os.close(fd)
     except OSError as error:
-        raise _write_error(path, error) from error
-
-
-def _write_error(path, error):
-    if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", -1)):
-        return UserError(f"磁盘已满，日志 {path} 写不下去。请腾出空间，再运行同一条命令，训练会从最近的检查点继续。", 7)
-    return UserError(f"日志 {path} 写不进去（{error.strerror}）。请检查路径和权限，或用 --log_file、--log_dir 换一个位置。")
+        raise explain(error, path) from error
 
 
 def _drop_half_line(path):

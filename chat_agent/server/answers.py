@@ -6,10 +6,12 @@ import time
 
 
 class Answer:
-    """What all parts of one answer have in common."""
+    """What all parts of one answer have in common. about: what the field `tinyseek` says of the prompt (dropped_turns, context,
+    prompt_tokens, notices); no other server sends it, and clients pass over it."""
 
-    def __init__(self, ask):
-        self.chat, self.model, self.created = ask.chat, ask.model, int(time.time())
+    def __init__(self, ask, model, about):
+        self.about = about
+        self.chat, self.model, self.created = ask.chat, model, int(time.time())
         self.id = ("chatcmpl-" if ask.chat else "cmpl-") + secrets.token_hex(12)
 
     def _frame(self, kind, choices, **more):
@@ -17,22 +19,25 @@ class Answer:
 
     def whole(self, results, prompt_tokens):
         """results: (text, finish, number of ids) per choice; prompt_tokens: ids of all prompts together."""
-        choices = []
+        choices, about = [], self._with_empty(any(not text for text, *_ in results))
         for index, (text, finish, _) in enumerate(results):
             body = {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
             choices.append({"index": index, **body, "logprobs": None, "finish_reason": finish})
         return self._frame("chat.completion" if self.chat else "text_completion", choices,
-                           usage=usage(prompt_tokens, sum(count for *_, count in results)))
+                           usage=usage(prompt_tokens, sum(count for *_, count in results)), tinyseek=about)
+
+    def _with_empty(self, empty):
+        return {**self.about, "notices": self.about["notices"] + ["（空的回答）"] * empty}
 
     def opening(self, index):
         """The first chunk of a choice, or None: only chats announce who speaks."""
-        return self._chunk(index, {"role": "assistant", "content": ""}, None) if self.chat else None
+        return self._chunk(index, {"role": "assistant", "content": ""}, None, tinyseek=self.about) if self.chat else None
 
     def piece(self, index, text):
         return self._chunk(index, {"content": text} if self.chat else text, None)
 
-    def closing(self, index, finish):
-        return self._chunk(index, {} if self.chat else "", finish)
+    def closing(self, index, finish, empty=False):
+        return self._chunk(index, {} if self.chat else "", finish, **({"tinyseek": self._with_empty(True)} if empty else {}))
 
     def totals(self, prompt_tokens, completion_tokens):
         """The last chunk, where stream_options asks for it."""
@@ -42,9 +47,9 @@ class Answer:
     def _kind(self):
         return "chat.completion.chunk" if self.chat else "text_completion"
 
-    def _chunk(self, index, content, finish):
+    def _chunk(self, index, content, finish, **more):
         return self._frame(self._kind, [{"index": index, "delta" if self.chat else "text": content, "logprobs": None,
-                                         "finish_reason": finish}])
+                                         "finish_reason": finish}], **more)
 
 
 def usage(prompt_tokens, completion_tokens):

@@ -1,12 +1,13 @@
 """The routes. What is behind each of them lies in the other files."""
 
+import asyncio
 from pathlib import Path
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from chat_agent.server.access import Access
+from chat_agent.server.access import Access, Rules
 from chat_agent.server.errors import ApiError, internal
 from chat_agent.server.models import described
 from chat_agent.server.replies import NO_STORE, Desk
@@ -17,23 +18,28 @@ KINDS = {".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8",
 REASONS = {404: ("这里没有这个地址。", "not_found"), 405: ("这个地址不支持这种请求方法。", "method_not_allowed")}
 
 
-def create_app(models, engine, curves, limits, pool, key=None, local_only=True):
+def create_app(models, engine, curves, limits, pool, rules=Rules()):
     """An ASGI application. engine: started by the caller; curves: Curves; pool: an executor for what takes time."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     desk = Desk(models, engine, limits, pool)
     _add_page(app)
 
-    @app.get("/health")
+    async def look():
+        await asyncio.get_running_loop().run_in_executor(pool, models.look)
+
+    @get(app, "/health")
     async def health():
         return JSONResponse({"status": "ok"} if engine.alive else {"status": "down"}, 200 if engine.alive else 503, NO_STORE)
 
-    @app.get("/v1/models")
+    @get(app, "/v1/models")
     async def list_models():
+        await look()
         return JSONResponse({"object": "list", "data": [described(served) for served in models]}, headers=NO_STORE)
 
-    @app.get("/v1/models/{name:path}")
+    @get(app, "/v1/models/{name:path}")
     async def one_model(name: str):
-        return JSONResponse(described(models.get(name)), headers=NO_STORE)
+        await look()
+        return JSONResponse(described(models.named(name)), headers=NO_STORE)
 
     @app.post("/v1/chat/completions")
     async def chat_completions(request: Request):
@@ -43,11 +49,11 @@ def create_app(models, engine, curves, limits, pool, key=None, local_only=True):
     async def completions(request: Request):
         return await desk.answer(request, chat=False)
 
-    @app.get("/curves")
+    @get(app, "/curves")
     async def list_curves():
         return JSONResponse(await curves.listing(), headers=NO_STORE)
 
-    @app.get("/curves/{name}")
+    @get(app, "/curves/{name}")
     async def one_curve(name: str):
         return JSONResponse(await curves.read(name), headers=NO_STORE)
 
@@ -64,7 +70,12 @@ def create_app(models, engine, curves, limits, pool, key=None, local_only=True):
         message, code = REASONS.get(error.status_code, ("请求不对。", None))
         return JSONResponse(ApiError(error.status_code, message, code).content(), error.status_code, NO_STORE)
 
-    return Access(app, key, local_only)
+    return Access(app, rules)
+
+
+def get(app, path):
+    """What can be read can also be asked for by its headers alone, as load balancers do."""
+    return app.api_route(path, methods=["GET", "HEAD"])
 
 
 def _add_page(app):
@@ -76,14 +87,14 @@ def _add_page(app):
             raise HTTPException(404)
         return Response(files[name], media_type=KINDS[Path(name).suffix], headers={"cache-control": "no-cache"})
 
-    @app.get("/")
+    @get(app, "/")
     async def page():
         return give("index.html")
 
-    @app.get("/favicon.ico")                            # browsers ask for it beside every address
+    @get(app, "/favicon.ico")                            # browsers ask for it beside every address
     async def icon():
         return give("icon.svg")
 
-    @app.get("/static/{name}")
+    @get(app, "/static/{name}")
     async def static(name: str):
         return give(name)

@@ -4,18 +4,22 @@ A run is named by its file's stem and looked up in a fresh listing of the folder
 """
 
 import asyncio
+import json
 import os
 import time
+from pathlib import Path
 
 import numpy as np
 
 from chat_agent.server.errors import ApiError, shown
+from tools.config.keys import STAGE_TITLES
 from tools.logs.reader import read_log
 from tools.plot import curve, thinned
 
-FIELDS = ("loss", "ppx_1", "ppx_2", "lr", "grad_norm", "lexp", "tok_s")
+FIELDS = ("loss", "ppx_1", "ppx_2", "accuracy", "margin", "lr", "grad_norm", "lexp", "tok_s")
 PLACE = ("epoch", "epochs", "batch", "batches", "step", "remaining")      # where the run is
-FRESH = 60.0            # seconds after its last line for which a run counts as in progress
+FRESH = 60.0            # seconds after its last line for which a run counts as in progress where its lock tells nothing
+HEAD, TAIL = 1 << 16, 1 << 13    # bytes at a log's two ends that say what it is and how it stands
 MOST = 100              # runs that are listed
 READ = 6 << 20          # bytes of a log that are parsed: every k-th line of a longer one draws the same picture
 WAIT = 8                # a log that took t seconds to read is read again after WAIT * t at the earliest
@@ -27,11 +31,11 @@ class Curves:
     def __init__(self, folder, limits):
         self.folder, self.limits = folder, limits
         self.kept = {}                                  # name -> (stamp of the file, its content, when, seconds it took)
+        self.heads = {}                                 # path -> (inode, header)
         self.lock = asyncio.Lock()
 
     async def listing(self):
-        files = await asyncio.to_thread(self._files)
-        return {"runs": [self._entry(name, stat) for name, (_, stat) in files.items()]}
+        return {"runs": await asyncio.to_thread(lambda: [self._entry(name, *found) for name, found in self._files().items()])}
 
     async def read(self, name):
         """The points of one run. ApiError 404 where there is none of that name."""
@@ -39,7 +43,7 @@ class Curves:
             return await asyncio.to_thread(self._read, name)
 
     def _files(self):
-        """{stem: (path, stat)} of the plain files, newest first."""
+        """{stem: (path, stat, header)} of the plain files that are logs of runs, newest first."""
         found = []
         try:
             with os.scandir(self.folder) as entries:
@@ -49,17 +53,26 @@ class Curves:
         except OSError:
             pass                                        # no training yet, or a file that has just gone
         found.sort(key=lambda one: -one[2].st_mtime)
-        return {name: (path, stat) for name, path, stat in found[:MOST]}
+        runs = ((name, (path, stat, self._header(path, stat))) for name, path, stat in found)
+        return dict([(name, one) for name, one in runs if one[2] is not None][:MOST])
 
-    def _entry(self, name, stat):
-        return {"name": name, "modified": round(stat.st_mtime, 3), "live": time.time() - stat.st_mtime < FRESH}
+    def _header(self, path, stat):
+        """The first line of a run's log as a dict; None for other files (bad_lines.jsonl), {} where nothing is written yet."""
+        if self.heads.get(path, (None,))[0] != stat.st_ino or not self.heads[path][1]:
+            self.heads[path] = stat.st_ino, first_line(path)
+        return self.heads[path][1]
+
+    def _entry(self, name, path, stat, header):
+        state = state_of(path, stat, header)
+        return {"name": name, "label": label_of(name, header), "modified": round(stat.st_mtime, 3), "state": state,
+                "live": state == "running"}
 
     def _read(self, name):
         files = self._files()
         self.kept = {known: kept for known, kept in self.kept.items() if known in files}
         if name not in files:
             raise ApiError(404, f"没有叫 {shown(name)} 的训练记录。", "run_not_found")
-        path, stat = files[name]
+        path, stat, header = files[name]
         if stat.st_size > self.limits.log_size:
             raise ApiError(413, f"这份训练记录超过 {self.limits.log_size >> 20} MiB，请用 python tools/plot.py 画。", "log_too_large")
         stamp, now = (stat.st_mtime_ns, stat.st_size), time.monotonic()
@@ -67,18 +80,77 @@ class Curves:
         if kept is None or kept[0] != stamp and now - kept[2] > WAIT * kept[3]:
             content = read_points(path, self.limits.curve_points)
             self.kept[name] = kept = (stamp, content, now, time.monotonic() - now)
-        return {**self._entry(name, stat), **kept[1]}
+        return {**self._entry(name, path, stat, header), **kept[1]}
+
+
+def first_line(path):
+    """-> dict, {} for an empty file, None where it is no line of a run."""
+    try:
+        with open(path, "rb") as file:
+            line = file.readline(HEAD)
+        row = json.loads(line) if line.strip() else {}
+    except (OSError, ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) and (not row or row.get("event") in ("start", "resume") or "loss" in row) else None
+
+
+def label_of(name, header):
+    """What people call a run: its stage, its --name, when it began."""
+    stage = str(header.get("stage", ""))
+    title, own, begun = STAGE_TITLES.get(stage, stage), header.get("config.name"), str(header.get("start", ""))
+    return " · ".join(str(part)[:64] for part in (title, own, begun[5:16]) if part) if title else name
+
+
+def state_of(path, stat, header):
+    """running, done (its last checkpoint is written) or stopped."""
+    if _is_complete(path, stat.st_size):
+        return "done"
+    held = is_locked(Path(str(header["config.out_dir"]), str(header.get("config.name") or ""))) if "config.out_dir" in header else None
+    if held is None:
+        held = time.time() - stat.st_mtime < FRESH
+    return "running" if held else "stopped"
+
+
+def _is_complete(path, size):
+    """Whether the last event is the save of the final checkpoint."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, size - TAIL))
+            lines = file.read().split(b"\n")
+    except OSError:
+        return False
+    saved = max((i for i, line in enumerate(lines) if b'"save"' in line and b'_final"' in line), default=-1)
+    return saved >= 0 and not any(b'"resume"' in line or b'"loss"' in line for line in lines[saved + 1:])
+
+
+def is_locked(folder):
+    """Whether a training owns this output folder; None where that cannot be told. Only looks: a lock shared for an instant."""
+    try:
+        import fcntl
+        handle = os.open(folder / ".lock", os.O_RDONLY)
+    except ImportError:
+        return None
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except OSError:
+        return True
+    finally:
+        os.close(handle)
 
 
 def read_points(path, points):
     """A log -> {"stage", "place", "fields": {name: {"x", "raw_x", "y", "raw"}}, "evaluations": {name: {"x", "y"}}}, plain JSON values."""
     runs = read_log(path, READ)
     if not runs:
-        return {"stage": None, "place": {}, "fields": {}, "evaluations": {}}
+        return {"stage": None, "place": {}, "total": None, "fields": {}, "evaluations": {}}
     run = runs[-1]
     last = run.rows[-1] if run.rows else {}
     fields = {name: _field(run, name, points) for name in FIELDS if np.isfinite(np.asarray(run.get(name), dtype=float)).any()}
     return {"stage": str(run.header.get("stage", ""))[:32] or None, "place": {k: _plain(last[k]) for k in PLACE if k in last},
+            "total": _plain(run.header.get("steps")),
             "fields": fields, "evaluations": {name[:64]: {"x": _list(x), "y": _list(y)} for name, (x, y) in run.evaluations().items()}}
 
 

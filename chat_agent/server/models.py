@@ -1,19 +1,29 @@
 """The models that are served, each under a name from the start-up list."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from chat_agent.server.errors import ApiError, bad, shown
 from chat_agent.session import fitting, turns, within
 from model.gate import GatedExperts
+from model.sampling import DEFAULTS
 from tools.template import render_prompt, render_text
 from tools.vocab import MAX_WORD
 
 LEAST_LONGEST = 1024    # ids of a prompt that are read even by a model that was trained on shorter ones
 
 
+class Prompt(NamedTuple):
+    """ids: what the model reads; dropped: turns of the conversation that were left out because they did not fit."""
+
+    ids: list
+    dropped: int = 0
+
+
 @dataclass
 class Served:
-    """One entry of the list. context: ids that a conversation should stay within; completes: it knows no dialogues."""
+    """One entry of the list. context: ids that a conversation should stay within; completes: it knows no dialogues; title: what kind
+    of model it is; label: what people read instead of the name; sampling, prompts: as `load.talk_of` gives them."""
 
     name: str
     model: object
@@ -22,6 +32,9 @@ class Served:
     completes: bool = False
     title: str = ""
     created: int = 0
+    label: str = ""
+    sampling: dict = field(default_factory=lambda: dict(DEFAULTS))
+    prompts: tuple = ()
 
     @property
     def positions(self):
@@ -44,19 +57,25 @@ class Served:
         return room if self.positions is None else min(room, self.positions - len(ids) + 1)
 
     def chat_prompt(self, messages, new_tokens):
-        """Conversation -> ids; the oldest turns are left out where it is too long. ApiError 400 when the last one alone is."""
+        """Conversation -> Prompt; the oldest turns are left out where it is too long. ApiError 400 when the last one alone is."""
         if self.completes:
             return self.text_prompt(messages[-1]["content"])
         limit = self.context - min(new_tokens, self.context // 2)
-        return self._checked(lambda: render_prompt(fitting(self._recent(messages, limit), self.vocab, limit), self.vocab))
+
+        def encode():
+            recent, long_ago = self._recent(messages, limit)
+            kept, dropped = fitting(recent, self.vocab, limit)
+            return Prompt(render_prompt(kept, self.vocab), long_ago + dropped)
+        return self._checked(encode)
 
     def text_prompt(self, text):
-        """Text to be continued -> ids. ApiError 400 when it is too long."""
+        """Text to be continued -> Prompt. ApiError 400 when it is too long."""
         self._check_size(len(text))
-        return self._checked(lambda: render_text(text, self.vocab)[0][:-1].tolist())
+        return self._checked(lambda: Prompt(render_text(text, self.vocab)[0][:-1].tolist()))
 
     def _recent(self, messages, limit):
-        """Leaves out, before any of it is encoded, what cannot fit anyway: a word has at most MAX_WORD characters."""
+        """Leaves out, before any of it is encoded, what cannot fit anyway: a word has at most MAX_WORD characters.
+        -> (messages, number of turns left out)"""
         system, parts = turns(messages)
         last = sum(len(m["content"]) for m in system + (parts[-1] if parts else []))
         self._check_size(last)
@@ -66,7 +85,7 @@ class Served:
             if room < 0:
                 break
             kept.insert(0, part)
-        return system + [m for part in kept for m in part]
+        return system + [m for part in kept for m in part], len(parts) - len(kept)
 
     def _check_size(self, characters):
         if characters > self.longest * MAX_WORD:
@@ -74,28 +93,45 @@ class Served:
 
     def _checked(self, encode):
         try:
-            ids = encode()
+            prompt = encode()
         except ValueError:
             raise bad("文字里有不能用的字符（孤立的代理字符）。", "messages") from None
-        if len(ids) > self.longest:
+        if len(prompt.ids) > self.longest:
             raise self._too_long()
-        return ids
+        return prompt
 
     def _too_long(self):
         return bad(f"这段话太长：模型 {self.name[:64]} 最多读 {self.longest} 个词元。", "messages", "context_length_exceeded")
 
 
 class Models:
-    """name -> Served, in the order of the command line."""
+    """name -> Served, in the order of the command line. find: called when there is none yet -> list of Served or [] (curves only)."""
 
-    def __init__(self, served):
-        self.by_name = {one.name: one for one in served}
+    def __init__(self, served, find=None):
+        self.by_name, self.find = {one.name: one for one in served}, find
 
     def __iter__(self):
-        return iter(self.by_name.values())
+        return iter(list(self.by_name.values()))
+
+    def look(self):
+        """See whether a model has appeared meanwhile; may take as long as loading it."""
+        if not self.by_name and self.find:
+            self.by_name = {one.name: one for one in self.find()}
 
     def get(self, name):
-        """ApiError 404 for a name that was not given at the start; nothing is ever looked up on the disk."""
+        """The model of that name; the only one there is answers to any name, as in llama.cpp, since many clients bring a fixed one.
+        ApiError 404 otherwise, 503 while there is no model; nothing a client says is ever looked up on the disk."""
+        if not self.by_name:
+            raise ApiError(503, "还没有模型，现在只能看训练曲线。训练完成后不用重启，这里会自己用上它。", "no_model",
+                           kind="server_error", retry=30)
+        if name not in self.by_name and len(self.by_name) == 1:
+            return next(iter(self))
+        if name is None:
+            raise bad("缺少 model，有哪些见 /v1/models。", "model")
+        return self.named(name)
+
+    def named(self, name):
+        """Exactly the model of that name. ApiError 404."""
         if name not in self.by_name:
             raise ApiError(404, f"没有叫 {shown(name)} 的模型，有哪些见 /v1/models。", "model_not_found", "model")
         return self.by_name[name]
@@ -104,4 +140,5 @@ class Models:
 def described(served):
     """An entry of /v1/models; the fields after owned_by are ours, for the page."""
     return {"id": served.name, "object": "model", "created": served.created, "owned_by": "tinyseek",
-            "title": served.title, "context": served.context, "completes": served.completes}
+            "title": served.title, "label": served.label or served.name, "context": served.context, "completes": served.completes,
+            "sampling": served.sampling, "prompts": list(served.prompts)}

@@ -30,9 +30,6 @@ class Bodies:
         """-> bytes. ApiError 413 or 429; ClientDisconnect."""
         length = request.headers.get("content-length", "")
         if length.isdigit() and len(length) < 20 and int(length) > self.limits.body:
-            if int(length) <= self.limits.heard_out:            # who is still sending would not hear the answer; nothing is kept
-                async for _ in request.stream():
-                    pass
             raise self._too_large()
         body, before = bytearray(), 0
         try:
@@ -53,12 +50,14 @@ class Bodies:
 
 
 def prepare(raw, chat, models, limits):
-    """Bytes of a body -> Ask, Served, ids of each prompt. Runs beside the event loop: parsing and encoding take time."""
+    """Bytes of a body -> Ask, Served, a Prompt each. Runs beside the event loop: parsing and encoding take time."""
     ask = (read_chat if chat else read_completion)(parsed(raw), limits)
+    models.look()
     served = models.get(ask.model)
+    ask.settle(served.sampling, limits)
     make = (lambda p: served.chat_prompt(p, ask.new_tokens)) if ask.chat else served.text_prompt
     prompts = [make(p) for p in ask.prompts]
-    if min(served.room(ids, ask.new_tokens) for ids in prompts) < 1:
+    if min(served.room(prompt.ids, ask.new_tokens) for prompt in prompts) < 1:
         raise bad("这段话占满了模型的位置，没有地方写回答。", "messages", "context_length_exceeded")
     return ask, served, prompts
 
@@ -66,12 +65,32 @@ def prepare(raw, chat, models, limits):
 def jobs_for(ask, served, prompts, limits, bell):
     """n jobs for each prompt; with a seed, choice i has the random numbers of its own place."""
     now, jobs = time.monotonic(), []
-    for ids in prompts:
+    for ids, _ in prompts:
         for _ in range(ask.n):
             writer = Writer(served.vocab, served.room(ids, ask.new_tokens), ask.how.stop_ids, ask.stops)
             jobs.append(Job(served, ids, ask.how, stream_of(ask.seed, len(jobs)), writer, bell, ask.stream,
                             now + limits.request_time, now + limits.queue_time))
     return jobs
+
+
+def about(served, prompts):
+    """What is said of the prompts beside the reply -> the field `tinyseek`; of several prompts, the longest and the most forgetful."""
+    used, dropped = max(len(prompt.ids) for prompt in prompts), max(prompt.dropped for prompt in prompts)
+    return {"dropped_turns": dropped, "context": served.context, "prompt_tokens": used, "notices": remarks(used, served.context, dropped)}
+
+
+def remarks(used, context, dropped):
+    said = [f"最早的 {dropped} 轮已超出模型的记忆（{context} 个词元），这次没有读到。"] if dropped else []
+    if used > context:
+        said.append(f"这段话有 {used} 个词元，模型训练时只读过 {context} 个以内的，回答多半不可靠。请说短一些。")
+    return said
+
+
+def headers_of(ask, facts):
+    """The same for programs that look at headers only."""
+    more = {"x-tinyseek-context": f"{facts['prompt_tokens']}/{facts['context']}"}
+    more |= {"x-tinyseek-dropped-turns": str(facts["dropped_turns"])} if facts["dropped_turns"] else {}
+    return NO_STORE | more | ask.headers()
 
 
 def deliver(news):
@@ -97,10 +116,11 @@ class Desk:
         bell = asyncio.Event()
         jobs = jobs_for(ask, served, prompts, self.limits, bell)
         self.engine.submit(jobs)
-        read = sum(map(len, prompts))
+        facts = about(served, prompts)
+        answer, read = Answer(ask, served.name, facts), sum(len(prompt.ids) for prompt in prompts)
         if ask.stream:
-            return Stream(ask, jobs, bell, read)
-        return await whole(request, ask, jobs, bell, read)
+            return Stream(ask, jobs, bell, read, answer, headers_of(ask, facts))
+        return await whole(request, jobs, bell, read, answer, headers_of(ask, facts))
 
 
 async def until_gone(receive):
@@ -108,7 +128,7 @@ async def until_gone(receive):
         pass
 
 
-async def whole(request, ask, jobs, bell, read):
+async def whole(request, jobs, bell, read, answer, headers):
     gone = asyncio.ensure_future(until_gone(request.receive))
     try:
         while not all(job.over for job in jobs):
@@ -125,7 +145,7 @@ async def whole(request, ask, jobs, bell, read):
     if failed:
         raise failed
     results = [("".join(job.pieces), job.finish, job.count) for job in jobs]
-    return JSONResponse(Answer(ask).whole(results, read), headers=NO_STORE)
+    return JSONResponse(answer.whole(results, read), headers=headers)
 
 
 def leave(jobs):
@@ -139,10 +159,10 @@ class Stream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, ask, jobs, bell, read):
-        super().__init__(headers=NO_STORE | {"x-accel-buffering": "no"})
+    def __init__(self, ask, jobs, bell, read, answer, headers):
+        super().__init__(headers=headers | {"x-accel-buffering": "no"})
         del self.headers["content-length"]
-        self.ask, self.jobs, self.bell, self.read = ask, jobs, bell, read
+        self.ask, self.jobs, self.bell, self.read, self.answer = ask, jobs, bell, read, answer
 
     async def __call__(self, scope, receive, send):
         gone = asyncio.ensure_future(until_gone(receive))
@@ -163,7 +183,7 @@ class Stream(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _parts(self):
-        answer, left = Answer(self.ask), dict(enumerate(self.jobs))
+        answer, left = self.answer, dict(enumerate(self.jobs))
         yield b"".join(event(answer.opening(i)) for i in left) if self.ask.chat else b""
         while left:
             yield await self._ring() or b"".join(self._news(answer, left))
@@ -191,4 +211,4 @@ class Stream(Response):
                 yield event(job.error.content())
             elif job.finish:
                 del left[i]
-                yield event(answer.closing(i, job.finish))
+                yield event(answer.closing(i, job.finish, not job.writer.shown))

@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 import uvicorn
 
 from chat_agent.server.app import create_app
-from chat_agent.server.curves import Curves
 from chat_agent.server.engine import Engine
 from chat_agent.server.protocol import Guard
 from chat_agent.server.replies import deliver
@@ -25,7 +24,8 @@ SPARE = 128             # file descriptors for everything else
 def listen(host, port):
     """A listening socket. UserError 2 when the address is taken or not ours."""
     try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, _, _, address = min(found, key=lambda one: one[0] != socket.AF_INET)    # localhost: 127.0.0.1 before ::1
         sock = socket.socket(family, kind)
     except (OSError, UnicodeError):
         raise UserError(f"不认识地址 {host}。请换一个 --host，例如 127.0.0.1。") from None
@@ -44,6 +44,16 @@ def listen(host, port):
 def is_local(sock):
     address = sock.getsockname()[0]
     return address == "::1" or address.startswith("127.")
+
+
+def network_address():
+    """The address under which others on the local network reach this machine, None without a network. No packet is sent."""
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect(("192.0.2.1", 9))             # an address that belongs to nobody (RFC 5737)
+            return probe.getsockname()[0]
+    except OSError:
+        return None
 
 
 def raise_descriptor_limit(wanted):
@@ -96,14 +106,14 @@ class Server(uvicorn.Server):
         self.watching.cancel()
 
 
-def serve(models, limits, sock, log_dir, key=None, threads=None, ready=None):
-    """Serve until a signal comes. models: Models; sock: from `listen`; ready: called when requests are answered."""
+def serve(models, limits, sock, curves, rules, threads=None, ready=None):
+    """Serve until a signal comes. models: Models; sock: from `listen`; curves: Curves; ready: called when requests are answered."""
     async def run():
         loop = asyncio.get_running_loop()
         engine = Engine(limits, lambda news: _post(loop, news), threads)
         engine.start()
         guard = Guard(limits)
-        app = create_app(models, engine, Curves(log_dir, limits), limits, pool, key, is_local(sock))
+        app = create_app(models, engine, curves, limits, pool, rules)
         config = uvicorn.Config(
             app, http=guard.protocol, ws="none", loop="asyncio", lifespan="off", log_level="error", access_log=False,
             proxy_headers=False, server_header=False, h11_max_incomplete_event_size=limits.headers,
@@ -116,6 +126,12 @@ def serve(models, limits, sock, log_dir, key=None, threads=None, ready=None):
         finally:
             engine.close()
     pool = ThreadPoolExecutor(1, "prepare")
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        pass
+    else:
+        raise UserError("笔记本里已经有一个事件循环在跑，服务开不起来。请在终端里运行：python chat_agent/serve.py")
     try:
         asyncio.run(run())
     finally:

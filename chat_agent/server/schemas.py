@@ -1,43 +1,170 @@
 """What a request may say. A body becomes an Ask, or an ApiError that names the field.
 
-Names are OpenAI's; of ours there are repetition_penalty, top_k, min_p and no_repeat_ngram. A field that nobody knows is refused, as OpenAI
-does; one that OpenAI knows and this server does not support may only have the value that changes nothing.
+Names are OpenAI's; vLLM's, llama.cpp's and Ollama's words for the same things are taken too. What changes nothing is accepted from
+anybody. What nobody here knows is left out, and the answer's header says so (x-tinyseek-ignored). What would change the reply's form
+and cannot be done is refused.
 """
 
 import json
 import math
 from dataclasses import dataclass, field
+from typing import Annotated, Literal
+from urllib.parse import quote
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from chat_agent.server.errors import bad, shown
 from model.sampling import Sampling
 from tools.template import ROLE_NAMES
 
 SEED = 1 << 63
-COMMON = ("model", "n", "stream", "stream_options", "stop", "seed", "temperature", "top_p", "max_tokens", "repetition_penalty", "top_k",
-          "min_p", "no_repeat_ngram")
-IGNORED = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "parallel_tool_calls")
-NEUTRAL = {       # what these fields may be; None always is
-    "frequency_penalty": (0,), "presence_penalty": (0,), "logit_bias": ({},), "logprobs": (False, 0), "top_logprobs": (0,),
-    "response_format": ({"type": "text"},), "tools": ([],), "tool_choice": ("none", "auto"), "functions": ([],),
-    "function_call": ("none", "auto"), "modalities": (["text"],), "echo": (False,), "suffix": ("",), "best_of": (1,),
+LONGEST_NOTE = 400                                      # characters of the header that names what was left out
+SAME = {"repeat_penalty": "repetition_penalty", "max_completion_tokens": "max_tokens", "max_new_tokens": "max_tokens",
+        "num_predict": "max_tokens", "n_predict": "max_tokens", "no_repeat_ngram_size": "no_repeat_ngram"}
+# Clients' book-keeping, and words for what is off here anyway: not worth a remark.
+QUIET = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
+         "parallel_tool_calls", "keep_alive", "cache_prompt", "skip_special_tokens", "spaces_between_special_tokens", "num_ctx", "options",
+         "name", "id", "refusal", "annotations", "reasoning_content", "reasoning", "timestamp", "created", "created_at")
+# What asks for another reply than this server can give, unless it has one of these values (or changes nothing, see `neutral`).
+REFUSED = {
+    "logit_bias": (), "logprobs": (), "top_logprobs": (), "response_format": ({"type": "text"},), "tool_choice": ("auto",),
+    "function_call": ("auto",), "modalities": (["text"],), "echo": (), "suffix": (), "best_of": (1,), "ignore_eos": (), "min_tokens": (),
+    "use_beam_search": (), "chat_template": (), "guided_json": (), "guided_regex": (), "guided_choice": (), "guided_grammar": (),
+    "structured_outputs": (), "json_schema": (), "grammar": (), "audio": (), "continue_final_message": (), "tool_calls": (),
+    "stop_token_ids": (), "bad_words": (), "prompt_logprobs": (), "messages": (),
 }
-DEFAULTS = {"temperature": 0.7, "top_p": 1.0, "repetition_penalty": 1.0, "top_k": 0, "min_p": 0.0, "no_repeat_ngram": 0}
+OFF = ("none", "disabled", "off", "minimal", "default", "auto")
+
+
+def neutral(value, inside=False):
+    """Whether a field with this value asks for nothing: off, empty, or an object of such values ({"enable_thinking": false})."""
+    if isinstance(value, dict) and not inside:
+        return all(neutral(one, True) for one in value.values())
+    return not value or isinstance(value, str) and value.lower() in OFF
+
+
+def _number(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError
+    return float(value) if abs(value) < 1e300 else math.inf
+
+
+def _whole(value):
+    """An int, also where a client writes it 12.0."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or isinstance(value, float) and not value.is_integer():
+        raise ValueError
+    return int(value)
+
+
+def number(low, high):
+    return Annotated[float | None, BeforeValidator(_number), Field(ge=low, le=high, description=f"{low} 到 {high} 之间的数")]
+
+
+def whole(low=None, high=None):
+    said = "整数" if low is None else f"不小于 {low} 的整数" if high is None else f"{low} 到 {high} 之间的整数"
+    return Annotated[int | None, BeforeValidator(_whole), Field(ge=low, le=high, description=said)]
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True)
+    type: Literal["text"]
+    text: str
+
+
+class Message(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+    role: Literal["developer", *ROLE_NAMES]             # developer: OpenAI's newer word for system
+    content: str | Annotated[list[Part], Field(min_length=1)] | None = None
+
+    def plain(self, place, ignored):
+        """-> {"role", "content"}. ApiError 400 for what cannot be read."""
+        _sorted_out(self.model_extra, ignored, "messages.")
+        content = "".join(part.text for part in self.content) if isinstance(self.content, list) else self.content
+        if content is None and self.role != "assistant":
+            raise bad(f"{place}.content 应是文字；图片等别的内容这里看不懂。", "messages")
+        return {"role": "system" if self.role == "developer" else self.role, "content": content or ""}
+
+
+class Streaming(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True)
+    include_usage: bool | None = None
+
+
+class Request(BaseModel):
+    """Every field that does something. A description ends the sentence `字段 应是 …`."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+    model: Annotated[str | None, Field(description="字符串，有哪些见 /v1/models")] = None
+    n: whole(1, 1 << 16) = None
+    stream: Annotated[bool | None, Field(description="true 或 false")] = None
+    stream_options: Annotated[Streaming | None, Field(description='对象，如 {"include_usage": true}')] = None
+    stop: Annotated[str | list[str] | None, Field(description="字符串，或字符串的列表")] = None
+    seed: whole(-SEED, SEED) = None
+    max_tokens: whole() = None                           # negative: as long as there is room
+    temperature: number(0, 2) = None
+    top_p: number(0, 1) = None
+    min_p: number(0, 1) = None
+    top_k: whole(-1) = None                             # -1: vLLM's word for all
+    repetition_penalty: number(0.1, 10) = None
+    frequency_penalty: number(-2, 2) = None
+    presence_penalty: number(-2, 2) = None
+    no_repeat_ngram: whole(0) = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def one_word_each(cls, body):
+        """Other servers' words become ours; null is as good as nothing; Ollama's `options` count where nothing else is said."""
+        options = body.get("options") if isinstance(body.get("options"), dict) else {}
+        return {SAME.get(name, name): value for part in (options, body) for name, value in part.items() if value is not None}
+
+    @field_validator("stop")
+    @classmethod
+    def stop_strings(cls, value):
+        return [one for one in ([value] if isinstance(value, str) else value) if one]
+
+    def given(self):
+        """The fields of Sampling that the request sets."""
+        values = {name: value for name in Sampling.__dataclass_fields__ if (value := getattr(self, name, None)) is not None}
+        values |= {"top_k": min(max(values["top_k"], 0), 1 << 31)} if "top_k" in values else {}
+        return values | ({"no_repeat_ngram": min(values["no_repeat_ngram"], 1 << 20)} if "no_repeat_ngram" in values else {})
+
+
+class ChatRequest(Request):
+    messages: Annotated[list, Field(min_length=1, description="列表，至少有一条")]
+
+
+class CompletionRequest(Request):
+    prompt: Annotated[str | Annotated[list[str], Field(min_length=1)], Field(description="字符串，或字符串的列表")]
 
 
 @dataclass
 class Ask:
-    """prompts: conversations (lists of messages) for chat, texts otherwise. n: replies to each."""
+    """prompts: conversations (lists of messages) for chat, texts otherwise. given: what the request says of sampling; the rest comes
+    from the model. new_tokens: ids of a reply, None = the model's own, inf = as many as there may be. n: replies to each prompt.
+    ignored: names of fields that were left out."""
 
-    model: str
+    model: str | None
     prompts: list
     chat: bool
-    how: Sampling
-    new_tokens: int
+    given: dict
+    new_tokens: float | None
     n: int = 1
     seed: int | None = None
     stops: list = field(default_factory=list)
     stream: bool = False
     usage: bool = False
+    ignored: list = field(default_factory=list)
+    how: Sampling = None
+
+    def settle(self, defaults, limits):
+        """Fill in what the request leaves to the model. defaults: as model.sampling.DEFAULTS."""
+        own = {name: value for name, value in defaults.items() if name != "max_new_tokens"}
+        self.how = Sampling(**{**own, **self.given})
+        self.new_tokens = min(defaults["max_new_tokens"] if self.new_tokens is None else self.new_tokens, limits.new_tokens)
+
+    def headers(self):
+        names = quote(",".join(dict.fromkeys(self.ignored)), safe=",._-[]")
+        return {"x-tinyseek-ignored": names[:LONGEST_NOTE]} if names else {}
 
 
 def parsed(raw):
@@ -56,122 +183,65 @@ def _refuse(name):
 
 
 def read_chat(body, limits):
-    _known(body, (*COMMON, "messages", "max_completion_tokens"))
-    messages = _messages(body.get("messages"), limits)
-    wanted = body.get("max_completion_tokens")
-    return _ask(body, limits, [messages], True, body.get("max_tokens") if wanted is None else wanted, min(512, limits.new_tokens))
+    request, ignored = _read(ChatRequest, body)
+    if len(request.messages) > limits.messages:
+        raise bad(f"messages 最多 {limits.messages} 条。", "messages")
+    return _ask(request, limits, [[_message(one, f"messages[{i}]", ignored) for i, one in enumerate(request.messages)]], True, ignored)
 
 
 def read_completion(body, limits):
-    _known(body, (*COMMON, "prompt"))
-    prompts = body.get("prompt", "")
-    prompts = [prompts] if isinstance(prompts, str) else prompts
-    if not isinstance(prompts, list) or not prompts or not all(isinstance(p, str) for p in prompts):
-        raise bad("prompt 应是字符串，或字符串的列表。", "prompt")
-    return _ask(body, limits, prompts, False, body.get("max_tokens"), min(16, limits.new_tokens))
+    request, ignored = _read(CompletionRequest, body)
+    return _ask(request, limits, [request.prompt] if isinstance(request.prompt, str) else request.prompt, False, ignored)
 
 
-def _known(body, fields):
-    for name, value in body.items():
-        if name in fields or name in IGNORED or value is None and name in NEUTRAL:
+def _read(kind, body):
+    """-> the checked request, names of fields that were left out."""
+    ignored = []
+    try:
+        request = kind.model_validate(body)
+    except ValidationError as error:
+        raise _named(kind, error, body) from None
+    _sorted_out(request.model_extra, ignored)
+    return request, ignored
+
+
+def _sorted_out(extra, ignored, place=""):
+    """Fields without a use here: refused, remarked, or not worth a word."""
+    for name, value in extra.items():
+        if neutral(value) or name in QUIET:
             continue
-        if name not in NEUTRAL:
-            raise bad(f"不认识的字段：{shown(name)}。", shown(name), "unknown_parameter")
-        if not any(type(value) in (type(one), float) and value == one for one in NEUTRAL[name]):
-            raise bad(f"这个服务不支持 {name}。", name, "unsupported_parameter")
+        if name in REFUSED and value not in REFUSED[name]:
+            raise bad(f"这个服务不支持 {place}{name}。", "messages" if place else name, "unsupported_parameter")
+        if name not in REFUSED:
+            ignored.append(place + shown(name))
 
 
-def _ask(body, limits, prompts, chat, wanted, default):
-    model = body.get("model")
-    if not isinstance(model, str) or not model:
-        raise bad("缺少 model，有哪些见 /v1/models。", "model")
-    n = _integer(body, "n", 1, 1, limits.choices)
-    if n * len(prompts) > limits.choices:
-        raise bad(f"一次最多要 {limits.choices} 个回答。", "n")
-    stream, usage = _switch(body, "stream"), _usage(body.get("stream_options"))
-    new_tokens = default if wanted is None else _whole(wanted, "max_tokens", 1, math.inf)
-    seed = body.get("seed")
-    return Ask(model, prompts, chat, _sampling(body), min(new_tokens, limits.new_tokens), n,
-               None if seed is None else _whole(seed, "seed", -SEED, SEED), _stops(body.get("stop"), limits), stream, stream and usage)
+def _named(kind, error, body):
+    """pydantic's first complaint -> ApiError in our words."""
+    name = str(error.errors()[0]["loc"][0])
+    written, said = next((one for one in body if SAME.get(one, one) == name), name), kind.model_fields[name].description
+    return bad(f"{written} 应是{' ' * said[0].isascii()}{said}。", written)
 
 
-def _sampling(body):
-    top_k = _integer(body, "top_k", 0, -1, math.inf)                             # -1: vLLM's word for all
-    return Sampling(
-        temperature=_number(body, "temperature", 0, 2), top_p=max(_number(body, "top_p", 0, 1), 1e-6), top_k=max(0, min(top_k, 1 << 31)),
-        min_p=_number(body, "min_p", 0, 1), repetition_penalty=_number(body, "repetition_penalty", 0.1, 10),
-        no_repeat_ngram=min(_integer(body, "no_repeat_ngram", 0, 0, math.inf), 1 << 20))
-
-
-def _number(body, name, low, high):
-    value = body.get(name)
-    if value is None:
-        return DEFAULTS[name]
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        raise bad(f"{name} 应是 {low} 到 {high} 之间的数。", name)
-    return float(value)
-
-
-def _integer(body, name, default, low, high):
-    value = body.get(name)
-    return default if value is None else _whole(value, name, low, high)
-
-
-def _whole(value, name, low, high):
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise bad(f"{name} 应是不小于 {low} 的整数。" if high == math.inf else f"{name} 应是 {low} 到 {high} 之间的整数。", name)
-    return value
-
-
-def _switch(body, name):
-    value = body.get(name)
-    if value is not None and not isinstance(value, bool):
-        raise bad(f"{name} 应是 true 或 false。", name)
-    return bool(value)
-
-
-def _usage(options):
-    if options is None:
-        return False
-    if not isinstance(options, dict):
-        raise bad("stream_options 应是对象。", "stream_options")
-    return _switch(options, "include_usage")
-
-
-def _stops(value, limits):
-    stops = [] if value is None else [value] if isinstance(value, str) else value
-    good = (isinstance(stops, list) and len(stops) <= limits.stops
-            and all(isinstance(s, str) and 0 < len(s) <= limits.stop_length for s in stops))
-    if not good:
-        raise bad(f"stop 应是字符串，或至多 {limits.stops} 个字符串的列表，每个 1 到 {limits.stop_length} 个字符。", "stop")
-    return stops
-
-
-def _messages(messages, limits):
-    if not isinstance(messages, list) or not messages:
-        raise bad("messages 应是列表，至少有一条。", "messages")
-    if len(messages) > limits.messages:
-        raise bad(f"messages 最多 {limits.messages} 条。", "messages")
-    return [_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
-
-
-def _message(message, place):
+def _message(message, place, ignored):
     if not isinstance(message, dict):
         raise bad(f"{place} 应是 {{\"role\", \"content\"}} 这样的对象。", "messages")
-    for name, value in message.items():
-        if name not in ("role", "content", "name", "refusal") and value is not None:
-            raise bad(f"{place} 里有不支持的字段：{shown(name)}。", "messages", "unsupported_parameter")
-    role = "system" if message.get("role") == "developer" else message.get("role")         # OpenAI's newer word for it
-    if not isinstance(role, str) or role not in ROLE_NAMES:
-        raise bad(f"{place}.role 只能是 system、user 或 assistant，不能是 {shown(role)}。", "messages")
-    return {"role": role, "content": _content(message.get("content"), place)}
+    try:
+        return Message.model_validate(message).plain(place, ignored)
+    except ValidationError as error:
+        if error.errors()[0]["loc"][0] == "role":
+            said = f"只能是 system、user 或 assistant，不能是 {shown(message.get('role'))}"
+            raise bad(f"{place}.role {said}。", "messages") from None
+        raise bad(f"{place}.content 应是文字；图片等别的内容这里看不懂。", "messages") from None
 
 
-def _content(content, place):
-    """A string, or OpenAI's list of text parts."""
-    if isinstance(content, list) and content:
-        good = all(isinstance(p, dict) and p.get("type") == "text" and isinstance(p.get("text"), str) for p in content)
-        content = "".join(p["text"] for p in content) if good else None
-    if not isinstance(content, str):
-        raise bad(f"{place}.content 应是文字；图片等别的内容这里看不懂。", "messages")
-    return content
+def _ask(request, limits, prompts, chat, ignored):
+    n, stops = request.n or 1, request.stop or []
+    if n * len(prompts) > limits.choices:
+        raise bad(f"一次最多要 {limits.choices} 个回答。", "n")
+    if len(stops) > limits.stops or any(len(one) > limits.stop_length for one in stops):
+        raise bad(f"stop 至多 {limits.stops} 个，每个最多 {limits.stop_length} 个字符。", "stop")
+    wanted = None if not request.max_tokens else request.max_tokens if request.max_tokens > 0 else math.inf    # 0: not said
+    usage = bool(request.stream and request.stream_options and request.stream_options.include_usage)
+    seed = None if request.seed == -1 else request.seed
+    return Ask(request.model, prompts, chat, request.given(), wanted, n, seed, stops, bool(request.stream), usage, ignored)

@@ -14,7 +14,7 @@ class Writer:
     def __init__(self, vocab, room, stop_ids=(1,), stops=()):
         self.characters, self.room, self.stop_ids = Characters(vocab, stops), room, stop_ids
         self.ids, self.loops, self.finish = [], LoopGuard(), None
-        self.pieces = []                            # text to hand out
+        self.pieces, self.shown = [], False         # text to hand out; whether any was
 
     def add(self, new):
         """-> None, or the reason why this was the last id."""
@@ -38,4 +38,5 @@ class Writer:
     def take(self):
         """The text since the last call."""
         text, self.pieces = "".join(self.pieces), []
+        self.shown = self.shown or bool(text)
         return text

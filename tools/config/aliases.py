@@ -44,13 +44,13 @@ RENAMED = {
     # the training
     "gradient_accumulation_steps": "accumulation_steps", "grad_accum_steps": "accumulation_steps",
     "per_device_train_batch_size": "batch_size", "max_grad_norm": "max_norm", "grad_clip": "max_norm",
-    "max_length": "max_len", "max_seq_len": "max_len", "max_seq_length": "max_len", "seq_len": "max_len", "block_size": "max_len",
+    "max_length": "max_len", "cutoff_len": "max_len", "model_max_length": "max_len", "max_seq_len": "max_len", "max_seq_length": "max_len", "seq_len": "max_len", "block_size": "max_len",
     "learning_rate": "init_lr", "lr": "init_lr", "lr_scheduler_type": "scheduler", "adam_beta1": "beta1", "adam_beta2": "beta2",
     "adam_epsilon": "eps", "epochs": "max_epochs", "num_epochs": "max_epochs", "num_train_epochs": "max_epochs",
     "output_dir": "out_dir", "save_dir": "out_dir", "save_interval": "save_steps", "eval_interval": "eval_steps",
     "log_interval": "logging_steps", "print_frq": "logging_steps", "print_freq": "logging_steps",
     "dataloader_num_workers": "num_workers", "dataset_subset": "hf_subset", "dataset_split": "hf_split", "subset": "hf_subset",
-    "split": "hf_split", "data_path": "json_data_path", "vocab_path": "vocab_trg_path", "run_name": "name",
+    "split": "hf_split", "dataset": "json_data_path", "data_path": "json_data_path", "vocab_path": "vocab_trg_path", "run_name": "name",
     "distributed_strategy": "distributed", "fsdp_sharding_strategy": "fsdp_sharding",
     "lora_r": "rank", "lora_rank": "rank", "target_modules": "lora_targets", "router_z_loss_coef": "router_z_loss",
 }
@@ -125,12 +125,13 @@ SWITCHES = {
 CONVERTED = {
     "dataset_name": ("json_data_path", _dataset_name), "resume_from_checkpoint": ("resume", _resume),
     "num_gpus": (None, _num_gpus), "num_samples": ("n_of_samples", _num_samples), "hidden_act": ("activation", _hidden_act),
-    "dtype": ("mixed_precision", _dtype), "report_to": ("tracker", _report_to),
+    "dtype": ("mixed_precision", _dtype), "torch_dtype": ("mixed_precision", _dtype), "report_to": ("tracker", _report_to),
 }
 
 _EXTERNAL = "这里只训练 TinySeek 自己的模型，不接外部预训练模型"
 _AUTOMATIC = "注意力会自动选用最快的实现"
 _LAUNCHER = "进程由启动命令决定，请用 torchrun"
+_DEVICE, _SMALL = "请写 device，如 cpu、cuda:0、mps", "训练不量化；要小的文件请导出 gguf：chat_agent/export.py --to gguf --precision q8_0"
 REFUSED = {
     "shuffle": "数据总是按 seed 打乱", "drop_last": "最后不满的一批也会用上", "warmup_ratio": "请写 warmup_steps",
     "head_dim": "每头宽度由 d_model / n_head 决定", "n_of_experts": "请写 other_experts 和 shared_experts",
@@ -141,8 +142,14 @@ REFUSED = {
     "base_model_name": _EXTERNAL, "model_name": _EXTERNAL, "model_name_or_path": _EXTERNAL, "trust_remote_code": _EXTERNAL,
     "tokenizer": "词表由本项目建立，请用 vocab_trg_path", "tokenizer_name": "词表由本项目建立，请用 vocab_trg_path",
     "bos_token_id": "特殊符号的编号是固定的", "eos_token_id": "特殊符号的编号是固定的",
-    "per_device_eval_batch_size": "评估与训练用同样的批", "eval_strategy": "请写 eval_steps", "save_strategy": "请写 save_steps",
-    "push_to_hub": "本项目不上传任何东西",
+    "per_device_eval_batch_size": "评估与训练用同样的批", "eval_strategy": "请写 eval_steps",
+    "evaluation_strategy": "请写 eval_steps", "save_strategy": "请写 save_steps",
+    "push_to_hub": "本项目不上传任何东西", "template": "对话只有一种写法，不用选", "do_train": "运行训练脚本就会训练",
+    "finetuning_type": "请运行对应的脚本，如 train_agent/lora_train.py", "model_type": "请用 preset 或模型的各个键",
+    "from_weight": "起点模型请写 pretraining_model_path，聊天请写 --model", "save_weight": "请用 name 给这次训练起名",
+    "do_sample": "随机的程度由 chat_agent/chat.py 的 --temperature 决定，0 = 不随机", "num_beams": "没有束搜索",
+    "no_cuda": _DEVICE, "use_cpu": _DEVICE, "device_map": _DEVICE, "gpu": _DEVICE, "gpus": _DEVICE,
+    "load_in_8bit": _SMALL, "load_in_4bit": _SMALL, "quantization": _SMALL,
 }
 MEANINGFUL_NAMES = (*RENAMED, *SWITCHES, *CONVERTED)
 FOREIGN_NAMES = (*MEANINGFUL_NAMES, *REFUSED)

@@ -5,25 +5,22 @@ from tools.config.keys import KEYS, STAGE_TITLES, default_of
 from tools.config.values import show
 
 
-def help_text(parser, description, stage=None, only_run_keys=False, manager=None):
-    """The whole help as one string. Values shown are those of `manager` (the file), else the table's defaults."""
-    positional = [_metavar(action) for action in parser._actions if not action.option_strings]
+def help_text(parser, description, stage=None, names=(), manager=None):
+    """The whole help as one string. names: the keys to show. Values shown are those of `manager` (the file), else the table's defaults."""
+    positional = [_metavar(action) for action in parser.own if not action.option_strings]
     lines = [" ".join(["用法：python", parser.prog, *positional, "[选项]"]), ""]
     lines += [description, ""] if description else []
-    lines += ["命令选项："] + [_line(_spelling(action), action.help or "") for action in parser._actions]
+    lines += ["命令选项："] + [_line(_spelling(action), action.help or "") for action in parser.own]
     lines += [_line("-h, --help", "显示本帮助")]
     if manager is not None:
         lines.append(_line("", "预设有：" + " ".join(manager.config["presets"])))
-    own = {option.lstrip("-") for action in parser._actions for option in action.option_strings}
     groups = {}
-    for name, key in KEYS.items():
-        if name in own or (only_run_keys and key.scope != "run"):
-            continue
-        if key.scope != "stage" or stage is None or stage in key.stages:
-            groups.setdefault(key.group, []).append(_key_line(name, key, stage, manager))
-    title = STAGE_TITLES.get(stage)
-    lines += ["", "配置项（写作 --键 值；括号里是现值" + ("" if title is None else f"，{stage} 即{title}阶段") + "）："]
-    if stage is None and not only_run_keys:
+    for name in names:
+        groups.setdefault(KEYS[name].group, []).append(_key_line(name, KEYS[name], stage, manager))
+    if groups:
+        title = STAGE_TITLES.get(stage)
+        lines += ["", "配置项（写作 --键 值；括号里是现值" + ("" if title is None else f"，{stage} 即{title}阶段") + "）："]
+    if stage is None and any(KEYS[name].scope == "stage" for name in names):
         lines.append("  --batch_size 4 对每个阶段有效，--sft.batch_size 4 只对 sft 有效。")
     for group, rows in groups.items():
         lines += ["", f"{group}："] + rows

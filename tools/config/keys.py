@@ -35,14 +35,14 @@ _MODEL = _block(
     _key("vocab_size", "int", 5000, "词表大小（含 272 个保留与字节编号）", low=272),
     _key("n_layer", "int", 4, "层数", low=1),
     _key("pad_idx", "int", 0, "填充符的编号，固定为 0", low=0, high=0),
-    _key("n_head", "int", 8, "注意力头数，须整除 d_model", low=1),
-    _key("d_model", "int", 256, "宽度", low=1),
-    _key("d_c", "int", 64, "键值潜向量的宽度（MLA）", low=1),
+    _key("n_head", "int", 6, "注意力头数，须整除 d_model", low=1),
+    _key("d_model", "int", 192, "宽度", low=1),
+    _key("d_c", "int", 48, "键值潜向量的宽度（MLA）", low=1),
     _key("d_q", "int", None, "查询潜向量的宽度，null = 2×d_c", low=1),
     _key("d_r", "int", 16, "带旋转位置的维数，须为偶数（MLA）", low=2),
-    _key("hidden", "int", 256, "一个专家的隐藏宽度", low=1),
+    _key("hidden", "int", 192, "一个专家的隐藏宽度", low=1),
     _key("other_experts", "int", 8, "路由专家的个数", low=1),
-    _key("shared_experts", "int", 2, "共享专家的个数，至少 1", low=0),
+    _key("shared_experts", "int", 1, "共享专家的个数，至少 1", low=0),
     _key("keep", "int", 2, "每个 token 选用的路由专家数", low=1),
     _key("ro_theta", "float", 10000.0, "旋转位置的底数", above=0),
     _with("ask", _key("dropout", "float", 0.0, "随机失活率，仅训练时", low=0, high=0.95)),
@@ -112,7 +112,7 @@ _DATA = _block(
     _key("hf_split", "str", "train", "hf:名字 的划分"),
     _key("hf_streaming", "bool", False, "hf:名字 边下载边用"),
     _key("training_mode", "choice", "instruction_finetuning", "训练方式", choices=("pretraining", "instruction_finetuning")),
-    _key("max_len", "int", 512, "一行的 token 数", low=4),
+    _key("max_len", "int", 256, "一行的 token 数", low=4),
     _key("seed", "int", 0, "随机种子", low=0, high=2 ** 63 - 1),
     _with("free", _key("num_workers", "int", 0, "读数据的进程数", low=0, high=1024)),
     _with("free", _key("prefetch_factor", "int", 2, "每个进程预读的批数", low=1)),
@@ -195,19 +195,27 @@ _OWN = (
 KEYS = {key.name: key for key in
         (*_MODEL, *_RUN, *_DATA, *_LENGTH, *_OPTIM, *_RATE, *_SAVE, *_START, *_OWN)}
 
-# What differs from the table's default, per stage.
-_ADAPTER = {"json_data_path": "data/demo_sft.jsonl", "pretraining_model_path": "{out_dir}/TinySeek_SFT_final.pkl"}
+# What differs from the table's default, per stage. Table and stages together say what model_config.json says; a test holds them equal.
+_DATA_AND_BASE = {"json_data_path": "data/demo_sft.jsonl", "pretraining_model_path": "{out_dir}/TinySeek_SFT_final.pkl"}
+_ADAPTER = {**_DATA_AND_BASE, "optimizer": "adamw", "scheduler": "cosine", "warmup_steps": 10, "max_epochs": 20, "max_steps": 150,
+            "batch_size": 4, "eval_steps": 50}
+_MUON = {"optimizer": "muon", "scheduler": "cosine", "warmup_steps": 40, "min_lr_ratio": 0.02, "weight_decay": 0.05}
 STAGE_DEFAULTS = {
-    "pre": {"json_data_path": "data/demo_pre.jsonl", "training_mode": "pretraining"},
-    "sft": {"json_data_path": "data/demo_sft.jsonl", "pretraining_model_path": "{out_dir}/TinySeek_Pre_final.pkl",
-            "init_lr": 5e-5, "min_lr": 5e-7, "decay": 0.99995},
-    "lora": _ADAPTER,
-    "prefix": _ADAPTER,
-    "memory": {**_ADAPTER, "rank": 0},
-    "gate": {"json_data_path": "data/demo_sft.jsonl"},
-    "dpo": {"pretraining_model_path": "{out_dir}/TinySeek_SFT_final.pkl", "init_lr": 1e-4, "min_lr": 1e-6},
+    "pre": {**_MUON, "json_data_path": "data/demo_pre.jsonl", "training_mode": "pretraining", "init_lr": 3e-3},
+    "sft": {**_MUON, "json_data_path": "data/demo_sft.jsonl", "pretraining_model_path": "{out_dir}/TinySeek_Pre_final.pkl",
+            "init_lr": 2e-3, "min_lr": 5e-7, "decay": 0.99995, "max_epochs": 2},
+    "lora": {**_ADAPTER, "init_lr": 4e-3, "batch_size": 2, "max_steps": 300, "eval_steps": 100, "forget_penalty": 50.0,
+             "lora_targets": ["attention", "shared", "heads"]},
+    "prefix": {**_ADAPTER, "init_lr": 5e-3},
+    "memory": {**_ADAPTER, "rank": 0, "memory_lr": 2e-3, "lora_lr": 1e-3},
+    "gate": {**_ADAPTER, "pretraining_model_path": None, "init_lr": 3e-3, "batch_size": 32, "max_epochs": 10, "max_steps": 200, "eval_steps": 500},
+    "dpo": {**_ADAPTER, "json_data_path": None, "init_lr": 1e-4, "min_lr": 1e-6, "batch_size": 8, "max_epochs": 3, "max_steps": None,
+            "eval_steps": 500},
 }
 DEMO_DATA = ("data/demo_pre.jsonl", "data/demo_sft.jsonl")
+
+# Keys that ask for other work than training; a command that does not do it refuses them.
+INSTEAD = ("dry_run", "find_lr", "find_batch", "overfit_one_batch", "check_gradients", "plan", "resume")
 
 MODEL_KEYS = tuple(k for k, key in KEYS.items() if key.scope == "model")
 RUN_KEYS = tuple(k for k, key in KEYS.items() if key.scope == "run")

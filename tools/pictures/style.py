@@ -1,9 +1,17 @@
-"""What the pictures of tools/plot.py share: words in two languages, fonts, colours.
+"""What all pictures share: the values that are drawn, words in two languages, fonts, colours, the way to the disk.
 
 Chinese where the machine has a font for it, English elsewhere: never a box in place of a character, never a warning.
 """
+import io
+import math
 import os
 import re
+from pathlib import Path
+
+import numpy as np
+
+from tools.errors import UserError
+from tools.saving.atomic import write_bytes
 
 # field: (Chinese title, English title)
 TITLES = {"loss": ("训练损失", "Loss"), "lr": ("学习率", "Learning rate"), "ppx_1": ("困惑度 1（下一个词元）", "Perplexity 1 (next token)"),
@@ -17,6 +25,8 @@ FONTS = ("Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans", "Noto Sans CJK",
          "Hiragino Sans GB", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Heiti", "SimHei", "Sarasa", "Droid Sans Fallback",
          "Arial Unicode", "Noto Serif CJK", "SimSun", "Songti", "KaiTi")
 FONT_FILES = re.compile(r"(noto(sans|serif)cjk|notosanssc|sourcehansans|wqy-|msyh|simhei|pingfang|simsun)", re.IGNORECASE)
+COLORS = ["#2563eb", "#ea580c", "#059669", "#9333ea", "#dc2626", "#0891b2", "#ca8a04", "#db2777", "#4d7c0f", "#64748b"]
+MAX_POINTS = 3000                                       # more than a picture has pixels across
 INK, GREY, LIGHT = "#111827", "#6b7280", "#e5e7eb"
 
 
@@ -88,3 +98,66 @@ def power_tick(v, _=None):
     """Tick text of a learning rate: 0.00025 -> 2.5e-4"""
     mantissa, exponent = f"{v:.3e}".split("e")
     return f"{float(mantissa):g}e{int(exponent)}" if v else "0"
+
+
+def dress(ax, page, title, xlabel=None):
+    """Title, steps on the x axis and margins as in every picture."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+    ax.set_title(title, fontweight=page.bold, color=INK)
+    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 2.5, 5, 10]))
+    ax.xaxis.set_major_formatter(FuncFormatter(short_tick))
+    ax.margins(x=0.02)
+    if xlabel:
+        ax.set_xlabel(xlabel, color=GREY)
+
+
+def save(figure, path):
+    """Write a picture whole -> its path. A viewer that watches the file never sees half of it. UserError 2 or 7."""
+    path = Path(path)
+    if path.suffix.lower() not in (".png", ".pdf", ".svg", ".jpg"):
+        raise UserError(f"不认识图片 {path} 的扩展名，请用 .png、.pdf、.svg 或 .jpg。")
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format=path.suffix[1:].lower())
+    write_bytes(path, drawn.getvalue())
+    return str(path)
+
+
+# ---------------------------------------------------------------- values
+
+def smoothed(values, weight=0.9):
+    """Exponential moving average with bias correction (the first values are not pulled to 0). A value that is not finite
+    changes nothing: the curve holds its height there."""
+    out, mean, mass = np.full(len(values), np.nan), 0.0, 0.0
+    for i, v in enumerate(values.tolist()):
+        if math.isfinite(v):
+            mean, mass = weight * mean + (1 - weight) * v, weight * mass + (1 - weight)
+        if mass:
+            out[i] = mean / mass
+    return out
+
+
+def curve(run, name, smooth=None, start=0):
+    """What is drawn of one field: (x, raw, smooth), float arrays of one length; raw is NaN where the log has no finite value.
+    smooth: weight of the past in [0, 1); None chooses it by length (about a sixtieth of the run, 3 to 100 points).
+    A perplexity is smoothed as its logarithm, the cross-entropy, and the learning rate, which has no noise, not at all."""
+    raw = run.get(name)
+    raw = np.where(np.isfinite(raw), raw, np.nan) if isinstance(raw, np.ndarray) else np.full(len(run), np.nan)
+    if smooth is None:
+        smooth = 1 - 1 / min(100.0, max(1.0, len(raw) / 60, min(3.0, len(raw) / 8)))
+    if name.startswith("ppx"):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return run.step + start, raw, np.exp(smoothed(np.log(raw), smooth))
+    return run.step + start, raw, smoothed(raw, 0 if name == "lr" else smooth)
+
+
+def thinned(x, y, limit=MAX_POINTS):
+    """At most about `limit` points with the same outline: of each stretch its lowest and its highest value."""
+    if len(x) <= limit:
+        return x, y
+    size = math.ceil(2 * len(x) / limit)
+    whole = len(x) // size * size
+    blocks = y[:whole].reshape(-1, size)
+    ends = np.stack([np.where(np.isnan(blocks), np.inf, blocks).argmin(1), np.where(np.isnan(blocks), -np.inf, blocks).argmax(1)], 1)
+    picks = (np.sort(ends, 1) + np.arange(len(blocks))[:, None] * size).ravel()
+    picks = np.append(picks, np.arange(whole, len(x)))
+    return x[picks], y[picks]

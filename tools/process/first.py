@@ -21,6 +21,23 @@ def check_machine():
         sys.excepthook = _explain
 
 
+def use_utf8():
+    """Chinese output on any console: UTF-8 on Windows and where the encoding has no Chinese; an odd character is no exception."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            unfit = os.name == "nt" or not _writes_chinese(stream.encoding)
+            stream.reconfigure(errors="replace", **({"encoding": "utf-8"} if unfit else {}))
+        except (AttributeError, ValueError, OSError):
+            pass        # replaced by a test or a notebook
+
+
+def _writes_chinese(encoding):
+    try:
+        return bool("小寻，“”".encode(encoding))
+    except (UnicodeEncodeError, LookupError, TypeError):
+        return False
+
+
 def in_notebook():
     """IPython runs this code: its process is not ours to end."""
     return hasattr(builtins, "get_ipython")
@@ -53,11 +70,7 @@ def _explain(kind, error, trace):
 
 
 def _end(message):
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.reconfigure(errors="replace", **({"encoding": "utf-8"} if os.name == "nt" else {}))
-        except (AttributeError, ValueError):
-            pass
+    use_utf8()
     sys.stderr.write("错误：" + message + "\n")
     sys.stdout.flush()
     sys.stderr.flush()

@@ -10,7 +10,7 @@ import stat
 import time
 from pathlib import Path
 
-from tools.errors import UserError
+from tools.errors import UserError, explain
 
 PREFIX = ".tmp-"  # temporary names; whatever carries it is no checkpoint
 
@@ -20,16 +20,6 @@ class CheckpointError(UserError):
 
     def __init__(self, message, code=3):
         super().__init__(message, code)
-
-
-def explain(error, path):
-    """Turn the OSError of a write under `path` into a UserError: 7 disk full, 2 not writable."""
-    folder = Path(path).parent
-    if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None), errno.EFBIG):
-        return UserError(f"磁盘已满（或超出配额），没能写入 {path}。已有的检查点完好；请腾出空间后重新运行，会接着训练。", 7)
-    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-        return UserError(f"没有写入权限：{folder}。请改用可写的文件夹（--out_dir）。", 2)
-    return UserError(f"写不了 {path}：{error.strerror or error}。请检查这个文件夹。", 2)
 
 
 def write_temporary(path, fill):
@@ -54,18 +44,21 @@ def write_temporary(path, fill):
 def commit(temporary, path):
     """Give a finished temporary file its name: from here on a crash finds the new file, before it the old one."""
     try:
-        tries = 6 if os.name == "nt" else 1  # Windows: somebody may just be reading the old file
-        for attempt in range(tries):
-            try:
-                os.replace(temporary, path)
-                break
-            except PermissionError:
-                if attempt == tries - 1:
-                    raise
-                time.sleep(0.2)
+        replace(temporary, path)
         sync_folder(Path(path).parent)
     except OSError as error:
         raise explain(error, path) from error
+
+
+def replace(source, target):
+    """os.replace; on Windows again for a second while somebody is just reading one of the two."""
+    for left in reversed(range(6 if os.name == "nt" else 1)):
+        try:
+            return os.replace(source, target)
+        except PermissionError:
+            if not left:
+                raise
+            time.sleep(0.2)
 
 
 def sync_folder(folder):

@@ -1,9 +1,11 @@
 """The list of finished checkpoints of one stage in one folder: manifest_<stage>.json.
 
     {"format": 1, "entries": [{"stem", "number", "kind": ""|"best"|"final", "step", "config", "time",
-                               "files": {name: {"sha256", "size"}}}, ...],     oldest first, `number` only ever grows
+                               "starts": {"folder/name": weights hash},
+                  "files": {name: {"sha256", "size"}}}, ...],     oldest first, `number` only ever grows
      "pending": null | {"entry", "temporary": {name: temporary name}},   a name that is just being used again
      "drop": [names that may be deleted], "backup": null | folder that everything is just being moved to,
+     "moved_for": {"folder/name": weights hash}: in a backup, what the run that moved it there started from,
      "ended": false between the final checkpoint of a run and its end, "sha256"}
 """
 import hashlib
@@ -20,7 +22,7 @@ def fingerprint(run):
 
 def new_entry(number, stem, payload, files, kind="", time=""):
     return {"stem": stem, "number": number, "kind": kind, "step": payload["step"], "config": fingerprint(payload["run"]),
-            "time": time, "files": files}
+            "time": time, "starts": payload.get("starts", {}), "files": files}
 
 
 class Manifest:

@@ -5,7 +5,6 @@ Where a name (best, final) is used again, the manifest first notes what is about
 it, so that the .pkl and the .state of one name always belong together.
 """
 import math
-import os
 import sys
 import time
 from pathlib import Path
@@ -17,7 +16,8 @@ from tools.errors import UserError
 from tools.saving.folder_lock import FolderLock
 from tools.saving.manifest import Manifest, fingerprint, new_entry  # noqa: F401  (fingerprint: for whoever compares runs)
 from tools.saving.archive import read_torch, stage_torch, verify_torch
-from tools.saving.atomic import PREFIX, CheckpointError, commit, explain, still_written, sync_folder
+from tools.saving.atomic import PREFIX, CheckpointError, commit, explain, replace, still_written, sync_folder
+from tools.saving.start_files import backups, start_name
 
 
 class RunFolder:
@@ -82,6 +82,7 @@ class RunFolder:
         stem = stem.removesuffix(".pkl")
         body = self.manifest.load()
         self._finish(body)  # of an earlier save that failed half-way
+        self._spare(body, [stem + ".pkl", stem + ".state"])
         temporary, noted = {}, False
         try:
             files = self._stage(stem + ".pkl", payload, temporary)
@@ -145,13 +146,30 @@ class RunFolder:
         if body["drop"]:
             self._drop(body)
 
+    def _spare(self, body, names):
+        """Files of these names that this run did not write (somebody put them there) go to a backup folder before they are replaced."""
+        listed = {name: line["sha256"] for e in body["entries"] for name, line in e["files"].items()}
+        strangers = [n for n in names if (self.path / n).exists() and _digest(self.path / n) not in (None, listed.get(n))]
+        if strangers:
+            target = self._new_backup()
+            target.mkdir()
+            for name in strangers:
+                replace(self.path / name, target / name)
+            self.warn(f"{'、'.join(strangers)} 不是这次训练写的，已移到 {target}。")
+
+    def _new_backup(self):
+        target = self.path / time.strftime("backup_%Y%m%d_%H%M%S")
+        while target.exists():
+            target = target.with_name(target.name + "x")
+        return target
+
     # ---- retention ----
 
-    def prune(self, limit):
-        """Keep the `limit` newest checkpoints, and best and final whatever their age. None keeps all."""
+    def prune(self, limit, kept=None):
+        """Keep the `limit` newest checkpoints, and best, final and the one called `kept` whatever their age. None keeps all."""
         check_limit(limit)
         body = self.manifest.load()
-        regular = [e for e in body["entries"] if not e["kind"]]
+        regular = [e for e in body["entries"] if not e["kind"] and e["stem"] != kept]
         regular.sort(key=lambda e: (e["stem"] not in self._bad, e["number"]))
         old = regular[:-limit] if limit else []
         if old:
@@ -204,6 +222,33 @@ class RunFolder:
                                   f"请从备份恢复，或加 --resume none 重新训练（旧文件会移到 backup 文件夹）。")
         return None
 
+    def started_from(self, path):
+        """(weights hash, unfinished): what the newest run here began from under this file's name, or None; whether it has not ended."""
+        body = self.manifest.load()
+        entries = body["entries"]
+        if entries:
+            starts, unfinished = entries[-1].get("starts", {}), entries[-1]["kind"] != "final" or not body.get("ended", True)
+        else:                                                   # stopped before its first save: only the move tells
+            starts, unfinished = self._moved_for(), True
+        same_name = [digest for name, digest in starts.items() if name.rpartition("/")[2] == path.name]
+        return starts.get(start_name(path)) or (same_name[0] if len(same_name) == 1 else None), unfinished
+
+    def _moved_for(self):
+        for folder in backups(self.path):
+            listed = Manifest(folder, self.label, self.warn)
+            if listed.path.exists():
+                return listed.load().get("moved_for", {})
+        return {}
+
+    def wrote(self, path):
+        """Whether the run here wrote the file, and nobody has put another in its place."""
+        listed = {name: line["sha256"] for e in self.entries() for name, line in e["files"].items()}
+        return path.parent.resolve() == self.path.resolve() and path.name in listed and _digest(path) == listed[path.name]
+
+    def owns(self, path):
+        """Whether a fresh start of this stage would move the file to a backup folder."""
+        return path.parent.resolve() == self.path.resolve() and bool(self.manifest.pattern.fullmatch(path.name))
+
     def load(self, entry):
         """(payload, state) of one entry: both as they were listed, and of the same save."""
         stem, files = entry["stem"], entry["files"]
@@ -216,14 +261,16 @@ class RunFolder:
 
     # ---- a clean start ----
 
-    def backup(self):
-        """Move every checkpoint of this stage to backup_<time>/. Returns that folder, or None when there was nothing."""
+    def backup(self, starts=None):
+        """Move every checkpoint of this stage to backup_<time>/. Returns that folder, or None when there was nothing.
+
+        starts: {"folder/name": weights hash} of the files that the run begins from which needs the place; they may be among them.
+        """
         if not self.manifest.files() and not self.manifest.path.exists():
             return None
-        target = self.path / time.strftime("backup_%Y%m%d_%H%M%S")
-        while target.exists():
-            target = target.with_name(target.name + "x")
-        self.manifest.write({**self.manifest.load(), "backup": target.name})  # so that `lock` can finish it after a kill
+        target = self._new_backup()
+        body = {**self.manifest.load(), "backup": target.name, "moved_for": starts or {}}
+        self.manifest.write(body)                               # so that `lock` can finish it after a kill
         self._move_to(target)
         return target
 
@@ -231,9 +278,9 @@ class RunFolder:
         try:
             target.mkdir(exist_ok=True)
             for name, path in self.manifest.files().items():
-                os.replace(path, target / name)
+                replace(path, target / name)
             moved = Manifest(target, self.label, self.warn)
-            os.replace(self.manifest.path, moved.path)  # last: as long as it is here, the move is not finished
+            replace(self.manifest.path, moved.path)  # last: as long as it is here, the move is not finished
             moved.write({**moved.read(), "backup": None})
             sync_folder(self.path)
         except OSError as error:
@@ -244,6 +291,14 @@ def check_limit(limit):
     """save_total_limit is a count of at least 1, or null. Raises UserError 2."""
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit <= 0):
         raise UserError(f"save_total_limit 必须是大于 0 的整数，或 null（全部保留），不能是 {limit!r}。")
+
+
+def _digest(path):
+    """SHA-256 of a whole file of ours, None for one that is damaged or no archive."""
+    try:
+        return verify_torch(path)
+    except CheckpointError:
+        return None
 
 
 def _refuse_non_finite(weights, state):

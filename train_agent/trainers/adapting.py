@@ -7,13 +7,15 @@ from pathlib import Path
 from model.build import attach, build
 from tools.checkpoint import load_chain, read_checkpoint, weights_hash
 from tools.errors import UserError
+from tools.saving.start_files import start_name
 from train_agent.trainers.running import resume
 from train_agent.trainers.data.count_ngrams import leave_out
 from train_agent.trainers.losses import next_tokens_loss
-from train_agent.trainers.build_stage import fitting_shape, open_vocab, packed_data, prepare_machine
+from train_agent.trainers.build_stage import fitting_shape, found_start, open_vocab, packed_data, prepare_machine
 from train_agent.trainers.stage import Stage
 
 BASE_KEY = "pretraining_model_path"
+WAYS_ON = "请先运行 python run.py（或 train_agent/sft_train.py），或用 --pretraining_model_path 指定。"
 
 
 def adapter_stage(name, label, options, describe, loss=next_tokens_loss, rates=None):
@@ -23,7 +25,7 @@ def adapter_stage(name, label, options, describe, loss=next_tokens_loss, rates=N
     or the adapter is not named rightly, 3 no base there, 4 base, vocabulary or init_from do not fit.
     """
     prepare_machine(options)
-    chain = load_base_chain(options)
+    chain = load_base_chain(options, label)
     vocab = open_vocab(options, chain[0])
     adapter = describe(options, vocab)
     digest = weights_hash(chain[-1]["weights"])
@@ -36,19 +38,19 @@ def adapter_stage(name, label, options, describe, loss=next_tokens_loss, rates=N
     train, held, identity, notes = packed_data(options, vocab)
     leave_out(model, train, *held.values())
     about = {"kind": "adapter", "stage": label, "config": model.config.to_dict(), "vocab_hash": vocab.hash, "vocab": vocab.state(),
-             "adapter": adapter, "base": {"path": path_from(options, options[BASE_KEY]), "hash": digest}}
+             "adapter": adapter, "base": {"path": path_from(options, options[BASE_KEY]), "hash": digest},
+             "starts": {start_name(options[BASE_KEY]): digest}}
     stage = Stage(name, label, options, model, train, held, about, {**identity, "底座": digest[:16]}, loss, rates, notes)
     if options["init_from"]:
         take_weights(stage, options["init_from"])
     return stage
 
 
-def load_base_chain(options):
+def load_base_chain(options, label):
     path = options[BASE_KEY]
     if not path:
         raise UserError("适配器要有底座：请用 --pretraining_model_path 指定一个训练好的模型。")
-    if not Path(path).exists():
-        raise UserError(f"找不到底座 {path}。请先运行 python run.py（或 train_agent/sft_train.py），或用 --pretraining_model_path 指定。", 3)
+    path = found_start(options, label, path, "底座", WAYS_ON)
     chain = load_chain(path)
     if chain[-1]["kind"] == "gate":
         raise UserError(f"{path} 是专家选择门，不能作适配器的底座。请指定一个模型或适配器。", 4)
@@ -92,10 +94,11 @@ def path_from(options, path):
 
 def take_weights(stage, path):
     """Start from the weights of another adapter of the same kind on the same base (init_from)."""
-    payload = read_checkpoint(path)
+    payload = read_checkpoint(found_start(stage.options, stage.label, path, "适配器", "请检查 --init_from。"))
     shape, own = ({k: v for k, v in (p["adapter"] or {}).items() if k not in ("scale", "dropout")} for p in (payload, stage.about))
     if payload["kind"] != "adapter" or shape != own:
         raise UserError(f"init_from {path} 不是同样设置的{stage.label}适配器，权重不能用。底座请用 --pretraining_model_path 指定。", 4)
     if payload["base"]["hash"] != stage.about["base"]["hash"]:
         raise UserError(f"init_from {path} 是在另一个底座上训练的，权重不能用。", 4)
+    stage.about["starts"][start_name(path)] = weights_hash(payload["weights"])
     stage.load(payload["weights"])

@@ -1,5 +1,6 @@
 """From a resolved configuration to the parts of a Stage: vocabulary, model, packed data."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,10 +8,12 @@ import torch
 
 from model import ModelConfig, TinySeek
 from model.config import MODEL_KEYS
-from tools.checkpoint import load_chain, weights_hash
+from tools.checkpoint import load_chain, read_checkpoint, weights_hash
 from tools.errors import UserError
 from tools.formats import dropped_text, fields_of
 from tools.reading.hub import local_files
+from tools.saving.run_folder import RunFolder
+from tools.saving.start_files import start_file, start_name, where_it_went
 from tools.vocab import Vocab
 from train_agent.trainers import parallel
 from train_agent.trainers.hardware import machine
@@ -39,10 +42,24 @@ def prepare_machine(options):
     return device
 
 
-def load_base(path, ways_on):
+def found_start(options, label, path, what, ways_on):
+    """Where the file lies that this run starts from: at `path`, or where the run itself has moved it. UserError 3 when it is gone.
+
+    what, ways_on: what it is, and what the user can do when it is not there (Chinese).
+    """
+    def hash_of(place):
+        return weights_hash(read_checkpoint(place)["weights"])
+    found = start_file(path, RunFolder(options["out_dir"], label, options["name"]), hash_of)
+    if not found.is_file():
+        raise UserError(f"找不到{what} {path}。{where_it_went(path)}{ways_on}", 3)
+    if found != Path(path) and parallel.is_main():
+        print(f"{what} {Path(path).name} 已经移走，从 {found} 读取。", file=sys.stderr)
+    return found
+
+
+def load_base(options, label, path, ways_on):
     """The payload of a full model to start from. `ways_on`: what the user can do when it is not there (Chinese)."""
-    if not Path(path).exists():
-        raise UserError(f"找不到起点模型 {path}。{ways_on}", 3)
+    path = found_start(options, label, path, "起点模型", ways_on)
     chain = load_chain(path)
     if chain[-1]["kind"] != "model":
         raise UserError(f"{path} 是{chain[-1]['stage']}适配器，不是完整的模型。请先用 chat_agent/export.py --to merged 合并。", 4)
@@ -56,10 +73,10 @@ def open_vocab(options, base=None):
         return parallel.main_first(lambda: Vocab(None if path.exists() else local_files(options["vocab_data_path"], options), path,
                                                  options["vocab_size"], options["token_kind"], cache_dir=options["cache_dir"],
                                                  text_field=fields_of(options)))
-    vocab = Vocab.from_state(base["vocab"])
-    if path.exists() and Vocab.load_vocab(path).hash != base["vocab_hash"]:
-        raise UserError(f"词表 {path} 和起点模型的词表不同，编号对不上。请用训练起点模型时的词表，或删掉这个文件（模型自带词表）。", 4)
-    return vocab
+    brought = path.exists() and path.parent != Path(options["out_dir"])      # what lies in out_dir some other training left there
+    if brought and Vocab.load_vocab(path).hash != base["vocab_hash"]:
+        raise UserError(f"词表 {path} 和起点模型的词表不同，编号对不上。请用训练起点模型时的词表，或去掉 --vocab_trg_path（模型自带词表）。", 4)
+    return Vocab.from_state(base["vocab"])
 
 
 def build_model(options, vocab, base=None):
@@ -121,14 +138,15 @@ def full_model_stage(name, label, options, ways_on):
     """A Stage in which every weight of the model learns, from nothing or from another full model's weights."""
     prepare_machine(options)
     start = options["init_from"] or options["pretraining_model_path"]
-    base = load_base(start, ways_on) if start else None
+    base = load_base(options, label, start, ways_on) if start else None
     vocab = open_vocab(options, base)
     model = build_model(options, vocab, base)
     train, held, identity, notes = packed_data(options, vocab)
+    starts = {start_name(start): weights_hash(base["weights"])} if base else {}
     if base:
-        identity["起点模型"] = weights_hash(base["weights"])[:16]
+        identity["起点模型"] = starts[start_name(start)][:16]
     about = {"kind": "model", "stage": label, "config": model.config.to_dict(), "vocab_hash": vocab.hash, "vocab": vocab.state(),
-             "adapter": None, "base": None}
+             "adapter": None, "base": None, "starts": starts}
     stage = Stage(name, label, options, model, train, held, about, identity, notes=notes)
     count_training(stage)
     return stage

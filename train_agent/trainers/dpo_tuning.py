@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from tools.checkpoint import weights_hash
 from tools.errors import UserError
-from tools.pictures.preference_curves import draw_preference
+from tools.pictures.others import draw_preference
+from tools.saving.start_files import start_name
 from train_agent.trainers import parallel
 from train_agent.trainers.hardware import machine
 from train_agent.trainers.data.count_ngrams import leave_out
@@ -87,7 +88,7 @@ def build_stage(options):
     path = options["init_from"] or options["pretraining_model_path"]
     if not path:
         raise UserError(f"偏好对齐要从一个会对话的模型开始。{WAYS_ON}")
-    base = load_base(path, WAYS_ON)
+    base = load_base(options, "DPO", path, WAYS_ON)
     if not options["json_data_path"]:
         raise UserError('偏好对齐要有偏好数据：--json_data_path 文件.jsonl，每行 {"prompt": …, "chosen": …, "rejected": …}。')
     vocab = open_vocab(options, base)
@@ -98,7 +99,7 @@ def build_stage(options):
     sets = [pairs_of(cache, pairs, model, digest, options, device, shuffle)
             for cache, pairs, shuffle in ((split.cache, split.training, True), (split.held_cache, split.held, False)) if len(pairs)]
     about = {"kind": "model", "stage": "DPO", "config": model.config.to_dict(), "vocab_hash": vocab.hash, "vocab": vocab.state(),
-             "adapter": None, "base": None}
+             "adapter": None, "base": None, "starts": {start_name(path): digest}}
     identity = {"数据": "+".join(d[:16] for d in split.cache.meta["digests"]), "词表": vocab.hash[:16], "起点模型": digest[:16]}
     return Stage("dpo", "DPO", options, model, sets[0], {"held": sets[1]} if len(sets) > 1 else {}, about, identity,
                  partial(preference_loss, options["beta"]), notes=split.notes())

@@ -10,14 +10,15 @@ from torch.nn import functional as F
 from model.build import build
 from model.gate import Gate, padded
 from tools.checkpoint import load_chain, weights_hash
-from tools.pictures.confusion import draw_confusion
+from tools.pictures.others import draw_confusion
 from tools.errors import UserError
+from tools.saving.start_files import start_name
 from train_agent.trainers import parallel
 from train_agent.trainers.running import resume
 from train_agent.trainers.adapting import path_from
 from train_agent.trainers.dataset import NOTHING, ItemData, Movable, Position
 from train_agent.trainers.data.gate_targets import answered, expert_losses
-from train_agent.trainers.build_stage import cached, open_vocab, prepare_machine
+from train_agent.trainers.build_stage import cached, found_start, open_vocab, prepare_machine
 from train_agent.trainers.data.split import divided
 from train_agent.trainers.stage import Stage
 from train_agent.trainers.run_stage import asked, start
@@ -67,14 +68,13 @@ def gate_loss(model, batch, totals):
     return total / max(1, totals["targets_1"]), sums
 
 
-def load_experts(paths):
+def load_experts(options):
     """-> chains of payloads, a shared base being one object. UserError: 2 too few, 3 a missing file, 4 a gate, other vocabularies."""
-    if len(paths) < 2:
+    if len(options["experts"]) < 2:
         raise UserError("门至少要在两个专家里选：请用 --experts 列出模型或适配器的 .pkl。")
     known, chains = {}, []
+    paths = [found_start(options, "gate", path, "专家", "请检查 experts，或先训练它。") for path in options["experts"]]
     for path in paths:
-        if not Path(path).exists():
-            raise UserError(f"找不到专家 {path}。请检查 experts，或先训练它。", 3)
         chains.append(load_chain(path, known))
         if chains[-1][-1]["kind"] == "gate":
             raise UserError(f"{path} 本身是专家选择门，不能作专家。", 4)
@@ -103,7 +103,7 @@ def build_stage(options):
         if options[key]:
             raise UserError(f"门从零开始，只学挑选：请去掉 {key}。")
     paths = options["experts"]
-    chains = load_experts(paths)
+    chains = load_experts(options)
     vocab = open_vocab(options, chains[0][0])
     hashes = [weights_hash(chain[-1]["weights"]) for chain in chains]
     split = divided(options, lambda paths: cached(options, vocab, paths), answered)
@@ -117,7 +117,7 @@ def build_stage(options):
     adapter = {"type": "gate", "vocab_size": len(vocab), "hidden": options["gate_hidden"], "turn": turn,
                "experts": [{"path": path_from(options, p), "hash": h} for p, h in zip(paths, hashes)]}
     about = {"kind": "gate", "stage": "gate", "config": chains[0][0]["config"], "vocab_hash": vocab.hash, "vocab": vocab.state(),
-             "adapter": adapter, "base": None}
+             "adapter": adapter, "base": None, "starts": {start_name(p): h for p, h in zip(paths, hashes)}}
     identity = {"数据": "+".join(d[:16] for d in split.cache.meta["digests"]), "词表": vocab.hash[:16], "专家": "+".join(h[:16] for h in hashes)}
     return Stage("gate", "gate", options, gate, sets[0], {"held": sets[1]} if len(sets) > 1 else {}, about, identity, gate_loss,
                  notes=split.notes(), batch_names=True)

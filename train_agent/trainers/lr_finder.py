@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from tools.pictures.lr_curve import draw_lr_curve
+from tools.pictures.others import draw_lr_curve
 from tools.plot import smoothed
 from train_agent.trainers import parallel
 from train_agent.trainers.trying.dry_loop import Rehearsal

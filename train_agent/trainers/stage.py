@@ -6,12 +6,14 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from model.sampling import DEFAULTS
 from tools.checkpoint import checkpoint_name
 from tools.errors import UserError
 from train_agent.trainers import parallel
 from train_agent.trainers.hardware import sharding
 from train_agent.trainers.dataset import PackedData
 from train_agent.trainers.losses import next_tokens_loss
+from train_agent.trainers.data.own_questions import own_questions
 
 
 @dataclass
@@ -63,4 +65,5 @@ class Stage:
 
     def payload(self, step, metrics):
         weights = sharding.for_file(self.weights(), parallel.is_main()) if sharding.is_sharded(self.model) else self.weights()
-        return {"format": 1, **self.about, "weights": weights, "step": step, "metrics": metrics, "run": self.options}
+        talk = {"sampling": dict(DEFAULTS), "prompts": own_questions(self)}           # how it wants to be talked to
+        return {"format": 1, **self.about, "talk": talk, "weights": weights, "step": step, "metrics": metrics, "run": self.options}

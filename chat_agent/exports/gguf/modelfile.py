@@ -1,6 +1,7 @@
 """The Modelfile with which Ollama takes a GGUF: `ollama create 名字 -f Modelfile`."""
 
 from chat_agent.exports.folder import whole_file
+from chat_agent.load import talk_of
 from tools.errors import UserError
 from tools.template import COLON, END
 
@@ -17,9 +18,19 @@ def check_place(path):
         raise UserError(f"{place} 已存在且不是本程序写的，不会覆盖。请用 --output 换一个文件夹。", 2)
 
 
+NAMES = {"max_new_tokens": "num_predict", "repetition_penalty": "repeat_penalty"}    # Ollama's words; the others are ours
+UNKNOWN = ("no_repeat_ngram",)                          # and what it cannot do
+
+
+def parameters(payload):
+    """The checkpoint's sampling defaults as Ollama spells them: all of them, since its own differ."""
+    table = talk_of(payload)["sampling"]
+    return [f"PARAMETER {NAMES.get(name, name)} {value:g}" for name, value in table.items() if name not in UNKNOWN]
+
+
 def write_modelfile(path, source):
     """Beside the .gguf at `path`."""
     lines = [FIRST_LINE, WARNING, f"FROM ./{path.name}", f'TEMPLATE """{END}{TURNS.replace("@", COLON)}"""',
-             f"PARAMETER num_ctx {source.context}", "PARAMETER temperature 0"]
+             f"PARAMETER num_ctx {source.context}", *parameters(source.payload)]
     with whole_file(path.with_name("Modelfile")) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")

@@ -1,5 +1,5 @@
 """What every training tells about itself: a short check-up of its data, the preflight, which code and machine made it, and at each
-checkpoint what it answers to a few fixed questions. All of it is kept in the run's log, for the report."""
+checkpoint what it answers to a few questions of its own data. All of it is kept in the run's log, for the report."""
 
 import copy
 import gc
@@ -21,11 +21,11 @@ from tools.vocab import Vocab
 from train_agent.trainers import parallel, preflight
 from train_agent.trainers.hardware import machine
 from train_agent.trainers.loop import Loop
+from train_agent.trainers.data.own_questions import own_questions
 from train_agent.trainers.data.split import announced
 
 SECONDS, SHARE = 5.0, 0.05      # a preflight of this length at most, and of at most this share of the run's steps
-PROMPTS = ("你好，你是谁？", "三加五等于多少？", "今天天气很好，")
-REPLY = 40                      # tokens
+PROMPTS, REPLY = 3, 40          # sentences that are asked, tokens of a reply
 PAUSE = 20                      # samples that took t seconds are followed by others after PAUSE * t at the earliest
 
 
@@ -76,11 +76,12 @@ class OpenedLoop(Loop):
 
 
 def samples(stage):
-    """Generator of (fixed prompt, greedy reply). A copy answers: what the decoder prepares for itself must not meet the next step."""
+    """Generator of (sentence of the run's own data, greedy reply). A copy answers: what the decoder prepares for itself must not meet the next step."""
     vocab, twin = Vocab.from_state(stage.about["vocab"]), copy.deepcopy(stage.model).eval()
-    for text in PROMPTS:
+    for text in own_questions(stage)[:PROMPTS]:
         messages = [{"role": "user", "content": text}]
-        ids = render_text(text, vocab)[0][:-1].tolist() if stage.name == "pre" else render_prompt(messages, vocab)
+        completes = stage.options["training_mode"] == "pretraining"
+        ids = render_text(text, vocab)[0][:-1].tolist() if completes else render_prompt(messages, vocab)
         yield text, vocab.decode(generate(twin, ids, REPLY))
 
 

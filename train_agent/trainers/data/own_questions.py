@@ -1,0 +1,63 @@
+"""A few sentences from a run's own data, held-out ones where there are any: what a model of this world can be asked.
+
+They travel in the checkpoint: the page suggests them, and during training the first ones show how the model learns to answer.
+"""
+
+import numpy as np
+
+from model.sampling import RESERVED
+from tools.vocab import Vocab
+
+LOOKED_AT, KEPT = 96, 6         # documents that are read, sentences that are kept
+LONGEST, OPENING = 24, 8        # characters of a question, of the beginning of a text
+ANY = ("你好", "你是谁？")      # where a stage's data are not documents of ours
+
+
+def own_questions(stage):
+    """Up to KEPT different questions, or openings of texts to go on from; always the same ones for the same data."""
+    if "prompts" not in stage.about.setdefault("talk", {}):
+        stage.about["talk"]["prompts"] = _chosen(stage)
+    return stage.about["talk"]["prompts"]
+
+
+def _chosen(stage):
+    data = next(iter(stage.held.values()), stage.train)
+    cache, documents, state = getattr(data, "cache", None), getattr(data, "documents", ()), stage.about.get("vocab")
+    if cache is None or not len(documents) or not state:
+        return list(ANY)
+    vocab = Vocab.from_state(state)
+    read = opening if stage.options["training_mode"] == "pretraining" else first_question
+    places = np.unique(np.linspace(0, len(documents) - 1, LOOKED_AT).astype(int))
+    texts = [read(np.asarray(cache.document(documents[i])[0]), vocab) for i in places]
+    return spread([text for text in texts if text]) or list(ANY)
+
+
+def first_question(ids, vocab):
+    """ids (T,) of a conversation -> what the user says first, None where that is not short and plain."""
+    roles = [vocab.id(name) for name in ("User", "Assistant", "System")]
+    turns = np.flatnonzero(np.isin(ids, roles))
+    if len(turns) < 2 or ids[turns[0]] != roles[0]:
+        return None
+    text = vocab.decode(ids[turns[0] + 2:turns[1]].tolist()).strip()        # behind the role and its colon
+    return text if 0 < len(text) <= LONGEST and text.isprintable() else None
+
+
+def opening(ids, vocab):
+    """ids (T,) of a text -> its first characters, up to the first stop."""
+    begin = ids[:4 * OPENING + 1]                                           # enough, also where a character is four bytes
+    text = vocab.decode(begin[begin >= RESERVED].tolist()).strip()[:OPENING]
+    ends = [i for i, c in enumerate(text) if i > 2 and not c.isalnum()]
+    text = text[:ends[0]] if ends else text
+    return text if len(text) > 1 and text.isprintable() else None
+
+
+def spread(texts):
+    """KEPT of them that begin and end differently, as far as there are such; then the others."""
+    chosen, seen = [], set()
+    for wary in (True, False):
+        for text in dict.fromkeys(texts):
+            kind = text[:2], text[-3:]
+            if len(chosen) < KEPT and text not in chosen and not (wary and seen & set(kind)):
+                chosen.append(text)
+                seen.update(kind)
+    return chosen
