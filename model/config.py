@@ -43,6 +43,7 @@ class ModelConfig:
     tie_embedding: bool = False
     router: str = "softmax"
     router_noise: float = 0.0
+    router_bias_rate: float = 0.001  # sigmoid only: by how much a step moves the balancing bias
     gradient_checkpointing: bool = False
     moe_loss: str = "lexp"
     router_z_loss: float = 0.0

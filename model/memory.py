@@ -30,6 +30,9 @@ class MemoryBank(nn.Module):
         super().__init__()
         self.rows = nn.Parameter(torch.randn(tokens, width))
 
+    def forward(self):
+        return self.rows
+
 
 class Memory(nn.Module):
     """One layer's way into the bank. The output projection starts at zero: a new adapter changes nothing."""
@@ -56,7 +59,8 @@ class Memory(nn.Module):
         x = self.norm(x)
         logits, chapters = self.route(x)
         query = self.query(x).unflatten(-1, (self.heads, -1))                     # (N, H, w / H)
-        key, value = (f(self.bank.rows).unflatten(-1, (self.heads, -1)) for f in (self.key, self.value))   # (M, H, w / H)
+        rows = self.bank()
+        key, value = (f(rows).unflatten(-1, (self.heads, -1)) for f in (self.key, self.value))     # (M, H, w / H)
         scores = torch.einsum("nhw,mhw->nhm", query, key) / math.sqrt(key.shape[-1])
         scores = scores.to(logits.dtype) + self.openness(logits, chapters)[:, None]
         found = torch.einsum("nhm,mhw->nhw", scores.softmax(-1).to(value.dtype), value)

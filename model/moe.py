@@ -27,7 +27,10 @@ class Routing:
 
 
 class Router(nn.Module):
-    """Scores every expert in float32 and picks K. `softmax` is DeepSeek-V2's, `sigmoid` with a balancing bias DeepSeek-V3's."""
+    """Scores every expert in float32 and picks K. `softmax` is DeepSeek-V2's, `sigmoid` with a balancing bias DeepSeek-V3's.
+
+    The bias decides which experts are picked and has no part in their weights; `balance` moves it after each training step.
+    """
 
     def __init__(self, config):
         super().__init__()
@@ -55,6 +58,13 @@ class Router(nn.Module):
         for lora in self.weight_lora:
             logits = logits + lora(x)
         return logits
+
+    @torch.no_grad()
+    def balance(self, load):
+        """load (E,): assignments of the last step. The bias of an expert with less than its share rises, the others' fall
+        (Wang et al. 2024, arXiv:2408.15664)."""
+        load = load.to(self.bias)
+        self.bias += self.config.router_bias_rate * torch.sign(load.mean() - load)
 
     def pick(self, logits):
         """logits (N, E) -> weights (N, K), experts (N, K), scores (N, E)."""
@@ -168,6 +178,14 @@ class MoE(nn.Module):
             entropy = -(probabilities * probabilities.clamp_min(1e-20).log()).sum(-1)
             entropy = (entropy * share).sum() / total
         return Routing(loss, z, load.detach(), entropy)
+
+
+def balance_routers(model, load):
+    """After a training step: every router of `model` that learns and has a bias moves it. load (layers, E): assignments of the step."""
+    routers = [module for module in model.modules() if isinstance(module, Router)]
+    for router, own in zip(routers, load):
+        if router.config.router == "sigmoid" and router.config.router_bias_rate and router.weight.requires_grad:
+            router.balance(own)
 
 
 def lexp(load_share, mean_probability):

@@ -118,6 +118,7 @@ def run_job(job):
         result["calls"].append(result["reductions"] - before[1])
         result["peak"] = memory_of_process("VmHWM") - base             # before anything is saved
     stage.loss, loop.may_step, loop.optimize = spoiled, watched_step, counted
+    result["dtypes"], result["moved"] = watch_dtypes(stage.model), watch_moves(stage.model)
     try:
         with counting_reductions(loop, result):
             loop.run()
@@ -129,8 +130,40 @@ def run_job(job):
               for t in s.values() if isinstance(t, torch.Tensor)]
     result["shards"] = sum(t.nbytes for t in local + states)
     result["history"] = loop.history
+    result["buffers"] = {n: b.clone() for n, b in stage.model.named_buffers()}
     result["weights"] = {n: sharding.whole(p).detach().clone() for n, p in stage.model.named_parameters()}
     return result
+
+
+def watch_dtypes(model):
+    """{name of a module: dtypes of its input, of its output and of its own weights} as the first forward pass in training finds them."""
+    found = {}
+
+    def see(name, module, inputs, output):
+        if module.training:
+            outputs = output if isinstance(output, tuple) else (output,)
+            tensors = [t for t in (*inputs, *outputs) if isinstance(t, torch.Tensor)]
+            found.setdefault(name, [str(t.dtype) for t in (*tensors, *module.parameters(recurse=False))])
+    for name, module in model.named_modules():
+        module.register_forward_hook(lambda m, i, o, n=name: see(n, m, i, o))
+    return found
+
+
+def watch_moves(model):
+    """[(name of a module, share of its weights that is not sharded yet)] for every module that is moved to a device from now on."""
+    from torch.distributed.tensor import DTensor
+    moved = []
+
+    def watched(name, module, to):
+        def move(*args, **keywords):
+            weights = list(module.parameters())
+            moved.append((name, sum(not isinstance(p, DTensor) for p in weights) / len(weights)))
+            return to(*args, **keywords)
+        return move
+    for name, module in model.named_modules():
+        if name in ("", *(f"blocks.{i}" for i in range(len(model.blocks)))):
+            module.to = watched(name, module, module.to)
+    return moved
 
 
 def shared_errors(parallel):

@@ -3,6 +3,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import toy
 from model.kernels import cross_entropy
 from model.kernels.cross_entropy import CHUNK, linear_cross_entropy, token_losses
 
@@ -84,3 +85,40 @@ def test_token_losses(size):
     expected = F.cross_entropy(hidden @ weight.T, labels, reduction="none")
     torch.testing.assert_close(token_losses(hidden, weight, labels), expected)
     assert (token_losses(hidden, weight, labels)[labels < 0] == 0).all()
+
+
+def products(work):
+    from torch.utils.flop_counter import FlopCounterMode
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("name", toy.VARIANTS)
+def test_without_gradients_a_loss_costs_what_the_logits_cost(name):
+    """Nothing is computed for a backward pass that nobody will make, in any part of the model."""
+    model = toy.toy_model(**toy.VARIANTS[name]).eval()
+    ids = torch.randint(16, 300, (2, 20))
+    with torch.no_grad():
+        logits = products(lambda: model(ids))
+        loss = products(lambda: model(ids, labels_1=ids, labels_2=ids))
+    assert loss == logits > 0
+    assert products(lambda: model(ids, labels_1=ids, labels_2=ids)) > loss
+
+
+def test_a_loss_without_gradients_is_the_same_number():
+    for name in ("default", "counted"):
+        model = toy.toy_model(**toy.VARIANTS[name]).eval()
+        ids = torch.randint(16, 300, (2, 20))
+        with torch.no_grad():
+            quiet = model(ids, labels=ids).loss
+        assert not quiet.requires_grad and torch.equal(quiet, model(ids, labels=ids).loss)
+
+
+def test_a_frozen_counted_head_gets_no_gradient():
+    model = toy.toy_model(**toy.VARIANTS["counted"])
+    ids = torch.randint(16, 300, (2, 20))
+    whole = torch.autograd.grad(model(ids, labels=ids).loss, model.embed.weight)[0]
+    model.fc1.requires_grad_(False)
+    model(ids, labels=ids).loss.backward()
+    assert model.fc1.weight.grad is None and torch.equal(model.embed.weight.grad, whole)

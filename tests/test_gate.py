@@ -19,6 +19,7 @@ from tools.pictures.others import draw_confusion
 from tools.errors import UserError
 from tools.template import render_prompt
 from train_agent.trainers import gated_training
+from train_agent.trainers.data import gate_targets
 from train_agent.trainers.data.gate_targets import last_reply
 
 ASKS = {"a": "{}呢？", "b": "{}在哪？", "c": "说说{}。"}
@@ -183,6 +184,28 @@ def test_losses_are_those_of_the_packed_path(world, vocab):
         with torch.no_grad():
             out = expert(ids, labels=goal)
         assert float(out.loss) == pytest.approx(stage.train.losses[int(document)][1], abs=1e-5)
+
+
+@pytest.mark.parametrize("positions", [16, 7])
+def test_learned_positions_and_dialogues_longer_than_the_table(vocab, positions):
+    """An expert reads as much of a long dialogue's end as it has positions for."""
+    expert = toy.model_for(vocab, position="learned", max_position=positions)
+    ids = np.random.default_rng(0).integers(16, len(vocab), 40)
+    learned = np.zeros(40, bool)
+    learned[-5:] = True
+
+    class Cache:
+        def bounds(self, documents):
+            return np.zeros(len(documents), int), np.full(len(documents), 40)
+
+        def document(self, _):
+            return ids, learned
+    found = gate_targets.scored(expert, Cache(), np.array([0]), 16, torch.device("cpu"), "")
+    kept = torch.from_numpy(ids[-positions - 1:])[None]
+    goal = torch.where(torch.arange(positions + 1) > positions - 5, kept, -100)
+    with torch.no_grad():
+        out = expert(kept[:, :-1], labels_1=goal[:, 1:], labels_2=torch.nn.functional.pad(goal[:, 2:], (0, 1), value=-100))
+    assert float(found[0]) == pytest.approx(float(out.loss), abs=1e-5)
 
 
 def test_last_reply():

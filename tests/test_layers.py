@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from model import layers
 from model.layers import _RMSNorm, FeedForward, activate, alibi_slopes, compute_dtype, make_norm, residual_std, rotary_tables, rotate
 from toy import toy_config
 
@@ -19,6 +20,13 @@ def test_rms_norm_is_its_formula():
     x = randn(5, 6)
     plain = [[v / math.sqrt(sum(w * w for w in row) / 6 + 1e-6) * g for v, g in zip(row, norm.weight.tolist())] for row in x.tolist()]
     torch.testing.assert_close(norm(x), torch.tensor(plain, dtype=torch.float64), rtol=1e-12, atol=0)
+
+
+def test_away_from_a_cpu_the_norm_is_torchs_own_kernel(monkeypatch):
+    monkeypatch.setattr(layers, "compute_dtype", lambda x: x.dtype)               # autocast does not know the meta device
+    for device, own in (("cpu", True), ("meta", False)):
+        out = make_norm("rms", 6, 1e-6).to(device)(torch.ones(5, 6, device=device))
+        assert ("_RMSNorm" in type(out.grad_fn).__name__) == own and out.requires_grad
 
 
 def test_layer_norm_is_its_formula():

@@ -98,6 +98,18 @@ def test_S2_warm_up_by_chunks_in_a_run(options):
         after += not held
 
 
+def test_S2_chunks_are_counted_on_through_the_epochs(options):
+    """A second epoch is no second beginning: what was warmed up stays warm, and the decay goes on."""
+    chosen = options(rows=40, n_of_samples=8, max_epochs=2, warmup_index=2, keep_temp_index=3, decay=0.9)
+    history = train(chosen).history
+    assert sorted({h["chunk"] for h in history}) == list(range(1, 11))
+    later = [h["lr"] for h in history if h["chunk"] > 3]
+    assert later == pytest.approx([5e-3 * 0.9 ** i for i in range(len(later))])
+    cut = {**chosen, "name": "cut"}
+    first, again = train(cut, stop_after=len(history) // 2 + 3), train(cut)
+    assert [h["lr"] for h in first.history + again.history] == [h["lr"] for h in history]
+
+
 @pytest.mark.parametrize("scheduler", ["exponential", "cosine", "linear", "constant"])
 def test_S5_every_rule_reaches_the_optimizer(options, scheduler):
     chosen = options(scheduler=scheduler, warmup_steps=3, decay=0.9)
@@ -255,3 +267,28 @@ def test_sft_learns_replies_from_a_pre_trained_model(options):
     loop = train(chosen, "sft")
     assert loop.history[-1]["loss"] < 0.8 * loop.history[0]["loss"]
     assert checkpoint(chosen, "TinySeek_SFT_final")["stage"] == "SFT"
+
+
+def test_a_loss_that_is_no_number_counts_in_fp16_too(options):
+    """A scale that may still come down excuses an endless gradient, not an endless loss: the third one ends the run."""
+    stage = build_stage(options(mixed_precision="fp16"))
+    loss = stage.loss
+
+    def spoiled(*args):
+        value, sums = loss(*args)
+        return value, {**sums, "ce_1": sums["ce_1"] * math.nan}
+    stage.loss = spoiled
+    with pytest.raises(UserError) as error:
+        run_loop(stage)
+    assert error.value.code == 5
+
+
+@pytest.mark.parametrize("eval_steps", [None, 4, 1000])
+def test_a_run_evaluates_at_its_end_before_it_saves(options, eval_steps):
+    chosen = options(eval_share=0.2, max_epochs=3, max_steps=12, eval_steps=eval_steps, init_lr=1e-2)
+    loop = train(chosen)
+    last = events(chosen, "eval")[-1]
+    assert last["step"] == 12 and checkpoint(chosen, "TinySeek_Pre_final")["metrics"]["eval_loss"] == last["eval_loss"]
+    assert [e["event"] for e in log_lines(chosen) if e.get("step") == 12 and e.get("event") in ("eval", "save")] == ["eval", "save"]
+    best = min(events(chosen, "eval"), key=lambda e: e["eval_loss"])
+    assert checkpoint(chosen, "TinySeek_Pre_best")["metrics"]["eval_loss"] == best["eval_loss"] and loop.held["eval_loss"] == last["eval_loss"]

@@ -1,12 +1,15 @@
-"""Experts by a loop over tokens, routing losses by closed forms."""
+"""Experts by a loop over tokens, routing losses by closed forms, the balancing bias by what it does."""
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from torch.nn import functional as F
 
+import toy
 from model.kernels.expert_products import can_group, grouped_experts
-from model.moe import MoE, Router, lexp, sequence_balance
+from model.moe import MoE, Router, balance_routers, lexp, sequence_balance
+from tools.checkpoint import read_checkpoint
 from tools.config_manager import ConfigManager
 from toy import toy_config, toy_model
 
@@ -273,3 +276,63 @@ def test_the_way_of_a_gpu_has_the_output_of_the_cpu():
     mixed[order] = grouped_experts(gathered, counts, layer.up, layer.down, "swiglu")
     mixed = (mixed.view(len(x), K, -1) * weights[..., None]).sum(1)
     torch.testing.assert_close(mixed, layer.routed(x, weights, experts), rtol=1e-5, atol=1e-6)
+
+
+# ---- the bias of DeepSeek-V3's router ----
+
+def test_the_bias_moves_against_the_load_and_only_the_choice_feels_it():
+    layer, config = layer_of(router="sigmoid", router_bias_rate=0.25)
+    x = inputs(40)
+    weights, experts, scores, _ = layer.router(x)
+    load = torch.bincount(experts.flatten(), minlength=config.other_experts)
+    layer.router.balance(load)
+    mean = load.float().mean()
+    assert layer.router.bias.tolist() == [0.25 * ((mean > n).float() - (mean < n).float()).item() for n in load]
+    layer.router.bias[2] = 5.0
+    weights, experts, after, _ = layer.router(x)
+    assert (experts == 2).any(1).all() and torch.equal(after, scores), "probabilities stay what they were"
+    raw = torch.sigmoid(layer.router.logits(x)).gather(1, experts)
+    torch.testing.assert_close(weights, config.routed_scaling * raw / raw.sum(-1, keepdim=True))
+
+
+def imbalance(options):
+    """How far from even the experts' load was in the last steps of the newest run: 0 = even."""
+    loads = torch.tensor([row["expert_load"] for row in toy.log_lines(options) if "expert_load" in row][-30:])
+    return float((loads - 1 / E).pow(2).mean())
+
+
+def test_sigmoid_routers_are_balanced_by_their_bias_in_a_run(options):
+    keys = dict(router="sigmoid", alpha=0.0, rows=60, max_epochs=6, batch_size=8, init_lr=2e-3, scheduler="constant")
+    loops, uneven = {}, {}
+    for rate in (0.0, 0.01):
+        chosen = options(router_bias_rate=rate, name=f"rate{rate}", **keys)
+        loops[rate] = toy.train(chosen)
+        uneven[rate] = imbalance(chosen)
+    assert uneven[0.01] < 0.5 * uneven[0.0]
+    biases = {rate: torch.stack([b.mlp.router.bias for b in loop.model.blocks]) for rate, loop in loops.items()}
+    assert not biases[0.0].any() and biases[0.01].any()
+    steps = biases[0.01] / 0.01
+    torch.testing.assert_close(steps, steps.round(), atol=1e-3, rtol=0)
+    saved = read_checkpoint(Path(options(name="rate0.01")["out_dir"]) / "rate0.01" / "TinySeek_Pre_final.pkl")["weights"]
+    assert torch.equal(saved["blocks.1.mlp.router.bias"], biases[0.01][1])
+
+
+def test_the_bias_resumes_bit_for_bit_and_a_skipped_step_leaves_it(options):
+    keys = dict(router="sigmoid", router_bias_rate=0.02, rows=40, save_precision="bf16", dropout=0.1)
+    whole = toy.train(options(name="whole", **keys))
+    toy.train(options(name="cut", **keys), stop_after=5)
+    again = toy.train(options(name="cut", **keys))
+    assert again.history[0]["step"] == 6 and toy.same_tensors(whole.model.state_dict(), again.model.state_dict())
+    saved = read_checkpoint(Path(options(name="cut")["out_dir"]) / "cut" / "TinySeek_Pre_final.pkl")["weights"]
+    assert torch.equal(saved["blocks.0.mlp.router.bias"], again.model.blocks[0].mlp.router.bias), "and is saved whole"
+    stage = toy.build_stage(options(name="skipped", max_steps=1, **keys))
+    loop = toy.ToyLoop(stage)
+    loop.may_step = lambda group: False
+    loop.run()
+    assert not stage.model.blocks[0].mlp.router.bias.any()
+
+
+def test_a_frozen_router_keeps_its_bias():
+    model = toy.toy_model(router="sigmoid")
+    balance_routers(model.requires_grad_(False), torch.tensor([[4.0, 0, 0, 0]] * 2))
+    assert not any(block.mlp.router.bias.any() for block in model.blocks)

@@ -38,6 +38,21 @@ def test_the_schedule_ends_where_the_data_does(options, scheduler, had, has):
     assert rates[0] == pytest.approx(first.history[-1]["lr"], rel=0.05), "and goes on where it was"
 
 
+@pytest.mark.parametrize("scheduler", ["linear", "cosine"])
+@pytest.mark.parametrize("had, has, limit, stop", [(2, 1, 20, 10), (2, 4, 20, 10), (1, 6, 40, 20), (1, 6, 40, 4), (3, 1, 20, 5)])
+def test_the_rate_goes_on_where_it_was_with_a_limit_of_steps(options, scheduler, had, has, limit, stop):
+    """Also where the new steps no longer reach the limit, and in the middle of the warm-up."""
+    keys = dict(rows=60, max_len=16, batch_size=1, scheduler=scheduler, max_epochs=1, max_steps=limit, warmup_steps=6)
+    first = train(options(accumulation_steps=had, **keys), stop_after=stop)
+    again = train(options(accumulation_steps=has, allow_change=True, **keys))
+    before, after = ([step["lr"] for step in loop.history] for loop in (first, again))
+    strides = [abs(before[-1] - before[-2]), abs(after[1] - after[0])]
+    assert abs(after[0] - before[-1]) <= 1.2 * max(strides) and (after[0] < before[-1]) == (stop >= 6)
+    falling = after[max(0, 6 - stop):]
+    assert falling == sorted(falling, reverse=True) and abs(again.step - again.total_steps) <= 1
+    assert after[-1] < 0.4 * 5e-3
+
+
 def test_what_was_regrouped_once_resumes_bit_for_bit(options):
     keys = dict(rows=60, max_len=16, batch_size=1, scheduler="cosine", dropout=0.1, allow_change=True)
     finals = []

@@ -111,3 +111,10 @@ def test_S6_as_a_torch_scheduler():
         scheduler.step()
     assert made == pytest.approx([2 * schedules.cosine(s, 4, 20) for s in range(21)])
     assert made[0] == 0 and made[4] == 2 and made[20] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("changes", [{"scheduler": "linear"}, {"scheduler": "cosine", "min_lr_ratio": 0.0}], ids=str)
+@pytest.mark.parametrize("warmup", [0, 5])
+def test_no_step_of_a_run_is_taken_at_rate_zero(changes, warmup):
+    made = rates(20, init_lr=1.0, warmup_steps=warmup, **changes)
+    assert 0 < made[-1] < 0.1 and max(made) == made[max(0, warmup - 1)] == 1 and min(made) > 0

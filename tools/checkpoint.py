@@ -72,12 +72,16 @@ def weights_hash(weights):
 
 
 def cast_weights(weights, precision):
-    """{name: tensor} with the float tensors in fp32, fp16 or bf16; integers and bools stay what they are."""
+    """{name: tensor} with the float tensors in fp32, fp16 or bf16; integers, bools and the routers' bias stay what they are.
+
+    The bias decides which experts are chosen; every program keeps it in float32.
+    """
     if precision in (None, "no"):
         return dict(weights)
     if precision not in PRECISIONS:
         raise UserError(f"save_precision 只能是 {'、'.join(PRECISIONS)}，不能是 {precision!r}。")
-    cast = {name: t.to(PRECISIONS[precision]) if t.is_floating_point() else t for name, t in weights.items()}
+    cast = {name: t.to(PRECISIONS[precision]) if t.is_floating_point() and not name.endswith("router.bias") else t
+            for name, t in weights.items()}
     full = [n for n, t in cast.items() if t.is_floating_point() and t.isinf().any() and not weights[n].isinf().any()]
     if full:
         raise UserError(f"权重 {full[0]} 超出了 {precision} 的范围，请改用 save_precision bf16 或 fp32。")

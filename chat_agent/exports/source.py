@@ -52,9 +52,7 @@ def source_of(payload, name, precision=None):
     check_shapes(config, payload["weights"], name)
     weights = dict(payload["weights"])
     if precision is not None:
-        # The balancing bias decides which experts are chosen; every program keeps it in float32.
-        weights = {n: t.float() if n.endswith("router.bias") else t for n, t in weights.items()}
-        weights |= cast_weights({n: t for n, t in weights.items() if not n.endswith("router.bias")}, CASTS[precision])
+        weights = cast_weights({n: t.float() if n.endswith("router.bias") else t for n, t in weights.items()}, CASTS[precision])
     return Source(config, vocab, weights, {k: v for k, v in payload.items() if k != "weights"})
 
 

@@ -75,13 +75,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return grad_h.to(ctx.dtypes[0]) * grad, grad_w, None, None
 
 
+def without_gradient(*tensors):
+    """The tensors as they are, or detached where no gradient is asked for: a Function is told of weights that learn even then."""
+    return tensors if torch.is_grad_enabled() else [t.detach() for t in tensors]
+
+
 def linear_cross_entropy(hidden, weight, labels):
     """Sum of cross-entropies of softmax(hidden @ weight.T) over labels >= 0, and how many there were.
 
     hidden: (N, d), weight: (V, d), labels: (N,), negative = not a target. Returns two scalars; the first has a gradient.
     """
     hidden, labels = chosen(labels, hidden, labels)
-    total = _LinearCrossEntropy.apply(hidden, weight, labels, compute_dtype(hidden))
+    total = _LinearCrossEntropy.apply(*without_gradient(hidden, weight), labels, compute_dtype(hidden))
     return total, torch.full((), len(labels), device=hidden.device)
 
 

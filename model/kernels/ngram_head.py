@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from model.kernels.cross_entropy import WeightGradient, chosen, chunk_size, plain_losses, softmax_and_norm
+from model.kernels.cross_entropy import WeightGradient, chosen, chunk_size, plain_losses, softmax_and_norm, without_gradient
 from model.layers import compute_dtype
 
 NOTHING = 0         # the id before a document's first token: padding, which no text contains
@@ -198,7 +198,7 @@ class CountedHead(nn.Linear):
         """Sum of -log p(label) over labels >= 0 and how many there were, as `linear_cross_entropy`; never all logits at once."""
         hidden, before, labels, left_out = chosen(labels, hidden, before, labels, left_out)
         own, counted = self.shares(hidden, before, labels, left_out)
-        total = _MixedCrossEntropy.apply(hidden, self.weight, labels, own, counted, compute_dtype(hidden))
+        total = _MixedCrossEntropy.apply(*without_gradient(hidden, self.weight), labels, own, counted, compute_dtype(hidden))
         return total, torch.full((), len(labels), device=hidden.device)
 
     def losses(self, hidden, labels, before, left_out=None):
@@ -220,7 +220,9 @@ class _MixedCrossEntropy(torch.autograd.Function):
         h, w, wide = hidden.to(dtype), weight.to(dtype), torch.promote_types(dtype, torch.float32)
         losses = torch.empty(len(h), dtype=wide, device=h.device)
         size = chunk_size(h.device)
-        shares, grad_h, of_weight = torch.empty_like(losses), torch.empty_like(h), WeightGradient(h, len(w), size, wide)
+        need, learns = any(ctx.needs_input_grad), ctx.needs_input_grad[1]
+        shares, grad_h = torch.empty_like(losses), torch.empty_like(h) if need else None
+        of_weight = WeightGradient(h, len(w), size, wide) if learns else None
         for start in range(0, len(h), size):
             part = slice(start, start + size)
             goal = targets[part, None]
@@ -228,17 +230,21 @@ class _MixedCrossEntropy(torch.autograd.Function):
             error, norm = softmax_and_norm(logits, wide)
             network = (logits.gather(1, goal).to(wide) - norm)[:, 0] + own[part]
             torch.logaddexp(network, counted[part].to(wide), out=losses[part])
-            shares[part] = (network - losses[part]).exp()
-            error.scatter_add_(1, goal, torch.full_like(goal, -1, dtype=wide))
-            torch.mm(of_weight.add(start, error.mul_(shares[part, None])), w, out=grad_h[part])
-        ctx.save_for_backward(grad_h, of_weight.total, shares)
-        ctx.dtypes = hidden.dtype, weight.dtype
+            if need:
+                shares[part] = (network - losses[part]).exp()
+                error = error.scatter_add_(1, goal, torch.full_like(goal, -1, dtype=wide)).mul_(shares[part, None])
+                error = of_weight.add(start, error) if learns else error.to(dtype)
+                torch.mm(error, w, out=grad_h[part])
+        if need:
+            ctx.save_for_backward(grad_h, of_weight.total if learns else None, shares)
+            ctx.dtypes = hidden.dtype, weight.dtype
         return -losses.sum()
 
     @staticmethod
     def backward(ctx, grad):
         grad_h, grad_w, shares = ctx.saved_tensors
-        return grad_h.to(ctx.dtypes[0]) * grad, (grad_w * grad).to(ctx.dtypes[1]), None, -shares * grad, (shares - 1) * grad, None
+        grad_w = None if grad_w is None else (grad_w * grad).to(ctx.dtypes[1])
+        return grad_h.to(ctx.dtypes[0]) * grad, grad_w, None, -shares * grad, (shares - 1) * grad, None
 
 
 def last_ids(ids, positions, count):

@@ -62,6 +62,7 @@ _MODEL = _block(
     _key("tie_embedding", "bool", False, "输出头与词向量共用权重"),
     _key("router", "choice", "softmax", "路由打分", choices=("softmax", "sigmoid")),
     _with("ask", _key("router_noise", "float", 0.0, "路由噪声，仅训练时", low=0)),
+    _with("ask", _key("router_bias_rate", "float", 0.001, "router=sigmoid 时每步把均衡偏置挪动多少，0 = 不动", low=0)),
     _with("free", _key("gradient_checkpointing", "bool", False, "重算激活以省显存，结果不变")),
     _with("ask", _key("moe_loss", "choice", "lexp", "均衡损失：lexp 或按序列的 aux", choices=("lexp", "aux"))),
     _with("ask", _key("router_z_loss", "float", 0.0, "路由 z 损失的权重", low=0)),

@@ -26,8 +26,8 @@ from train_agent.trainers.stage import Stage
 from train_agent.trainers.data.token_cache import open_cache
 
 # These may differ between a checkpoint and the run that goes on from its weights: they shape training, not tensors.
-NOT_SHAPE = ("vocab_size", "pad_idx", "dropout", "alpha", "router_noise", "gradient_checkpointing", "moe_loss", "router_z_loss",
-             "init_std")
+NOT_SHAPE = ("vocab_size", "pad_idx", "dropout", "alpha", "router_noise", "router_bias_rate", "gradient_checkpointing", "moe_loss",
+             "router_z_loss", "init_std", "max_position")
 
 
 _told = set()           # caches of which it was said
@@ -104,7 +104,10 @@ def fitting_shape(options, vocab, base):
     if differing:
         listed = "；".join(f"{k}: 模型 {old}，配置 {new}" for k, old, new in differing[:5])
         raise UserError(f"起点模型的结构和配置不同（{listed}）。请改回配置，或用新的结构重新预训练。", 4)
-    return replace(wanted, vocab_size=had.vocab_size)
+    if had.position == "learned" and had.max_position < options["max_len"]:
+        raise UserError(f"起点模型只学过 {had.max_position} 个位置，这个阶段的 max_len={options['max_len']}。"
+                        f"请用 --max_len {had.max_position}，或用更大的 max_position 重新预训练。", 4)
+    return replace(wanted, vocab_size=had.vocab_size, max_position=had.max_position)
 
 
 def cached(options, vocab, data):

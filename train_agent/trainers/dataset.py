@@ -19,7 +19,7 @@ from train_agent.trainers.data.packing import best_fit, cut, shuffled
 
 IGNORE = -100
 CHUNK_DOCUMENTS = 16384     # documents per chunk where n_of_samples is null
-NOTHING = -1                # what a rank trains on in a step that has fewer micro-batches than there are ranks
+NOTHING = -1                # what a rank reads where a step has no micro-batch left for it
 EXACT_UP_TO = 300_000       # documents per epoch up to which the number of steps is counted, beyond it is estimated
 
 
@@ -201,7 +201,8 @@ class PackedData(Dataset):
                     mine = [Position(epoch, chunk, b) for b in range(at + rank, stop, world)]
                     # After a chunk comes the next one, even where this run has none: a prolonged run may.
                     after = Position(epoch, chunk, stop) if stop < count else Position(epoch, chunk + 1, 0)
-                    yield mine or [Position(epoch, chunk, NOTHING)], after, count
+                    # As many on every rank: a sharded model's forward and backward passes are steps that all take together.
+                    yield mine + [Position(epoch, chunk, NOTHING)] * (-(-(stop - at) // world) - len(mine)), after, count
 
     def settled(self, position):
         """The same place; the end of an epoch is written as the beginning of the next."""

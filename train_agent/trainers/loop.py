@@ -10,6 +10,7 @@ import time
 import torch
 from tqdm import tqdm
 
+from model.moe import balance_routers
 from tools.checkpoint import best_name, final_name
 from tools.errors import UserError
 from tools.process.signals import STOPPED
@@ -34,7 +35,8 @@ class Loop:
     def __init__(self, stage):
         self.stage, self.options, self.model = stage, stage.options, stage.model
         self.device = machine.choose_device(self.options["device"])
-        self.step, self.decays, self.tokens, self.seconds, self.more_steps = 0, 0, 0, 0.0, 0
+        self.step, self.decays, self.tokens, self.seconds = 0, 0, 0, 0.0
+        self.more_steps, self.shift = 0, 0.0
         self.position, self.finished, self.complete = Position(), False, False
         self.metrics, self.held = {}, {}
         self.guard, self.spikes = FiniteGuard(), SpikeWatch()
@@ -76,7 +78,7 @@ class Loop:
             if self.over():
                 break
             here, self.position = self.stage.train.settled(self.position), after
-            self.optimize(group, here.chunk + 1)
+            self.optimize(group, here.epoch * self.stage.train.chunks + here.chunk + 1)
             now = time.perf_counter()
             self.seconds, clock = self.seconds + now - clock, now
             bar.update()
@@ -108,6 +110,8 @@ class Loop:
         if self.may_step(group):
             for optimizer in self.optimizers:
                 self.scaler.step(optimizer)
+            if "load" in self.sums:
+                balance_routers(self.model, self.sums["load"])
         self.scaler.update()
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
@@ -129,8 +133,8 @@ class Loop:
         return sums
 
     def rate_factor(self, chunk):
-        """After a regrouping the rule goes on where it was: as far along as the data is."""
-        return schedules.rate_factor(self.options, self.step - self.more_steps, self.total_steps - self.more_steps, chunk, self.decays)
+        """The rule counts steps from `shift`, which is 0 unless the run was regrouped."""
+        return schedules.rate_factor(self.options, self.step - self.shift, self.total_steps - self.shift, chunk, self.decays)
 
     def clip(self):
         """The global gradient norm before clipping; max_norm 0 only measures."""
@@ -145,7 +149,8 @@ class Loop:
             self.journal.event("skipped", step=self.step + 1, loss=loss, grad_norm=norm, rows=self.rows_of(group))
         elif self.spikes.is_spike(loss):
             self.journal.event("spike", step=self.step + 1, loss=loss, rows=self.rows_of(group))
-        return self.guard.check(finite, self.scaler.get_scale() if self.scaler.is_enabled() else None)
+        scaling = self.scaler.is_enabled() and math.isfinite(loss)      # the loss itself is not scaled: no scale will mend it
+        return self.guard.check(finite, self.scaler.get_scale() if scaling else None)
 
     def rows_of(self, group):
         mine = [row for batch in group if batch.position for row in self.stage.train.source_rows(batch.position)]
@@ -224,8 +229,10 @@ class Loop:
 
     def setup(self):
         """Model on its device, compiled where that is asked for, and the length of the run; nothing on the disk is touched."""
-        machine.keep_large_blocks(not parallel.shards(self.model, self.options))
-        self.model.to(self.device)
+        sharded = parallel.shards(self.model, self.options)
+        machine.keep_large_blocks(not sharded)
+        if not sharded:                                                # else piece by piece, when it is wrapped
+            self.model.to(self.device)
         self.planned = self.stage.train.steps(self.options["accumulation_steps"], parallel.world())
         self.total_steps = self.steps_in_all()
         compiling.compile_parts(self.model, self.options, self.device, self.total_steps)
@@ -271,16 +278,20 @@ class Loop:
     def take_place(self, state):
         """Step and place in the data of a checkpoint, and the steps of the whole run from there."""
         self.step, self.position, self.more_steps = state["step"], Position(*state["position"]), state.get("more_steps", 0)
+        self.shift = state.get("shift", self.more_steps)
         had, has = state.get("step_size"), regrouping.step_size(self.options)
         if had and had != has:
             self.position = regrouping.regrouped(self.position, had[0], has[0])
             self.more_steps = regrouping.more_steps(self.stage.train, self.position, self.step, self.planned)
         self.total_steps = self.steps_in_all()
+        if had and had != has and "total_steps" in state:
+            self.shift = regrouping.shift(self.step, self.shift, state["total_steps"], self.total_steps, self.options["warmup_steps"])
 
     def state(self):
         """All that a resume needs beside the weights; plain tensors, numbers and lists."""
         return {"step": self.step, "position": list(self.position), "decays": self.decays, "tokens": self.tokens,
                 "step_size": regrouping.step_size(self.options), "more_steps": self.more_steps,
+                "shift": self.shift, "total_steps": self.total_steps,
                 "seconds": self.seconds, "finished": self.finished, "precision": self.precision, "run_id": self.journal.run_id,
                 "optimizers": sharding.for_file([o.state_dict() for o in self.optimizers], parallel.is_main()),
                 "scaler": self.scaler.state_dict(),

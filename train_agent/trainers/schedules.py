@@ -40,13 +40,15 @@ def is_held(options, chunk):
 def rate_factor(options, step, total_steps, chunk=1, decays=0):
     """The factor for the optimizer step number `step` (0-based) of a stage's options.
 
-    chunk: number of the data chunk, from 1; decays: how many steps the exponential rule has decayed so far.
+    chunk: number of the data chunk, from 1 and on through the epochs; decays: how many steps the exponential rule has decayed so far.
     """
     name, warmup = options["scheduler"], options["warmup_steps"]
+    ahead = int(warmup > 0)                                  # a first step at 0 would be none, and so would a last one
     if name == "cosine":
-        return cosine(step + (warmup > 0), warmup, total_steps, options["min_lr_ratio"])
+        floor = options["min_lr_ratio"]
+        return cosine(step + ahead, warmup, total_steps + ahead * (floor == 0), floor)
     if name == "linear":
-        return linear(step + (warmup > 0), warmup, total_steps)
+        return linear(step + ahead, warmup, total_steps + ahead)
     if name == "constant":
         return constant(step + 1, warmup)
     if name != "exponential":

@@ -44,6 +44,8 @@ def expert_losses(experts, hashes, cache, options, device):
 def scored(model, cache, documents, max_len, device, title):
     """-> (D,) float32: one expert's loss on the last reply of every document."""
     model.to(device).eval()
+    if model.config.position == "learned":
+        max_len = min(max_len, model.config.max_position)
     sizes = np.diff(np.stack(cache.bounds(documents)), axis=0)[0]
     order, losses, at = np.argsort(sizes, kind="stable"), np.zeros(len(documents), np.float32), 0
     with tqdm(total=len(documents), desc=title, delay=2, leave=False) as bar:
@@ -64,10 +66,10 @@ def _losses(model, pairs, max_len, device):
     for row, (one, learned) in enumerate(pairs):
         ids[row, :len(one)] = one
         goals[row, :len(one)] = np.where(learned, one, -100)
-    hidden, before, _ = model.encode(torch.from_numpy(ids).to(device), layout=Layout.dense(*ids.shape))
+    hidden, before, _ = model.encode(torch.from_numpy(ids[:, :-1]).to(device), layout=Layout.dense(len(ids), width - 1))
     total = 0
     for ahead, head in zip((1, 2), model.heads()):
-        labels = np.full_like(ids, -100)
+        labels = np.full_like(ids[:, :-1], -100)
         labels[:, :width - ahead] = goals[:, ahead:]
         labels = torch.from_numpy(labels).to(device)
         ce = target_losses(hidden, head, labels.flatten(), before).view_as(labels).sum(1)

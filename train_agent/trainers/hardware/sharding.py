@@ -6,31 +6,53 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from model.layers import LayerNorm, RMSNorm
+from model.moe import Router
+
 LOW = {"fp16": torch.float16, "bf16": torch.bfloat16}
+EXACT = (RMSNorm, LayerNorm, Router)      # of a block: they compute in float32 under autocast, whatever their input
 
 
 def shard(model, device, keep_whole=False, precision="no"):
-    """Shard `model` in place, block by block. keep_whole (SHARD_GRAD_OP): a block's weights stay whole until its backward pass.
+    """Shard `model` in place and onto `device`, block by block: no device ever holds all of it.
 
-    With fp16 or bf16 the weights travel and multiply in it; gradients are summed in float32.
+    keep_whole (SHARD_GRAD_OP): a block's weights stay whole until its backward pass. With fp16 or bf16 the matrices of the blocks
+    travel in it, as autocast would cast them; norms, routers, embeddings and heads are used in float32, as everywhere else, so they
+    travel in it. Gradients are summed in float32.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-    for tensor in (*model.parameters(), *model.buffers()):
-        dist.broadcast(tensor.data, 0)                     # what the main process has loaded is what counts
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    policy = MixedPrecisionPolicy(cast_forward_inputs=False)
+    often = {"mesh": mesh, "reshard_after_forward": not keep_whole}
+    exact = low = MixedPrecisionPolicy(cast_forward_inputs=False)
     if precision in LOW:
-        policy = MixedPrecisionPolicy(LOW[precision], torch.float32, cast_forward_inputs=False)
+        low = MixedPrecisionPolicy(LOW[precision], torch.float32, cast_forward_inputs=False)
     for block in model.blocks:
-        fully_shard(block, mesh=mesh, reshard_after_forward=not keep_whole, mp_policy=policy)
-    fully_shard(model, mesh=mesh, reshard_after_forward=False, mp_policy=policy)     # the heads: the backward pass begins with them
+        settle_on(block, device)
+        for bank in {memory.bank for memory in block.memories if not is_sharded(memory.bank)}:     # one, which all layers read
+            fully_shard(bank, mp_policy=exact, **often)
+        for memory in block.memories:
+            fully_shard(memory, mp_policy=exact, **often)
+        if low is not exact:
+            parts = (*block.children(), *block.attention.children(), *block.mlp.children())
+            fully_shard([part for part in parts if isinstance(part, EXACT)], mp_policy=exact, **often)
+        fully_shard(block, mp_policy=low, **often)
+    settle_on(model, device)
+    fully_shard(model, mesh=mesh, reshard_after_forward=False, mp_policy=exact)      # the heads: the backward pass begins with them
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")      # nobody changes the output in place
     for module in model.modules():
         if isinstance(module, FSDPModule):                 # a plain sum: gloo knows no average
             module.set_force_sum_reduction_for_comms(True)
             module.set_gradient_divide_factor(1.0)
     return model
+
+
+def settle_on(module, device):
+    """Move what is not sharded yet, and give every process what the main one has loaded."""
+    module.to(device)
+    for tensor in (*module.parameters(), *module.buffers()):
+        if not isinstance(tensor, DTensor):
+            dist.broadcast(tensor.data, 0)
 
 
 def is_sharded(module):

@@ -53,8 +53,8 @@ class OpenedLoop(Loop):
             try:
                 for prompt, reply in samples(self.stage):
                     self.journal.event("sample", prompt=prompt, reply=reply)
-            except RuntimeError as error:                                   # no room, no kernel: no reason to end a training
-                self.journal.event("warning", text=f"样例没能生成：{str(error).splitlines()[0][:120]}")
+            except Exception as error:                    # no room, no kernel, too long: nothing here is a reason to end a training
+                self.journal.event("warning", text=f"样例没能生成：{(str(error) or repr(error)).splitlines()[0][:120]}")
             took = time.perf_counter() - begin
             self.next_samples = begin + PAUSE * took
             self.since += took                                              # not training speed

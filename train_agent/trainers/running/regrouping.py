@@ -19,6 +19,15 @@ def regrouped(position, had, has):
     return Position(position.epoch, position.chunk, position.batch * had // has)
 
 
+def shift(step, before, had_total, total, warmup):
+    """From which step on the schedule has to count so that its rate goes on where it was and ends with the run's `total` steps.
+
+    before, had_total: what it counted from so far, and to. A schedule that still warms up, or has ended, stays as it is.
+    """
+    done = (step - before - warmup) / max(1e-9, had_total - before - warmup)      # of what follows the warm-up
+    return (step - done * total) / (1 - done) - warmup if 0 < done < 1 else before
+
+
 def more_steps(data, position, step, planned):
     """By how many steps the whole run is longer (negative: shorter) than `planned`, when `step` steps brought it to `position`."""
     batches = data.batches_in(position.epoch, position.chunk) if position.chunk < data.chunks else 1

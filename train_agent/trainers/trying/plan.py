@@ -157,10 +157,10 @@ def flops(active, tokens, config, length=None):
 
 # ---- what a run costs ----
 
-def memory(shape, options, strategy, processes, precision):
+def memory(shape, options, strategy, processes, precision, on_cpu=True):
     """Bytes of tensors per process at its peak -> {"weights", "gradients", "optimizer", "activations", "passing", "total"}.
 
-    A sharded run begins with whole weights in every process: that is the least that `total` can be.
+    A sharded run begins with whole weights in the memory of every process; on_cpu: that is the least that `total` can be.
     """
     low = precision in ("bf16", "fp16")
     states = ADAM_STATES[options["optimizer"]] or (1 if options["beta1"] else 0)      # sgd keeps its momentum
@@ -175,7 +175,7 @@ def memory(shape, options, strategy, processes, precision):
         parts["passing"] += 2 * 4 * shape.largest + (2 * shape.total if low else 0)
         return {**parts, "total": sum(parts.values())}
     parts["passing"] += passing_blocks(shape, strategy, 2 if low else 4, parts["gradients"], options["accumulation_steps"] > 1)
-    return {**parts, "total": max(sum(parts.values()), 4 * shape.total)}
+    return {**parts, "total": max(sum(parts.values()), 4 * shape.total * on_cpu)}
 
 
 def passing_blocks(shape, strategy, width, gradients, accumulated):
@@ -219,7 +219,7 @@ def make_plan(options):
         moving = sent / (request["bandwidth_gbit"] / 8 * 1e9 * LINK_SHARE)
         step = computing + max(0.0, moving - OVERLAP * computing)
         speed = tokens * processes / step
-        return {"strategy": strategy, "memory": memory(shape, options, strategy, processes, precision), "traffic": sent,
+        return {"strategy": strategy, "memory": memory(shape, options, strategy, processes, precision, on_cpu=gloo), "traffic": sent,
                 "computing": computing, "moving": moving, "step": step, "tokens_per_s": speed,
                 "days": request["tokens"] / speed / 86400 if request["tokens"] else None}
     return {"request": request, "shape": shape, "precision": precision, "rate": rate, "rows": [row(s) for s in STRATEGIES]}
