@@ -76,7 +76,7 @@ OPTIONS = {
 }
 # Fields that are numbers of a shape or of its start, not ways to compute.
 SIZES = ("vocab_size", "n_layer", "pad_idx", "n_head", "d_model", "d_c", "d_q", "d_r", "hidden", "other_experts", "shared_experts", "ro_theta",
-         "alpha", "init_std", "norm_eps")
+         "alpha", "router_bias_rate", "init_std", "norm_eps")
 
 
 def all_options():
