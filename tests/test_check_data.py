@@ -164,7 +164,7 @@ def test_blocks_processes_and_gz_change_nothing(tmp_path, monkeypatch, vocab):
     assert {k: v["count"] for k, v in packed["faults"].items()} == {"duplicate": 1, "replacement": 1}
     assert places(packed, "duplicate") == places(whole, "duplicate") == [154]
     monkeypatch.setattr("tools.checkup.scan.PARALLEL_FROM", 0)
-    monkeypatch.setattr("tools.checkup.scan.os.cpu_count", lambda: 2)
+    monkeypatch.setattr("tools.checkup.scan.cores", lambda: 2)
     assert check(path, vocab=vocab, progress=False) == blocks
 
 

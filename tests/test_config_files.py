@@ -110,6 +110,9 @@ def test_T7_yaml_is_read_when_pyyaml_is_there(make):
     assert config["pre"]["json_data_path"] == str(make.folder / "a.jsonl")
     refused(make, "a: [1", "YAML", name="d.yml")
     assert make("", name="e.yml").config["n_layer"] == 4
+    for text in ("n_layer: 3\nn_layer: 5\n", "n_layer: 3\nn_layer: 3\n", "pre:\n  seed: 1\n  seed: 2\n", "presets: {a: {n_layer: 1}, a: {n_layer: 2}}"):
+        refused(make, text, "两次", "行", name="d.yml")
+    assert make("presets:\n  a: &a {n_layer: 6}\n  b: {<<: *a}\n", name="e.yml", preset="b").config["n_layer"] == 6
 
 
 def test_T7_yaml_without_pyyaml_says_what_to_do(make, monkeypatch):

@@ -199,6 +199,13 @@ def test_D6_chunk_keys(make):
     refused(make, {"n_of_samples": 0}, "n_of_samples")
 
 
+@pytest.mark.parametrize("name", ["CON", "nul", "Aux", "prn", "com1", "LPT9", "aux.txt", "NUL.tar.gz", "con "])
+def test_names_of_windows_devices(make, name):
+    for key in ("name", "out_dir", "log_dir", "log_file", "cache_dir"):
+        refused(make, {key: name if key == "name" else f"x/{name}/y"}, "Windows")
+    make({"name": "x" + name.strip(), "out_dir": "console/null", "log_file": f"a{name}"})
+
+
 # ---------------------------------------------------------------- laws between keys
 
 @pytest.mark.parametrize("content, words", [

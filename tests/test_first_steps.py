@@ -35,6 +35,12 @@ def test_an_old_python_can_read_the_beginning_of_every_script():
     ast.parse((ROOT / "tools/process/first.py").read_text(encoding="utf-8"), feature_version=(3, 6))
 
 
+def test_progress_bars_do_not_fill_a_file():
+    code = "from tools.process.first import check_machine; check_machine(); import tqdm; print(tqdm.tqdm(range(1)).mininterval)"
+    free = {name: value for name, value in os.environ.items() if name != "TQDM_MININTERVAL"}
+    assert run(code, env=free).stdout == "10.0\n" and run(code, env={**free, "TQDM_MININTERVAL": "3"}).stdout == "3.0\n"
+
+
 @pytest.mark.parametrize("package, script", [
     ("torch", "run.py"), ("torch", "chat_agent/chat.py"), ("torch", "chat_agent/evaluate.py"), ("torch", "chat_agent/export.py"),
     ("torch", "train_agent/sft_train.py"), ("numpy", "tools/check_data.py"), ("numpy", "tools/plot.py"), ("tqdm", "chat_agent/evaluate.py"),

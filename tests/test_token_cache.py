@@ -112,7 +112,7 @@ def test_many_processes_write_what_one_does(ram_path, vocab, monkeypatch):
     monkeypatch.setattr(token_cache, "BLOCK", 4000)
     alone = open_cache(data, vocab, "pretraining", ram_path / "one")
     monkeypatch.setattr(token_cache, "PARALLEL_FROM", 0)
-    monkeypatch.setattr(token_cache.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(token_cache, "cores", lambda: 2)
     together = open_cache(data, vocab, "pretraining", ram_path / "two")
     for name in ("tokens.bin", "ends.bin", "rows.bin"):
         assert (alone.folder / name).read_bytes() == (together.folder / name).read_bytes()
@@ -128,7 +128,7 @@ from tools.vocab import Vocab
 from train_agent.trainers import create_dataloader
 from train_agent.trainers.data import token_cache
 print("here", __file__)
-token_cache.PARALLEL_FROM, token_cache.BLOCK, token_cache.os.cpu_count = 0, 4000, lambda: 2
+token_cache.PARALLEL_FROM, token_cache.BLOCK, token_cache.cores = 0, 4000, lambda: 2
 batches = create_dataloader("a.jsonl", Vocab.load_vocab("vocab.json"), training_mode="pretraining", max_length=64, cache_dir="cache")
 print(len(list(batches)) > 0, __spec__, __file__)
 """, encoding="utf-8")

@@ -125,11 +125,24 @@ def _read_yaml(text, path):
     except ImportError:
         raise UserError("读取 YAML 配置需要 PyYAML：python -m pip install pyyaml，或改用 JSON。") from None
     try:
+        _refuse_doubles(yaml.compose(text, Loader=yaml.SafeLoader), path)
         return yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"第 {mark.line + 1} 行第 {mark.column + 1} 列" if mark else "某处"
         raise UserError(f"配置文件 {path} {place}不是合法的 YAML。") from None
+
+
+def _refuse_doubles(node, path):
+    """YAML takes the last of two equal keys; here that is a mistake, as in JSON."""
+    if node is None or isinstance(node.value, str):
+        return
+    pairs = [one if isinstance(one, tuple) else (None, one) for one in node.value]      # of a mapping, else of a list
+    names = [str(key.value) for key, _ in pairs if key]
+    for key, value in pairs:
+        if key and names.count(str(key.value)) > 1 and key.value != "<<":
+            raise UserError(f"配置文件 {path} 第 {key.start_mark.line + 1} 行：{key.value} 写了两次，请只留一个。")
+        _refuse_doubles(value, path)
 
 
 # ---------------------------------------------------------------- layers

@@ -136,7 +136,7 @@ def test_an_orphaned_tokeniser_ends(folder, tmp_path):
             f.write((json.dumps(row, ensure_ascii=False) + "\n") * 100)
     code = ("import sys; sys.path[:0] = [sys.argv[1], sys.argv[1] + '/tests']\n"
             "from train_agent.trainers import token_cache\nfrom tools.vocab import Vocab\n"
-            "if __name__ == '__main__':\n    token_cache.PARALLEL_FROM = 0\n    token_cache.os.cpu_count = lambda: 2\n"
+            "if __name__ == '__main__':\n    token_cache.PARALLEL_FROM = 0\n    token_cache.cores = lambda: 2\n"
             "    token_cache.open_cache(sys.argv[2], Vocab.load_vocab(sys.argv[3]), 'pretraining', sys.argv[4])\n")
     (tmp_path / "cut.py").write_text(code)
     run = subprocess.Popen([sys.executable, str(tmp_path / "cut.py"), str(ROOT), str(tmp_path / "much.jsonl.gz"), str(folder / "vocab.json"), str(tmp_path / "cache")],

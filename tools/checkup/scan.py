@@ -15,7 +15,7 @@ from tools.reading.bad_lines import field_names
 from tools.reading.lines import is_plain_text, iter_places
 from tools.checkup.near import SHORTEST, codes_of, signatures
 from tools.vocab import FIRST_BYTE, FIRST_WORD, Vocab
-from tools.reading.workers import Workers
+from tools.reading.workers import Workers, cores
 
 BLOCK = 4 << 20             # bytes per job
 PARALLEL_FROM = 16 << 20    # less is done in this process: starting others costs more
@@ -125,19 +125,19 @@ def scan_files(files, settings, progress=lambda n: None):
     """Generator of (file number, result of scan_block) in order. files: plain paths; settings: arguments of start_worker."""
     jobs = [(number, path, at, min(at + BLOCK, size)) for number, path in enumerate(files)
             for size in [os.path.getsize(path)] for at in range(0, size, BLOCK)]
-    cores = os.cpu_count() or 1
-    if cores == 1 or sum(end - at for *_, at, end in jobs) < PARALLEL_FROM:
+    count = cores()
+    if count == 1 or sum(end - at for *_, at, end in jobs) < PARALLEL_FROM:
         start_worker(*settings)
         for number, *job in jobs:
             yield number, scan_block(*job)
             progress(job[2] - job[1])
         return
-    with Workers(cores, start_worker, settings) as pool:
+    with Workers(count, start_worker, settings) as pool:
         waiting = []
-        for job in jobs + [None] * (2 * cores):                         # never more blocks in flight than twice the workers
+        for job in jobs + [None] * (2 * count):                         # never more blocks in flight than twice the workers
             if job:
                 waiting.append((job, pool.submit(scan_block, *job[1:])))
-            if waiting and (not job or len(waiting) > 2 * cores):
+            if waiting and (not job or len(waiting) > 2 * count):
                 (number, _, at, end), future = waiting.pop(0)
                 yield number, future.result()
                 progress(end - at)

@@ -15,6 +15,12 @@ def check_all(config):
     _check_adapters(config)
 
 
+def is_device(path):
+    """Whether a part of a path is one of the names that Windows takes for a device, with any ending: aux, NUL.txt, com1."""
+    return any(re.fullmatch(r"(?i)(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[1-9¹²³])[ .]*(\..*)?", part)
+               for part in re.split(r"[\\/]", str(path)))
+
+
 def _demand(law, message):
     if not law:
         raise UserError(message)
@@ -43,6 +49,8 @@ def _check_run(c):
     _demand(re.fullmatch(r"auto|cpu|mps|(cuda|xpu|npu)(:\d{1,3})?", c["device"]),
             f"device={c['device']} 不认识，可选：auto cpu cuda cuda:0 mps xpu npu。")
     name = c["name"]
+    _demand(not any(one and is_device(one) for one in (name, c["out_dir"], c["log_dir"], c["log_file"], c["cache_dir"])),
+            "name、out_dir、log_dir、log_file 里不能有 CON、NUL、AUX、PRN、COM1、LPT1 这样的名字：Windows 把它们当设备，而不是文件。")
     _demand(name is None or (re.fullmatch(r"[^\\/:*?\"<>|\x00-\x1f]{1,100}", name) and name.strip(" .") == name),
             f"name={name} 不能作文件夹的名字：不要用斜杠、冒号、引号等符号，首尾不要有空格或点。")
 

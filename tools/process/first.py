@@ -14,7 +14,12 @@ EXTRAS = {"requirements-serve.txt": ("fastapi", "uvicorn", "starlette", "h11"),
 
 
 def check_machine():
-    """Ends the process with 2 on an old Python; from now on an import of a package that is not there does so, too."""
+    """Ends the process with 2 on an old Python; from now on an import of a package that is not there does so, too.
+
+    Progress bars, which a file or a pipe would keep line by line, come there every ten seconds only.
+    """
+    if sys.stderr is None or not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_MININTERVAL", "10")
     if sys.version_info[:2] < OLDEST:
         _end("需要 Python {}.{} 以上，现在是 {}.{}。请换一个新的 Python 运行（命令可能叫 python3.11 之类）。".format(*OLDEST, *sys.version_info[:2]))
     if not in_notebook():

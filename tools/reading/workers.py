@@ -1,9 +1,44 @@
-"""Worker processes that know nothing of the script which asked for them."""
+"""Worker processes that know nothing of the script which asked for them, and how many of them this process may use."""
 
 import contextlib
 import multiprocessing
+import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+MOST = 16               # more of them wait for the disk; Windows takes 61 at most
+
+
+def processors():
+    """Cores that this process may keep busy: those it is bound to, within the quota of its container."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([bound, *_quotas()]))
+
+
+def cores():
+    """How many workers are worth their start."""
+    return min(processors(), MOST)
+
+
+def _quotas(root="/sys/fs/cgroup", own="/proc/self/cgroup"):
+    """What the control groups above this process allow, in cores; [] without a limit. Version 2 says `200000 100000` in cpu.max,
+    version 1 the same in two files."""
+    try:
+        places = [line.split(":")[2].strip("/") for line in Path(own).read_text(encoding="utf-8").splitlines()]
+    except (OSError, IndexError):
+        places = []
+    folders = {Path(root, kind, *parts[:depth]) for kind in ("", "cpu", "cpu,cpuacct") for parts in [Path(p).parts for p in [*places, ""]]
+               for depth in range(len(parts) + 1)}
+    found = []
+    for folder in folders:
+        for names in (["cpu.max"], ["cpu.cfs_quota_us", "cpu.cfs_period_us"]):
+            try:
+                quota, period = " ".join((folder / name).read_text() for name in names).split()
+                found += [max(1, int(quota) // int(period))] if int(quota) > 0 else []
+            except (OSError, ValueError, ZeroDivisionError):
+                continue
+    return found
 
 
 class Workers(ProcessPoolExecutor):

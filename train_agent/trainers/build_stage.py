@@ -12,6 +12,7 @@ from tools.checkpoint import load_chain, read_checkpoint, weights_hash
 from tools.errors import UserError
 from tools.formats import dropped_text, fields_of
 from tools.reading.hub import local_files
+from tools.reading.workers import processors
 from tools.saving.run_folder import RunFolder
 from tools.saving.start_files import start_file, start_name, where_it_went
 from tools.vocab import Vocab
@@ -36,8 +37,7 @@ _told = set()           # caches of which it was said
 def prepare_machine(options):
     """Device and threads, checked before any data is touched."""
     device = machine.choose_device(options["device"])
-    if options["threads"]:
-        torch.set_num_threads(options["threads"])
+    torch.set_num_threads(options["threads"] or min(torch.get_num_threads(), processors()))     # torch does not know a quota
     parallel.start(device)
     return device
 

@@ -28,7 +28,7 @@ from tools import formats, template
 from tools.errors import UserError
 from tools.vocab import Vocab
 from tools.saving.atomic import PREFIX, CheckpointError, read_json, still_written, write_json
-from tools.reading.workers import Workers
+from tools.reading.workers import Workers, cores
 from train_agent.trainers.data.joined_cache import JoinedCache
 
 VERSION = 4                 # part of the key: raise it when the layout of the cache changes
@@ -127,7 +127,7 @@ def content_of(folder):
     """{file: [size, SHA-256 of each PART of it]} of a cache."""
     sizes = {name: (folder / name).stat().st_size for name in FILES}
     places = [(name, start) for name, size in sizes.items() for start in range(0, size, PART)]
-    with ThreadPoolExecutor(min(len(places) or 1, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(len(places) or 1, cores())) as pool:
         hashed = list(tqdm(pool.map(lambda place: _hash_part(folder / place[0], place[1]), places), total=len(places), delay=2,
                            desc="检查分词缓存", leave=False))
     content = {name: [size] for name, size in sizes.items()}
@@ -217,7 +217,7 @@ class _encoder:
     def __init__(self, vocab, mode, text_field, total_bytes):
         self.dtype = np.dtype(np.uint16 if len(vocab) <= 1 << 15 else np.uint32)
         self.settings = (vocab.state(), mode, text_field, self.dtype.name)
-        self.cores = os.cpu_count() or 1
+        self.cores = cores()
         self.alone = total_bytes < PARALLEL_FROM or self.cores == 1
 
     def __enter__(self):

@@ -8,6 +8,7 @@ import time
 import torch
 
 from tools.errors import UserError
+from tools.reading.workers import processors
 
 
 def choose_device(name):
@@ -98,4 +99,4 @@ def describe(device):
     import platform
     return {"platform": platform.platform(), "python": platform.python_version(), "torch": str(torch.__version__),
             "device": str(device), "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-            "threads": torch.get_num_threads(), "cores": os.cpu_count()}
+            "threads": torch.get_num_threads(), "cores": processors()}
