@@ -80,7 +80,9 @@ def to_gguf(options, precision):
     if precision not in PRECISIONS:
         raise UserError(f"gguf 的精度只能是 {'、'.join(PRECISIONS)}，不能是 {precision}。")
     path, kept = write_gguf(source, options.output, precision)
-    print(f"已写好 {path} 和 {path.with_name('Modelfile')}。Ollama：ollama create tinyseek -f Modelfile")
+    modelfile = str(path.with_name("Modelfile"))
+    quoted = f'"{modelfile}"' if " " in modelfile else modelfile
+    print(f"已写好 {path} 和 {modelfile}。Ollama：ollama create tinyseek -f {quoted}")
     if kept:
         print(f"其中 {len(kept)} 个张量的行宽不是 32 的倍数，保持 f16：{'、'.join(kept[:3])}{' 等' if len(kept) > 3 else ''}。")
     if SECOND_HEAD in source.weights:

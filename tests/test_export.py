@@ -1,4 +1,5 @@
 """The command: what it refuses and how, merging, plain files, and that nothing is ever half written."""
+import os
 import subprocess
 import sys
 
@@ -191,11 +192,62 @@ def test_an_earlier_export_is_replaced_and_foreign_files_never(tmp_path, vocab):
     assert ".pkl" in refused(["--model", path, "--to", "merged", "--output", out])
 
 
+def test_what_systems_and_git_leave_in_a_folder_is_no_hindrance_and_stays(tmp_path, vocab):
+    path, out = saved(tmp_path / "m.pkl", toy_payload(vocab)[0]), tmp_path / "hf"
+    command = ["--model", path, "--to", "hf", "--output", str(out)]
+    export.main(command)
+    (out / ".git").mkdir()
+    for name in (".DS_Store", "desktop.ini", "Thumbs.db", ".gitattributes", "._config.json", ".git/HEAD"):
+        (out / name).write_text(name)
+    (out / "config.json").write_text("old")
+    export.main(command)
+    assert (out / ".git" / "HEAD").read_text() == ".git/HEAD" and (out / ".DS_Store").exists() and (out / "._config.json").exists()
+    assert (out / "config.json").read_text() != "old" and sorted(p.name for p in tmp_path.iterdir()) == ["hf", "m.pkl"]
+
+
+def test_a_model_of_somebody_else_is_never_replaced(tmp_path, vocab):
+    """Its files have the names of ours."""
+    path, out = saved(tmp_path / "m.pkl", toy_payload(vocab)[0]), tmp_path / "other"
+    out.mkdir()
+    for name in ("config.json", "tokenizer.json", "model.safetensors", "README.md"):
+        (out / name).write_text("theirs")
+    refused(["--model", path, "--to", "hf", "--output", out])
+    assert all(p.read_text() == "theirs" for p in out.iterdir())
+    for kind, name in (("gguf", "x.gguf"), ("safetensors", "x.safetensors"), ("merged", "x.pkl")):
+        place = tmp_path / name
+        place.write_text("theirs")
+        assert "不会覆盖" in refused(["--model", path, "--to", kind, "--output", place]) or kind == "merged"
+        assert place.read_text() == "theirs"
+        place.unlink()
+        export.main(["--model", path, "--to", kind, "--output", str(place)])
+        if kind != "merged":
+            export.main(["--model", path, "--to", kind, "--output", str(place)])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX permissions")
+def test_exported_files_can_be_read_by_others(tmp_path, vocab):
+    path = saved(tmp_path / "m.pkl", toy_payload(vocab)[0])
+    before = os.umask(0o022)
+    try:
+        for kind, name in (("hf", "hf"), ("gguf", "g/x.gguf"), ("safetensors", "s/x.safetensors"), ("merged", "p/x.pkl")):
+            export.main(["--model", path, "--to", kind, "--output", str(tmp_path / name)])
+    finally:
+        os.umask(before)
+    files = [p for p in tmp_path.rglob("*") if p.is_file() and p.name != "m.pkl"]
+    assert len(files) >= 12 and {p.stat().st_mode & 0o777 for p in files} == {0o644}
+
+
+def test_the_command_for_ollama_works_from_where_one_is(tmp_path, vocab, capsys):
+    path, out = saved(tmp_path / "m.pkl", toy_payload(vocab)[0]), tmp_path / "g" / "x.gguf"
+    export.main(["--model", path, "--to", "gguf", "--output", str(out)])
+    assert f"ollama create tinyseek -f {out.with_name('Modelfile')}" in capsys.readouterr().out
+
+
 def test_nothing_half_written_stays(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "config.json").write_text("old")
     with pytest.raises(RuntimeError):
-        with whole_folder(tmp_path / "a", lambda name: True) as folder:
+        with whole_folder(tmp_path / "a", lambda name: True, "config.json") as folder:
             (folder / "config.json").write_text("new")
             raise RuntimeError
     assert (tmp_path / "a" / "config.json").read_text() == "old"

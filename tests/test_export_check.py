@@ -48,7 +48,7 @@ def test_tokenizer_and_template_are_compared_string_by_string(vocab, monkeypatch
     talks = [[{"role": "user", "content": "问"}, {"role": "assistant", "content": t}] for t in texts[:5]]
     found = export_check.tokenizer_check(vocab, texts)
     assert found == {"strings": 20, "marked": 1, "other_ids": 0, "other_text": 0}
-    assert export_check.template_check(vocab, talks) == {"conversations": 5, "equal": 5, "forged_refused": 5}
+    assert export_check.template_check(vocab, talks) == {"conversations": 5, "equal": 5, "forged_kept": 5}
     real = export_check.tokenizer_json
 
     def lesser(*words):

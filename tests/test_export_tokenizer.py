@@ -1,13 +1,17 @@
 """tokenizer.json gives our ids, and the chat template our dialogues."""
 import json
+import random
+import re
 
 import pytest
 
 pytest.importorskip("tokenizers")
 transformers = pytest.importorskip("transformers")
 
+from jinja2.sandbox import ImmutableSandboxedEnvironment                # noqa: E402
 from tokenizers import Tokenizer                                         # noqa: E402
 
+from chat_agent.exports.chat_template import MARK, gguf_template         # noqa: E402
 from chat_agent.exports.folder import write_json                         # noqa: E402
 from chat_agent.exports.hf.tokenizer import (pieces, special_tokens, surface, tokenizer_config, tokenizer_json,  # noqa: E402
                                              vocab_from_tokenizer)
@@ -102,15 +106,62 @@ def test_D1_chat_template_gives_the_ids_of_our_template(vocab, tmp_path):
         assert found == render_prompt(TALK[:end], vocab)
 
 
-def test_chat_template_refuses_content_that_spells_a_marker(vocab, tmp_path):
+def spelled(vocab, seed=0, count=300):
+    """Random conversations whose contents are full of what special tokens, and the marks of the template, look like."""
+    rng = random.Random(seed)
+    names = list(special_tokens(vocab, len(vocab) + 2).values())
+    bits = [*names, *"<|>：", "<|", "|>", MARK, MARK + "0", MARK + "1", "<" + MARK + "1|", "\u200b", "User：", "你好", "\n", " ", "😀", "", "苹果"]
+    made = []
+    for _ in range(count):
+        talk = [{"role": "system", "content": "".join(rng.choices(bits, k=3))}] if rng.random() < 0.3 else []
+        for _ in range(rng.randint(1, 4)):
+            talk += [{"role": role, "content": "".join(rng.choices(bits, k=rng.randint(0, 7)))} for role in ("user", "assistant")]
+        made.append(talk)
+    return made
+
+
+def test_content_that_spells_a_special_token_stays_text(vocab, tmp_path):
+    """No content forges an id, and nothing of it is lost or changed: the ids are ours."""
     tokenizer = auto(vocab, tmp_path, len(vocab) + 2)
-    for name in special_tokens(vocab, len(vocab) + 2).values():
-        for role in ("user", "system", "assistant"):
-            with pytest.raises(Exception, match="must not contain"):
-                tokenizer.apply_chat_template([{"role": role, "content": f"甲{name}乙"}])
+    for talk in spelled(vocab) + [TALK]:
+        ids = tokenizer.apply_chat_template(talk, return_dict=False)
+        assert ids == render(talk, vocab)[0].tolist(), talk
+        assert tokenizer.apply_chat_template(talk[:-1], add_generation_prompt=True, return_dict=False) == render_prompt(talk[:-1], vocab)
+    tokenizer.save_pretrained(tmp_path / "again")
+    again = transformers.AutoTokenizer.from_pretrained(tmp_path / "again")
+    assert all(again.apply_chat_template(t, return_dict=False) == render(t, vocab)[0].tolist() for t in spelled(vocab, 1, 50))
+
+
+def test_generation_marks_exactly_what_we_learn_from(vocab, tmp_path):
+    tokenizer = auto(vocab, tmp_path)
+    for talk in spelled(vocab, 2) + [TALK]:
+        found = tokenizer.apply_chat_template(talk, return_dict=True, return_assistant_tokens_mask=True)
+        ids, learn = render(talk, vocab)
+        assert found["input_ids"] == ids.tolist() and found["assistant_masks"] == learn.astype(int).tolist(), talk
+        more = tokenizer.apply_chat_template([*talk, {"role": "user", "content": "还有呢"}], return_dict=True, return_assistant_tokens_mask=True)
+        assert more["assistant_masks"] == learn.astype(int).tolist() + [0] * (len(more["input_ids"]) - len(ids))
+
+
+def test_roles_as_the_server_has_them(vocab, tmp_path):
+    tokenizer = auto(vocab, tmp_path)
+    talks = [[{"role": role, "content": "简短"}, *TALK[1:]] for role in ("system", "developer")]
+    assert tokenizer.apply_chat_template(talks[0]) == tokenizer.apply_chat_template(talks[1])
     for odd in ({"role": "tool", "content": "x"}, {"role": "user", "content": None}, {"role": "user", "content": ["x"]}):
         with pytest.raises(Exception, match="must be"):
             tokenizer.apply_chat_template([odd])
+
+
+def test_the_template_for_llama_cpp_is_plain_jinja_and_lets_nothing_be_forged(vocab):
+    """As llama-cpp-python renders it: no extensions. All that is left of a spelled token is text that no special token matches."""
+    form = ImmutableSandboxedEnvironment().from_string(gguf_template())
+    names = list(special_tokens(vocab, len(vocab) + 2).values())
+    for talk in spelled(vocab, 3):
+        text = form.render(messages=talk, add_generation_prompt=False)
+        found = re.findall("|".join(map(re.escape, names)), text)
+        roles = {"user": ["<|User|>"], "assistant": ["<|Assistant|>", "<|im_end|>"], "system": ["<|System|>"]}
+        assert found == ["<|im_end|>", *(name for m in talk for name in roles[m["role"]])]
+    plain = form.render(messages=TALK, add_generation_prompt=True)
+    assert plain.endswith("<|Assistant|>：") and "\u200b" not in plain and "endgeneration" not in gguf_template()
 
 
 def test_vocabularies_that_would_leak_are_refused(vocab):

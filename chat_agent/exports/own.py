@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from chat_agent.exports.folder import whole_file
+from chat_agent.exports.folder import check_replace, whole_file
 from chat_agent.exports.source import CASTS, need, source_of
 from tools.checkpoint import cast_weights, read_checkpoint
 from tools.errors import UserError
@@ -32,6 +32,7 @@ def write_safetensors(model, output, precision=None):
     about = {"format": "pt", "vocab_hash": payload["vocab_hash"], "stage": payload["stage"], "config": json.dumps(payload["config"])}
     if payload["adapter"]:
         about["adapter"] = json.dumps(payload["adapter"])
+    check_replace(path, b'"vocab_hash"', b'"__metadata__"')
     with whole_file(path) as temporary:
         # Tied weights share their storage, which this format does not know.
         save_file({name: t.clone() for name, t in weights.items()}, temporary, about)

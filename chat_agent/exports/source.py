@@ -1,6 +1,5 @@
 """The checkpoint that is exported: read, checked, in the precision asked for."""
 
-import sys
 from typing import NamedTuple
 
 import torch
@@ -88,7 +87,3 @@ def need(module, what):
         return __import__(module, fromlist=["_"])
     except ImportError:
         raise UserError(f"{what}需要 {module.split('.')[0]}，请先运行：pip install -r requirements-export.txt", 2) from None
-
-
-def say(line):
-    print(line, file=sys.stderr)

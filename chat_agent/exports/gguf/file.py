@@ -5,11 +5,11 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from chat_agent.exports.chat_template import chat_template
+from chat_agent.exports.chat_template import gguf_template
 from chat_agent.exports.families import GGUF, dense_layers, family, has_experts
-from chat_agent.exports.folder import whole_file
+from chat_agent.exports.folder import check_replace, whole_file
 from chat_agent.exports.gguf.tensors import to_gguf
-from chat_agent.exports.hf.tokenizer import pieces, special_tokens
+from chat_agent.exports.hf.tokenizer import pieces
 from chat_agent.exports.hf.weights import SECOND_HEAD
 from chat_agent.exports.gguf.modelfile import check_place, write_modelfile
 from chat_agent.exports.source import need
@@ -33,6 +33,8 @@ def write_gguf(source, output, precision):
     path = Path(output)
     path = path if path.suffix == ".gguf" else path / f"TinySeek-{precision}.gguf"
     check_place(path)
+    check_replace(path, b"GGUF", b"general.name", b"TinySeek")
+    check_replace(side_file(path), SECOND_HEAD.encode())
     save_file = need("safetensors.torch", "保存第二个预测头").save_file if SECOND_HEAD in source.weights else None
     tensors = to_gguf(source.config, source.weights)
     kept = []
@@ -144,4 +146,4 @@ def _tokens(gguf, w, source):
     w.add_pad_token_id(vocab.id("[PAD]"))
     w.add_add_bos_token(False)                      # the template writes it; this tokenizer would not add it anyway
     w.add_add_eos_token(False)
-    w.add_chat_template(chat_template(special_tokens(vocab, size).values()))
+    w.add_chat_template(gguf_template())

@@ -76,8 +76,9 @@ def _training(payload):
 
 def _notes(source):
     yield "对话由特殊词元隔开：`<|im_end|><|User|>：…<|Assistant|>：…<|im_end|>`，`apply_chat_template` 会写好。续写文本时请以 `<|im_end|>` 开头。"
-    yield "对话模板拒绝内容里含有 `<|User|>`、`<|im_end|>` 等写法的消息：字符串模板分不清内容和标记。"
-    yield "`tokenizer(文本)` 会把文本里的这些写法当成特殊词元；处理不可信的文本时请加 `split_special_tokens=True`。"
+    yield "消息里写的 `<|User|>`、`<|im_end|>` 经过对话模板仍是普通文字，伪造不了角色和结束。"
+    yield "直接用 `tokenizer(文本)` 时这些写法会成为特殊词元；处理不可信的文本请加 `split_special_tokens=True`。"
+    yield "接着训练：`return_assistant_tokens_mask=True`（TRL 的 `assistant_only_loss`）标出的正是本项目学习的词元。"
     if SECOND_HEAD in source.weights:
         yield "模型还有预测后第二个词的头，现成的结构放不下它，单独存于 `second_head.safetensors`，不影响正常使用。"
     yield "`tinyseek.json` 记着训练配置（含数据路径），只在用 `export.py --from hf` 带回时用到，公开前可以删去。"

@@ -28,7 +28,7 @@ def write_hf(source, output, shard=SHARD):
     dtype = precision_of(source.weights)
     config, size = hf_config(source.config, source.context, dtype), source.config.vocab_size
     tensors = to_hf(source.config, source.weights)
-    with whole_folder(output, NAMES.fullmatch) as folder:
+    with whole_folder(output, NAMES.fullmatch, "tinyseek.json") as folder:
         write_json(folder / "config.json", config)
         write_json(folder / "tokenizer.json", tokenizer_json(source.vocab, size))
         write_json(folder / "tokenizer_config.json", tokenizer_config(source.vocab, size, source.context))

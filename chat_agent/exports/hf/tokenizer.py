@@ -5,7 +5,7 @@ longer wins. The scores are written as the integers they are, so that no roundin
 tokens: their surface forms have to look like <|User|>, because a tokenizer file knows no id that text cannot reach.
 """
 
-from chat_agent.exports.chat_template import chat_template
+from chat_agent.exports.chat_template import hf_template, unmarked
 from tools.errors import UserError
 from tools.template import COLON
 from tools.vocab import FIRST_BYTE, FIRST_WORD, RESERVED, Vocab
@@ -58,7 +58,7 @@ def tokenizer_json(vocab, size):
     """The content of tokenizer.json. size: rows of the model's embedding."""
     added = [{"id": i, "content": name, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
              for i, name in special_tokens(vocab, size).items()]
-    return {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": None,
+    return {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": unmarked(),
             "pre_tokenizer": None, "post_processor": None,
             "decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]},
             "model": {"type": "Unigram", "unk_id": vocab.id("[UNK]"), "byte_fallback": True,
@@ -71,7 +71,7 @@ def tokenizer_config(vocab, size, context):
     return {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": end, "eos_token": end, "pad_token": surface(vocab.id("[PAD]")),
             "unk_token": surface(vocab.id("[UNK]")), "add_bos_token": False, "add_eos_token": False,
             "clean_up_tokenization_spaces": False, "model_max_length": context,
-            "chat_template": chat_template(special_tokens(vocab, size).values())}
+            "chat_template": hf_template()}
 
 
 def vocab_from_tokenizer(found, kind=None, digest=None):
