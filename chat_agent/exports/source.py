@@ -28,7 +28,7 @@ class Source(NamedTuple):
         """Positions the model was trained for."""
         return int(self.config.max_position or self.payload["run"].get("max_len") or CONTEXT)
 
-TABLES = "fc1.tables."
+TABLES = ("fc1.tables.", "fc1.documents")        # of counts; their sizes are those of a text
 
 
 def read_source(path, precision=None):
