@@ -12,7 +12,7 @@ if __name__ == "__main__":
 
 import torch
 
-from chat_agent.load import TITLES, context_of, load, talk_of
+from chat_agent.load import TITLES, context_of, load, model_paths, talk_of
 from chat_agent.session import Session
 from chat_agent.terminal.commands import Commands
 from chat_agent.terminal.shown import remarks, show, thin
@@ -22,7 +22,7 @@ from tools.cli import guarded, parse
 from tools.errors import UserError
 from tools.process.signals import ctrl_c_interrupts
 
-READS = ("device", "threads", "out_dir")
+READS = ("device", "threads", "out_dir", "name")
 OPTIONS = [
     ("--model", {"action": "append", "metavar": "文件", "help": "模型 .pkl，任何阶段的都行；写几次就让几个模型并排回答（默认 out/TinySeek_SFT_final.pkl）"}),
     ("--prompt", {"metavar": "文字", "help": "只回答这一句：标准输出里只有回答"}),
@@ -51,7 +51,7 @@ def main(argv=None):
     sampling_of(options, DEFAULTS)
     if manager.config["threads"]:
         torch.set_num_threads(manager.config["threads"])
-    paths = options.model or [Path(manager.config["out_dir"]) / "TinySeek_SFT_final.pkl"]
+    paths = model_paths(options.model, manager.config)
 
     def open_model(path):
         return short_names([path])[0], open_session(path, manager.config["device"], options)

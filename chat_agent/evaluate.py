@@ -23,7 +23,7 @@ from chat_agent.chat import short_names
 from chat_agent.evaluation.own_rows import held_rows, is_built_in, learned, runs_of
 from chat_agent.evaluation.rows import looks_like
 from chat_agent.evaluation.scoring import bits_per_char, exact_scores, mcq_scores, paired
-from chat_agent.load import choose_device, context_of, load
+from chat_agent.load import choose_device, context_of, load, model_paths
 from tools.cli import guarded, parse
 from tools.demo.tasks import TASKS as BUILT_IN
 from tools.demo_data import HAND, write_demo
@@ -35,8 +35,8 @@ from tools.saving.atomic import write_bytes
 TASKS = ("bpc", "exact", "mcq")
 FITS = {"choice": ("mcq",), "question": ("bpc", "exact"), "rows": ("bpc",)}     # what `all` does with a file that looks like this
 SURE = 0.05             # a difference between two models that chance makes more often than this is called undecided
-READS = ("device", "threads", "out_dir", "log_dir", "cache_dir", "mixed_precision", "max_bad_share", "json_data_path",
-         "eval_data_path", "eval_share", "text_field", "hf_subset", "hf_split", "hf_streaming")
+READS = ("device", "threads", "out_dir", "name", "log_dir", "cache_dir", "mixed_precision", "max_bad_share", "text_field", "hf_subset",
+         "hf_split", "hf_streaming")
 OPTIONS = [
     ("--model", {"action": "append", "metavar": "P", "help": "检查点；写几次就比较几个，默认 out_dir 里的 TinySeek_SFT_final.pkl"}),
     ("--task", {"choices": (*TASKS, "all"), "default": "all",
@@ -57,7 +57,7 @@ def main(argv=None):
     config = manager.config
     if config["threads"]:
         torch.set_num_threads(config["threads"])
-    paths = options.model or [str(Path(config["out_dir"]) / "TinySeek_SFT_final.pkl")]
+    paths = model_paths(options.model, config)
     loaded = [load(path, choose_device(config["device"])) for path in paths]       # all mistakes before any work
     runs = [runs_of(path, payload) for path, (_, _, payload) in zip(paths, loaded)]
     plan = plan_tasks(options, config, runs)

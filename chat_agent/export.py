@@ -22,6 +22,7 @@ from chat_agent.exports.hf.back import read_hf
 from chat_agent.exports.merge import merged_payload
 from chat_agent.exports.own import write_pkl, write_safetensors
 from chat_agent.exports.source import CASTS, read_source
+from chat_agent.load import model_paths
 from tools.cli import guarded, parse
 from tools.errors import UserError
 
@@ -38,7 +39,9 @@ OPTIONS = [
 
 def main(argv=None):
     manager, options = parse(argv, "导出：把检查点变成 transformers、llama.cpp、Ollama 能用的格式，或带回来", extra=OPTIONS,
-                             only_run_keys=True, reads=("save_precision",))
+                             only_run_keys=True, reads=("save_precision", "out_dir", "name"))
+    if options.to and manager.config["name"]:
+        options.model = model_paths(options.model, manager.config)[0]
     _check(options)
     precision = options.precision
     if precision is None and "save_precision" in options.overrides:

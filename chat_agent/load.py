@@ -13,6 +13,8 @@ from tools.vocab import Vocab
 TITLES = {"Pre": "预训练模型", "SFT": "对话模型", "Lora": "LoRA 适配器", "Prefix": "前缀适配器", "Memory": "记忆适配器",
           "DPO": "偏好对齐模型", "gate": "专家选择门"}
 
+USUAL = "TinySeek_SFT_final.pkl"
+
 
 def choose_device(name="auto"):
     """auto | cpu | cuda | cuda:1 | mps -> torch.device. UserError 2 when it is not there."""
@@ -33,7 +35,7 @@ def load(path, device="auto"):
     """
     path, device = Path(path), choose_device(device) if isinstance(device, str) else device
     if not path.is_file():
-        raise UserError(f"找不到模型 {path}。请先运行 python run.py 训练一个，或用 --model 指定别的 .pkl 文件。", 3)
+        raise UserError(f"找不到模型 {path}。{_other_models(path)}", 3)
     chain = load_chain(path)
     vocab = Vocab.from_state(chain[0]["vocab"], str(path))
     parts = chain + [payload for expert in chain[-1].get("experts", ()) for payload in expert]
@@ -46,6 +48,39 @@ def load(path, device="auto"):
     if model.config.vocab_size < len(vocab):
         raise UserError(f"{path} 的词表有 {len(vocab)} 项，模型只有 {model.config.vocab_size} 项。请换一个检查点。", 4)
     return model.to(device).eval().requires_grad_(False), vocab, chain[-1]
+
+
+def model_paths(given, config):
+    """The checkpoints to use: those of --model; else what the run of --name has finished last; else the usual one.
+
+    UserError: 2 both were given, 3 the run has finished nothing.
+    """
+    if not config["name"]:
+        return given or [str(Path(config["out_dir"]) / USUAL)]
+    if given:
+        raise UserError("--model 和 --name 请只写一个：--name 用的是那次训练最后的模型。")
+    folder = Path(config["out_dir"], config["name"])
+    finished = _finished(folder)
+    if finished:
+        return [str(finished[-1])]
+    if folder.is_dir():
+        raise UserError(f"{folder} 里还没有训练完的模型（…_final.pkl）。请等它训练完，或用 --model 指定里面的 .pkl。", 3)
+    names = sorted(p.parent.name for p in Path(config["out_dir"]).glob("*/TinySeek_*_final.pkl") if not p.parent.name.startswith("backup_"))
+    there = f"有：{'、'.join(dict.fromkeys(names))}。" if names else "还没有任何用 --name 训练的模型。"
+    raise UserError(f"找不到名为 {config['name']} 的训练（{folder}）。{there}", 3)
+
+
+def _finished(folder):
+    """The finished models of a folder, the newest last."""
+    return sorted(Path(folder).glob("TinySeek_*_final.pkl"), key=lambda p: (p.stat().st_mtime, p.name))
+
+
+def _other_models(path):
+    """What to do about a model that is not there."""
+    other = _finished(path.parent) or sorted(path.parent.glob(f"backup_*/{path.name}"))
+    if other:
+        return f"那里有 {other[-1]}，可用 --model 指定它；或运行 python run.py 训练一个。"
+    return "请先运行 python run.py 训练一个，或用 --model 指定别的 .pkl 文件。"
 
 
 def context_of(model, payload, wanted=None):

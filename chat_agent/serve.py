@@ -22,7 +22,7 @@ from tools.errors import UserError
 from tools.process.first import in_notebook
 
 KEY_VARIABLE = "TINYSEEK_API_KEY"
-READS = ("device", "threads", "out_dir", "log_dir")
+READS = ("device", "threads", "out_dir", "name", "log_dir")
 OPTIONS = [
     ("--model", {"action": "append", "metavar": "文件", "help": "模型或适配器 .pkl，可写几次；写成 名字=文件 可自己起名（默认 out/TinySeek_SFT_final.pkl）"}),
     ("--host", {"default": "127.0.0.1", "metavar": "地址", "help": "在哪个地址上服务；0.0.0.0 让别的机器也能用，这时请加 --api_key（127.0.0.1）"}),
@@ -122,10 +122,12 @@ def check_key(key):
 
 def open_models(options, config):
     """-> Models. Without --model the usual file; while a first training has not written it yet there are only the curves."""
+    from chat_agent.load import model_paths
     from chat_agent.server.models import Models
-    if options.model:
-        return Models(load_all(options.model, config, options))
-    usual = Path(config["out_dir"]) / "TinySeek_SFT_final.pkl"
+    paths = model_paths(options.model, config)
+    if options.model or config["name"]:
+        return Models(load_all(paths, config, options))
+    usual = Path(paths[0])
     if usual.exists():
         return Models(load_all([str(usual)], config, options))
     print(f"还没有模型 {usual}：先只有训练曲线。训练完成后这里会自己用上它；现在训练请运行 python run.py", flush=True)

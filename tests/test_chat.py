@@ -1,5 +1,6 @@
 """The terminal chat: whole characters, whole turns, commands, and replies that nothing was taken out of."""
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -427,3 +428,59 @@ def test_learned_positions_bound_what_is_wanted():
 def test_loaded_conversations_hold_no_half_characters():
     with pytest.raises(ValueError):
         messages_of({"messages": [{"role": "user", "content": "\ud83d"}]})
+
+
+@pytest.mark.parametrize("word, said", [
+    ("--do_sample", "--temperature"), ("--num_beams", "束搜索"), ("--max_tokens", "请写 --max_new_tokens"), ("--temp", "请写 --temperature"),
+    ("--repeat_penalty", "--repetition_penalty"), ("--num_return_sequences", "--seed"), ("--model_path", "请写 --model"),
+    ("--temprature", "是不是想写 --temperature"), ("--n_of_sampl", "--help"), ("--dry_run", "不训练"), ("--plan", "不训练"), ("--resume", "不训练")])
+def test_words_of_other_programs_get_a_hint_that_helps(word, said):
+    with pytest.raises(UserError) as error:
+        chat.main([word, "1", "--prompt", "x"])
+    assert error.value.code == 2 and said in str(error.value) and "n_of_samples" not in str(error.value)
+
+
+# ---------------------------------------------------------------- which model
+
+def test_a_name_chooses_the_last_finished_model_of_that_run(saved, ram_path, capsys):
+    (ram_path / "out" / "expA").mkdir(parents=True)
+    for number, (name, seed) in enumerate((("expA/TinySeek_Pre_final", 1), ("expA/TinySeek_SFT_final", 2), ("TinySeek_SFT_final", 3))):
+        path = Path(saved(f"out/{name}.pkl", seed=seed))
+        os.utime(path, (1000 + number, 1000 + number))
+    common = ["--out_dir", ram_path / "out", "--prompt", "苹果", "--max_new_tokens", 8]
+    named, usual = answer(capsys, *common, "--name", "expA"), answer(capsys, *common)
+    direct = answer(capsys, *common, "--model", ram_path / "out/expA/TinySeek_SFT_final.pkl")
+    assert named[:2] == direct[:2] != usual[:2]
+    for words, code, said in ((["--name", "expB"], 3, "有：expA"), (["--name", "expA", "--model", "x.pkl"], 2, "只写一个")):
+        with pytest.raises(UserError) as error:
+            chat.main([str(w) for w in [*common, *words]])
+        assert error.value.code == code and said in str(error.value)
+
+
+def test_evaluate_and_export_know_names_too(saved, ram_path, capsys):
+    from chat_agent import evaluate, export
+    (ram_path / "out" / "expA").mkdir(parents=True)
+    path, out = saved("out/expA/TinySeek_SFT_final.pkl"), str(ram_path / "out")
+    (ram_path / "t.jsonl").write_text('{"text": "苹果"}\n', encoding="utf-8")
+    assert evaluate.main(["--name", "expA", "--out_dir", out, "--task", "bpc", "--data", str(ram_path / "t.jsonl")]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["models"][0]["model"] == path
+    export.main(["--name", "expA", "--out_dir", out, "--to", "safetensors", "--output", str(ram_path / "x.safetensors")])
+    assert (ram_path / "x.safetensors").exists()
+
+
+def test_a_model_that_is_not_there_names_those_that_are(saved, ram_path):
+    (ram_path / "out" / "backup_1").mkdir(parents=True)
+    saved("out/backup_1/TinySeek_SFT_final.pkl")
+    with pytest.raises(UserError, match="backup_1"):
+        load(ram_path / "out" / "TinySeek_SFT_final.pkl")
+    saved("out/TinySeek_Lora_final.pkl")
+    with pytest.raises(UserError, match="TinySeek_Lora_final.pkl"):
+        load(ram_path / "out" / "TinySeek_SFT_final.pkl")
+
+
+def test_a_state_is_no_model_and_the_message_names_the_file_beside_it(ram_path, saved):
+    write_torch(ram_path / "TinySeek_SFT0_1.state", {"pkl_sha256": "x"})
+    for read in (load, lambda path: chat.main(["--model", str(path), "--prompt", "x"])):
+        with pytest.raises(UserError) as error:
+            read(ram_path / "TinySeek_SFT0_1.state")
+        assert error.value.code == 4 and "续训用的，请用同名的 TinySeek_SFT0_1.pkl" in str(error.value)

@@ -41,6 +41,8 @@ def read_checkpoint(path, digest=None):
 
     Raises CheckpointError: 3 missing, damaged, unsafe; 4 a good file of another kind.
     """
+    if Path(path).suffix == ".state":
+        raise CheckpointError(f"{path} 是续训用的，请用同名的 {Path(path).with_suffix('.pkl').name}。", 4)
     payload = read_torch(path, FIELDS, digest)
     good = (payload["format"] == FORMAT and payload["kind"] in ("model", "adapter", "gate")
             and isinstance(payload["weights"], dict) and isinstance(payload["config"], dict)

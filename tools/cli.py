@@ -9,7 +9,7 @@ import os
 import re
 import sys
 
-from tools.config.aliases import FOREIGN_NAMES, MEANINGFUL_NAMES, REFUSED, SWITCHES, key_behind, translate
+from tools.config.aliases import FOREIGN_NAMES, GENERATION, MEANINGFUL_NAMES, REFUSED, SWITCHES, key_behind, translate
 from tools.config.help import help_text
 from tools.config.keys import INSTEAD, KEYS, STAGES
 from tools.config.values import FALSE_WORDS, LIST_KINDS, TRUE_WORDS, nearest
@@ -156,7 +156,11 @@ class _Parser(argparse.ArgumentParser):
     def _no_such(self, option):
         section, dot, last = option.lstrip("-").replace("-", "_").rpartition(".")
         own = {_plain(one).lstrip("-"): one for action in self.own for one in action.option_strings}
-        close = nearest(last, [*KEYS, *MEANINGFUL_NAMES, *([] if dot else own)])
+        instead = GENERATION.get(last)
+        if instead and (instead in own.values() or not instead.startswith("--") and "temperature" in own):
+            return f"没有 {option} 这个选项，{'请写 ' if instead.startswith('--') else ''}{instead}。"
+        keys = [*KEYS, *MEANINGFUL_NAMES] if self.reads is None else self.reads
+        close = nearest(last, [*keys, *([] if dot else own)])
         hint = "用 --help 可看到全部选项。"
         if close:
             hint = f"是不是想写 {own.get(close) or '--' + (section + dot if section in STAGES else '') + close}？"

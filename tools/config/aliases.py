@@ -151,6 +151,18 @@ REFUSED = {
     "no_cuda": _DEVICE, "use_cpu": _DEVICE, "device_map": _DEVICE, "gpu": _DEVICE, "gpus": _DEVICE,
     "load_in_8bit": _SMALL, "load_in_4bit": _SMALL, "quantization": _SMALL,
 }
+# Words for generation, on the command line only: our own option, or what to do instead.
+GENERATION = {
+    "temp": "--temperature", "repeat_penalty": "--repetition_penalty", "no_repeat_ngram_size": "--no_repeat_ngram",
+    "max_tokens": "--max_new_tokens", "max_completion_tokens": "--max_new_tokens", "num_predict": "--max_new_tokens",
+    "n_predict": "--max_new_tokens", "max_gen_len": "--max_new_tokens", "stop_words": "--stop", "stop_sequences": "--stop",
+    "stop_strings": "--stop", "system_prompt": "--system", "num_ctx": "--context", "ctx_size": "--context", "n_ctx": "--context",
+    "context_length": "--context", "history_cnt": "--context", "model_path": "--model", "ckpt": "--model", "checkpoint": "--model",
+    "checkpoint_path": "--model", "load_from": "--model", "adapter_name_or_path": "--model", "lora_path": "--model", "query": "--prompt",
+    "beam_size": "这里没有束搜索，要确定的回答请用 --temperature 0", "length_penalty": "这里没有束搜索",
+    "num_return_sequences": "一次只答一遍，要几个回答请换 --seed 再问", "typical_p": "请用 --top_p 或 --min_p",
+    "stream": "回答总是边写边显示", "streaming": "回答总是边写边显示",
+}
 MEANINGFUL_NAMES = (*RENAMED, *SWITCHES, *CONVERTED)
 FOREIGN_NAMES = (*MEANINGFUL_NAMES, *REFUSED)
 
