@@ -17,18 +17,23 @@ ROLE_NAMES = {"user": "User", "assistant": "Assistant", "system": "System"}
 def render(messages, vocab, max_len=None):
     """messages: [{"role": "system|user|assistant", "content": str}] -> (ids int32 (T,), supervised bool (T,)).
 
-    supervised[i]: id i is a target to learn (a reply's content and its end). Turns after the last reply are dropped. At
-    max_len a system or user turn that does not fit is dropped, a reply is cut and then has no end.
+    supervised[i]: id i is a target to learn (a reply's content and its end, unless the reply has "weight": 0). Turns after
+    the last reply are dropped. At max_len a system or user turn that does not fit is dropped, a reply is cut and has no end.
     """
     contents = vocab.encode_many([m["content"] for m in messages])
-    return _assemble([m["role"] for m in messages], contents, vocab, max_len)
+    return _assemble(*_roles(messages), contents, vocab, max_len)
 
 
-def _assemble(roles, contents, vocab, max_len=None):
+def _roles(messages):
+    """-> (role of each, whether each is learned)"""
+    return [m["role"] for m in messages], [m["role"] == "assistant" and m.get("weight") != 0 for m in messages]
+
+
+def _assemble(roles, learned, contents, vocab, max_len=None):
     end, colon = vocab.id(END), vocab.id(COLON)
     ids, learn = [np.array([end], dtype=np.int32)], [np.zeros(1, dtype=bool)]
     size, complete = 1, 1                                               # parts up to the last reply
-    for role, content in zip(roles, contents):
+    for role, wanted, content in zip(roles, learned, contents):
         head = np.array([vocab.id(ROLE_NAMES[role]), colon], dtype=np.int32)
         body = np.append(content, np.int32(end)) if role == "assistant" else content
         room = len(body) if max_len is None else max_len - size - len(head)
@@ -36,7 +41,7 @@ def _assemble(roles, contents, vocab, max_len=None):
             break
         cut = body[:room]
         ids += [head, cut]
-        learn += [np.zeros(len(head), dtype=bool), np.full(len(cut), role == "assistant")]
+        learn += [np.zeros(len(head), dtype=bool), np.full(len(cut), wanted)]
         size += len(head) + len(cut)
         if role == "assistant":
             complete = len(ids)
@@ -75,14 +80,14 @@ def render_many(rows, vocab, max_len=None):
     A text row gives one document per unit, a dialogue one, a preference two (with the chosen and the rejected reply).
     max_len cuts dialogues as `render` does; texts stay whole.
     """
-    jobs = [_documents(row) for row in rows]                            # per row: list of (roles or None, contents)
+    jobs = [_documents(row) for row in rows]                            # per row: list of (roles and learned, or None, contents)
     encoded = iter(vocab.encode_many([c for docs in jobs for _, contents in docs for c in contents]))
     out = []
     for docs in jobs:
         done = []
         for roles, contents in docs:
             ids = [next(encoded) for _ in contents]
-            done.append(_document(ids[0], vocab) if roles is None else _assemble(roles, ids, vocab, max_len))
+            done.append(_document(ids[0], vocab) if roles is None else _assemble(*roles, ids, vocab, max_len))
         out.append(done)
     return out
 
@@ -90,10 +95,10 @@ def render_many(rows, vocab, max_len=None):
 def _documents(row):
     if row.kind == "text":
         return [(None, [unit]) for unit in row.texts]
-    roles, contents = [m["role"] for m in row.messages], [m["content"] for m in row.messages]
     if row.kind == "dialogue":
-        return [(roles, contents)]
-    return [(roles + ["assistant"], contents + [reply]) for reply in (row.chosen, row.rejected)]
+        return [(_roles(row.messages), [m["content"] for m in row.messages])]
+    whole = [[*row.messages, {"role": "assistant", "content": reply}] for reply in (row.chosen, row.rejected)]
+    return [(_roles(messages), [m["content"] for m in messages]) for messages in whole]
 
 
 def supervised_from_mask(ids, vocab):

@@ -17,6 +17,8 @@ from tools.reading.turns import ANSWERS, QUESTIONS
 HEAD = 256 << 10        # bytes looked at
 LONGEST = 4 << 20       # of a first line
 LINES = 20
+COMMONEST = set("的一是不了在人有我他这个们中来上大为和国地到以说时要就出会可也你对生能而子那得于着下自之年过发后作里用道行所然家种事成方多经么去"
+                "法学如都同现当没动面起看定天分还进好小部其些主样理心她本前开但因只从想实日军者意无力它与长把机十民第问答，。、：？！")
 Kind = namedtuple("Kind", "form zipped encoding")       # form: lines paragraphs values table
 
 _PYTHON = "python -c \"import pandas as pd; pd.read_{}('{}').to_json('data.jsonl', orient='records', lines=True, force_ascii=False)\""
@@ -112,11 +114,12 @@ def _encoding(path, head, zipped, size):
     sample = head
     if head.isascii() and len(head) == HEAD and not zipped:              # English first, the rest further down
         with open(path, "rb") as file:
-            for part in range(1, 9):
-                file.seek(size * part // 9)
+            for at in [size * part // 9 for part in range(1, 9)] + [size - (1 << 14)]:
+                file.seek(at)
                 file.readline(LONGEST)
                 sample += b"\n" + b"".join(file.readlines(1 << 14))
-    lines = [line for line in sample.split(b"\n")[:-1] or [sample] if not line.isascii()]
+    lines = sample.split(b"\n")
+    lines = [line for line in (lines if len(head) < HEAD else lines[:-1] or lines) if not line.isascii()]
     good = sum(_is_utf8(line) for line in lines)
     if not lines or 10 * good > len(lines) - good:
         return "utf-8"
@@ -150,10 +153,12 @@ def _is_utf8(line):
 
 
 def _is_chinese(raw):
-    """Whether GBK makes everyday Chinese of these bytes: most characters among the 3,755 commonest and the punctuation."""
-    other = [c.encode("gb18030") for c in raw.decode("gb18030", errors="replace") if not c.isascii()]
-    common = sum(len(c) == 2 and (0xB0 <= c[0] <= 0xD7 and c[1] > 0xA0 or c[0] in (0xA1, 0xA3)) for c in other)
-    return common > 0.7 * len(other)
+    """Whether GBK makes everyday Chinese of these bytes: most characters among the 3,755 of its first level and the
+    punctuation, and the commonest of all among them; Korean and Japanese bytes make rare ones."""
+    text = [c for c in raw.decode("gb18030", errors="replace") if not c.isascii()]
+    other = [c.encode("gb18030") for c in text]
+    first = sum(len(c) == 2 and (0xB0 <= c[0] <= 0xD7 and c[1] > 0xA0 or c[0] in (0xA1, 0xA3)) for c in other)
+    return first > 0.7 * len(other) and sum(c in COMMONEST for c in text) > 0.1 * len(text)
 
 
 def _decodes(path, zipped):
@@ -204,11 +209,17 @@ def _parsed(line):
 def _json_form(text, complete):
     lines = _first_lines(text, complete)
     if text.lstrip()[0] == "[":
-        rows = len(lines) > 1 and isinstance(_parsed(lines[0]), list) and lines[1].lstrip()[:1] in ("[", "{")
-        return "lines" if rows else "values"
+        return "lines" if len(lines) > 1 and _is_conversation(_parsed(lines[0])) else "values"
     if not any(isinstance(_parsed(line), dict) for line in lines):
-        return "values" if not lines or len(lines[0].strip()) < 200 and first_value(text) is not None else "lines"
+        opened = not complete and len(lines[0]) < 200 if lines else True            # a large object that began on a line of its own
+        return "values" if opened or first_value(text) is not None else "lines"
     return "values" if complete and len(lines) == 1 else "lines"
+
+
+def _is_conversation(value):
+    """A list that is one row: of strings, or of turns."""
+    return isinstance(value, list) and len(value) > 1 and all(
+        isinstance(one, str) or isinstance(one, dict) and ("role" in one or "from" in one) for one in value)
 
 
 def delimiter_of(line):

@@ -273,6 +273,8 @@ def _own_field(source, names):
 
 
 def _text(source):
+    if isinstance(source.get("input"), str) and (turns := transcript(source.get("input"))) and turns[-1]["role"] == "assistant":   # Baize
+        return text_row(source.take(source.get("input")), source)
     if "text" in source:
         return text_row(source.take(_string(source, "text")), source)
     if "段落" in source:                                             # MNBVC

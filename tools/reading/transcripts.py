@@ -41,7 +41,7 @@ def without_thought(text, source):
 
 def transcript(text):
     """-> messages ({"role", "content"}, the last may be the user's), or None where the string is not certainly a conversation."""
-    if not any(mark in text[:40] for mark in (":", "：", "|", "[INST]")):
+    if not any(mark in text for mark in ("uman", "User", "USER", "用户", "|im_start|", "[INST]")):
         return None
     if (hits := list(CHATML.finditer(text))) and _covers(hits, text):
         return _alternating([(hit[1], hit[2]) for hit in hits])
@@ -65,10 +65,12 @@ def _instructed(hits):
 
 def _labelled(text):
     hits = list(LABEL.finditer(text))
-    if not hits or text[:hits[0].start()].strip():
+    before = text[:hits[0].start()].strip() if hits else text
+    if before and not (hits and hits[0][3]):                            # Baize begins with a sentence about the conversation
         return None
     ends = [hit.start() for hit in hits[1:]] + [len(text)]
-    return _alternating([(_role(hit[hit.lastindex]), text[hit.end():end]) for hit, end in zip(hits, ends)])
+    said = [(_role(hit[hit.lastindex]), text[hit.end():end]) for hit, end in zip(hits, ends)]
+    return _alternating([("system", before), *said] if before else said)
 
 
 def _role(label):
