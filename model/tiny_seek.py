@@ -173,8 +173,8 @@ class TinySeek(nn.Module):
         return out
 
     def encode(self, input_ids, positions=None, layout=None, valid=None):
-        """input_ids (B, T) -> hidden states (N, d) after the final norm; what a counted head wants to know beside them, the ids read
-        last (N, P), else None; what each router did (Routing, ChapterRouting)."""
+        """input_ids (B, T) -> hidden states (N, d) after the final norm; the ids read last (N, P) where the head
+        counts, else None; what each router did (Routing, ChapterRouting)."""
         rows, length = input_ids.shape
         if positions is None:
             positions = torch.arange(length, device=input_ids.device).expand(rows, length)
@@ -189,7 +189,8 @@ class TinySeek(nn.Module):
             else:
                 x, routed = block(x, tables, layout, valid, rows)
             routings += routed
-        before = last_ids(input_ids.flatten(), positions.flatten(), self.config.counted - 1) if self.config.counted else None
+        past = self.config.counted - 1
+        before = last_ids(input_ids.flatten(), positions.flatten(), past) if past > 0 else None
         return self.norm(x), before, routings
 
     @torch.inference_mode()
@@ -199,8 +200,8 @@ class TinySeek(nn.Module):
         ids (B, T): T next tokens for each of B different slots of `cache` (a DecodeCache); slots: B ints, None = all, in order.
         Rows shorter than T are padded at the end with any id and named by counts (B ints, None = all T). `cache.lengths` grows by
         T or by counts; the cache itself grows as needed. absorb: None = by T, else force one of both forms of attention.
-        -> hidden states (B, T, d) after the final norm, see `cache.logits`; those of padding mean nothing. The model must be in
-        eval mode. ValueError beyond max_position (learned positions).
+        -> hidden states (B, T, d) after the final norm, see `cache.logits`; those of padding mean nothing. The model
+        must be in eval mode. ValueError beyond max_position (learned positions).
         """
         slots = range(len(cache.lengths)) if slots is None else slots
         rows, length = ids.shape

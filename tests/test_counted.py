@@ -123,7 +123,8 @@ def test_a_run_counts_its_training_text_and_resumes_bit_for_bit(tmp_path):
     options = toy_options(tmp_path / "b", toy_vocab(), **keys)
     assert train(options, stop_after=3).exit == 143
     again = train(options)
-    assert whole.stage.train.counted.all() and whole.stage.notes["counted_tokens"] == build_stage(options).notes["counted_tokens"] > 100
+    assert whole.stage.train.counted.all()
+    assert whole.stage.notes["counted_tokens"] == build_stage(options).notes["counted_tokens"] > 100
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, again.model.state_dict()[name]), name
     rates = {g["base_lr"] for optimizer in whole.optimizers for g in optimizer.param_groups}

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from chat_agent.evaluation import rows as eval_data
 from model.kernels.cross_entropy import target_losses
+from model.kernels.ngram_head import orders_held
 from model.generate import evaluating, generate_replies
 from model.segments import Layout
 from tools import template
@@ -58,9 +59,9 @@ def document_losses(model, documents, window=WINDOW, batch_tokens=BATCH_TOKENS, 
     pieces.sort(key=lambda p: -p[2])                     # like lengths together: attention pads least
     with evaluating(model), torch.no_grad():
         for expert, places in model.groups([ids for ids, _ in documents]):       # one, unless a gate chooses
-            mine = set(places)
+            mine, counted = set(places), _counted(expert, documents)
             for group in _groups([p for p in pieces if p[0] in mine], batch_tokens):
-                owners, losses = _score(expert, documents, group, precision)
+                owners, losses = _score(expert, documents, group, precision, counted)
                 np.add.at(nats, owners, losses)
                 np.add.at(targets, owners, 1)
     if not np.isfinite(nats).all():
@@ -80,7 +81,17 @@ def _groups(pieces, batch_tokens):
         yield group
 
 
-def _score(model, documents, group, precision):
+def _counted(model, documents):
+    """Which documents a counted head has in its tables, (D,) bool: they are scored as if they were not. None: no tables."""
+    if not model.config.counted:
+        return None
+    sizes = [len(ids) for ids, _ in documents]
+    text = np.concatenate([ids for ids, _ in documents]), np.concatenate([np.arange(size) for size in sizes])
+    device = model.fc1.weight.device
+    return model.fc1.holds(*(torch.from_numpy(t.astype(np.int64)).to(device) for t in text)).cpu().numpy()
+
+
+def _score(model, documents, group, precision, counted=None):
     """-> document number (M,), loss in nats (M,) float64 of every scored target in this group of windows."""
     ids, positions, labels, owners = [], [], [], []
     for number, start, size, skip in group:
@@ -93,11 +104,15 @@ def _score(model, documents, group, precision):
         owners.append(np.full(size, number))
     device = next(model.parameters()).device
     ids, positions, labels = (torch.from_numpy(np.concatenate(t).astype(np.int64)).to(device) for t in (ids, positions, labels))
-    layout = Layout.from_lengths([size for _, _, size, _ in group]).to(device)
+    layout, left_out = Layout.from_lengths([size for _, _, size, _ in group]).to(device), None
+    if counted is not None:
+        starts = torch.tensor([start for _, start, size, _ in group for _ in range(size)], device=device)
+        held = torch.tensor([counted[number] for number, _, size, _ in group for _ in range(size)], device=device)
+        left_out = orders_held(starts, positions) * held
     with torch.autocast(device.type, dtype=DTYPES[precision], enabled=precision != "no"):
         hidden, before, _ = model.encode(ids[None], positions[None], layout)
         picked = (labels >= 0).nonzero().squeeze(1)
-        losses = target_losses(hidden, model.fc1, labels, before)[picked]
+        losses = target_losses(hidden, model.fc1, labels, before, left_out)[picked]
     return np.concatenate(owners)[picked.cpu().numpy()], losses.cpu().double().numpy()
 
 

@@ -67,7 +67,8 @@ class DecodeCache:
             return self.heads[0](last)
         rows = self.tokens[:, :, 0] if slots is None else self.tokens[list(slots), :, 0]                       # (B, C)
         lengths = self.lengths if slots is None else [self.lengths[s] for s in slots]
-        at = torch.tensor(lengths, device=last.device)[:, None] - torch.arange(1, self.config.counted, device=last.device)
+        at = torch.tensor(lengths)[:, None] - torch.arange(1, self.config.counted)
+        at = at.to(last.device)                                                                                # (B, P)
         return self.heads[0](last, torch.where(at >= 0, rows.gather(1, at.clamp_min(0)), NOTHING))
 
     def clear(self, slot):

@@ -105,7 +105,8 @@ def plain_losses(logits, labels):
 def token_losses(hidden, head, labels, *more):
     """Cross-entropy of each position, 0 where labels are negative. hidden (N, d), labels (N,) -> (N,), plain autograd.
 
-    head: a weight (V, d), a Linear, or a head that counts, which wants `more`: `before` (N, P), `left_out` (N,) or None.
+    head: a weight (V, d), a Linear, or a head that counts; that one wants `more`: `before` (N, P), `left_out` (N,) or
+    None.
     """
     parts, size = [], chunk_size(hidden.device)
     for begin in range(0, max(1, len(labels)), size):

@@ -1,20 +1,20 @@
 """A head that also counts: head 1 mixed with what followed the last one, two ... tokens in the training text.
 
-A transformer of a few minutes has seen each rare combination once or not at all, while a table of counts knows them all after one
-pass that takes seconds. So the next token's probability is a mixture
+A transformer of a few minutes has seen each rare combination once or not at all, while a table of counts knows them all
+after one pass that takes seconds. So the next token's probability is a mixture
 
     p(y) = w_0 softmax(fc1 h)(y) + w_2 p_2(y) + ... + w_n p_n(y)
 
-where p_k(y) is the share of y among the tokens that followed the last k - 1 tokens, and a small gate reads the weights w from the
-hidden state and from how much each table knows here. Every part is a distribution, so the mixture is one. Where text that was counted
-is trained on or scored, each position is taken out of the tables for its own prediction; else the gate would trust them blindly.
-So the head remembers which documents its tables have counted.
+where p_k(y) is the share of y among the tokens that followed the last k - 1 tokens, and a small gate reads the
+weights w from the hidden state and from how much each table knows here. Every part is a distribution, so the mixture
+is one. Where text that was counted is trained on or scored, each position is taken out of the tables for its own
+prediction; else the gate would trust them blindly. So the head remembers which documents its tables have counted.
 
-Mixtures of n-grams: Jelinek & Mercer 1980; with a network: Mikolov et al. 2011. Beside the hidden states the head reads `before`, the
-ids read last.
+Mixtures of n-grams: Jelinek & Mercer 1980; with a network: Mikolov et al. 2011. Beside the hidden states the head reads
+`before`, the ids read last.
 
-N positions, d width, V vocabulary, P = n - 1 ids of `before`, K = orders 2 .. n, C contexts and M pairs (context, next token) of one
-order, D documents.
+N positions, d width, V vocabulary, P = n - 1 ids of `before`, K = orders 2 .. n, C contexts and M pairs (context, next
+token) of one order, D documents.
 """
 
 import torch
@@ -34,8 +34,8 @@ MIX = 0x1E3779B97F4A7C15, 0x3F58476D1CE4E5B9, 0x14D049BB133111EB, 0x2545F4914F6C
 
 
 class Table(nn.Module):
-    """Order n: what followed each run of n - 1 tokens. Buffers, as sorted integers; a pair seen less than `least` times is left out,
-    or the long runs that occur once would be most of the file."""
+    """Order n: what followed each run of n - 1 tokens. Buffers, as sorted integers; a pair seen less than `least`
+    times is dropped, or the long runs that occur once would be most of the file."""
 
     def __init__(self, order, vocab_size):
         super().__init__()
@@ -44,7 +44,7 @@ class Table(nn.Module):
         self.hold(one - 1, torch.zeros(2, dtype=torch.int32), one - 1, one.int())    # a context that never occurs
 
     def hold(self, contexts, starts, pairs, counts):
-        """contexts (C,) sorted keys; starts (C + 1,) their first pair; pairs (M,) sorted row * V + next token; counts (M,)."""
+        """contexts (C,) sorted keys; starts (C + 1,) their first pair; pairs (M,) sorted, row * V + next; counts."""
         sums = F.pad(counts.long().cumsum(0), (1, 0))
         totals = (sums[starts[1:].long()] - sums[starts[:-1].long()]).int()
         for name, tensor in zip(BUFFERS, (contexts, starts, pairs, counts, totals)):
@@ -69,12 +69,13 @@ class Table(nn.Module):
         size = self.vocab_size
         contexts, rows = torch.unique(self.key(before), return_inverse=True)
         pairs, counts = torch.unique(rows * size + ids, return_counts=True)
-        own = self.pairs >= 0                                          # a table that is still empty has none
+        own = self.pairs[self.pairs >= 0]                              # a table that is still empty has none
         contexts, row = torch.unique(torch.cat((self.contexts, contexts)), return_inverse=True)
         old, new = row.split([len(self.contexts), len(row) - len(self.contexts)])
-        pairs = torch.cat((old[self.pairs[own] // size] * size + self.pairs[own] % size, new[pairs // size] * size + pairs % size))
-        pairs, place = torch.unique(pairs, return_inverse=True)
-        counts = counts.new_zeros(len(pairs)).index_add_(0, place, torch.cat((self.counts[own].long(), counts)))
+        moved = old[own // size] * size + own % size, new[pairs // size] * size + pairs % size
+        pairs, place = torch.unique(torch.cat(moved), return_inverse=True)
+        counts = torch.cat((self.counts[:len(own)].long(), counts))
+        counts = counts.new_zeros(len(pairs)).index_add_(0, place, counts)
         kept = counts >= self.least
         pairs, counts = pairs[kept], counts[kept]
         used, rows = torch.unique_consecutive(pairs // size, return_inverse=True)
@@ -91,8 +92,9 @@ class Table(nn.Module):
     def facts(self, before, target=None, left_out=None):
         """-> total (N,) tokens that followed here, kinds (N,) of them, times (N,) that it was `target`.
 
-        left_out (N,): up to which order `target` is taken out this one time, None = nowhere. What counts of several texts were added
-        up may then be one too few (the single pairs of each were dropped on their own); never does a target see itself.
+        left_out (N,): up to which order `target` is taken out this one time, None = nowhere. Where counts of several
+        texts were added up they may then be one too few, as each text's single pairs were dropped; no target sees
+        itself.
         """
         row, known = self.find(before)
         total = self.totals[row].float() * known
@@ -119,13 +121,14 @@ class Table(nn.Module):
 
 
 class CountedHead(nn.Linear):
-    """`fc1` with tables beside it. Buffer `documents` (D,): sorted keys of what the tables have counted, see `document_keys`."""
+    """`fc1` with tables beside it. `documents` (D,): the sorted keys of what they have counted, see `document_keys`."""
 
     def __init__(self, config):
         super().__init__(config.d_model, config.vocab_size, bias=False)
         self.past = config.counted - 1
         self.tables = nn.ModuleList(Table(order, config.vocab_size) for order in range(2, config.counted + 1))
-        self.gate = nn.Sequential(nn.Linear(config.d_model + 2 * self.past, GATE), nn.SiLU(), nn.Linear(GATE, 1 + self.past))
+        read = config.d_model + 2 * self.past
+        self.gate = nn.Sequential(nn.Linear(read, GATE), nn.SiLU(), nn.Linear(GATE, 1 + self.past))
         self.register_buffer("documents", torch.zeros(0, dtype=torch.long))
 
     def _load_from_state_dict(self, state, prefix, *rest):
@@ -137,7 +140,7 @@ class CountedHead(nn.Linear):
 
     @torch.no_grad()
     def count(self, ids, positions):
-        """Add to the tables: ids, positions (T,) of documents one after the other, positions counting from 0 in each."""
+        """Add to the tables: ids, positions (T,) of documents one after the other, positions from 0 on in each."""
         self.documents = torch.cat((self.documents, document_keys(ids, positions))).unique()
         before, inner = last_ids(ids.roll(1), positions - 1, self.past), positions > 0
         before, ids = before[inner], ids[inner]
@@ -157,14 +160,14 @@ class CountedHead(nn.Linear):
     def holds(self, ids, positions):
         """Which of these documents (as in `count`) the tables have counted -> (D,) bool.
 
-        Where they do not say, the text does: all pairs of what was counted are known, those of another text hardly ever.
+        Where they do not say, the text does: all pairs of what was counted are known, of another text hardly ever.
         """
         listed = torch.isin(document_keys(ids, positions), self.documents)
         if listed.all() or UNLISTED not in self.documents:
             return listed
         before, owner = last_ids(ids.roll(1), positions - 1, self.past), (positions == 0).cumsum(0) - 1
         known = torch.stack([table.facts(before, ids)[2] > 0 for table in self.tables if table.least == 1]).all(0)
-        missing = torch.zeros(len(listed), dtype=torch.long, device=ids.device).index_add_(0, owner, (~known & (positions > 0)).long())
+        missing = torch.zeros_like(listed, dtype=torch.long).index_add_(0, owner, (~known & (positions > 0)).long())
         return listed | (missing == 0)
 
     def forward(self, hidden, before):
@@ -179,7 +182,8 @@ class CountedHead(nn.Linear):
         return mixture.clamp_min(TINY).log()
 
     def weights(self, hidden, totals, kinds):
-        """hidden (N, d), totals and kinds: (N,) of each order -> log of the mixture's weights (N, 1 + K); unknown contexts get none."""
+        """hidden (N, d), totals and kinds: (N,) of each order -> log of the mixture's weights (N, 1 + K); a context
+        that is not known has none."""
         totals, kinds = torch.stack(totals, -1), torch.stack(kinds, -1)
         facts = torch.cat((totals.log1p(), kinds.log1p()), -1).to(hidden.dtype)
         scores = self.gate(torch.cat((hidden, facts), -1))
@@ -187,15 +191,15 @@ class CountedHead(nn.Linear):
         return scores.masked_fill(F.pad(totals == 0, (1, 0)), float("-inf")).log_softmax(-1)
 
     def shares(self, hidden, before, labels, left_out):
-        """hidden (N, d), before (N, P), labels (N,), left_out (N,) or None (see Table.facts) -> log of the network's weight and of the
-        tables' part of p(label), (N,) each."""
+        """hidden (N, d), before (N, P), labels (N,), left_out (N,) or None, see Table.facts -> logs of the network's
+        weight and of the tables' part of p(label), (N,) each."""
         totals, kinds, times = zip(*(table.facts(before, labels, left_out) for table in self.tables))
         weights = self.weights(hidden, totals, kinds)
         shares = torch.stack([t / total.clamp_min(1) for t, total in zip(times, totals)], -1).to(weights.dtype)
         return weights[:, 0], (weights[:, 1:].exp() * shares).sum(-1).clamp_min(TINY).log()
 
     def cross_entropy(self, hidden, labels, before, left_out=None):
-        """Sum of -log p(label) over labels >= 0 and how many there were, as `linear_cross_entropy`; never all logits at once."""
+        """Sum of -log p(label) over labels >= 0 and how many there were, as `linear_cross_entropy`."""
         hidden, before, labels, left_out = chosen(labels, hidden, before, labels, left_out)
         own, counted = self.shares(hidden, before, labels, left_out)
         total = _MixedCrossEntropy.apply(*without_gradient(hidden, self.weight), labels, own, counted, compute_dtype(hidden))
@@ -209,10 +213,11 @@ class CountedHead(nn.Linear):
 
 
 class _MixedCrossEntropy(torch.autograd.Function):
-    """Sum of -log(exp(own) * softmax(hidden @ weight.T)[target] + exp(counted)). hidden (N, d), weight (V, d), the others (N,).
+    """Sum of -log(exp(own) * softmax(hidden @ weight.T)[target] + exp(counted)).
+    hidden (N, d), weight (V, d), the others (N,).
 
-    As the plain one it makes the gradients in the forward pass, chunk by chunk: a token's usual gradient times the share of its
-    probability that came from the network.
+    As the plain one it makes the gradients in the forward pass, chunk by chunk: a token's usual gradient times the
+    share of its probability that came from the network.
     """
 
     @staticmethod
@@ -244,7 +249,8 @@ class _MixedCrossEntropy(torch.autograd.Function):
     def backward(ctx, grad):
         grad_h, grad_w, shares = ctx.saved_tensors
         grad_w = None if grad_w is None else (grad_w * grad).to(ctx.dtypes[1])
-        return grad_h.to(ctx.dtypes[0]) * grad, grad_w, None, -shares * grad, (shares - 1) * grad, None
+        grad_h = grad_h.to(ctx.dtypes[0]) * grad
+        return grad_h, grad_w, None, -shares * grad, (shares - 1) * grad, None
 
 
 def last_ids(ids, positions, count):
@@ -264,6 +270,7 @@ def document_keys(ids, positions):
 
 
 def orders_held(start, offset):
-    """Up to which order the tables hold the target after place `offset` of a piece that begins at token `start` of a counted document,
-    (N,) each -> (N,) int8: the ids before a later piece are not seen, so the context of a high order is one that was never counted."""
+    """Up to which order the tables hold the target after place `offset` of a piece that begins at token `start` of a
+    counted document, (N,) each -> (N,) int8: what stands before a later piece is not seen, so its first long contexts
+    were never counted."""
     return torch.where(start > 0, (offset + 2).clamp_max(EVERY_ORDER), EVERY_ORDER).to(torch.int8)

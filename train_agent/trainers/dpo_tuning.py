@@ -33,8 +33,8 @@ PAIRS = 8       # scored at once by the reference
 
 def log_probabilities(model, batch):
     """-> log p of each reply (2 * P,), chosen and rejected in turn, and the model's output."""
-    out = model(batch.ids, labels_1=batch.labels, positions=batch.positions, layout=batch.layout, valid=batch.valid, each=True,
-                left_out=batch.left_out)
+    out = model(batch.ids, labels_1=batch.labels, positions=batch.positions, layout=batch.layout, valid=batch.valid,
+                each=True, left_out=batch.left_out)
     totals = torch.zeros(len(batch.reference), dtype=out.losses_1.dtype, device=batch.ids.device)
     return -totals.index_add(0, batch.owner, out.losses_1.flatten()), out
 
@@ -51,8 +51,10 @@ def preference_loss(beta, model, batch, totals):
 
 
 def reference_scores(model, digest, data, options, device):
-    """(documents of the cache,) float32: the start model's log-probability of every reply in `data`, 0 elsewhere. Kept on the disk."""
-    key = [data.cache.name, digest, options["max_len"], options["mixed_precision"], device.type, data.documents.tolist()]
+    """(documents of the cache,) float32: the start model's log-probability of every reply in `data`, 0 elsewhere.
+    Kept on the disk."""
+    key = [data.cache.name, digest, options["max_len"], options["mixed_precision"], device.type]
+    key += [data.documents.tolist()]
     key += [] if data.counted is None else ["left out"]
     return stored("dpo", key, options["cache_dir"], (len(data.cache),), lambda: scored(model, data, options, device))
 
@@ -64,7 +66,8 @@ def scored(model, data, options, device):
     with tqdm(total=len(pairs), desc="参考模型打分", delay=2, leave=False) as bar:
         for first in range(0, len(pairs), PAIRS):
             documents = both(pairs[first:first + PAIRS])
-            batch = joined(data.cache, documents, options["max_len"], torch.zeros(len(documents)), counted=data.counted).to(device)
+            batch = joined(data.cache, documents, options["max_len"], torch.zeros(len(documents)), counted=data.counted)
+            batch = batch.to(device)
             with machine.autocast(device, options["mixed_precision"]):
                 found[documents] = log_probabilities(model, batch)[0].float().cpu().numpy()
             bar.update(len(documents) // 2)

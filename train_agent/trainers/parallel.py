@@ -161,7 +161,8 @@ def from_main(work):
 
 
 def tensors_from_main(work):
-    """{name: CPU tensor} that work() makes on the main process, on every process; the others wait for as long as it takes."""
+    """{name: CPU tensor} that work() makes on the main process, on every process. The others wait as long as it
+    takes."""
     if world() == 1:
         return work()
     made, problem = _tried(work) if is_main() else (None, None)

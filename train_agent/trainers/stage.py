@@ -51,7 +51,7 @@ class Stage:
         return {n: p.detach() for n, p in self.model.named_parameters() if p.requires_grad}
 
     def load(self, weights):
-        """Put `weights` in place; their names must be exactly those of `weights()`. Tables of counts may have any size."""
+        """Put `weights` in place, with exactly the names of `weights()`. Tables of counts may have any size."""
         if self.about["kind"] == "model":
             with contextlib.suppress(RuntimeError):            # what does not fit is named below
                 self.model.load_state_dict(weights)

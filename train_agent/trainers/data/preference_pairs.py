@@ -77,5 +77,6 @@ class PreferenceData(ItemData):
 
     def batch(self, position):
         documents = both(self.items(position))
-        made = joined(self.cache, documents, self.width, torch.from_numpy(self.reference[documents]), position, self.counted)
+        reference = torch.from_numpy(self.reference[documents])
+        made = joined(self.cache, documents, self.width, reference, position, self.counted)
         return made.blank() if position.batch == NOTHING else made
