@@ -82,7 +82,7 @@ def _groups(pieces, batch_tokens):
 
 
 def _counted(model, documents):
-    """Which documents a counted head has in its tables, (D,) bool: they are scored as if they were not. None: no tables."""
+    """Which documents a counted head has in its tables, (D,) bool: scored as if they were not. None: no tables."""
     if not model.config.counted:
         return None
     sizes = [len(ids) for ids, _ in documents]
