@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from tools.config_manager import ConfigManager
-from tools import report
+from tools import cli, report
 from tools.html_report import gather
 from tools.process.version import code_version
 from tools.errors import UserError
 from tools.logs.reader import read_log
-from tools.html_report.gather import differences, flat_scores, heat_map, run_data, seconds_of, subject, thinned
+from tools.html_report.gather import heat_map, run_data, seconds_of, thinned
+from tools.html_report.subjects import GROUPS, conversations, differences, flat_scores, subject
 from tools.html_report.page import page
 from tools.train_log import TrainLog
 
@@ -102,8 +103,8 @@ def test_compare_names_every_change(tmp_path):
     data_file = Path(ConfigManager(stage="pre").stage("pre")["json_data_path"]).name
     assert found["数据", data_file] == ("d1", "d2") and ("数据", "词表") not in found
     assert found["代码", "代码版本"] == ("abc123", "def456") and found["结果", "loss"] == (5.0, 6.0)
-    assert found["分数", "sft 总分"] == found["分数", "sft sum"] == (0.5, 0.75) and ("分数", "sft date") not in found
-    assert [row[0] for row in rows] == sorted((row[0] for row in rows), key=gather.GROUPS.index)
+    assert found["分数", "指令微调 总分"] == found["分数", "指令微调 两位数加法"] == (0.5, 0.75) and ("分数", "指令微调 日期推算") not in found
+    assert [row[0] for row in rows] == sorted((row[0] for row in rows), key=GROUPS.index)
 
 
 def test_equal_runs_do_not_differ(tmp_path):
@@ -113,7 +114,7 @@ def test_equal_runs_do_not_differ(tmp_path):
 
 def test_scores_by_name():
     found = flat_scores({"scores": {"pre": None, "sft": {"overall": 0.5, "by_task": {"sum": 1.0}}}, "bits_per_char": {"pre": 2.5}})
-    assert found == {"sft 总分": 0.5, "sft sum": 1.0, "pre 每字比特": 2.5} and flat_scores(None) == {}
+    assert found == {"指令微调 总分": 0.5, "指令微调 两位数加法": 1.0, "预训练 每字比特": 2.5} and flat_scores(None) == {}
 
 
 def test_page_is_closed_and_safe(tmp_path):
@@ -155,6 +156,127 @@ def test_command(tmp_path):
                          capture_output=True, text=True, encoding="utf-8", cwd=tmp_path)
     assert out.returncode == 0 and "init_lr：0.0005 → 0.001" in out.stdout
     assert len(data_of_page((tmp_path / "x.html").read_text(encoding="utf-8"))["subjects"]) == 2
+
+
+# ---------------------------------------------------------------- whose runs, whose scores
+
+def world(folder):
+    """Where a command looks for runs."""
+    return {**ConfigManager().config, "out_dir": str(folder / "out"), "log_dir": str(folder / "logs"), "log_file": str(folder / "log.txt")}
+
+
+def make_named(folder, name=None, stage="sft", steps=20, **config):
+    """A run with a name, as `--name` leaves it: its log beside all others, its checkpoints in a folder of its own."""
+    path = make_run(folder, steps, stage, name=name, **{"out_dir": str(folder / "out"), **config})
+    Path(folder, "out", name or "").mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def write_scores(folder, **parts):
+    options = {stage: ConfigManager(overrides={"n_layer": 4, "init_lr": 5e-4}, stage=stage).stage(stage) for stage in ("pre", "sft")}
+    report = {"config": options, "steps": {"pre": 30, "sft": 20}, "scores": {s: {"overall": 0.9, "by_task": {"sum": 0.9}} for s in options},
+              "bits_per_char": {"pre": 1.6, "sft": 7.5}, "seconds": {"pre": 1, "score_pre": 2, "sft": 3, "score_sft": 4},
+              "samples": [[["你好", "好"]]], "machine": {"cores": 2}, **parts}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "report.json").write_text(json.dumps(report))
+
+
+def test_a_run_with_a_name_is_found_by_its_name(tmp_path):
+    make_named(tmp_path, steps=10)
+    make_named(tmp_path, "expA")
+    make_named(tmp_path, "expB", stage="lora", steps=5)
+    config = world(tmp_path)
+    for spec, stage, steps in (("expA", "sft", 20), (str(tmp_path / "out" / "expA"), "sft", 20), ("expB", "lora", 5), (str(tmp_path / "out"), "sft", 10), (None, "sft", 10)):
+        found = subject(spec, config)
+        assert [(run["stage"], run["steps"]) for run in found["runs"]] == [(stage, steps)], spec
+    assert subject(None, {**config, "name": "expB"})["name"] == "expB"
+    with pytest.raises(UserError, match="exp[AB]"):
+        subject("exp", config)
+
+
+def test_scores_that_belong_to_these_runs(tmp_path):
+    make_named(tmp_path, stage="pre", steps=30)
+    make_named(tmp_path)
+    write_scores(tmp_path / "out")
+    found = subject(None, world(tmp_path))
+    assert found["left_out"] == [] and set(found["report"]["scores"]) == {"pre", "sft"} and found["report"]["samples"] == [[["你好", "好"]]]
+    only = subject(next((tmp_path / "logs").glob("sft*")), world(tmp_path))
+    assert set(only["report"]["scores"]) == {"pre", "sft"} and only["left_out"] == []
+
+
+@pytest.mark.parametrize("change", [{"steps": {"pre": 30, "sft": 1022}}, {"late": True}, {"init_lr": 1e-3}, {"json_data_path": "own.jsonl"}])
+def test_scores_of_another_run_are_left_out_and_named(tmp_path, change, capsys):
+    make_named(tmp_path, stage="pre", steps=30)
+    write_scores(tmp_path / "out", **{key: value for key, value in change.items() if key == "steps"})
+    path = make_named(tmp_path, **{key: value for key, value in change.items() if key not in ("steps", "late")})
+    if change == {"late": True}:                            # a second run of the same configuration, after the scores
+        lines = path.read_text(encoding="utf-8").splitlines()
+        path.write_text("\n".join(json.dumps({**json.loads(line), "time": json.loads(line).get("time", 0) + 3600}) for line in lines) + "\n")
+    found = subject(None, world(tmp_path))
+    assert found["left_out"] == ["sft"] and set(found["report"]["scores"]) == set(found["report"]["bits_per_char"]) == {"pre"}
+    assert set(found["report"]["seconds"]) == {"pre", "score_pre"} and not found["report"]["samples"]
+    report.main(["--out_dir", str(tmp_path / "out"), "--log_dir", str(tmp_path / "logs"), "--log_file", str(tmp_path / "log.txt")])
+    assert "指令微调的分数属于另一次训练" in capsys.readouterr().out
+
+
+def test_an_adapter_is_not_given_the_scores_of_its_base(tmp_path):
+    make_named(tmp_path, stage="lora", steps=5)
+    write_scores(tmp_path / "out")
+    found = subject(None, world(tmp_path))
+    assert found["report"] is None and found["left_out"] == ["pre", "sft"]
+
+
+def test_untouched_keys_are_not_coloured(tmp_path):
+    for preset in (None, "tiny", "fast"):
+        for stage in ("pre", "sft", "lora"):
+            options = ConfigManager(preset=preset, stage=stage).stage(stage)
+            run = {"stage": stage, "config": {**options, "mixed_precision": "bf16", "out_dir": "/else/where", "max_steps": 1022, "max_epochs": 1000}}
+            assert report.changed_keys(run)[1] == [], (preset, stage)
+            assert report.changed_keys({"stage": stage, "config": {**options, "n_layer": 9, "seed": 4}})[1] == ["n_layer", "seed"]
+
+
+def test_nan_in_a_report_is_no_number(tmp_path):
+    make_named(tmp_path)
+    write_scores(tmp_path / "out", steps={"sft": 20}, peak_rss_mb=float("nan"), losses={"sft": {"loss": float("inf")}}, config={})
+    path = report.write_report(tmp_path / "x.html", [subject(None, world(tmp_path))])
+    assert data_of_page(path.read_text(encoding="utf-8"))["subjects"][0]["report"]["peak_rss_mb"] is None
+
+
+def test_conversations_of_any_age():
+    assert conversations([["a", "b"], ["c", "d"]]) == [[["a", "b"], ["c", "d"]]]
+    assert conversations([[["a", "b"]], [["c", "d"], ["e", "f"]]]) == [[["a", "b"]], [["c", "d"], ["e", "f"]]]
+    assert conversations(None) == conversations("x") == []
+
+
+def test_three_runs_are_compared(tmp_path, capsys):
+    for name, rate in (("a", 1e-3), ("b", 2e-3), ("c", 1e-3)):
+        make_named(tmp_path, name, init_lr=rate)
+    where = ["--out_dir", str(tmp_path / "out"), "--log_dir", str(tmp_path / "logs"), "--log_file", str(tmp_path / "log.txt")]
+    report.main(["--compare", "a", "b", "c", *where])
+    assert "init_lr：0.001 → 0.002 → 0.001" in capsys.readouterr().out
+    data = data_of_page((tmp_path / "out" / "compare.html").read_text(encoding="utf-8"))
+    assert [one["name"] for one in data["subjects"]] == ["a", "b", "c"] and ["配置", "init_lr", 0.001, 0.002, 0.001] in data["differences"]
+    for words in (["--compare", "a"], ["--compare", *"abcabca"], ["--compare", "a", "d"], ["nobody"]):
+        assert cli._run(lambda: report.main(words + where)) == 2
+
+
+def test_an_empty_folder_is_an_error(tmp_path):
+    make_named(tmp_path)
+    for name in ("out/empty", "empty"):
+        (tmp_path / name).mkdir(parents=True)
+        with pytest.raises(UserError, match="还没有训练日志"):
+            subject(str(tmp_path / name), world(tmp_path))
+    (tmp_path / "logs" / "pre_20260101_000000.jsonl").write_text("")
+    with pytest.raises(UserError):
+        subject("pre_20260101_000000", world(tmp_path))
+
+
+def test_the_report_at_the_end_of_a_pipeline(tmp_path, capsys):
+    make_named(tmp_path, "甲")
+    options = {**world(tmp_path), "name": "甲"}
+    path = report.report_of(options)
+    assert path == tmp_path / "out" / "甲" / "report.html" and path.stat().st_size > 20000
+    assert report.report_of({**options, "name": "乙"}) is None and "没有写成报告" in capsys.readouterr().err
 
 
 def test_code_version_follows_the_code(tmp_path):

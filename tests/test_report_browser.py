@@ -9,7 +9,7 @@ import browser
 from test_report import make_run
 from tools import report
 from tools.config_manager import ConfigManager
-from tools.html_report.gather import subject
+from tools.html_report.subjects import subject
 
 pytestmark = pytest.mark.skipif(browser.CHROMIUM is None, reason="没有 Chromium")
 BLANK = """[...document.querySelectorAll('canvas')].filter((c) => c.width && !c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some((v) => v)).length"""
@@ -48,7 +48,7 @@ def test_report_is_drawn_and_asks_for_nothing(tab, pages, tmp_path, name, width,
     assert tab.complaints() == [] and tab.foreign_requests("file:///") == []
     if name == "two":
         text = tab.run("document.querySelector('#diff').innerText")
-        assert all(word in text for word in ("init_lr", "n_layer", "d2", "def456", "sft 总分")), text
+        assert all(word in text for word in ("init_lr", "n_layer", "d2", "def456", "指令微调 总分")), text
     tab.screenshot(tmp_path / "page.png")
     assert (tmp_path / "page.png").stat().st_size > 5000
 

@@ -82,9 +82,9 @@ def _scale(ax, name, values):
     low, high = np.min(values), np.max(values)
     body = np.percentile(values, 99.5)
     if name in LOGARITHMIC and low > 0:
-        ax.set_yscale("log")
         low, high = low / 1.15, min(high, body * 100) * 1.15
-        ax.set_ylim(low, high)
+        ax.set_ylim(low, high)                          # first: a scale of its own choosing complains of a single value
+        ax.set_yscale("log")
         plain = high < 1e5 and low >= 0.01
         if high < 10 * low:                             # hardly a power of ten in sight
             ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))

@@ -28,7 +28,7 @@ def compare(old, new):
         if name not in before and name not in after:
             continue
         was, now = before.get(name, key.default), after.get(name, key.default)
-        if _comparable(key, was) != _comparable(key, now):
+        if comparable(key, was) != comparable(key, now):
             changes.append(Change(name, was, now, _verdict(key, was, now)))
     return changes
 
@@ -37,7 +37,7 @@ def _flat(groups):
     return {name: value for group in groups.values() for name, value in group.items()}
 
 
-def _comparable(key, value):
+def comparable(key, value):
     """Folders move; what a data file holds is its hash's business."""
     if key.kind in ("path", "paths") and value is not None:
         values = value if isinstance(value, list) else [value]

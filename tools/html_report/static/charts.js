@@ -38,6 +38,7 @@ function smoothed(y, factor) {
 }
 
 function ticks(low, high, count) {
+  if (!(high > low)) return [low];               // a single point
   const rough = (high - low) / Math.max(1, count), power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].find(m => m * power >= rough) * power, out = [];
   for (let v = Math.ceil(low / step) * step; v <= high + step * 1e-9; v += step) out.push(Math.abs(v) < step * 1e-9 ? 0 : v);
@@ -75,7 +76,7 @@ function lineChart(spec) {
     }
     const fine = shown.filter(Number.isFinite);
     let low = Math.min(...fine), high = Math.max(...fine);
-    if (!(high > low)) { const pad = Math.abs(low) * 0.1 || 1; low -= pad; high += pad; }
+    if (!(high - low > 1e-9 * Math.abs(high))) { const pad = Math.abs(low) * 0.1 || 1; low -= pad; high += pad; }
     const pad = (high - low) * 0.05;
     return [Math.min(...xs), Math.max(...xs), low - pad, high + pad];
   }
@@ -109,6 +110,8 @@ function lineChart(spec) {
       for (let i = s.x.length - 1; i >= 0; i--) if (s.low[i] !== null) pen.lineTo(px(s.x[i]), py(s.low[i]));
       pen.fill();
     }
+    const alone = s.y.findIndex(v => v !== null);
+    if (alone >= 0 && !s.y.some((v, i) => v !== null && i !== alone)) return drawDots(pen, {...s, x: [s.x[alone]], y: [s.y[alone]]}, px, py);
     const points = y => s.x.map((x, i) => y[i] === null ? null : [px(x), py(y[i])]);
     const even = s.x.length > 8 && smoothing > 0 && !s.exact;
     pen.globalAlpha = even ? 0.28 : 1; pen.lineWidth = even ? 1 : 1.8;
