@@ -77,7 +77,7 @@ def _finished(folder):
 
 def _other_models(path):
     """What to do about a model that is not there."""
-    other = _finished(path.parent) or sorted(path.parent.glob(f"backup_*/{path.name}"))
+    other = sorted(path.parent.glob(f"backup_*/{path.name}")) or _finished(path.parent)      # a training in progress moved it there
     if other:
         return f"那里有 {other[-1]}，可用 --model 指定它；或运行 python run.py 训练一个。"
     return "请先运行 python run.py 训练一个，或用 --model 指定别的 .pkl 文件。"

@@ -1,6 +1,7 @@
 """Runs that are stopped, killed and taken up again end as one that never was."""
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -175,9 +176,11 @@ def test_the_script_stopped_by_a_signal_ends_as_one_never_stopped(ram_path):
         assert cut.poll() is None
         time.sleep(0.02)
     cut.send_signal(signal.SIGTERM)
-    assert "Traceback" not in cut.communicate()[1].decode() and cut.returncode == 143
+    said = cut.communicate()[1].decode()
+    step = re.search("已保存到第 ([0-9]+) 步：再运行同一条命令就接着训", said)
+    assert "Traceback" not in said and cut.returncode == 143 and "正在写完这一步并保存" in said
     again = start("cut")
-    again.communicate()
+    assert f"从第 {step[1]} 步接着训" in again.communicate()[1].decode()
     assert again.returncode == 0
     ends = [read_pair(ram_path / name / "TinySeek_Pre_final.pkl") for name in ("whole", "cut")]
     assert same_tensors(ends[0][0]["weights"], ends[1][0]["weights"]) and same_tensors(ends[0][1]["optimizers"], ends[1][1]["optimizers"])

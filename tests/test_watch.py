@@ -12,13 +12,20 @@ from train_agent.trainers.running.signals_and_guards import FiniteGuard, Patienc
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_only_asks_and_the_old_handler_comes_back(number):
+def test_a_signal_only_asks_says_so_once_and_the_old_handler_comes_back(number, capfd):
     before = signal.getsignal(number)
     with StopSignals() as signals:
         assert not signals.asked
         os.kill(os.getpid(), number)
         assert signals.asked
+        os.kill(os.getpid(), number)
     assert signal.getsignal(number) is before
+    assert capfd.readouterr().err.count("正在写完这一步并保存……") == 1
+
+
+def test_what_was_saved_is_said(capfd):
+    StopSignals.saved(7)
+    assert "已保存到第 7 步" in capfd.readouterr().err
 
 
 def test_outside_the_main_thread_signals_are_left_alone():

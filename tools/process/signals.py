@@ -49,10 +49,20 @@ def _leave_now(*_):
 
 def _leave(*_):
     _install(signal.SIG_IGN)
+    say_now("已停止。")
     sys.exit(STOPPED)
+
+
+def say_now(text):
+    """Print a line on stderr from within a signal handler: straight to the descriptor, past buffers that may just be in use."""
+    try:
+        os.write(2, f"\n{text}\n".encode(getattr(sys.stderr, "encoding", None) or "utf-8", "replace"))
+    except OSError:
+        pass
 
 
 def leave_if_heard():
     """Between two runs of one process: a stop that the first was asked for is a stop of both."""
     if heard:
+        print("这一阶段已经完成并保存，后面的还没有开始：再运行同一条命令就接着来。", file=sys.stderr)
         sys.exit(STOPPED)

@@ -49,6 +49,6 @@ def start_file(path, folder, hash_of):
 
 
 def where_it_went(path):
-    """A sentence (Chinese) that names the newest backup of a missing file; "" when there is none."""
+    """Words (Chinese, to be followed by a way on) that name the newest backup of a missing file; "" when there is none."""
     named = moved_places(Path(path))[0]
-    return f"同名的文件在 {named[0]}（重新训练时移到那里的）。" if named else ""
+    return f"正在训练的新模型还没有完成，原来的移到了 {named[0]} ，可以直接用它；" if named else ""

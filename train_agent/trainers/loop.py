@@ -92,6 +92,7 @@ class Loop:
             if name or stop:
                 self.save(name or self.step_name(here))
             if stop:
+                self.signals.saved(self.step)
                 raise SystemExit(STOPPED)
         bar.close()
 

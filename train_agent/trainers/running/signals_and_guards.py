@@ -6,6 +6,8 @@ import sys
 import threading
 from collections import deque
 
+from tqdm import tqdm
+
 from tools.process import signals
 from tools.errors import UserError
 from train_agent.trainers import parallel
@@ -19,7 +21,15 @@ class StopSignals:
         self._before = {}
 
     def _ask(self, *_):
+        if not self.asked and parallel.is_main():
+            signals.say_now("正在写完这一步并保存……")
         self.asked = signals.heard = True
+
+    @staticmethod
+    def saved(step):
+        """Say, above a progress bar, that nothing is lost."""
+        if parallel.is_main():
+            tqdm.write(f"已保存到第 {step} 步：再运行同一条命令就接着训。", file=sys.stderr)
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
