@@ -10,12 +10,11 @@ Run it again and it goes on where it stopped. What it measured is in out/report.
 
 import json
 import sys
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from tools.process.signals import end_on_signals, leave_if_heard
+from tools.process.signals import end_on_signals
 
 if __name__ == "__main__":
     end_on_signals()        # first: importing torch takes seconds
@@ -27,17 +26,21 @@ from chat_agent.samples import sample_conversation
 from chat_agent.evaluation.rows import left_out
 from chat_agent.evaluation.scoring import bits_per_char, exact_scores
 from tools.cli import guarded, parse
-from tools.config_manager import fingerprint
-from tools.demo_data import write_demo
+from tools.checkpoint import final_name, read_checkpoint, read_pair
+from tools.config_manager import ROOT, fingerprint
+from tools.demo_data import TASKS, write_demo
 from tools.errors import UserError
 from tools.formats import fields_of
 from tools.reading.hub import local_files
+from tools.html_report.gather import subject
 from tools.plot import draw_plt
-from tools.saving.archive import read_json, write_json
+from tools.report import write_report as report_page
+from tools.saving.atomic import CheckpointError, write_bytes
+from tools.saving.progress import Progress, plain
 from train_agent.demo_specialists import train_specialists
 from train_agent.trainers.hardware import machine
 from train_agent.trainers.running.diary import OpenedLoop, check_up
-from train_agent.trainers.trying.step_time import seconds_per_step
+from train_agent.trainers.running.minutes import EPOCHS, timed_stage
 from train_agent.trainers.pre_training import build_stage as pre_stage
 from train_agent.trainers.sft_training import build_stage as sft_stage
 from train_agent.trainers.run_stage import asked
@@ -50,34 +53,6 @@ SHARES = {"pre": 0.4, "sft": 0.6}
 TITLES = {"pre": "预训练", "sft": "指令微调（SFT）"}
 CONVERSATIONS = [["你好", "你是谁？", "34加57等于几？", "把“山水花”倒过来写"], ["我要买三斤苹果和两袋大米", "今天星期三，五天后是星期几？"],
                  ["我叫林小雨", "给“高兴”找一个反义词", "我叫什么名字？"]]
-
-
-class Progress:
-    """What is done already, in out/progress.json: a second start skips it. Another configuration starts over."""
-
-    def __init__(self, out_dir, key, afresh=False):
-        self.path = Path(out_dir) / "progress.json"
-        self.data = {"key": key, "steps": {}, "results": {}, "seconds": {}}
-        found = read_json(self.path) if self.path.exists() and not afresh else self.data
-        if found["key"] == key:
-            self.data = found
-
-    def save(self):
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(self.path, self.data)
-
-    def once(self, name, title, work):
-        """The result of work(), kept from an earlier start if that got so far."""
-        if name in self.data["results"]:
-            print(f"✓ {title}：上次已完成，跳过。")
-            return self.data["results"][name]
-        print(f"▶ {title}", flush=True)
-        start = time.time()
-        self.data["results"][name] = work()
-        self.data["seconds"][name] = round(time.time() - start, 1)
-        self.save()
-        leave_if_heard()
-        return self.data["results"][name]
 
 
 def demo_data(options):
@@ -94,17 +69,22 @@ def own_base(options, out):
     return str(out / Path(base).name) if base and Path(base).parent == Path(options["out_dir"]) else base
 
 
-def train(name, build, options, budget, progress):
-    """Train one stage for `budget` seconds. The number of steps is fixed at the first start and kept for every resume."""
+def train(build, options, seconds):
+    """Train one stage for so many seconds, or for the steps that the configuration names."""
     checked = check_up(options)
-    stage = build({**options, "max_epochs": 1000})          # the clock ends it, not the data
-    steps = progress.data["steps"]
-    if name not in steps:
-        steps[name] = options["max_steps"] or max(4, int(budget / seconds_per_step(stage)))
-        progress.save()
-    stage.options["max_steps"] = steps[name]
+    timed = {**options, "max_epochs": EPOCHS, "minutes": None if options["max_steps"] else round(seconds / 60, 3)}
+    stage = timed_stage(build, timed, None if options["max_steps"] else seconds)
     loop = OpenedLoop(stage, checked, ahead=False)           # its speed has just been measured
     return {"metrics": loop.run(), "steps": loop.step, "tokens": loop.tokens, "seconds": round(loop.seconds, 1)}
+
+
+def taken_over(path):
+    """What `train` would have said about a checkpoint that is there already."""
+    try:
+        payload, state = read_pair(path)
+    except CheckpointError:                                  # a .pkl of somebody else, our .state beside it
+        payload, state = read_checkpoint(path), None
+    return {"metrics": payload["metrics"], "steps": payload["step"], "tokens": state and state["tokens"], "seconds": state and state["seconds"]}
 
 
 def score(path, paths, options, quick):
@@ -127,26 +107,38 @@ def print_scores(before, after):
     """One line per task: before SFT, after SFT, what guessing gets."""
     print(f"\n{'SFT 前':>7} {'SFT 后':>8} {'瞎猜':>7}   任务")
     for task, value in sorted(after["by_task"].items(), key=lambda item: item[1]):
-        print(f"{before['by_task'][task]:>9.1%} {value:>10.1%} {after['chance'][task]:>9.1%}   {task}")
+        print(f"{before['by_task'][task]:>9.1%} {value:>10.1%} {after['chance'][task]:>9.1%}   {TASKS[task].title}")
     print(f"{before['overall']:>9.1%} {after['overall']:>10.1%} {'':>9}   全部 {after['n']} 题，内容在训练时都没有出现过\n")
 
 
-def converse(path):
+def converse(path, conversations, turns=None):
+    """Hold these conversations, of each the first so many turns, and print them; -> [[(question, reply), ...], ...]"""
     model, vocab, _ = load(path)
-    spoken = [sample_conversation(model, vocab, questions) for questions in CONVERSATIONS]
+    spoken = [sample_conversation(model, vocab, questions[:turns]) for questions in conversations]
     for pairs in spoken:
         print("\n".join(f"  你：{question}\n小寻：{reply}" for question, reply in pairs) + "\n")
     return spoken
 
 
 def write_report(out, options, progress, done, samples, extras):
-    scores = {name: part["score"]["exact"] for name, part in done.items()}
+    """out/report.json; -> its path."""
     report = {"machine": machine.describe(machine.choose_device(options["pre"]["device"])), "config": options,
               "seconds": progress.data["seconds"], "tokens_seen": {n: d["tokens"] for n, d in done.items()},
               "steps": {n: d["steps"] for n, d in done.items()}, "losses": {n: d["metrics"] for n, d in done.items()},
-              "bits_per_char": {n: d["score"]["bits_per_char"] for n, d in done.items()}, "scores": scores, "samples": samples,
+              "bits_per_char": {n: d["score"]["bits_per_char"] for n, d in done.items()},
+              "scores": {n: d["score"]["exact"] for n, d in done.items()}, "samples": samples,
               "peak_rss_mb": machine.peak_memory_mb(), **extras}
-    (out / "report.json").write_text(json.dumps(report, ensure_ascii=False, indent=1), encoding="utf-8")
+    path = out / "report.json"
+    write_bytes(path, json.dumps(plain(report), ensure_ascii=False, indent=1, allow_nan=False).encode())
+    return path
+
+
+def write_page(out, config):
+    """The report as a page, out/report.html; -> its path, or None where nothing was ever logged."""
+    try:
+        return report_page(out / "report.html", [subject(None, config)])
+    except UserError as error:
+        print(f"没有写报告网页：{error}", file=sys.stderr)
 
 
 def main(argv=None):
@@ -159,25 +151,34 @@ def main(argv=None):
         raise UserError(f"--{asked(options['pre'])} 只看一个阶段：请用 python train_agent/pre_train.py 或 sft_train.py。")
     out = Path(options["pre"]["out_dir"], options["pre"]["name"] or "")
     options["sft"]["pretraining_model_path"] = own_base(options["sft"], out)
-    budget = 12 if command.quick else max(10, command.minutes * 60 - FIXED)
+    seconds = 12 if command.quick else max(10, command.minutes * 60 - FIXED)
+    if command.quick:
+        print("试跑：每一步只做几秒，确认都能工作；模型还不会说话。要会说话的模型，请去掉 --quick。")
+
     print("▶ 准备数据")
     paths = demo_data(options["pre"])
-    key = json.dumps([*map(fingerprint, options.values()), command.quick, command.minutes], sort_keys=True)
+    key = {**{name: fingerprint(one) for name, one in options.items()}, "quick": command.quick, "minutes": command.minutes}
     progress, done = Progress(out, key, afresh=options["pre"]["resume"] == "none"), {}
     for name, build, label in (("pre", pre_stage, "Pre"), ("sft", sft_stage, "SFT")):
-        final = out / f"TinySeek_{label}_final.pkl"
-        done[name] = progress.once(name, TITLES[name], lambda: train(name, build, options[name], budget * SHARES[name], progress))
-        done[name]["score"] = progress.once(f"score_{name}", f"打分（{TITLES[name]}后）", lambda: score(final, paths, options["pre"], command.quick))
+        base, final = options[name]["pretraining_model_path"], out / final_name(label)
+        done[name] = progress.once(name, TITLES[name], lambda: train(build, options[name], seconds * SHARES[name]), made=final,
+                                   needs=[base] if base else [], taken_over=taken_over)
+        done[name]["score"] = progress.once(f"score_{name}", f"打分（{TITLES[name]}后）",
+                                            lambda: score(final, paths, options["pre"], command.quick), needs=[final])
         if options[name]["logging_steps"]:
             draw_plt(name, options[name]["log_file"], options[name]["log_dir"])
     if paths:
         print_scores(done["pre"]["score"]["exact"], done["sft"]["score"]["exact"])
-    samples = converse(final)
-    if command.quick:
-        print("\n（--quick 只训练了几秒，还说不成话；要会说话的模型，请去掉它再运行。）")
+    samples = converse(final, CONVERSATIONS[:1] if command.quick else CONVERSATIONS, 1 if command.quick else None)
     extras = train_specialists(manager, progress, answered, final, command.quick) if command.extras else {}
-    write_report(out, options, progress, done, samples, extras)
-    print(f"\n报告 {out / 'report.json'}\n曲线 {options['sft']['log_dir']}\n接着聊：python chat_agent/chat.py")
+
+    report, page = write_report(out, options, progress, done, samples, extras), write_page(out, manager.config)
+    chosen = f" --model {final}" if final.parent != ROOT / "out" else ""
+    print(f"""
+报告：{page or report}（用浏览器打开）
+曲线：{options["sft"]["log_dir"]}
+在终端里聊天：python chat_agent/chat.py{chosen}
+在网页里聊天：python chat_agent/serve.py{chosen}""")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def chosen(folder, stage, seed=1, **keys):
         keys.setdefault(BASE, str(folder / "out/base/TinySeek_SFT_final.pkl"))
     usual = {"eval_share": 0.25, "eval_steps": 3, "save_steps": 4, "save_total_limit": None, "save_frq": 1, "max_epochs": 2, "dropout": 0.1,
              "logging_steps": None, "replay_data_path": str(folder / "none.jsonl"), "batch_size": 1 if stage != "gate" else 4}
-    return toy.toy_options(folder, toy.toy_vocab(), stage, rows_of(stage, seed), **usual, **OWN.get(stage, {}), **keys)
+    return toy.toy_options(folder, toy.toy_vocab(), stage, rows_of(stage, seed), **{**usual, **OWN.get(stage, {}), **keys})
 
 
 @pytest.fixture(scope="module")

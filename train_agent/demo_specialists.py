@@ -31,10 +31,11 @@ def train_specialists(manager, progress, score, base, quick=False):
         def work(folder=folder, stage=stage, data=data):
             metrics = run(stage, options[stage], paths, data, folder, quick)
             return {**metrics, "exact": score(final(options[stage], folder, stage), paths[f"{data}_eval"])}
-        done[folder] = progress.once(folder, title, work)
+        done[folder] = progress.once(folder, title, work, made=final(options[stage], folder, stage), needs=[base])
     print_specialists(done)
     experts = [str(final(options["lora"], folder, "lora")) for folder, (stage, _, _) in SPECIALISTS.items() if stage == "lora"]
-    gate = progress.once("gate", "选择门", lambda: run("gate", {**options["gate"], "experts": experts}, paths, "gate", "gate", quick))
+    gate = progress.once("gate", "选择门", lambda: run("gate", {**options["gate"], "experts": experts}, paths, "gate", "gate", quick),
+                         made=final(options["gate"], "gate", "gate"), needs=experts)
     return {"adapters": done, "gate": gate["gate"]}
 
 

@@ -125,6 +125,7 @@ _LENGTH = _block(
     "stage", "训练长度", "raise",
     _key("max_epochs", "int", 1, "轮数", low=1),
     _key("max_steps", "int", None, "最多优化步数，null = 由轮数决定", low=1),
+    _with("free", _key("minutes", "float", None, "训练几分钟，代替 max_epochs 和 max_steps：第一次启动时测速，定下步数，续训不变", above=0)),
     _with("never", _key("n_of_samples", "int", None, "每块的记录数，null = 16384", low=1)),
     _key("n_of_samplings", "int", None, "块数，null = 用完文件", low=1),
     _with("ask", _key("batch_size", "int", 8, "一个微批的行数", low=1)),

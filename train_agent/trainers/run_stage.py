@@ -8,6 +8,7 @@ from tools.errors import UserError
 from tools.plot import draw_plt
 from train_agent.trainers import parallel
 from train_agent.trainers.running.diary import OpenedLoop, check_up
+from train_agent.trainers.running.minutes import timed_stage
 
 INSTEAD = {"dry_run": ("preflight", "preflight"), "find_lr": ("lr_finder", "find_lr"), "find_batch": ("trying.find_batch", "find_batch"),
            "overfit_one_batch": ("trying.checks", "overfit_one_batch"), "check_gradients": ("trying.checks", "check_gradients")}
@@ -19,9 +20,9 @@ def start(build_stage, options):
     if wanted == "plan":
         return import_module("train_agent.trainers.trying.plan").show_plan(options)
     checked = check_up(options) if wanted in (None, "dry_run") else None
-    stage = build_stage(options)
+    stage = build_stage(options) if wanted else timed_stage(build_stage, options)
     if not wanted:
-        metrics = OpenedLoop(stage, checked).run()
+        metrics = OpenedLoop(stage, checked, ahead=not options["minutes"]).run()      # minutes: its speed has just been measured
         draw_curves(stage)
         return metrics
     home, name = INSTEAD[wanted]

@@ -17,13 +17,8 @@ WARM_UP, LEAST, TOGETHER = 1, 2, 4      # steps not counted, steps counted at le
 HELD_BATCHES = 3
 
 
-def seconds_per_step(stage, seconds=6.0):
-    """Seconds of an optimizer step of `stage`, measured for about `seconds`. Weights and random states stay as they were."""
-    return measure(stage, seconds)["step"]
-
-
 def measure(stage, seconds, share=1.0):
-    """Steps are taken for about `seconds`, and for at most that share of the run's steps.
+    """Steps are taken for about `seconds`, and for at most that share of the run's steps. Weights and random states stay as they were.
 
     -> {"metrics" of the first step, "step" and "forward" (one whole evaluation) in seconds, "saved" bytes of activations,
     "peak" bytes of the copy on CUDA, "total_steps", "device", "precision"}

@@ -1,0 +1,95 @@
+"""What a pipeline of several trainings has done already, in progress.json. A second start skips it, as long as the files that were
+made then are still there, unchanged: scores never stand beside another model than the one they were taken on.
+"""
+import math
+import sys
+import time
+from pathlib import Path
+
+from tools.config.compare import compare
+from tools.process.signals import leave_if_heard
+from tools.saving.archive import verify_torch
+from tools.saving.atomic import CheckpointError, read_json, write_json
+
+
+class Progress:
+    """key: what all results hang on, e.g. {stage: fingerprint of its configuration}; with another key everything is done anew."""
+
+    def __init__(self, out_dir, key, afresh=False):
+        self.path = Path(out_dir) / "progress.json"
+        self.data = {"key": key, "results": {}, "seconds": {}, "before": {}}
+        found = None if afresh else self._read()
+        if found and found.keys() >= self.data.keys() and same_key(found["key"], key):
+            self.data = {**found, "key": key}
+
+    def _read(self):
+        try:
+            return read_json(self.path) if self.path.exists() else None
+        except CheckpointError as error:
+            print(f"警告：{error}；已完成的步骤会重做。", file=sys.stderr)
+
+    def save(self):
+        write_json(self.path, self.data)
+
+    def once(self, name, title, work, made=None, needs=(), taken_over=None):
+        """The result of work(), kept from an earlier start as long as the checkpoint `made` by it and those it `needs` are the same.
+
+        taken_over(made) -> the result for a checkpoint that somebody else made in the meantime; without it the work is done anew.
+        """
+        results, needed, mine = self.data["results"], [digest(path) for path in needs], digest(made)
+        known = results.get(name)
+        if known and known["needs"] == needed and known["made"] == mine and (made is None or mine):
+            print(f"✓ {title}：上次已完成，跳过。")
+            return known["result"]
+        began_with = known["made"] if known else self.data["before"].get(name, mine)
+        if taken_over and mine not in (None, began_with):
+            return self._note(name, needed, made, self._told(made, known) or taken_over(made))
+        if known and made and mine is None:
+            print(f"{Path(made).name} 不在了或已损坏，重做这一步。")
+        print(f"▶ {title}", flush=True)
+        if not known:
+            self.data["before"].setdefault(name, mine)
+            self.save()
+        start = time.time()
+        result = work()
+        self.data["seconds"][name] = round(time.time() - start, 1)
+        self._note(name, needed, made, result)
+        leave_if_heard()
+        return results[name]["result"]
+
+    def _note(self, name, needed, made, result):
+        result = plain(result)
+        self.data["results"][name] = {"result": result, "needs": needed, "made": digest(made)}
+        self.save()
+        return result
+
+    @staticmethod
+    def _told(made, known):
+        if known:
+            print(f"{made} 后来换成了另一个模型：就用它，分数重新打。要这里重新训练，请加 --resume none（它会移到 backup 文件夹，不会丢）。")
+        else:
+            print(f"✓ {made} 已经训练完，就用它。")
+
+
+def digest(path):
+    """SHA-256 of a whole checkpoint; None for no path, no file, or a damaged one."""
+    try:
+        return verify_torch(path) if path and Path(path).is_file() else None
+    except CheckpointError:
+        return None
+
+
+def same_key(one, other):
+    """Configurations are compared as a resume compares them: folders may move."""
+    if not isinstance(one, dict) or not isinstance(other, dict) or one.keys() != other.keys():
+        return one == other
+    return all(not compare(value, other[name]) if isinstance(value, dict) else value == other[name] for name, value in one.items())
+
+
+def plain(value):
+    """The same for JSON, which knows no NaN and no infinity: they become null."""
+    if isinstance(value, dict):
+        return {str(name): plain(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
