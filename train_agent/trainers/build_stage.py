@@ -66,6 +66,13 @@ def load_base(options, label, path, ways_on):
     return chain[-1]
 
 
+def made_here(options):
+    """Whether the vocabulary's path is one that trainings themselves write to, vocab.json or vocab_tiny.json in out_dir: what lies there
+    may be of another training, and says nothing about what the user wants."""
+    path = Path(options["vocab_trg_path"])
+    return path.parent == Path(options["out_dir"]) and path.name.startswith("vocab")
+
+
 def open_vocab(options, base=None):
     """The run's vocabulary: the base's own when there is a base, else the file, else built from the data and saved."""
     path = Path(options["vocab_trg_path"])
@@ -73,8 +80,7 @@ def open_vocab(options, base=None):
         return parallel.main_first(lambda: Vocab(None if path.exists() else local_files(options["vocab_data_path"], options), path,
                                                  options["vocab_size"], options["token_kind"], cache_dir=options["cache_dir"],
                                                  text_field=fields_of(options)))
-    brought = path.exists() and path.parent != Path(options["out_dir"])      # what lies in out_dir some other training left there
-    if brought and Vocab.load_vocab(path).hash != base["vocab_hash"]:
+    if path.exists() and not made_here(options) and Vocab.load_vocab(path).hash != base["vocab_hash"]:
         raise UserError(f"词表 {path} 和起点模型的词表不同，编号对不上。请用训练起点模型时的词表，或去掉 --vocab_trg_path（模型自带词表）。", 4)
     return Vocab.from_state(base["vocab"])
 

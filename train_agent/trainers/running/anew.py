@@ -8,7 +8,7 @@ from tools.config.keys import KEYS
 from tools.errors import UserError
 from tools.saving.run_folder import RunFolder
 from tools.saving.start_files import moved_places, start_name
-from train_agent.trainers.build_stage import NOT_SHAPE
+from train_agent.trainers.build_stage import NOT_SHAPE, made_here
 
 STARTS = ("起点模型", "底座", "专家")      # what a stage calls the file it starts from, in its identity
 
@@ -81,8 +81,7 @@ def weights_fit(stage, payload):
     """Whether --init_from takes these weights: the same network or adapter, on the same base, with a vocabulary that may be used."""
     about, options = stage.about, stage.options
     if about["kind"] == "model":
-        own_vocab = Path(options["vocab_trg_path"]).parent == Path(options["out_dir"])
-        return ((own_vocab or payload["vocab_hash"] == about["vocab_hash"])
+        return ((made_here(options) or payload["vocab_hash"] == about["vocab_hash"])
                 and all(payload["config"].get(k) == about["config"].get(k) for k in MODEL_KEYS if k not in NOT_SHAPE))
     if about["kind"] != "adapter":
         return False
