@@ -29,7 +29,7 @@ from tools.pictures.others import draw_run, held_out
 from tools.saving.archive import read_json, write_json
 from train_agent.trainers import dpo_tuning, pre_training, sft_training
 from train_agent.trainers.hardware import machine
-from train_agent.trainers.data.gate_targets import last_reply
+from tools.mask import last_reply
 from train_agent.trainers.loop import Loop
 
 LENGTH = 256
@@ -112,7 +112,7 @@ def run_fold(folder, base, fold, lines, command, given):
     Loop(stage).run()
     data, device = stage.held["held"], machine.choose_device(options["device"])
     documents = dpo_tuning.both(data.documents)
-    tokens = [int(last_reply(*data.cache.document(d))[1:LENGTH + 1].sum()) for d in documents]
+    tokens = [int(last_reply(data.cache.document(d)[1])[1:LENGTH + 1].sum()) for d in documents]
     after = dpo_tuning.scored(stage.model, data.cache, data.documents, stage.options, device)
     return {"before": data.reference[documents].tolist(), "after": after[documents].tolist(), "tokens": tokens,
             "log": str(max((folder / f"fold_{fold}" / "logs").glob("dpo_2*.jsonl")))}

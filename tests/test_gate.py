@@ -20,7 +20,7 @@ from tools.errors import UserError
 from tools.template import render_prompt
 from train_agent.trainers import gated_training
 from train_agent.trainers.data import gate_targets
-from train_agent.trainers.data.gate_targets import last_reply
+from tools.mask import last_reply
 
 ASKS = {"a": "{}呢？", "b": "{}在哪？", "c": "说说{}。"}
 REPLIES = {"a": "很好看", "b": "在河边", "c": "不见了"}
@@ -179,7 +179,7 @@ def test_losses_are_those_of_the_packed_path(world, vocab):
     expert = build(load_chain(world["paths"][1]))
     for document in list(stage.train.documents)[:5]:
         ids, learned = stage.train.cache.document(document)
-        ids, learned = torch.from_numpy(ids)[None], torch.from_numpy(last_reply(ids, learned))[None]
+        ids, learned = torch.from_numpy(ids)[None], torch.from_numpy(last_reply(learned))[None]
         goal = torch.where(learned, ids, -100)
         with torch.no_grad():
             out = expert(ids, labels=goal)
@@ -210,8 +210,8 @@ def test_learned_positions_and_dialogues_longer_than_the_table(vocab, positions)
 
 def test_last_reply():
     learned = np.array([0, 0, 0, 1, 1, 0, 0, 1, 1, 1], bool)
-    assert last_reply(np.arange(10), learned).tolist() == [False] * 7 + [True] * 3
-    assert not last_reply(np.arange(3), np.zeros(3, bool)).any()
+    assert last_reply(learned).tolist() == [False] * 7 + [True] * 3
+    assert not last_reply(np.zeros(3, bool)).any()
 
 
 def test_resume_is_bit_identical(world, vocab):

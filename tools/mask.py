@@ -18,3 +18,14 @@ def mask_from_id_to_id(ids, start_id=9, end_id=10):
     last_start = np.maximum.accumulate(np.where(ids == start_id, where, -1), axis=-1)
     last_end = np.maximum.accumulate(np.where(ids == end_id, where, -1), axis=-1)
     return (last_start > last_end) & (where < last_end[..., -1:])
+
+
+def last_reply(supervised):
+    """supervised (T,) bool -> (T,) bool of the last reply alone: the run of targets that ends the document."""
+    places = np.flatnonzero(supervised)
+    if not len(places):
+        return supervised
+    breaks = np.flatnonzero(np.diff(places) > 1)
+    only = np.zeros_like(supervised)
+    only[places[breaks[-1] + 1 if len(breaks) else 0:]] = True
+    return only

@@ -69,11 +69,3 @@ def find_duplicates(book, near=True, threshold=THRESHOLD):
         for i, j, share in near_pairs(book.columns.get("signature"), lambda k: book.text(long[k]), threshold, gone[long]):
             earlier, row = int(long[i]), int(long[j])
             yield "leak" if book.held(row) and not book.held(earlier) else "near_duplicate", row, earlier, share
-
-
-def leaks_by_share(pairs, every):
-    """How many of the rows that training holds out (every so many-th) have a copy among the others. pairs: data row numbers from 0."""
-    if not every:
-        return 0
-    leaked = {held for a, b in pairs for held, other in ((a, b), (b, a)) if held % every == 0 and other % every}
-    return len(leaked)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from tools import formats, template
+from tools.checkup.aim import is_cut, learned_part, taken, why_nothing
 from tools.checkup.faults import excused, pattern_faults, repeat_faults, row_faults
 from tools.reading.bad_lines import field_names
 from tools.reading.lines import is_plain_text, iter_places
@@ -26,16 +27,16 @@ UNKNOWN_SHARE, UNKNOWN_FROM = 0.3, 10
 _worker = {}
 
 
-def start_worker(vocab_state=None, text_field=None, max_len=512):
+def start_worker(vocab_state=None, text_field=None):
     """Settings of this process; a vocabulary is what makes the counts of tokens possible."""
-    _worker.update(vocab=vocab_state and Vocab.from_state(vocab_state), text_field=text_field, max_len=max_len)
+    _worker.update(vocab=vocab_state and Vocab.from_state(vocab_state), text_field=text_field)
 
 
-def scan_block(path, start, end):
-    """One byte range of a plain file -> dict of counts, faults [(line from 1 within the range, kind)] and columns."""
+def scan_block(path, start, end, aim):
+    """One byte range of a plain file, judged for `aim` -> dict of counts, faults [(line from 1 within the range, kind)] and columns."""
     places, bad, plain, dropped = [], [], is_plain_text(path), {}
     for number, offset, raw in iter_places(path, start, end):
-        row = formats.parse_line(raw, _worker["text_field"], plain)
+        row = taken(formats.parse_line(raw, _worker["text_field"], plain), aim)
         if isinstance(row, str):
             bad.append((number, row, field_names(raw) if "字段" in row else ""))
         else:
@@ -52,14 +53,14 @@ def scan_block(path, start, end):
     numbered += [hit for hit in pattern_faults(joined, starts) if not excused(hit[1], texts[hit[0]])]
     if len(codes):
         numbered += repeat_faults(codes, starts)
-    tokens, token_faults = _token_counts(rows)
+    tokens, token_faults, teaches = _token_counts(rows, aim)
     numbered += token_faults
     long = np.flatnonzero(lengths >= SHORTEST)
     columns = {"line": np.array([row.line for row in rows], np.int64), "offset": np.array([o for _, o, _ in places], np.int64),
                "kind": np.array([KIND_NUMBERS[row.kind] for row in rows], np.uint8), "hash": np.array([_row_hash(r) for r in rows], np.uint64),
-               "long": long, "signature": signatures(codes, starts[long], starts[long] + lengths[long])}
+               "teaches": teaches, "long": long, "signature": signatures(codes, starts[long], starts[long] + lengths[long])}
     return {"bytes": end - start, "lines": count_lines(path, start, end), "items": len(rows) + len(bad), "chars": int(lengths.sum()),
-            "bad": bad, "dropped": dropped, "faults": list(dict.fromkeys((rows[i].line, kind) for i, kind in numbered)), "columns": columns,
+            "last": max([0, *(row.line for row in rows), *(line for line, *_ in bad)]), "bad": bad, "dropped": dropped, "faults": list(dict.fromkeys((rows[i].line, kind) for i, kind in numbered)), "columns": columns,
             "char_bins": histogram(lengths), **tokens}
 
 
@@ -80,32 +81,36 @@ def histogram(lengths):
     return np.bincount(np.minimum(bins, BINS - 1), minlength=BINS)
 
 
-def _token_counts(rows):
-    """Token statistics of these rows as the trainers would see them, and the faults that only tokens show."""
+def _token_counts(rows, aim):
+    """Token statistics of these rows as the trainers would see them, the faults that only tokens show, and which rows teach anything."""
+    teaches = np.ones(len(rows), np.uint8)
     if not _worker["vocab"]:
-        return {}, []
-    limit = _worker["max_len"]
-    counts = dict.fromkeys(("tokens", "bytes_tokens", "learned", "cut", "documents", "over"), 0)
-    faults, lengths = [], []
+        return {}, [], teaches
+    counts = dict.fromkeys(("tokens", "bytes_tokens", "learned", "cut", "cut_rows", "cut_learned", "documents", "over"), 0)
+    faults, lengths, room = [], [], aim.max_len + 1
     for i, documents in enumerate(template.render_many(rows, _worker["vocab"])):
-        total = fallback = 0
+        total = fallback = longest = 0
+        kind = rows[i].kind
         for ids, learned in documents:
-            size, is_text = len(ids), rows[i].kind == "text"
-            total += size
+            learned, size = learned_part(learned, kind, aim), len(ids)
+            kept = learned[:room] if is_cut(kind, aim) else learned
+            total, longest = total + size, max(longest, size)
             fallback += int(((ids >= FIRST_BYTE) & (ids < FIRST_WORD)).sum())
             lengths.append(size)
-            counts["over"] += size > limit + 1
-            counts["learned"] += int(learned.sum() if is_text else learned[:limit + 1].sum())
-            if not is_text and size > limit + 1:                        # a text is cut into pieces, a dialogue loses its end
-                counts["cut"] += size - limit - 1
-                if not learned[:limit + 1].any():
-                    faults.append((i, "answer_lost"))
+            counts["over"] += size > room
+            counts["learned"] += int(kept.sum())
+            counts["cut_learned"] += int(learned.sum()) - int(kept.sum())
+            counts["cut"] += size - len(kept)
+        counts["cut_rows"] += is_cut(kind, aim) and longest > room
+        if why := why_nothing(documents, kind, aim):
+            teaches[i] = 0
+            faults.append((i, why))
         counts["tokens"] += total
         counts["bytes_tokens"] += fallback
         counts["documents"] += len(documents)
         if fallback >= UNKNOWN_FROM and fallback > UNKNOWN_SHARE * total:
             faults.append((i, "unknown_words"))
-    return {**counts, "token_bins": histogram(np.array(lengths, np.int64))}, faults
+    return {**counts, "token_bins": histogram(np.array(lengths, np.int64))}, faults, teaches
 
 
 def count_lines(path, start, end):
@@ -121,12 +126,12 @@ def count_lines(path, start, end):
 
 # ---------------------------------------------------------------- all blocks of all files
 
-def scan_files(files, settings, progress=lambda n: None):
-    """Generator of (file number, result of scan_block) in order. files: plain paths; settings: arguments of start_worker."""
-    jobs = [(number, path, at, min(at + BLOCK, size)) for number, path in enumerate(files)
+def scan_files(files, aims, settings, progress=lambda n: None):
+    """Generator of (file number, result of scan_block) in order. files: plain paths; aims: one for each; settings: of start_worker."""
+    jobs = [(number, path, at, min(at + BLOCK, size), aims[number]) for number, path in enumerate(files)
             for size in [os.path.getsize(path)] for at in range(0, size, BLOCK)]
     count = cores()
-    if count == 1 or sum(end - at for *_, at, end in jobs) < PARALLEL_FROM:
+    if count == 1 or sum(job[3] - job[2] for job in jobs) < PARALLEL_FROM:
         start_worker(*settings)
         for number, *job in jobs:
             yield number, scan_block(*job)
@@ -138,9 +143,18 @@ def scan_files(files, settings, progress=lambda n: None):
             if job:
                 waiting.append((job, pool.submit(scan_block, *job[1:])))
             if waiting and (not job or len(waiting) > 2 * count):
-                (number, _, at, end), future = waiting.pop(0)
+                (number, _, at, end, _), future = waiting.pop(0)
                 yield number, future.result()
                 progress(end - at)
+
+
+def store(columns, number, result, before, rows):
+    """Add one block's columns; number: of its file, before: lines of the file before the block, rows: rows so far -> rows so far."""
+    own = result["columns"]
+    count = len(own["line"])
+    columns.append(line=own["line"] + before, offset=own["offset"], kind=own["kind"], hash=own["hash"], teaches=own["teaches"],
+                   file=np.full(count, number, np.uint32), long=own["long"] + rows, signature=own["signature"])
+    return rows + count
 
 
 class Columns:

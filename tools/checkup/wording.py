@@ -6,10 +6,12 @@ from pathlib import Path
 
 from tools import formats, template
 from tools.checkup.faults import KINDS
+from tools.reading.held_out import split_text
 from tools.vocab import FIRST_BYTE
 
 LISTED = 5                  # places shown per kind
-LOOK_FIRST = ("leak", "secret", "replacement", "mojibake", "answer_lost", "duplicate", "near_duplicate")    # named first in the verdict
+HOPELESS = 0.2              # share of byte tokens from which a vocabulary does not fit the data
+LOOK_FIRST = ("leak", "secret", "replacement", "mojibake", "answer_lost", "no_turn", "duplicate", "near_duplicate")    # named first in the verdict
 SHOWN = 300                 # characters of a rendered row
 GREEN, GREY, BOLD, RED, YELLOW, OFF = "\033[32m", "\033[90m", "\033[1m", "\033[31m", "\033[33m", "\033[0m"
 
@@ -33,25 +35,56 @@ def percent(part, whole):
 # ---------------------------------------------------------------- the verdict
 
 def verdict(result, max_bad_share):
-    """{"level": ok | warn | stop, "verdict": one Chinese line, "hints": list} of a result of Findings.summary."""
-    bad, items, totals = result["bad_lines"], result["items"], result["totals"]
-    hints = _hints(totals, result["max_len"])
-    if not result["rows"]:
-        return {"level": "stop", "hints": hints, "verdict": "结论：不能训练，没有一行可用的数据。" + _first_bad(result)}
-    if formats.too_many(bad, items, max_bad_share):
-        return {"level": "stop", "hints": hints,
-                "verdict": f"结论：先别训练，{items} 行里有 {bad} 行不能用（{percent(bad, items)}）。{_first_bad(result)}"}
+    """{"level": ok | warn | stop | unseen, "verdict": one Chinese line, "hints": list} of a result of Findings.summary."""
+    hints, unseen = _hints(result), _unseen(result)
+    if not result["items"] and result["share"] < 1:
+        return {"level": "unseen", "hints": hints, "verdict": "结论：没有抽查到一行，数据好不好还不知道。"}
+    if why := _no_good(result, max_bad_share):
+        return {"level": "stop", "hints": hints, "verdict": f"结论：{why}"}
     order = sorted(result["faults"], key=lambda k: (k not in LOOK_FIRST, -result["faults"][k]["count"]))
     named = [f"{KINDS[k][0]} {result['faults'][k]['count']} 行" for k in order[:4]]
-    if bad:
-        named.insert(0, f"坏行 {bad} 行（训练时会跳过）")
+    if result["bad_lines"]:
+        named.insert(0, f"坏行 {result['bad_lines']} 行（训练时会跳过）")
     if said := formats.dropped_text(result["dropped"])[0]:
         hints = [f"数据里有内容不会学：{said}", *hints]
-    more = "等" if len(order) > 4 else ""
+    if same := result["looked"]["same"]:
+        hints = [f"留出数据 {'、'.join(Path(p).name for p in same)} 就是训练数据，评估会虚高", *hints]
+    part = f"（{'；'.join(unseen)}）" if unseen else ""
     if not named and not hints:
-        return {"level": "ok", "hints": hints, "verdict": "结论：数据干净，可以放心训练。"}
+        word = f"可以训练，看过的都没有问题{part}" if unseen else "数据干净，可以放心训练"
+        return {"level": "ok", "hints": hints, "verdict": f"结论：{word}。"}
+    more = "等" if len(order) > 4 else ""
     parts = ([f"请先看看：{'、'.join(named)}{more}"] if named else []) + hints
-    return {"level": "warn", "hints": hints, "verdict": f"结论：可以训练。{'；'.join(parts)}。"}
+    return {"level": "warn", "hints": hints, "verdict": f"结论：可以训练。{'；'.join(parts)}{part}。"}
+
+
+def _no_good(result, max_bad_share):
+    """Why one should not train on this, with the cure (Chinese), or None."""
+    totals, faults = result["totals"], result["faults"]
+    for whose, held in (("", False), ("留出数据 ", True)):
+        files = [f for f in result["files"] if f["held"] == held]
+        bad, items = (sum(f[key] for f in files) for key in ("bad", "items"))
+        if files and bad >= items:
+            return f"不能训练，{whose}没有一行可用的数据。" + _first_bad(result)
+        if formats.too_many(bad, items, max_bad_share):
+            return f"先别训练，{whose}{items} 行里有 {bad} 行不能用（{percent(bad, items)}）。{_first_bad(result)}"
+    if not totals["teaching"]:
+        why = next(kind for kind in ("answer_lost", "no_turn") if kind in faults)
+        return f"不能训练，没有一行有可学的内容：{KINDS[why][0]} {faults[why]['count']} 行。{KINDS[why][1]}。"
+    tokens = totals.get("tokens", 0)
+    if totals.get("bytes_tokens", 0) > HOPELESS * tokens:
+        return (f"不建议这样训练，词表不合这批数据：{percent(totals['bytes_tokens'], tokens)} 的词元是拆开的字节。"
+                "请换一个学过这类文字的起点模型，或把这批数据也列进 --vocab_data_path，移走旧词表重建（必要时加大 --vocab_size），再重新预训练。")
+    return None
+
+
+def _unseen(result):
+    """What the check-up did not look at (Chinese)."""
+    looked, missed = result["looked"], sum(not f["bytes"] for f in result["files"])
+    said = [] if looked["vocab"] else ["没有词表，没有看词元，max_len 会切掉多少也不知道"]
+    said += [f"只抽查了 {percent(result['share'], 1)}"] if result["share"] < 1 else []
+    said += [f"{missed} 个文件没有抽到"] if missed else []
+    return said + ([] if looked["duplicates"] else ["没有查重复"])
 
 
 def _first_bad(result):
@@ -61,16 +94,20 @@ def _first_bad(result):
     return ""
 
 
-def _hints(totals, max_len):
+def _hints(result):
     """What the counts of tokens suggest."""
-    tokens, hints = totals.get("tokens", 0), []
-    if tokens:
-        if totals["cut"] > 0.1 * tokens:
-            hints.append(f"{percent(totals['cut'], tokens)} 的词元因超过 max_len {max_len} 被切掉，可加大 --max_len")
-        if totals["bytes_tokens"] > 0.05 * tokens:
-            hints.append(f"{percent(totals['bytes_tokens'], tokens)} 的词元是拆开的字节，可加大 --vocab_size 或用这批数据建词表")
-        if totals["learned"] < 0.05 * tokens:
-            hints.append(f"只有 {percent(totals['learned'], tokens)} 的词元要学，回答太短")
+    totals, looked, hints = result["totals"], result["looked"], []
+    if not (tokens := totals.get("tokens", 0)):
+        return hints
+    learned, lost = totals["learned"], totals["cut_learned"]
+    if totals["cut"] > 0.1 * tokens:
+        hints.append(f"{totals['cut_rows']} 行超过 max_len {looked['max_len']}，{percent(totals['cut'], tokens)} 的词元被切掉，可加大 --max_len")
+    if HOPELESS * tokens >= totals["bytes_tokens"] > 0.05 * tokens:
+        hints.append(f"{percent(totals['bytes_tokens'], tokens)} 的词元是拆开的字节，可加大 --vocab_size 或用这批数据建词表")
+    if learned + lost < 0.05 * tokens:
+        hints.append(f"只有 {percent(learned + lost, tokens)} 的词元要学，回答太短")
+    elif lost > learned:
+        hints.append(f"回答的词元被切掉 {percent(lost, learned + lost)}，学不到完整的回答")
     return hints
 
 
@@ -78,6 +115,7 @@ def _hints(totals, max_len):
 
 def full(result, everything=False):
     """Generator of the lines of the whole report, verdict excluded."""
+    yield f"检查：{_aim(result)}，词表：{result['looked']['vocab'] or '没有，不看词元'}"
     for f in result["files"]:
         yield (f"{paint(f['path'], BOLD)}{'（留出）' if f['held'] else ''}：{f['lines']:,} 行，{size_text(f['bytes'])}，{f['chars']:,} 字，"
                f"可用 {f['rows']:,} 行，坏行 {f['bad']:,} 行")
@@ -91,8 +129,7 @@ def full(result, everything=False):
         yield f"{paint('没有学', YELLOW)}  {said}"
     if about:
         yield f"只是说明、没有学的字段：{about}"
-    if result["hidden_leaks"]:
-        yield f"提醒  按 eval_share 自动留出的行里，有 {result['hidden_leaks']:,} 行在训练行里有相同或相近的一行，评估会略偏乐观。"
+    yield from _compared(result)
     totals = result["totals"]
     if totals.get("tokens"):
         yield _token_line(totals, result["max_len"])
@@ -100,6 +137,23 @@ def full(result, everything=False):
     yield from histogram_lines(bins, unit)
     for hint in result["hints"]:
         yield f"建议  {hint}。"
+
+
+def _aim(result):
+    looked = result["looked"]
+    return "、".join(looked["stages"]) + ("" if looked["whole"] else f"，max_len {looked['max_len']}")
+
+
+def _compared(result):
+    """Which rows were held against which, and how they are divided."""
+    looked, leaks = result["looked"], result["faults"].get("leak", {"count": 0})["count"]
+    near = "没有查近似重复" if looked["near"] is None else "近似重复只比 50 字以上的 {:,} 行，更短的只查完全相同".format(looked["near"][0])
+    yield f"重复：比了全部 {sum(f['rows'] for f in result['files']):,} 行；{near}。"
+    if looked["leaks"]:
+        yield f"泄漏：留出的 {looked['leaks'][0]:,} 行和训练的 {looked['leaks'][1]:,} 行比过，{leaks:,} 行也在训练数据里。"
+    elif looked["split"][1]:
+        yield f"泄漏：自动留出的 {looked['split'][1]:,} 行里，有 {result['hidden_leaks']:,} 行在训练行里有相同或相近的一行{'，评估会略偏乐观' if result['hidden_leaks'] else ''}。"
+    yield f"{split_text(*looked['split'])}。"
 
 
 def _places(entry, many_files, everything):
@@ -113,8 +167,9 @@ def _places(entry, many_files, everything):
 
 def _token_line(totals, max_len):
     tokens = totals["tokens"]
-    return (f"词元 {tokens:,} 个；要学的占 {percent(totals['learned'], tokens)}；因超过 max_len {max_len} 被切掉 {percent(totals['cut'], tokens)}；"
-            f"拆成字节的 {percent(totals['bytes_tokens'], tokens)}；长过一行的文档 {percent(totals['over'], totals['documents'])}")
+    return (f"词元 {tokens:,} 个；要学的占 {percent(totals['learned'], tokens)}；{totals['cut_rows']:,} 行因超过 max_len {max_len} 被截断，"
+            f"切掉 {percent(totals['cut'], tokens)} 的词元；拆成字节的 {percent(totals['bytes_tokens'], tokens)}；"
+            f"长过一行的文档 {percent(totals['over'], totals['documents'])}")
 
 
 def histogram_lines(bins, unit):
@@ -138,14 +193,16 @@ def short(result):
     """Three lines at most, for the start of a training."""
     bad, rows, totals = result["bad_lines"], result["rows"], result["totals"]
     names = "、".join(Path(f["path"]).name for f in result["files"][:3]) + (f" 等 {len(result['files'])} 个文件" if len(result["files"]) > 3 else "")
-    part = "" if result["share"] >= 1 else f"（抽查 {percent(result['share'], 1)}）"
-    line = f"数据体检{part}：{names}，{rows:,} 行可用，坏行 {bad:,} 行"
+    part = "" if result["share"] >= 1 else f"，抽查 {percent(result['share'], 1)}"
+    line = f"数据体检（{_aim(result)}，词表：{result['looked']['vocab'] or '没有'}{part}）：{names}，{rows:,} 行可用，坏行 {bad:,} 行"
     if totals.get("tokens"):
         line += f"，词元 {totals['tokens']:,}，要学 {percent(totals['learned'], totals['tokens'])}，切掉 {percent(totals['cut'], totals['tokens'])}"
+    if result["looked"]["split"]:
+        line += f"；{split_text(*result['looked']['split'])}"
     yield line + "。"
     yield result["verdict"]
     if result["level"] != "ok":
-        yield f"细看：python tools/check_data.py {' '.join(f['path'] for f in result['files'][:3])}"
+        yield f"细看：python tools/check_data.py {' '.join(f['path'] for f in result['files'][:3])}{result['looked']['options']}"
 
 
 def size_text(count):

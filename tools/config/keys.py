@@ -228,6 +228,11 @@ def stage_keys(stage):
     return [name for name, key in KEYS.items() if key.scope == "stage" and stage in key.stages]
 
 
+def stage_of(options):
+    """The stage whose flat resolved options these are."""
+    return max((stage for stage in STAGES if set(stage_keys(stage)) <= options.keys()), key=lambda stage: len(stage_keys(stage)))
+
+
 def default_of(name, stage=None):
     """The default of a key, for one stage where stages differ. Paths are still relative."""
     value = STAGE_DEFAULTS.get(stage, {}).get(name, KEYS[name].default)

@@ -112,18 +112,22 @@ class Recoded(io.RawIOBase):
         super().close()
 
 
-def unpacked(path, folder):
-    """`path` itself, or a plain copy of its rows in `folder`, where it is not `rangeable`; rows keep their numbers."""
+def unpacked(path, folder, limit=None):
+    """`path` itself, or a plain copy of its rows in `folder`, where it is not `rangeable`; rows keep their numbers. limit: bytes that
+    are enough. -> (path, whether all rows are there)
+    """
     if rangeable(path):
-        return str(path)
+        return str(path), True
     plain = is_plain_text(path)
     target = Path(folder) / f"{len(os.listdir(folder))}_{Path(path).name}.{'txt' if plain else 'jsonl'}"
     with open(target, "wb") as out:
         at = 1
         for number, raw in iter_lines(path):
+            if limit is not None and out.tell() > limit:
+                return str(target), False
             out.write(b"\n" * (number - at) + raw + b"\n")
             at = number + raw.count(b"\n") + 1
-    return str(target)
+    return str(target), True
 
 
 def _lines(file, start):

@@ -6,21 +6,11 @@ from tqdm import tqdm
 
 from model.kernels.cross_entropy import target_losses
 from model.segments import Layout
+from tools.mask import last_reply
 from train_agent.trainers.data.disk_table import stored
 from train_agent.trainers.data.split import kept
 
 TOKENS = 8192     # padded tokens of one forward pass
-
-
-def last_reply(ids, supervised):
-    """ids (T,), supervised (T,) -> supervised (T,) of the last reply alone: the run of targets that ends the document."""
-    places = np.flatnonzero(supervised)
-    if not len(places):
-        return supervised
-    breaks = np.flatnonzero(np.diff(places) > 1)
-    only = np.zeros_like(supervised)
-    only[places[breaks[-1] + 1 if len(breaks) else 0:]] = True
-    return only
 
 
 def answered(cache):
@@ -60,7 +50,7 @@ def scored(model, cache, documents, max_len, device, title):
 
 def _losses(model, pairs, max_len, device):
     """pairs: (ids, supervised) of several documents -> (B,) mean CE1 + mean CE2 of their last replies. A long one keeps its end."""
-    pairs = [(ids[-max_len - 1:], last_reply(ids, learned)[-max_len - 1:]) for ids, learned in pairs]
+    pairs = [(ids[-max_len - 1:], last_reply(learned)[-max_len - 1:]) for ids, learned in pairs]
     width = max(len(ids) for ids, _ in pairs)
     ids, goals = np.zeros((len(pairs), width), np.int64), np.full((len(pairs), width), -100)
     for row, (one, learned) in enumerate(pairs):

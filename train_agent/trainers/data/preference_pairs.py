@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from model.segments import Layout
+from tools.mask import last_reply
 from train_agent.trainers.dataset import IGNORE, NOTHING, ItemData, Movable, Position, make_batch
-from train_agent.trainers.data.gate_targets import last_reply
 from train_agent.trainers.data.split import kept
 
 
@@ -44,7 +44,7 @@ def joined(cache, documents, width, reference=None, position=None, counted=None)
     made = make_batch(cache, pieces, [list(range(len(documents)))], 1, int(sizes.sum()), counted)
     labels, base = made.labels_1, 0
     for document, size in zip(documents, sizes.tolist()):
-        earlier = ~last_reply(*cache.document(document))[1:size + 1]
+        earlier = ~last_reply(cache.document(document)[1])[1:size + 1]
         labels[0, base:base + size][torch.from_numpy(earlier)] = IGNORE
         base += size
     owner = torch.repeat_interleave(torch.arange(len(documents)), torch.from_numpy(sizes))
@@ -60,7 +60,7 @@ def both(pairs):
 def usable_pairs(cache, width):
     """First documents of the pairs of which both replies have a token within `width`; the others' rows are named."""
     pairs = np.arange(0, len(cache), 2)
-    good = np.array([all(last_reply(*cache.document(d))[1:width + 1].any() for d in (p, p + 1)) for p in pairs], dtype=bool)
+    good = np.array([all(last_reply(cache.document(d)[1])[1:width + 1].any() for d in (p, p + 1)) for p in pairs], dtype=bool)
     return kept(cache, pairs, good, f"提问占满了 max_len={width}，没有地方放回答。可加大 --max_len")
 
 

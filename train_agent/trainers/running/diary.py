@@ -6,7 +6,6 @@ import gc
 import os
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
@@ -15,7 +14,10 @@ from tools import check_data
 from tools.process.version import code_version
 from tools.errors import UserError
 from tools.formats import fields_of
-from tools.reading.hub import is_hf
+from tools.checkup.aim import aim_of
+from tools.checkup.vocabulary import stage_vocabulary
+from tools.config.keys import stage_of
+from tools.reading.hub import is_hf, local_files
 from tools.template import render_prompt, render_text
 from tools.vocab import Vocab
 from train_agent.trainers import parallel, preflight
@@ -41,10 +43,12 @@ class OpenedLoop(Loop):
         super().prepare()
         if self.checked:
             self.journal.event("data_check", **check_data.brief(self.checked))
-        if parallel.is_main() and announced(self.stage):
-            print(f"{announced(self.stage)}。", flush=True)
+        elif parallel.is_main():
+            print("数据体检：没有做，可以运行 python tools/check_data.py 补做。")
         if self.ahead and parallel.world() == 1 and not self.over():        # over several processes: --dry_run
             self.look_ahead()
+        elif parallel.is_main() and announced(self.stage):                  # the preflight says it, too
+            print(f"{announced(self.stage)}。", flush=True)
 
     def save(self, stem, final=False):
         super().save(stem, final)
@@ -70,7 +74,7 @@ class OpenedLoop(Loop):
         if found is None:
             gc.collect()                                                    # the second model, which the error held
             torch.cuda.empty_cache()
-            print("训练前检查：内存放不下第二份模型，跳过实测。")
+            print("，".join(filter(None, ["训练前检查：内存放不下第二份模型，跳过实测", announced(self.stage)])) + "。")
             return
         self.journal.event("preflight", **preflight.brief(found))
 
@@ -87,14 +91,17 @@ def samples(stage):
 
 def check_up(options):
     """The short check-up of a stage's training data, by one process -> dict or None. What it cannot read the stage itself will name."""
-    paths = options["json_data_path"]
-    paths = [paths] if isinstance(paths, str) else paths or []
-    if not paths or any(map(is_hf, paths)) or int(os.environ.get("RANK", 0)):
-        return None
-    known = options.get("vocab_trg_path")
+    paths, held, stage = options["json_data_path"], options.get("eval_data_path"), stage_of(options)
+    if not paths or int(os.environ.get("RANK", 0)) or is_hf_among(paths) and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        return None                                                         # who fetches is settled later
     try:
-        vocab = Vocab.load_vocab(known) if known and Path(known).is_file() else None
-        return check_data.quick_check(paths, None, vocab, options["max_len"], fields_of(options), options["max_bad_share"],
-                                      0.0 if options.get("eval_data_path") else options.get("eval_share"))
+        vocab, origin = stage_vocabulary(options, stage)
+        return check_data.quick_check(local_files(paths, options), local_files(held, options), vocab, text_field=fields_of(options),
+                                      max_bad_share=options["max_bad_share"], eval_share=options["eval_share"],
+                                      aim=aim_of(stage, options), origin=origin)
     except (UserError, OSError):
         return None
+
+
+def is_hf_among(paths):
+    return any(map(is_hf, [paths] if isinstance(paths, str) else paths))
