@@ -217,7 +217,7 @@ def test_what_is_written_is_clean_counted_and_trains(tmp_path, vocab):
     code, said, _ = command(source, "--output", output, "--out_dir", tmp_path / "out", "--token_kind", "char")
     rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
     assert len(rows) == kept and f"：{kept} 行（读了 {len(lines)} 行" in said
-    for word in ("坏行 3 行", "完全重复 3 行", "近似重复 1 行", "4 行里的别家标记"):
+    for word in ("坏行 4 行", "完全重复 3 行", "近似重复 1 行", "4 行里的别家标记"):
         assert word in said, said
     assert not any(mark in output.read_text(encoding="utf-8") for mark in ("<|im", "<s>", "</s>", "INST", "\u200b", "Assistant：", "endoftext"))
     again = check(output, vocab=None, progress=False)
@@ -246,7 +246,8 @@ def test_repeated_rows_stay_where_they_are_wanted(tmp_path):
 
 
 def test_the_written_shape_reads_back_as_the_same_row():
-    rows = [{"text": "甲<|im_end|>乙"}, TALK, PAIR, {"instruction": "问", "input": "甲", "output": "答", "history": [["一", "二"]]}, {"prompt": "a\n\u2028b", "response": "😀\t"},
+    thought = {"messages": [*TALK["messages"], {"role": "assistant", "content": "书", "reasoning_content": "想想", "weight": 0}]}
+    rows = [{"text": "甲<|im_end|>乙"}, TALK, thought, PAIR, {"instruction": "问", "input": "甲", "output": "答", "history": [["一", "二"]]}, {"prompt": "a\n\u2028b", "response": "😀\t"},
             dialogue(("s", "有礼貌"), ("u", ""), ("a", "嗯"))]
     for given in rows:
         row = formats.parse_line(json.dumps(given).encode())

@@ -201,8 +201,8 @@ def length_of(path):
 
 # ---------------------------------------------------------------- the command
 
-READS = ("json_data_path", "eval_data_path", "eval_share", "text_field", "columns", "training_mode", "init_from", "pretraining_model_path", "experts", "vocab_trg_path", "vocab_size", "token_kind", "max_len",
-         "max_bad_share", "hf_subset", "hf_split", "hf_streaming", "out_dir", "cache_dir")
+READS = ("json_data_path", "eval_data_path", "eval_share", "text_field", "columns", "training_mode", "init_from", "pretraining_model_path",
+         "experts", "vocab_trg_path", "vocab_size", "token_kind", "max_len", "max_bad_share", "hf_subset", "hf_split", "hf_streaming", "out_dir", "cache_dir")
 OPTIONS = [
     ("files", {"nargs": "*", "metavar": "文件", "help": "要检查的数据，可用通配，不写则检查配置里的训练数据"}),
     ("--stage", {"choices": STAGES, "help": "为哪个阶段检查；不写则每个文件看它哪种数据最多：文本按 pre，对话按 sft，偏好按 dpo"}),

@@ -7,15 +7,19 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from tools import formats
+from tools import formats, template
 from tools.checkup.aim import Aim, taken
 from tools.checkup.duplicates import Book, find_duplicates
 from tools.checkup.faults import KINDS, PATTERNS, ROLE_LINE, excused, row_faults
 from tools.checkup.scan import Columns, row_text, scan_files, store
 from tools.errors import UserError
+from tools.reading.containers import COPIES
+from tools.reading.row import MARKS, THOUGHT
 from tools.saving.atomic import put, write_temporary
 
 OPENING = re.compile(r"<\|im_start\|>[ \t]*(?:(?:user|assistant|system)\b[ \t]*\n?)?|<s>")    # a mark that takes its role's name along
+NAMES = {"thinking": "reasoning_content"}       # under which a message's field is read again
+WRITTEN = (MARKS, THOUGHT, *NAMES.values())     # counted as not learned, but written or told apart
 EMPTY = "去掉标记后没有内容"
 
 
@@ -30,11 +34,12 @@ def check_target(output, paths):
 
 
 def write_clean(paths, output, text_field, aim_of_path, no_duplicates=True, near=True, threshold=0.85):
-    """Write `output` -> {"rows": written, "read": rows read, "stripped": rows that lost marks, "dropped": {why (Chinese): rows}}."""
-    counts = {"rows": 0, "read": 0, "stripped": 0, "dropped": Counter()}
+    """Write `output` -> {"rows": written, "read": rows read, "stripped": rows that lost marks, "dropped": {why (Chinese): rows},
+    "left_out": {field: [rows, characters]} that no stage learns and so is not written}."""
+    counts = {"rows": 0, "read": 0, "stripped": 0, "dropped": Counter(), "left_out": {}}
     check_target(output, paths)
     with tempfile.TemporaryDirectory(prefix="check_data_", ignore_cleanup_errors=True) as folder:
-        good = Path(folder, "good.jsonl")
+        good = Path(folder, "good" + COPIES["lines"])
         with open(good, "w", encoding="utf-8", newline="\n") as file:
             for path in paths:
                 for line in _good_lines(path, text_field, aim_of_path(path), counts):
@@ -60,7 +65,9 @@ def written(output, counts):
     """Chinese line about what write_clean did."""
     gone = "、".join(f"{why} {count:,} 行" for why, count in counts["dropped"].items()) or "没有去掉一行"
     stripped = f"；{counts['stripped']:,} 行里的别家标记和看不见的字符已删" if counts["stripped"] else ""
-    return f"写出 {output}：{counts['rows']:,} 行（读了 {counts['read']:,} 行，去掉：{gone}{stripped}）。"
+    said = formats.dropped_text({name: entry for name, entry in counts["left_out"].items() if name not in WRITTEN})
+    left = "".join(f"；没有写进去：{words}" for words in said if words)
+    return f"写出 {output}：{counts['rows']:,} 行（读了 {counts['read']:,} 行，去掉：{gone}{stripped}{left}）。"
 
 
 def _good_lines(path, text_field, aim, counts):
@@ -68,7 +75,8 @@ def _good_lines(path, text_field, aim, counts):
     plain = formats.is_plain_text(path)
     for _, raw in formats.iter_lines(path):
         counts["read"] += 1
-        row = taken(formats.parse_line(raw, text_field, plain), aim)
+        row = formats.parse_line(raw, text_field, plain)
+        row = taken(row, aim) if aim.stage == "dpo" else row            # elsewhere a pair stays a pair
         if isinstance(row, str):
             counts["dropped"]["坏行"] += 1
             continue
@@ -77,7 +85,8 @@ def _good_lines(path, text_field, aim, counts):
         if why:
             counts["dropped"][why] += 1
         else:
-            counts["stripped"] += own != row
+            counts["stripped"] += own != row or MARKS in row.dropped
+            formats.count_dropped(counts["left_out"], row)
             yield canonical(own)
 
 
@@ -93,9 +102,9 @@ def _unusable(row):
 def canonical(row):
     """A Row as one line of JSON in the documented shape of its kind; it reads back as the same Row."""
     if row.kind == "text":
-        fields = {"text": formats.END.join(row.texts)}
+        fields = {"text": template.END.join(row.texts)}
     else:
-        fields = {"messages": row.messages} | ({"chosen": row.chosen, "rejected": row.rejected} if row.kind == "preference" else {})
+        fields = {"messages": [{NAMES.get(k, k): v for k, v in m.items()} for m in row.messages]} | ({"chosen": row.chosen, "rejected": row.rejected} if row.kind == "preference" else {})
     return json.dumps(fields, ensure_ascii=False)
 
 

@@ -8,7 +8,7 @@ from glob import glob, has_magic
 from pathlib import Path
 
 from tools.errors import UserError
-from tools.reading.containers import kind_of
+from tools.reading.containers import COPIES, kind_of
 from tools.reading.json_items import TooLong, Unreadable, read_values       # noqa: F401
 from tools.reading.table import read_table
 
@@ -119,7 +119,7 @@ def unpacked(path, folder, limit=None):
     if rangeable(path):
         return str(path), True
     plain = is_plain_text(path)
-    target = Path(folder) / f"{len(os.listdir(folder))}_{Path(path).name}.{'txt' if plain else 'jsonl'}"
+    target = Path(folder) / f"{len(os.listdir(folder))}_{Path(path).name}{COPIES['paragraphs' if plain else 'lines']}"
     with open(target, "wb") as out:
         at = 1
         for number, raw in iter_lines(path):
