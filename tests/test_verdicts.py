@@ -223,7 +223,7 @@ def test_what_is_written_is_clean_counted_and_trains(tmp_path, vocab):
     again = check(output, vocab=None, progress=False)
     assert not again["bad"] and set(again["faults"]) <= {"mixed"} and again["rows"] == kept
     talk = [row for row in rows if "messages" in row and "chosen" not in row]
-    chosen = toy.toy_options(tmp_path, vocab, "sft", talk, max_steps=1)
+    chosen = toy.toy_options(tmp_path, vocab, "sft", talk, max_steps=1, max_len=400)
     assert toy.train(chosen, "sft").exit == 0
 
 

@@ -158,7 +158,8 @@ def quick_check(paths, held=None, vocab=None, max_len=512, text_field=None, max_
 
 def brief(result):
     """What the log keeps of a check-up: journal.event("data_check", **brief(result))."""
-    return {"verdict": result["verdict"], "rows": result["rows"], "bad_lines": result["bad_lines"], "share": round(result["share"], 4), "looked": result["looked"],
+    return {"verdict": result["verdict"], "rows": result["rows"], "bad_lines": result["bad_lines"], "share": round(result["share"], 4),
+            **{name: result["looked"][name] for name in ("stages", "vocab", "split")},
             "faults": {kind: entry["count"] for kind, entry in result["faults"].items()}}
 
 
