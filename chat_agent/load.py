@@ -77,9 +77,10 @@ def _finished(folder):
 
 def _other_models(path):
     """What to do about a model that is not there."""
-    other = sorted(path.parent.glob(f"backup_*/{path.name}")) or _finished(path.parent)      # a training in progress moved it there
+    moved = sorted(path.parent.glob(f"backup_*/{path.name}"))[-1:]          # by a training that is not done yet
+    other = [str(p) for p in moved + _finished(path.parent)[-1:]]
     if other:
-        return f"那里有 {other[-1]}，可用 --model 指定它；或运行 python run.py 训练一个。"
+        return f"那里有 {' 和 '.join(other)} ，可用 --model 指定；或运行 python run.py 训练一个。"
     return "请先运行 python run.py 训练一个，或用 --model 指定别的 .pkl 文件。"
 
 
