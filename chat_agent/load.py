@@ -2,30 +2,17 @@
 
 from pathlib import Path
 
-import torch
-
 from model.build import build
 from model.sampling import DEFAULTS, Sampling
 from tools.checkpoint import load_chain
 from tools.errors import UserError
+from tools.process.device import choose_device
 from tools.vocab import Vocab
 
 TITLES = {"Pre": "预训练模型", "SFT": "对话模型", "Lora": "LoRA 适配器", "Prefix": "前缀适配器", "Memory": "记忆适配器",
           "DPO": "偏好对齐模型", "gate": "专家选择门"}
 
 USUAL = "TinySeek_SFT_final.pkl"
-
-
-def choose_device(name="auto"):
-    """auto | cpu | cuda | cuda:1 | mps -> torch.device. UserError 2 when it is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError):
-        raise UserError(f"这台机器上用不了设备 {name!r}。请改用 --device cpu 或 --device auto。", 2) from None
-    return device
 
 
 def load(path, device="auto"):

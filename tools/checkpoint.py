@@ -7,12 +7,13 @@ from pathlib import Path
 import torch
 
 from tools.errors import UserError
+from tools.process.device import DTYPES
 from tools.saving.archive import CheckpointError, read_torch, write_torch  # noqa: F401  (people look for both here)
 from tools.saving.start_files import moved_places
 
 FIELDS = ("format", "kind", "stage", "config", "vocab_hash", "vocab", "weights", "adapter", "base", "step", "metrics", "run")
 FORMAT = 1
-PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+PRECISIONS = {"fp32": DTYPES["no"], "fp16": DTYPES["fp16"], "bf16": DTYPES["bf16"]}
 STAGE_LABELS = {"pre": "Pre", "sft": "SFT", "lora": "Lora", "prefix": "Prefix", "memory": "Memory", "dpo": "DPO", "gate": "gate"}
 
 

@@ -18,12 +18,12 @@ from tools import template
 from tools.demo_data import chance, grade
 from tools.errors import UserError
 from tools.formats import Row
+from tools.process.device import DTYPES
 
 WINDOW = 512            # tokens a model sees at once where nobody says otherwise
 BATCH_TOKENS = 8192     # tokens of one forward pass
 BLOCK_ROWS = 4096       # rows that are encoded before they are scored
 IGNORE = -100
-DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 SHOWN_PER_TASK = 3      # failed questions that are quoted
 SPARE = 16              # tokens a reply may be longer than the longest right answer: beyond, it is wrong whatever follows
 

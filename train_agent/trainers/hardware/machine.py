@@ -1,36 +1,13 @@
 """What this machine can do: device, threads, precision, memory allocator. Chosen once per run and kept for every resume."""
 
 import ctypes
-import os
 import sys
 import time
 
 import torch
 
-from tools.errors import UserError
+from tools.process.device import DTYPES, choose_device, computes_rightly  # noqa: F401  (the trainers ask for devices here)
 from tools.reading.workers import processors
-
-
-def choose_device(name):
-    """auto | cpu | cuda | cuda:0 | mps -> torch.device. A device that is not there is an error, never a silent fallback."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"不认识的设备 {name!r}。可用：auto、cpu、cuda、cuda:0、mps。", 2) from None
-    if name == "cuda":
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))      # one process, one GPU
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError("指定了 --device cuda，但这台机器上的 PyTorch 看不到 CUDA 显卡。请改用 --device cpu，或安装带 CUDA 的 PyTorch。", 2)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"没有编号为 {device.index} 的显卡，这台机器只有 {torch.cuda.device_count()} 块。", 2)
-    others = getattr(torch, device.type, None)                     # torch.xpu, and torch.npu where its package is imported
-    if device.type not in ("cpu", "cuda", "mps", "meta") and not (others and others.is_available()):
-        raise UserError(f"指定了 --device {name}，但这台机器上的 PyTorch 用不了它。请改用 --device cpu。", 2)
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise UserError("指定了 --device mps，但这台机器不支持 MPS。请改用 --device cpu。", 2)
-    return device
 
 
 def choose_precision(wanted, device):
@@ -41,7 +18,7 @@ def choose_precision(wanted, device):
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     if device.type == "cpu":
         return "bf16" if product_rate(torch.bfloat16) > 1.3 * product_rate(torch.float32) else "no"
-    return "no"
+    return "bf16" if device.type == "mps" and not computes_rightly("mps", "no") else "no"
 
 
 def product_rate(dtype, size=(2048, 256, 512), seconds=0.05):
@@ -54,9 +31,6 @@ def product_rate(dtype, size=(2048, 256, 512), seconds=0.05):
         a @ b
         count += 1
     return 2 * rows * inner * columns * count / (time.perf_counter() - start)
-
-
-DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def autocast(device, precision):

@@ -8,8 +8,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from model.layers import LayerNorm, RMSNorm
 from model.moe import Router
+from tools.process.device import DTYPES
 
-LOW = {"fp16": torch.float16, "bf16": torch.bfloat16}
 EXACT = (RMSNorm, LayerNorm, Router)      # of a block: they compute in float32 under autocast, whatever their input
 
 
@@ -25,8 +25,8 @@ def shard(model, device, keep_whole=False, precision="no"):
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     often = {"mesh": mesh, "reshard_after_forward": not keep_whole}
     exact = low = MixedPrecisionPolicy(cast_forward_inputs=False)
-    if precision in LOW:
-        low = MixedPrecisionPolicy(LOW[precision], torch.float32, cast_forward_inputs=False)
+    if precision != "no":
+        low = MixedPrecisionPolicy(DTYPES[precision], torch.float32, cast_forward_inputs=False)
     for block in model.blocks:
         settle_on(block, device)
         for bank in {memory.bank for memory in block.memories if not is_sharded(memory.bank)}:     # one, which all layers read
