@@ -119,7 +119,8 @@ def converse(chats, how, open_model, stats=False):
     """Questions and commands until the person leaves."""
     def ask(how, again=False, text=None):
         for name, session in chats.items():
-            print(f"\n【{name}】" if len(chats) > 1 else "小寻：", end="\n" if len(chats) > 1 else "", flush=True)
+            alone = "接着写：" if session.completes else "小寻："
+            print(f"\n【{name}】" if len(chats) > 1 else alone, end="\n" if len(chats) > 1 else "", flush=True)
             show(session.retry(**how) if again else session.ask(text, **how), as_list=True)
             thin(remarks(session, commands.stats))
 
@@ -127,7 +128,8 @@ def converse(chats, how, open_model, stats=False):
     commands.stats = stats
     keyboard = Keyboard(commands.table)
     ctrl_c_interrupts()
-    print("开始聊天吧。/help 看命令，/quit 结束。")
+    completes = all(session.completes for session in chats.values())
+    print(f"{'你起个头，它接着写' if completes else '开始聊天吧'}。/help 看命令，/quit 结束。")
     while True:
         try:
             line = keyboard.ask("\n你：")
