@@ -32,9 +32,8 @@ from tools.demo_data import TASKS, write_demo
 from tools.errors import UserError
 from tools.formats import fields_of
 from tools.reading.hub import local_files
-from tools.html_report.gather import subject
 from tools.plot import draw_plt
-from tools.report import write_report as report_page
+from tools.report import report_of
 from tools.saving.atomic import CheckpointError, write_bytes
 from tools.saving.progress import Progress, plain
 from train_agent.demo_specialists import train_specialists
@@ -133,19 +132,9 @@ def write_report(out, options, progress, done, samples, extras):
     return path
 
 
-def write_page(out, config):
-    """The report as a page, out/report.html; -> its path, or None where nothing was ever logged."""
-    try:
-        return report_page(out / "report.html", [subject(None, config)])
-    except UserError as error:
-        print(f"没有写报告网页：{error}", file=sys.stderr)
-
-
 def main(argv=None):
     torch.multiprocessing.freeze_support()
-    argv = list(sys.argv[1:] if argv is None else argv)
-    built_in = [] if any(word.startswith(("--preset", "--config")) for word in argv) else ["--preset", "tiny"]
-    manager, command = parse(argv + built_in, "从数据到对话，一条命令走完全程（默认用预设 tiny）。", extra=EXTRA)
+    manager, command = parse(argv, "从数据到对话，一条命令走完全程（默认用预设 tiny）。", extra=EXTRA, usual="tiny")
     options = {name: manager.stage(name) for name in SHARES}
     if asked(options["pre"]):
         raise UserError(f"--{asked(options['pre'])} 只看一个阶段：请用 python train_agent/pre_train.py 或 sft_train.py。")
@@ -172,7 +161,7 @@ def main(argv=None):
     samples = converse(final, CONVERSATIONS[:1] if command.quick else CONVERSATIONS, 1 if command.quick else None)
     extras = train_specialists(manager, progress, answered, final, command.quick) if command.extras else {}
 
-    report, page = write_report(out, options, progress, done, samples, extras), write_page(out, manager.config)
+    report, page = write_report(out, options, progress, done, samples, extras), report_of(manager.config)
     chosen = f" --model {final}" if final.parent != ROOT / "out" else ""
     print(f"""
 报告：{page or report}（用浏览器打开）

@@ -54,7 +54,7 @@ def test_T7_any_key_on_the_command_line(words, key, expected):
 
 def test_T1_every_key_of_every_stage_is_accepted():
     for stage in ("pre", "sft", "lora", "prefix", "memory", "gate", "dpo"):
-        manager, _ = run([], stage=stage)
+        manager, _ = parse([], stage=stage)
         for name, value in manager.stage().items():
             if value is None:
                 text = ["none"]
@@ -62,7 +62,7 @@ def test_T1_every_key_of_every_stage_is_accepted():
                 text = value or ["none"]
             else:
                 text = [str(value).lower() if isinstance(value, bool) else str(value)]
-            again, _ = run([f"--{name}", *text], stage=stage)
+            again, _ = parse([f"--{name}", *text], stage=stage)
             found = again.stage()[name]
             assert found == value or [found] == value, name
 

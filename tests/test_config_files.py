@@ -132,6 +132,15 @@ def test_an_empty_file_is_no_file(make):
     assert make({"lora": {"rank": 4}}).config["lora"]["forget_penalty"] == 50
 
 
+def test_the_usual_preset_lies_below_the_users_file(make):
+    """run.py takes tiny where nobody says otherwise; an empty file of one's own changes nothing there, either."""
+    plain = ConfigManager(ROOT / "model_config.json", usual="tiny").config
+    assert plain["token_kind"] == "char" and make({}, usual="tiny").config == plain
+    assert make({"token_kind": "jieba"}, usual="tiny").config["token_kind"] == "jieba"
+    assert make({}, usual="tiny", preset="moe").config["token_kind"] == "jieba"
+    assert make({"base": None}, usual="tiny").config["token_kind"] == "jieba"
+
+
 def test_the_table_says_what_the_shipped_file_says():
     raw = json.loads((ROOT / "model_config.json").read_text(encoding="utf-8"))
     for name, value in raw.items():

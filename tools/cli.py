@@ -21,34 +21,36 @@ from tools.process.signals import end_in_good_order
 SHIPPED = ROOT / "model_config.json"
 
 
-def parse(argv=None, description="", stage=None, extra=(), only_run_keys=False, reads=None):
+def parse(argv=None, description="", stage=None, extra=(), only_run_keys=False, reads=None,
+          usual=None):
     """(ConfigManager, argparse.Namespace of the command's own options) from a command line (default: the script's own).
 
     `extra`: argparse arguments as (name, …, {keywords}) tuples; they win over configuration keys of the same name.
     The namespace also holds `config`, `preset` and `overrides` (the keys as typed). `only_run_keys`: for commands whose model comes
     from a checkpoint, a model key is refused. `reads`: names of the keys that the command looks at (default: all); `--help` lists
-    only these, and a key that asks for other work (--dry_run …) is refused. `--help` prints and exits 0; mistakes raise UserError (2).
+    only these, and a key that asks for other work (--dry_run …) is refused. `usual`: the preset that lies below
+    the user's own file where no other is asked for. `--help` prints and exits 0; mistakes raise UserError (2).
     """
     argv = list(arguments() if argv is None else argv)
     parser = _Parser(extra, only_run_keys, reads)
     asked = argv[:argv.index("--")] if "--" in argv else argv
     if any(word in ("-h", "--help") for word in asked):
         use_utf8()
-        print(help_text(parser, description, stage, parser.listed(stage), _manager_for_help(parser, asked, stage)))
+        print(help_text(parser, description, stage, parser.listed(stage), _manager_for_help(parser, asked, stage, usual)))
         raise SystemExit(0)
     options = parser.read(argv)
     idle = [f"--{name}" for name in options.overrides if not parser.is_read(name)]
     if idle:
         print(f"提示：{parser.prog} 不看 {' '.join(idle)}，写了也不起作用。", file=sys.stderr)
-    return ConfigManager(options.config or SHIPPED, options.overrides, options.preset, stage), options
+    return ConfigManager(options.config or SHIPPED, options.overrides, options.preset, stage, usual), options
 
 
-def _manager_for_help(parser, argv, stage):
+def _manager_for_help(parser, argv, stage, usual):
     """The configuration whose values the help shows: as the other words ask for, else the shipped one, else None."""
     for words in ([word for word in argv if word not in ("-h", "--help")], []):
         try:
             options = parser.read(words, strict=False)
-            return ConfigManager(options.config or SHIPPED, options.overrides, options.preset, stage)
+            return ConfigManager(options.config or SHIPPED, options.overrides, options.preset, stage, usual)
         except UserError:
             continue
     return None

@@ -27,10 +27,10 @@ class ConfigManager:
     """`config`: model and run keys flat, a dict per stage, `presets`. `path`: the file read. `preset`, `stage`: as given.
 
     A relative `path` is looked for in the current folder, then in the project's; a dict stands for a file's content, its paths
-    count from the current folder. Raises UserError (2).
+    count from the current folder. `usual`: a preset that lies below the user's own file, unless another is asked for. UserError 2.
     """
 
-    def __init__(self, path="model_config.json", overrides=None, preset=None, stage=None):
+    def __init__(self, path="model_config.json", overrides=None, preset=None, stage=None, usual=None):
         if stage is not None and stage not in STAGES:
             raise UserError(f"没有 {stage} 这个阶段，可选：{' '.join(STAGES)}。")
         given = isinstance(path, dict)                  # from Python: the values themselves
@@ -41,6 +41,8 @@ class ConfigManager:
         for raw, base in files:                         # a preset of the user's takes the place of one with that name
             presets |= _preset_layers(raw.pop("presets", {}), base)
         layers = [(_Layer(raw, base), STAGES) for raw, base in files]
+        if usual is not None and preset is None and (len(files) > 1 or _is_shipped(self.path)):
+            layers.insert(1, (_pick_preset(usual, presets), STAGES))
         if preset is not None:
             layers.append((_pick_preset(preset, presets), STAGES))
         command = _Layer(overrides or {}, os.getcwd(), command_line=True, stage=stage)
@@ -70,11 +72,16 @@ def _with_base(files, path):
     base = files[0][0].pop("base", "model_config.json")
     if base not in (None, "model_config.json"):
         raise UserError(f"配置 base 只能是 null（不以项目自带的 model_config.json 为底），而不是 {show(base)}。")
-    if base is None or path is not None and os.path.samefile(path, shipped) or not os.path.isfile(shipped):
+    if base is None or _is_shipped(path) or not os.path.isfile(shipped):
         return files
     raw = read_file(shipped)
     raw.pop("base", None)
     return [(raw, os.fspath(ROOT)), *files]
+
+
+def _is_shipped(path):
+    shipped = os.path.join(ROOT, "model_config.json")
+    return path is not None and os.path.isfile(shipped) and os.path.samefile(path, shipped)
 
 
 def find_file(path):
