@@ -31,24 +31,25 @@ class Gate(nn.Module):
         x = F.relu(self.features(x.transpose(1, 2))).masked_fill(~valid[:, None], 0)     # (B, h, T)
         return self.choice(x.amax(-1))
 
-    def last_turn(self, ids):
-        """A conversation (list of ids) -> the ids of its last user turn; all of them where nobody spoke."""
-        starts = [i for i, token in enumerate(ids) if token == self.turn["start"]]
-        if not starts:
-            return list(ids)
-        begin = starts[-1] + 1
-        stop = next((i for i in range(begin, len(ids)) if ids[i] in self.turn["ends"]), len(ids))
-        return list(ids[begin:stop])
-
     @torch.no_grad()
     def choose(self, conversations):
         """Conversations (lists of ids) -> the number of the expert for each, chosen one by one."""
-        turns = [self.last_turn(ids)[-LONGEST_TURN:] or [self.turn["start"]] for ids in conversations]
+        turns = [last_turn(ids, self.turn)[-LONGEST_TURN:] or [self.turn["start"]] for ids in conversations]
         chosen = []
         for begin in range(0, len(turns), TOGETHER):
             ids, valid = padded(turns[begin:begin + TOGETHER], self.embed.weight.device)
             chosen += self(ids, valid).argmax(-1).tolist()
         return chosen
+
+
+def last_turn(ids, turn):
+    """A conversation (list of ids) -> the ids of its last user turn, see Gate; all of them where nobody spoke."""
+    starts = [i for i, token in enumerate(ids) if token == turn["start"]]
+    if not starts:
+        return list(ids)
+    begin = starts[-1] + 1
+    stop = next((i for i in range(begin, len(ids)) if ids[i] in turn["ends"]), len(ids))
+    return list(ids[begin:stop])
 
 
 def padded(turns, device=None):

@@ -166,7 +166,7 @@ def test_replayed_rows(world, vocab):
     assert train.replayed == round(own / 3) and len(train.cache) == len(first) + len(second)
     seen = []
     for epoch in range(3):
-        documents = train._order(epoch)
+        documents = train._order(epoch)[0]
         assert sorted(documents[documents < len(first)]) == sorted(train.own), "every row of its own, once an epoch"
         seen += sorted(documents[documents >= len(first)])
     assert len(seen) == 3 * train.replayed and len(set(seen)) == len(seen), "other general rows in every epoch"

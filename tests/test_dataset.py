@@ -132,6 +132,18 @@ def test_D6_chunks_hold_each_record_once_and_the_last_is_not_dropped(make, per_c
     assert predictions(data) == expected(data.cache, 24)
 
 
+def test_D6_records_are_data_rows_however_many_documents_they_hold(make):
+    """Texts with <|im_end|> in them are several documents; their row stays together, and rows are what is counted."""
+    rows = [{"text": "<|im_end|>".join([f"第{i}行"] * (1 + i % 4))} for i in range(40)]
+    data = make(rows, n_of_samples=10, max_epochs=2)
+    assert len(data.documents) == 100 and data.chunks == 4
+    for epoch in range(2):
+        chunks = [[int(r) for r in data.cache.rows[data._in_chunk(epoch, c)]] for c in range(4)]
+        assert all(len(set(chunk)) == 10 for chunk in chunks) and sorted(sum(chunks, [])) == sorted(data.cache.rows.tolist())
+        assert len(set.union(*map(set, chunks))) == 40
+    assert chunks != [[int(r) for r in data.cache.rows[data._in_chunk(0, c)]] for c in range(4)]
+
+
 def test_D6_samplings_bound_a_run_and_are_clamped_to_the_file(make):
     assert make(40, n_of_samples=10, n_of_samplings=2).chunks == 2
     assert make(40, n_of_samples=10, n_of_samplings=99).chunks == 4

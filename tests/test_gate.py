@@ -1,5 +1,6 @@
 """The gate: it reads the last user turn only, picks each sample's cheapest expert, and holds a shared base once."""
 import os
+import pickle
 import random
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import toy
 from toy import THINGS, toy_model
 
 from model.build import attach, build, own_weights
-from model.gate import Gate, GatedExperts, padded
+from model.gate import Gate, GatedExperts, last_turn, padded
 from model.generate import generate, generate_batch
 from model.lora import apply_lora
 from tools.checkpoint import load_chain, weights_hash
@@ -19,6 +20,7 @@ from tools.pictures.others import draw_confusion
 from tools.errors import UserError
 from tools.template import render_prompt
 from train_agent.trainers import gated_training
+from train_agent.trainers.dataset import Position
 from train_agent.trainers.data import gate_targets
 from tools.mask import last_reply
 
@@ -67,9 +69,12 @@ def test_padding_and_neighbours_change_nothing():
 
 def test_only_the_last_user_turn_is_read():
     gate = Gate(300, 3, 8, TURN)
+
+    def read(ids):
+        return last_turn(ids, TURN)
     dialogue = [1, 9, 12, 20, 21, 10, 12, 30, 1, 9, 12, 22, 10, 12]
-    assert gate.last_turn(dialogue) == [12, 22] and gate.last_turn(dialogue[:9]) == [12, 20, 21]
-    assert gate.last_turn([20, 21]) == [20, 21] and gate.last_turn([9]) == []
+    assert read(dialogue) == [12, 22] and read(dialogue[:9]) == [12, 20, 21]
+    assert read([20, 21]) == [20, 21] and read([9]) == []
     assert len(gate.choose([dialogue, [9], [20]])) == 3
 
 
@@ -206,6 +211,15 @@ def test_learned_positions_and_dialogues_longer_than_the_table(vocab, positions)
     with torch.no_grad():
         out = expert(kept[:, :-1], labels_1=goal[:, 1:], labels_2=torch.nn.functional.pad(goal[:, 2:], (0, 1), value=-100))
     assert float(found[0]) == pytest.approx(float(out.loss), abs=1e-5)
+
+
+def test_the_workers_that_read_get_no_gate(world, vocab):
+    """It may be on a GPU by the time that they start."""
+    stage = gated_training.build_stage(gate_options(world, vocab, name="check"))
+    sent = pickle.dumps(stage.train)
+    assert b"model.gate" not in sent and b"torch" not in sent
+    one, other = (data.batch(data_place) for data_place in [Position()] for data in (stage.train, pickle.loads(sent)))
+    assert torch.equal(one.ids, other.ids) and torch.equal(one.losses, other.losses)
 
 
 def test_last_reply():

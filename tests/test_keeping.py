@@ -40,7 +40,7 @@ def test_drift_is_the_mean_square_of_what_the_adapter_adds(world, vocab):
     assert drift(stage.model, moments) == 0, "a new adapter changes nothing"
     seen = {}
     for name in ("blocks.0.attention.q_down", "blocks.1.attention.out"):
-        adapted(stage.model)[name].register_forward_pre_hook(lambda _, args, n=name: seen.setdefault(n, []).append(args[0].flatten(0, -2)))
+        adapted(stage.model)[name].register_forward_pre_hook(lambda _, args, n=name: seen.setdefault(n, []).append(args[0][batch.valid.flatten()]))
     with torch.no_grad():
         stage.model.eval()
         for number in range(data.batches_in(0, 0)):
@@ -58,6 +58,17 @@ def test_drift_is_the_mean_square_of_what_the_adapter_adds(world, vocab):
 def data_place(number):
     from train_agent.trainers.dataset import Position
     return Position(0, 0, number)
+
+
+def test_padding_is_no_general_data(world, vocab):
+    """Wider rows hold the same documents and more padding: the moments of every part, heads and projections, stay."""
+    found = []
+    for width in (40, 71):
+        stage = toy.build_stage(options_for(world, vocab, "padded", max_len=width), "lora")
+        found.append(general_moments(stage.model, stage.held["general"]))
+    assert found[0].keys() == found[1].keys() and "fc1" in found[0]
+    for name, moments in found[0].items():
+        torch.testing.assert_close(found[1][name], moments, rtol=1e-3, atol=1e-6)
 
 
 def test_only_what_learns_is_penalised():

@@ -16,6 +16,7 @@ from tools.checkpoint import read_checkpoint, read_pair
 from tools.errors import UserError
 from train_agent.trainers import parallel
 from train_agent.trainers.dataset import Position
+from train_agent.trainers.hardware import machine
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available() or not sys.platform.startswith("linux"), reason="gloo on Linux")
@@ -333,6 +334,26 @@ def test_world_size_without_its_companions_is_exit_2(monkeypatch):
     with pytest.raises(UserError) as error:
         parallel.start(torch.device("cpu"))
     assert error.value.code == 2 and "torchrun" in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["mps", "xpu"])
+def test_devices_without_a_way_to_talk_are_named(monkeypatch, kind):
+    for name in parallel.VARIABLES:
+        monkeypatch.setenv(name, "2")
+    with pytest.raises(UserError, match=f"不能用 {kind}.*--device cpu"):
+        parallel.start(torch.device(kind))
+    assert not torch.distributed.is_initialized()
+
+
+def test_one_card_for_several_ranks_of_a_machine_is_refused(monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="--device cuda，") as error:
+        machine.choose_device("cuda:0")
+    assert error.value.code == 2 and machine.choose_device("cpu").type == "cpu"
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert machine.choose_device("cuda:0").index == 0, "one rank on each machine may say so"
 
 
 def test_one_process_needs_none_of_it():

@@ -12,12 +12,15 @@ DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}   
 
 def choose_device(name="auto"):
     """auto | cpu | cuda | cuda:0 | mps … -> torch.device. A device that is not there is a UserError 2, never a silent fallback."""
+    alone, here = (int(os.environ.get(word, 1)) <= 1 for word in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))       # torchrun's words
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if _sound_mps() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "mps" if alone and _sound_mps() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
         raise UserError(f"不认识的设备 {name!r}。可用：auto、cpu、cuda、cuda:0、mps。") from None
+    if device.index is not None and not here:
+        raise UserError(f"--device {name} 会让这台机器上的几个进程挤在同一块卡上。请写 --device {device.type}，每个进程自动用自己的一块。")
     if name == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))      # one process, one GPU
     if device.type == "cuda" and not torch.cuda.is_available():

@@ -18,7 +18,7 @@ from tools.errors import UserError
 from train_agent.trainers.data.packing import best_fit, cut, shuffled
 
 IGNORE = -100
-CHUNK_DOCUMENTS = 16384     # documents per chunk where n_of_samples is null
+CHUNK_DOCUMENTS = 16384     # documents per chunk where n_of_samples, which counts data rows, is null
 NOTHING = -1                # what a rank reads where a step has no micro-batch left for it
 EXACT_UP_TO = 300_000       # documents per epoch up to which the number of steps is counted, beyond it is estimated
 
@@ -132,10 +132,11 @@ class PackedData(Dataset):
         self.counted = None                                    # see make_batch
         self.width, self.batch_size, self.seed = options["max_len"], options["batch_size"], options["seed"]
         self.epochs = options["max_epochs"] if shuffle else 1
-        self.per_chunk = min(options["n_of_samples"] or CHUNK_DOCUMENTS, len(self.documents))
         if not len(self.documents):
             raise UserError("数据里没有一行能用来训练。用 python tools/check_data.py 看看每一行的问题。", 8)
-        most = -(-len(self.documents) // self.per_chunk)
+        self.starts = self._records(options["n_of_samples"])
+        self.per_chunk = min(options["n_of_samples"] or CHUNK_DOCUMENTS, len(self.starts))
+        most = -(-len(self.starts) // self.per_chunk)
         self.chunks = min(options["n_of_samplings"] or most, most) if shuffle else most    # held-out data is used whole
         self._order = lru_cache(2)(self._shuffled_documents)
         self._plan = lru_cache(3)(self._packed_chunk)
@@ -151,14 +152,30 @@ class PackedData(Dataset):
         """All documents that some epoch may hold."""
         return self.documents
 
+    def _records(self, chosen):
+        """Where each of the records that chunks are counted in begins in `documents`: data rows, which may be several documents, in
+        chunks of a chosen size; else every document is one."""
+        if not chosen or self.cache is None:
+            return np.arange(len(self.documents))
+        return np.flatnonzero(np.diff(np.asarray(self.cache.rows)[self.documents], prepend=-1))
+
     def _shuffled_documents(self, epoch):
-        if not self.shuffle:
-            return self.documents
-        return self.documents[shuffled(len(self.documents), self.seed, epoch, 0)]
+        """-> documents in the order of an epoch, and where in it each record ends."""
+        sizes = np.diff(self.starts, append=len(self.documents))
+        order = shuffled(len(sizes), self.seed, epoch, 0) if self.shuffle else np.arange(len(sizes))
+        ends = sizes[order].cumsum()
+        shift = self.starts[order] - (ends - sizes[order])
+        return self.documents[np.arange(len(self.documents)) + shift.repeat(sizes[order])], ends
+
+    def _in_chunk(self, epoch, chunk):
+        """The documents of a chunk, in order."""
+        documents, ends = self._order(epoch)
+        first, last = chunk * self.per_chunk, min((chunk + 1) * self.per_chunk, len(ends))
+        return documents[ends[first - 1] if first else 0:ends[last - 1]]
 
     def _packed_chunk(self, epoch, chunk):
         """-> pieces (P, 3), batches: list of lists of rows."""
-        documents = self._order(epoch)[chunk * self.per_chunk:(chunk + 1) * self.per_chunk]
+        documents = self._in_chunk(epoch, chunk)
         begin, end = self.cache.bounds(documents)
         pieces = cut(np.maximum(end - begin - 1, 1), self.width, self.truncate)
         pieces[:, 0] = documents[pieces[:, 0]]
@@ -233,12 +250,12 @@ class ItemData(PackedData):
     """Items that are never packed together with others: batch_size of them in a batch, walked through like packed documents."""
 
     def _packed_chunk(self, epoch, chunk):
-        items = self._order(epoch)[chunk * self.per_chunk:(chunk + 1) * self.per_chunk]
+        items = self._in_chunk(epoch, chunk)
         return None, [items[i:i + self.batch_size] for i in range(0, len(items), self.batch_size)]
 
     def steps(self, accumulation, world=1):
         """Counted: nothing has to be packed for that."""
-        sizes = [min(self.per_chunk, len(self.documents) - i * self.per_chunk) for i in range(self.chunks)]
+        sizes = [len(self._in_chunk(0, chunk)) for chunk in range(self.chunks)]
         batches = [-(-size // self.batch_size) for size in sizes]
         return self.epochs * sum(-(-count // (accumulation * world)) for count in batches)
 

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from model.build import build
-from model.gate import Gate, padded
+from model.gate import Gate, last_turn, padded
 from tools.checkpoint import load_chain, weights_hash
 from tools.pictures.others import draw_confusion
 from tools.errors import UserError
@@ -40,14 +40,14 @@ class TurnBatch(Movable):
 class TurnData(ItemData):
     """Conversations for the gate."""
 
-    def __init__(self, cache, documents, losses, gate, options, shuffle=True):
-        """documents: numbers in the cache; losses: {document: (X,) array}; gate: finds the turn that is read."""
+    def __init__(self, cache, documents, losses, turn, options, shuffle=True):
+        """documents: numbers in the cache; losses: {document: (X,) array}; turn: what the gate reads, see Gate."""
         super().__init__(cache, documents, options, truncate=True, shuffle=shuffle)
-        self.losses, self.turn_of = losses, gate.last_turn
+        self.losses, self.turn = losses, turn
 
     def turns(self, documents):
         """-> the last user turn of each document, cut to max_len (its end counts)."""
-        return [self.turn_of(self.cache.document(d)[0].tolist())[-self.width:] for d in documents]
+        return [last_turn(self.cache.document(d)[0].tolist(), self.turn)[-self.width:] for d in documents]
 
     def batch(self, position):
         documents = self.items(position)
@@ -112,7 +112,7 @@ def build_stage(options):
     gate = Gate(len(vocab), len(paths), options["gate_hidden"], turn)
     experts = build_experts(paths, chains)
     tables = {id(one): parallel.main_first(lambda: expert_losses(experts, hashes, one, options, device)) for one in (split.cache, split.held_cache)}
-    sets = [TurnData(one, documents, tables[id(one)], gate, options, shuffle)
+    sets = [TurnData(one, documents, tables[id(one)], turn, options, shuffle)
             for one, documents, shuffle in ((split.cache, split.training, True), (split.held_cache, split.held, False)) if len(documents)]
     adapter = {"type": "gate", "vocab_size": len(vocab), "hidden": options["gate_hidden"], "turn": turn,
                "experts": [{"path": path_from(options, p), "hash": h} for p, h in zip(paths, hashes)]}

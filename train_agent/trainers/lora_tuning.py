@@ -20,12 +20,11 @@ def describe(options, vocab=None):
 
 def build_stage(options):
     stage = adapter_stage("lora", "Lora", options, describe)
-    general = general_to_learn_from(stage) if options["forget_penalty"] and options["distributed"] != "fsdp" else None
+    general = general_to_learn_from(stage) if options["forget_penalty"] else None
     if general is not None:                            # not the rows that the guard scores
         stage.loss = partial(keeping_loss, general_moments(stage.model, general), options["forget_penalty"])
     elif options["forget_penalty"] and parallel.is_main():
-        why = "fsdp 下还没有" if options["distributed"] == "fsdp" else "没有训练数据之外的通用数据（replay_data_path）"
-        print(f"这次不用 forget_penalty：{why}。", file=sys.stderr)
+        print("这次不用 forget_penalty：没有训练数据之外的通用数据（replay_data_path）。", file=sys.stderr)
     return stage
 
 

@@ -35,6 +35,8 @@ def start(device):
     missing = [name for name in VARIABLES if name not in os.environ]
     if missing:
         raise UserError(f"设置了 WORLD_SIZE，却没有 {'、'.join(missing)}。多进程训练请用 torchrun --nproc-per-node N 脚本.py 启动。")
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"多进程训练只能用 CPU 或 CUDA 显卡，不能用 {device.type}。请加上 --device cpu，或不用 torchrun、只开一个进程。")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=TIMEOUT))

@@ -34,9 +34,12 @@ class ReplayData(PackedData):
         orders = np.concatenate([self.general[shuffled(size, 0, around, REPLAY)] for around in rounds])
         return orders[first - rounds[0] * size:][:self.replayed]
 
+    def _records(self, chosen):
+        return np.arange(len(self.documents))                  # the general ones come one by one
+
     def _shuffled_documents(self, epoch):
         mixed = np.concatenate([self.own, self.drawn(epoch)])
-        return mixed[shuffled(len(mixed), self.seed, epoch, 0)]
+        return mixed[shuffled(len(mixed), self.seed, epoch, 0)], np.arange(1, len(mixed) + 1)
 
 
 def same_data(options):

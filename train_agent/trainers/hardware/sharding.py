@@ -4,7 +4,7 @@ import warnings
 
 import torch
 import torch.distributed as dist
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, distribute_tensor
 
 from model.layers import LayerNorm, RMSNorm
 from model.moe import Router
@@ -30,7 +30,7 @@ def shard(model, device, keep_whole=False, precision="no"):
     for block in model.blocks:
         settle_on(block, device)
         for bank in {memory.bank for memory in block.memories if not is_sharded(memory.bank)}:     # one, which all layers read
-            fully_shard(bank, mp_policy=exact, **often)
+            fully_shard(bank, mesh=mesh, reshard_after_forward=False, mp_policy=exact)
         for memory in block.memories:
             fully_shard(memory, mp_policy=exact, **often)
         if low is not exact:
@@ -77,8 +77,9 @@ def mapped(value, change):
 
 
 def whole(tensor):
-    """The full tensor behind a shard, on every process (all must ask); a plain tensor is itself."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    """The full tensor behind a shard, on every process (all must ask), whose gradients are summed as those of a forward pass are; a
+    plain tensor is itself."""
+    return tensor.full_tensor(grad_placements=[Partial()]) if isinstance(tensor, DTensor) else tensor
 
 
 def for_file(value, main=True):

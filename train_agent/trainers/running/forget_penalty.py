@@ -11,6 +11,7 @@ import torch
 
 from model.lora import LoraLinear
 from train_agent.trainers.dataset import Position
+from train_agent.trainers.hardware.sharding import whole
 from train_agent.trainers.losses import next_tokens_loss
 
 
@@ -23,10 +24,10 @@ def adapted(model):
 @torch.no_grad()
 def general_moments(model, data):
     """{name of an adapted projection: C / tr(W C Wᵀ), (in, in) float32} on `data`, a PackedData of general rows."""
-    places, sums, counts = adapted(model), {}, {}
+    places, sums, counts, valid = adapted(model), {}, {}, None
 
     def see(name, x):
-        x = x.reshape(-1, x.shape[-1]).float()
+        x = x.reshape(len(valid), -1)[valid].float()                          # padding is nobody's data
         sums[name], counts[name] = sums.get(name, 0) + x.t() @ x, counts.get(name, 0) + len(x)
 
     was_training = model.training
@@ -37,9 +38,10 @@ def general_moments(model, data):
         for chunk in range(data.chunks):
             for number in range(data.batches_in(0, chunk)):
                 batch = data.batch(Position(0, chunk, number))
+                valid = batch.valid.flatten()
                 hidden, *_ = model.encode(batch.ids, batch.positions, batch.layout)
                 for name in {"fc1", "fc2"} & places.keys():               # the loss multiplies by their weights itself
-                    see(name, hidden.reshape(batch.valid.numel(), -1)[batch.valid.flatten()])
+                    see(name, hidden)
     finally:
         model.train(was_training)
         for module in places.values():
@@ -60,7 +62,7 @@ def drift(model, moments):
             lora = places[name].lora
             if c.device != lora.a.device:
                 c = moments[name] = c.to(lora.a.device)                   # once, not in every step
-            a, b = lora.a.float(), lora.b.float() * lora.factor
+            a, b = whole(lora.a).float(), whole(lora.b).float() * lora.factor
             total = total + ((b.t() @ b) @ (a @ c) * a).sum()             # tr(B A C Aᵀ Bᵀ), nothing larger than rank x in
     return total
 
