@@ -20,8 +20,8 @@ KEYS = {"Enter": 13, "Escape": 27, "ArrowRight": 39, "ArrowUp": 38, "Tab": 9}
 class Browser:
     """One tab. Everything waits for the page, up to `patience` seconds."""
 
-    def __init__(self, socket, patience=120):
-        self.socket, self.patience, self.number, self.events = socket, patience, 0, []
+    def __init__(self, socket, patience=float(os.environ.get("PATIENCE", 120)), port=None):
+        self.socket, self.patience, self.number, self.events, self.port = socket, patience, 0, [], port
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.send(f"{domain}.enable")
 
@@ -83,6 +83,21 @@ class Browser:
     def scheme(self, name):
         self.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": name}])
 
+    @contextlib.contextmanager
+    def another_tab(self):
+        """A second tab of the same browser, with the same storage -> Browser."""
+        import urllib.request
+
+        import websocket
+        with urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{self.port}/json/new?about:blank", method="PUT"), timeout=60) as answer:
+            target = json.load(answer)
+        socket = websocket.create_connection(target["webSocketDebuggerUrl"], timeout=120, suppress_origin=True)
+        try:
+            yield Browser(socket, self.patience, self.port)
+        finally:
+            socket.close()
+            urllib.request.urlopen(f"http://127.0.0.1:{self.port}/json/close/{target['id']}", timeout=60).close()
+
     def screenshot(self, path):
         Path(path).write_bytes(base64.b64decode(self.send("Page.captureScreenshot", format="png")["data"]))
 
@@ -110,7 +125,7 @@ def browsing():
             port = _wait_for(Path(profile) / "DevToolsActivePort", process)
             page = _first_page(port)
             socket = websocket.create_connection(page, timeout=120, suppress_origin=True)
-            yield Browser(socket)
+            yield Browser(socket, port=port)
             socket.close()
         finally:
             process.kill()

@@ -36,7 +36,7 @@ def page(tmp_path_factory):
 def fresh(page):
     """An empty browser storage and short replies."""
     page.open(page.server.url + "/health")
-    page.run("localStorage.clear()")
+    page.run("localStorage.clear(); sessionStorage.clear()")
     page.run("""localStorage.setItem("tinyseek.settings", '{"max_tokens": 16, "temperature": 1}')""")
     page.open(page.server.url + "/")
     page.wait(READY)
@@ -51,6 +51,10 @@ def ask(page, text, wait=True):
     page.key("Enter")
     if wait:
         page.wait(DONE)
+
+
+def choose(page, select, value):
+    page.run(f"(() => {{ const s = document.querySelector('#{select}'); s.value = '{value}'; s.dispatchEvent(new Event('change')); }})()")
 
 
 def test_page_asks_and_shows_the_streamed_reply(page):
@@ -104,8 +108,8 @@ def test_page_retries_edits_and_copies(page):
 
 
 def test_page_changes_the_model(page):
-    page.run("const s = document.querySelector('#model'); s.value = '续写'; s.dispatchEvent(new Event('change'))")
-    assert "接着写" in page.run("document.querySelector('#welcome-text').textContent")
+    choose(page, "model", "续写")
+    assert page.text("#welcome-title") == ["你起个头，我接着写"] and page.text(".idea") == ["从前", "今天", "我们"]
     ask(page, "从前")
     assert page.text(".note")[0].startswith("续写 · ")
     page.open(page.server.url + "/?again")
@@ -118,7 +122,8 @@ def test_page_never_runs_what_is_said(page):
     assert page.text(".message.user .text") == [EVIL]
     conversation = [{"id": "x", "time": 1, "system": EVIL, "messages": [{"role": "user", "content": EVIL}, {"role": "assistant", "content": EVIL, "note": EVIL}]}]
     page.open(page.server.url + "/health")              # the chat saves its own when it is left
-    page.run(f"localStorage.setItem('tinyseek.conversations', {json.dumps(json.dumps(conversation))})")
+    page.run(f"localStorage.clear(); localStorage.setItem('tinyseek.conversations', {json.dumps(json.dumps(conversation))})")
+    page.run("sessionStorage.clear()")
     page.open(page.server.url + "/?again")
     page.wait(READY)
     assert page.text(".message .text") == [EVIL, EVIL]
@@ -127,9 +132,9 @@ def test_page_never_runs_what_is_said(page):
 
 
 def test_page_survives_a_spoilt_storage(page):
-    for spoilt in ("{", "3", "[1, null, {}]", '[{"id": "a", "messages": [3, {"role": "x", "content": "y"}, {"role": "user", "content": 4}]}]'):
+    for spoilt in ("{", "3", "null", '{"messages": 3}', '{"messages": [null, 3]}', "[1, null, {}]", '[{"id": "a", "messages": [3, {"role": "x", "content": "y"}, {"role": "user", "content": 4}]}]'):
         page.open(page.server.url + "/health")
-        page.run(f"localStorage.setItem('tinyseek.conversations', {json.dumps(spoilt)}); localStorage.setItem('tinyseek.settings', {json.dumps(spoilt)})")
+        page.run(f"localStorage.setItem('tinyseek.conversations', {json.dumps(spoilt)}); localStorage.setItem('tinyseek.chat.x', {json.dumps(spoilt)}); localStorage.setItem('tinyseek.settings', {json.dumps(spoilt)})")
         page.open(page.server.url + "/?again")
         page.wait(READY)
     ask(page, "还好吗")
@@ -148,6 +153,151 @@ def test_page_keeps_conversations_apart_and_deletes_on_the_second_press(page):
     page.click(".list [data-sure]")
     page.wait("document.querySelectorAll('.entry').length === 1")
     assert page.text(".message.user .text") == ["乙"]
+
+
+def test_page_says_what_the_model_no_longer_sees(page):
+    page.run("""localStorage.setItem("tinyseek.settings", '{"max_tokens": 16}')""")
+    page.open(page.server.url + "/?again")
+    page.wait(READY)
+    for n in range(4):
+        ask(page, f"第{n}句，" + "很久以前的事情。" * 4)
+        page.wait(f"document.querySelectorAll('.message.assistant .note').length === {n + 1}")
+    assert page.text(".forgot") == ["以上内容已超出模型的记忆"]
+    before = page.run("[...document.querySelector('.forgot').parentElement.children].indexOf(document.querySelector('.forgot'))")
+    assert before >= 2 and before % 2 == 0                  # above a question
+    used, context = map(int, page.text("#use")[0].removeprefix("记忆 ").split("/"))
+    assert 0 < used <= context == 128 and page.run("document.querySelector('#s-max_tokens').max") == "128"
+    page.key("n", modifiers=1)
+    page.wait("!document.querySelector('#welcome').hidden")
+    ask(page, "太长了" * 60)
+    assert "128" in page.text(".warning")[0] and page.text(".forgot") == []
+
+
+def test_page_shows_an_empty_reply_as_one(page):
+    stop = "window.fetch = ((old) => (u, o) => old(u, o && o.body ? {...o, body: o.body.replace('{', '{\"stop\": [\"" + "%s" + "\"], ')} : o))(window.fetch)"
+    ask(page, "你好")
+    page.run("document.querySelector('#new-chat').click()")
+    page.run("""localStorage.setItem("tinyseek.settings", '{"max_tokens": 16, "temperature": 0}')""")
+    page.open(page.server.url + "/?again")
+    page.wait(READY)
+    page.run("document.querySelector('#new-chat').click()")
+    first = page.server.chat("你好", model="小寻")[0]
+    page.run(stop % first)
+    ask(page, "你好")
+    assert page.text(".message.assistant .text") == ["（空的回答）"] and page.text(".nothing")
+    page.open("about:blank")
+    page.open(page.server.url + "/?again")
+    page.wait(READY)
+    page.wait("document.querySelector('.message')")
+    assert page.text(".message.assistant .text") == ["（空的回答）"]
+
+
+def test_page_does_not_ask_a_failed_question_again_with_the_next(page):
+    page.run("""window.asked = []; window.fetch = ((old) => (u, o) => { if (o && o.body) { window.asked.push(JSON.parse(o.body).messages);
+        if (window.asked.length === 1) return Promise.reject(new TypeError("Failed to fetch")); } return old(u, o); })(window.fetch)""")
+    ask(page, "没人听见")
+    assert page.text(".error") == ["连不上服务。它还在运行吗？"]
+    ask(page, "再来")
+    page.wait("window.asked.length === 2")
+    assert page.run("window.asked[1]") == [{"role": "user", "content": "再来"}]
+
+
+def test_page_keeps_a_draft_and_a_reply_while_another_conversation_is_open(page):
+    page.run("""localStorage.setItem("tinyseek.settings", '{"max_tokens": 1000, "temperature": 2}')""")
+    page.open(page.server.url + "/?again")
+    page.wait(READY)
+    ask(page, "慢慢说", wait=False)
+    page.wait("document.querySelector('.message.assistant .text')?.textContent.length > 3")
+    page.run("document.querySelector('#new-chat').click()")
+    page.wait("!document.querySelector('#welcome').hidden")
+    page.click("#input")
+    page.type("写到一半")
+    page.open("about:blank")
+    page.open(page.server.url + "/?again")
+    page.wait(READY)
+    assert page.run("document.querySelector('#input').value") == "写到一半" and page.text(".entry") == ["慢慢说"]
+    page.run("document.querySelector('.entry').click()")
+    page.wait("document.querySelectorAll('.message').length === 2")
+    assert len(page.text(".message.assistant .text")[0]) > 3 and page.text(".error") == []
+    ask(page, "再慢慢说", wait=False)                       # and without leaving the page it is finished in the background
+    page.run("document.querySelector('#new-chat').click()")
+    page.wait("!document.querySelector('#welcome').hidden")
+    page.run("document.querySelector('.entry').click()")
+    page.wait("document.querySelectorAll('.message').length === 4 && document.querySelector('#stop').hidden")
+    assert "词元" in page.text(".message.assistant:last-child .note")[0]
+
+
+def test_page_suggests_what_the_model_can_answer(page):
+    assert page.text(".idea") == ["你好", "你是谁？", "你会做什么？"] and page.text("#welcome-title") == ["你好，我是小寻"]
+    page.click(".idea")
+    page.wait(DONE)
+    assert page.text(".message.user .text") == ["你好"]
+
+
+def test_page_leaves_what_nobody_moved_to_the_model(page):
+    page.run("""localStorage.setItem("tinyseek.settings", '{"temperature":0.3,"top_p":0.9,"repetition_penalty":1,"max_tokens":256,"seed":null}')""")
+    page.open(page.server.url + "/?again")                  # as an earlier version stored it
+    page.wait(READY)
+    page.run("window.fetch = ((old) => (u, o) => { if (o && o.body) window.asked = JSON.parse(o.body); return old(u, o); })(window.fetch)")
+    ask(page, "你好")
+    assert set(page.run("window.asked")) == {"model", "messages", "stream", "stream_options"}
+    assert page.run("document.querySelector('#s-temperature').value") == "0"
+
+
+def test_page_says_in_chinese_that_the_server_went_away_or_wants_a_key(tmp_path, page):
+    with serving(tmp_path, "--api_key", "geheim") as locked:
+        page.open(locked.url + "/")
+        page.wait("!document.querySelector('#toast').hidden")
+        assert page.text("#toast") == ["这个服务要密钥。请在设置里填写 API 密钥。"] and page.run("document.activeElement.id") == "key"
+        page.type("geheim")
+        page.run("document.querySelector('#key').blur()")
+        page.wait(READY)
+        page.run("""localStorage.setItem("tinyseek.settings", '{"max_tokens": 1000, "temperature": 2}')""")
+        page.open(locked.url + "/?again")
+        page.wait(READY)
+        ask(page, "慢慢说", wait=False)
+        page.wait("document.querySelector('.message.assistant .text')?.textContent.length > 3")
+        locked.process.kill()
+        page.wait("document.querySelector('.error')")
+        assert page.text(".error") == ["服务断开了，回答没有写完。它还在运行吗？"]
+        page.events.clear()
+
+
+@pytest.fixture
+def logs(page):
+    """The folder of logs; what a test adds goes again."""
+    folder = page.folder / "logs"
+    yield folder
+    for path in folder.iterdir():
+        if path.name != "pre_1.jsonl":
+            path.unlink()
+
+
+def test_curves_page_lists_runs_only_says_how_they_stand_and_takes_up_a_new_one(page, logs):
+    (logs / "bad_lines.jsonl").write_text('{"file": "a.jsonl", "line": 3, "reason": "x"}\n')
+    head = {"event": "start", "stage": "dpo", "start": "2026-01-02 03:04:05", "run": "dpo_1", "config.name": "expA", "config.out_dir": str(page.folder),
+            "steps": 200}
+    rows = [{"step": i, "loss": 1.0063 + i / 1e5, "accuracy": 0.5, "margin": 0.1, "lr": 1e-3, "epoch": 1, "epochs": 1000} for i in (6, 7)]
+    (logs / "dpo_1.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [head, *rows, {"event": "save", "step": 7, "name": "TinySeek_DPO_final"}]))
+    (logs / "sft_1.jsonl").write_text(json.dumps({**head, "stage": "sft", "run": "sft_1", "config.name": None}) + "\n")
+    page.click("#tab-curves")
+    page.wait("document.querySelector('#run').options.length === 3")
+    choose(page, "run", "dpo_1")
+    page.wait("document.querySelector('#run-state').textContent.includes('已完成')")
+    assert page.text("#run-state") == ["已完成 · 第 7/200 步"] and "偏好对齐 · expA · 01-02 03:04" in page.text("#run option")
+    page.wait("document.querySelectorAll('.card svg').length === 4")
+    assert "ln 2" in page.text(".card small")[0] and page.text(".card b")[:3] == ["损失", "选对的比例", "间隔"]
+    for card in range(4):
+        ticks = page.run(f"[...document.querySelectorAll('.card')[{card}].querySelectorAll('.tick')].map((t) => t.getAttribute('x') + ' ' + t.textContent)")
+        assert len(set(ticks)) == len(ticks)
+        assert not [t for t in ticks if t.split()[0] not in ("4", "48", "468") and "." in t.split()[1]]          # steps are whole
+    choose(page, "other", "pre_1")
+    page.wait("document.querySelectorAll('.card .beside.line').length >= 2")
+    assert "虚线：" in page.text(".card small")[0]
+    choose(page, "run", "sft_1")
+    page.wait("document.querySelector('#curves-empty').textContent.includes('就停了')")
+    (logs / "lora_1.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [{"event": "start", "stage": "lora"}, {"step": 1, "loss": 2.0}]))
+    page.wait("document.querySelector('#run').value === 'lora_1' && document.querySelector('#run-state').textContent.startsWith('进行中')")
 
 
 def test_page_draws_the_curves_and_follows_them(page):
@@ -188,9 +338,45 @@ def test_page_fits_both_themes_and_a_phone(page, scheme, width, height, phone, t
             page.screenshot(tmp_path / f"{view}_{scheme}_{width}.png")
             assert (tmp_path / f"{view}_{scheme}_{width}.png").stat().st_size > 5000
         assert contrast(page) >= 4.5
+        faint(page)
+        if phone:
+            page.click("#tab-chat")
+            assert page.run(SMALL) == []
     finally:
         page.size(1300, 820)
         page.scheme("light")
+
+
+# Buttons and fields in sight that a finger would miss.
+SMALL = """[...document.querySelectorAll("button, input, select, textarea")].filter((e) => e.offsetParent !== null &&
+    getComputedStyle(e).visibility === "visible").map((e) => [e, e.getBoundingClientRect()]).filter(([, r]) => r.height < 43.5 || r.width < 43.5)
+    .map(([e, r]) => e.outerHTML.slice(0, 120) + " " + r.width + "x" + r.height)"""
+# Text in sight with less contrast to what lies behind it than WCAG AA asks for.
+PALE = """(() => {
+  const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  const rgba = (c) => { canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = c; canvas.fillRect(0, 0, 1, 1);
+    const d = canvas.getImageData(0, 0, 1, 1).data; return [d[0], d[1], d[2], d[3] / 255]; };
+  const light = (c) => c.slice(0, 3).map((v) => v / 255).map((v) => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const behind = (e) => { for (; e; e = e.parentElement) { const c = rgba(getComputedStyle(e).backgroundColor); if (c[3] > 0.9) return c; } return [255, 255, 255]; };
+  const texts = [...document.querySelectorAll("body *")].filter((e) => e.getClientRects().length && getComputedStyle(e).visibility === "visible"
+    && [...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim()) && !e.closest(".hidden, .skip, [hidden], noscript, option"));
+  return texts.map((e) => { const s = getComputedStyle(e); const ink = e.closest("svg") ? s.fill : s.color;
+    const [a, b] = [light(rgba(ink)), light(behind(e))].sort((x, y) => y - x); return [(a + 0.05) / (b + 0.05), e.textContent.slice(0, 30), ink]; })
+    .filter(([ratio]) => ratio < 4.5);
+})()"""
+
+
+def faint(page):
+    """No pale text in the conversation with its settings and list, nor on the curves page."""
+    page.click("#tab-chat")
+    page.run("document.querySelector('#settings').hidden = false")
+    assert page.run(PALE) == []
+    page.run("document.querySelector('#settings').hidden = true; document.querySelector('#list-panel').hidden = false")
+    assert page.run(PALE) == []
+    page.click("#tab-curves")
+    page.wait("document.querySelectorAll('.card svg').length > 0")
+    assert page.run(PALE) == []
 
 
 def contrast(page):

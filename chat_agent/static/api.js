@@ -20,6 +20,9 @@ async function call(path, options = {}) {
     throw new ApiError("连不上服务。它还在运行吗？", 0);
   }
   if (answer.ok) return answer;
+  if (answer.status === 401) {
+    throw new ApiError(key ? "密钥不对。请在设置里改正 API 密钥。" : "这个服务要密钥。请在设置里填写 API 密钥。", 401);
+  }
   let message = "";
   try { message = (await answer.json()).error.message; } catch { /* not one of ours */ }
   throw new ApiError(message || "服务答复了 " + answer.status + "。", answer.status);
@@ -29,8 +32,8 @@ export async function getJson(path) {
   return (await call(path)).json();
 }
 
-// Calls onText for each piece of the reply. -> {finish, usage}
-export async function streamChat(request, signal, onText) {
+// Calls onText for each piece of the reply, onAbout with what is said about the prompt. -> {finish, usage}
+export async function streamChat(request, signal, onText, onAbout) {
   const answer = await call("/v1/chat/completions", {
     method: "POST", signal, body: JSON.stringify({ ...request, stream: true, stream_options: { include_usage: true } }),
   });
@@ -40,14 +43,17 @@ export async function streamChat(request, signal, onText) {
     const chunk = JSON.parse(data);
     if (chunk.error) throw new ApiError(chunk.error.message, 0);
     if (chunk.usage) result.usage = chunk.usage;
+    if (chunk.tinyseek) onAbout(chunk.tinyseek);
     const choice = chunk.choices[0];
     if (!choice) continue;
     if (choice.delta.content) onText(choice.delta.content);
     if (choice.finish_reason) result.finish = choice.finish_reason;
   }
-  if (!result.finish) throw new ApiError("回答中途断开了。", 0);
+  if (!result.finish) throw new ApiError(BROKEN, 0);
   return result;
 }
+
+const BROKEN = "服务断开了，回答没有写完。它还在运行吗？";
 
 // The data of server-sent events, one by one.
 async function* events(body) {
@@ -56,7 +62,7 @@ async function* events(body) {
   let text = "";
   try {
     for (;;) {
-      const { done, value } = await reader.read();
+      const { done, value } = await next(reader);
       if (done) return;
       text += decoder.decode(value, { stream: true });
       const parts = text.split("\n\n");
@@ -65,5 +71,13 @@ async function* events(body) {
     }
   } finally {
     reader.cancel().catch(() => {});
+  }
+}
+
+async function next(reader) {
+  try {
+    return await reader.read();
+  } catch (error) {                     // the browser's own words for it are English
+    throw error.name === "AbortError" ? error : new ApiError(BROKEN, 0);
   }
 }

@@ -3,7 +3,7 @@
 import { $, make, setIcon, toast } from "./view.js";
 import { ApiError, getJson } from "./api.js";
 import { raw } from "./store.js";
-import { startSettings } from "./settings.js";
+import { startSettings, useModel } from "./settings.js";
 import { Chat } from "./chat.js";
 import { Curves } from "./curves.js";
 
@@ -82,23 +82,32 @@ chat.onSwitch = () => { if (narrow.matches) closeList(); };
 
 // ---- models
 
+const AGAIN = 5000;                     // while there is no model yet: a first training may be under way
+
 async function loadModels() {
   try {
     const models = (await getJson("/v1/models")).data;
     const chosen = raw("model");
-    $("model").replaceChildren(...models.map((m) => make("option", { value: m.id, title: m.title }, m.id)));
+    $("model").replaceChildren(...models.map((m) => make("option", { value: m.id, title: m.id + "，" + m.title }, m.label)));
     if (models.some((m) => m.id === chosen)) $("model").value = chosen;
+    $("model").hidden = !models.length;
     chat.setModels(models);
+    if (chat.model) useModel(chat.model);
+    else setTimeout(loadModels, AGAIN);
   } catch (error) {
     toast(error.message);
-    if (error instanceof ApiError && error.status === 401) {
-      showPanel("settings", $("toggle-settings"), true);
-      $("key").focus();
-    }
+    if (error instanceof ApiError && error.status === 401) askForKey();
   }
 }
 
-$("model").addEventListener("change", () => { raw("model", $("model").value); chat.describeModel(); });
+function askForKey() {
+  showTab("chat");
+  showPanel("settings", $("toggle-settings"), true);
+  $("key").focus();
+}
+
+chat.onLocked = askForKey;
+$("model").addEventListener("change", () => { raw("model", $("model").value); chat.describeModel(); useModel(chat.model); });
 
 // ---- keyboard
 

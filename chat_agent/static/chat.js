@@ -1,48 +1,46 @@
-// One conversation on the screen: sending, streaming, stopping, retrying, editing, copying; and the list of all conversations.
+// The conversations of this tab: sending, streaming, stopping, retrying, editing. What is on the screen is drawn by bubbles.js and list.js.
 
-import { $, announce, copyText, iconButton, make, setIcon, toast } from "./view.js";
-import { streamChat } from "./api.js";
-import { loadConversations, saveConversations, titleOf } from "./store.js";
+import { $, announce, make } from "./view.js";
+import { ApiError, streamChat } from "./api.js";
+import { idOf, loadConversation, loadConversations, newId, ofTab, raw, removeConversation, saveConversation, titleOf } from "./store.js";
 import { sampling } from "./settings.js";
+import { Bubbles, grow } from "./bubbles.js";
+import { drawList } from "./list.js";
 
-const IDEAS = ["你好，你是谁？", "讲一个很短的故事", "今天天气真好，适合做什么？", "三加五等于多少？"];
-const ENDINGS = { length: "到了长度上限", stopped: "已停止" };
-
-const blank = () => ({ id: crypto.getRandomValues(new Uint32Array(3)).join("-"), time: Date.now(), system: "", messages: [] });
+const ENDINGS = { length: "到了长度上限", stopped: "已停止", left: "页面关了，没有写完" };
 
 export class Chat {
   constructor() {
-    this.all = loadConversations().sort((a, b) => b.time - a.time);
+    this.all = new Map(loadConversations().map((c) => [c.id, c]));
     this.current = blank();
     this.models = [];
-    this.control = null;                // aborts the reply under way
-    this.follow = true;                 // keep the newest text in sight
+    this.running = new Map();           // conversation -> what aborts the reply it is getting
+    this.bubbles = new Bubbles(this);
     this.onSwitch = () => {};
+    this.onLocked = () => {};
   }
 
-  get busy() { return this.control !== null; }
+  // Whether the conversation on the screen is getting a reply; others may be getting theirs.
+  get busy() { return this.running.has(this.current); }
+
+  get model() { return this.models.find((m) => m.id === $("model").value); }
+
+  get listed() { return [...this.all.values()].sort((a, b) => b.time - a.time); }
 
   start() {
-    $("ideas").append(...IDEAS.map((idea) => make("button", { type: "button", class: "idea", onclick: () => this.send(idea) }, idea)));
     $("composer").addEventListener("submit", (event) => { event.preventDefault(); this.submit(); });
     $("stop").addEventListener("click", () => this.stop());
     $("new-chat").addEventListener("click", () => this.open(null));
     const input = $("input");
-    input.addEventListener("input", () => grow(input));
+    input.addEventListener("input", () => { grow(input); ofTab("draft." + this.draft, input.value); });
     input.addEventListener("keydown", (event) => {
       if (event.isComposing || event.keyCode === 229) return;          // Enter that confirms Chinese input is not "send"
       if (event.key === "Enter" && !event.shiftKey) { event.preventDefault(); this.submit(); }
       if (event.key === "ArrowUp" && !input.value && !this.busy) { event.preventDefault(); this.editLast(); }
     });
-    const scroller = $("scroller");
-    scroller.addEventListener("scroll", () => {
-      this.follow = scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 60;
-      $("to-bottom").hidden = this.follow;
-    }, { passive: true });
-    $("to-bottom").addEventListener("click", () => { this.follow = true; this.scroll(); });
-    addEventListener("storage", (event) => { if (event.key === "tinyseek.conversations" && !this.busy) this.reload(); });
-    addEventListener("pagehide", () => this.save());
-    this.open(this.all[0] || null);
+    addEventListener("storage", (event) => this.elsewhere(event));
+    addEventListener("pagehide", () => this.leave());
+    this.open(this.all.get(ofTab("current")) || (ofTab("current") ? null : this.listed[0]) || null);
   }
 
   // ---- models
@@ -53,112 +51,107 @@ export class Chat {
   }
 
   describeModel() {
-    const model = this.models.find((m) => m.id === $("model").value);
-    $("welcome-text").textContent = model && model.completes
-      ? "这个模型只读过文章，还没学过对话：你起个头，它接着写。"
-      : "一个很小的语言模型，就在这台机器上运行。想聊点什么？";
+    const { model } = this;
+    const completes = Boolean(model && model.completes);
+    $("welcome-title").textContent = completes ? "你起个头，我接着写" : "你好，我是小寻";
+    $("welcome-text").textContent = !model ? "还没有模型。训练完成后这里就能对话，现在可以看“训练曲线”。"
+      : completes ? "这个模型只读过文章，还没学过对话：它不会回答，只会接着往下写，也不记得前面的话。"
+        : "一个很小的语言模型，就在这台机器上运行。想聊点什么？";
+    $("input").placeholder = completes ? "写个开头…" : "说点什么…";
+    $("ideas").replaceChildren(...(model ? model.prompts.slice(0, 4) : []).map((idea) =>
+      make("button", { type: "button", class: "idea", onclick: () => this.send(idea) }, idea)));
+    this.bubbles.showUse();
   }
 
   // ---- conversations
 
   open(conversation) {
-    this.stop();
     this.current = conversation || blank();
-    $("system").value = this.current.system;
-    this.follow = true;
+    this.draft = conversation ? conversation.id : "new";
+    ofTab("current", this.current.id);
+    $("system").value = raw("system." + this.current.id);
+    $("input").value = ofTab("draft." + this.draft);
+    this.bubbles.follow = true;
     this.draw();
-    this.drawList();
+    grow($("input"));
     this.onSwitch();
     if (!matchMedia("(pointer: coarse)").matches) $("input").focus();
   }
 
   setSystem(text) {
-    this.current.system = text;
-    this.save();
+    if (raw("system." + this.current.id) !== text && (text || this.all.has(this.current.id))) raw("system." + this.current.id, text);
   }
 
-  save() {
-    if (!this.current.messages.length) return;
-    if (!this.all.includes(this.current)) this.all.unshift(this.current);
-    saveConversations(this.all);
+  // false where another tab has deleted it meanwhile
+  save(conversation) {
+    if (!conversation.messages.length) return true;
+    const before = conversation.id;
+    if (!saveConversation(conversation)) { this.drop(conversation); return false; }
+    if (before !== conversation.id) {                   // another tab has gone on with it: now there are two
+      const theirs = loadConversation(before);
+      if (theirs) this.all.set(before, theirs); else this.all.delete(before);
+      if (conversation === this.current) ofTab("current", conversation.id);
+    }
+    this.all.set(conversation.id, conversation);
+    return true;
   }
 
-  reload() {
-    this.all = loadConversations().sort((a, b) => b.time - a.time);
-    const same = this.all.find((c) => c.id === this.current.id);
-    if (same) this.current = same;
-    this.draw();
-    this.drawList();
+  // Something was changed in another tab.
+  elsewhere({ key, newValue }) {
+    const id = idOf(key);
+    if (key === null) { location.reload(); return; }    // everything was cleared
+    if (id === null) { if (key.startsWith("tinyseek.title.")) this.drawList(); return; }
+    const known = this.all.get(id);
+    if (newValue === null) {
+      if (known) this.drop(known);
+      return;
+    }
+    if (known && this.running.has(known)) return;       // settled when its reply is complete
+    const found = loadConversation(id);
+    if (!found) return;
+    this.all.set(id, known ? Object.assign(known, found) : found);
+    if (known === this.current) this.draw(); else this.drawList();
   }
 
-  remove(conversation) {
-    if (conversation === this.current) this.stop();
-    const at = this.all.indexOf(conversation);
-    this.all.splice(at, 1);
-    saveConversations(this.all);
-    announce("已删除 " + titleOf(conversation));
-    if (conversation === this.current) this.open(this.all[at] || this.all[at - 1] || null);
+  // A conversation is gone, here or elsewhere: it does not come back with the end of a reply.
+  drop(conversation) {
+    this.stop(conversation);
+    this.running.delete(conversation);
+    conversation.gone = true;
+    removeConversation(conversation.id);
+    const { listed } = this;
+    const at = listed.indexOf(conversation);
+    this.all.delete(conversation.id);
+    if (conversation === this.current) this.open(listed[at + 1] || listed[at - 1] || null);
     else this.drawList();
   }
 
-  drawList() {
-    $("conversations").replaceChildren(...this.all.map((c) => make("li", {},
-      make("button", { type: "button", class: "entry", "aria-current": c === this.current ? "true" : null, onclick: () => this.open(c) }, titleOf(c)),
-      this.removeButton(c))));
+  remove(conversation) {
+    announce("已删除 " + titleOf(conversation));
+    this.drop(conversation);
   }
 
-  // Deleting asks once more, in place.
-  removeButton(conversation) {
-    const button = iconButton("trash", "删除 " + titleOf(conversation), () => {
-      if (button.dataset.sure) { this.remove(conversation); return; }
-      button.dataset.sure = "1";
-      button.setAttribute("aria-label", "再按一次，删除 " + titleOf(conversation));
-      announce("再按一次确认删除");
-      button.replaceChildren("删除？");
-      setTimeout(() => { if (button.isConnected) this.drawList(); }, 4000);
-    });
-    return button;
+  leave() {
+    for (const conversation of this.running.keys()) {
+      conversation.messages.at(-1).note = ENDINGS.left;
+      this.save(conversation);
+    }
   }
-
-  // ---- messages
 
   draw() {
-    const { messages } = this.current;
-    $("welcome").hidden = messages.length > 0;
-    $("messages").replaceChildren(...messages.map((message, i) => this.bubble(message, i)));
-    this.scroll();
+    this.bubbles.draw();
+    this.drawList();
   }
 
-  bubble(message, i) {
-    const mine = message.role === "user";
-    const last = i === this.current.messages.length - 1;
-    const text = make("div", { class: "text" });
-    text.textContent = message.content;
-    const copy = iconButton("copy", "复制", async () => {
-      if (!(await copyText(message.content))) { toast("浏览器不让复制，请手动选择文字。"); return; }
-      setIcon(copy, "done");
-      announce("已复制");
-      setTimeout(() => setIcon(copy, "copy"), 1500);
-    });
-    const tools = make("div", { class: "tools" }, copy);
-    if (mine) tools.append(iconButton("edit", "编辑后重新提问", () => this.edit(i)));
-    if (!mine && last) tools.append(iconButton("retry", "重新回答", () => this.retry()));
-    if (!mine && message.note) tools.append(make("span", { class: "note" }, message.note));
-    return make("li", { class: "message " + message.role },
-      make("span", { class: "hidden" }, mine ? "你：" : "小寻："), text,
-      message.error ? make("p", { class: "error" }, message.error) : null, tools);
-  }
-
-  scroll() {
-    if (this.follow) $("scroller").scrollTop = $("scroller").scrollHeight;
-  }
+  drawList() { drawList(this); }
 
   // ---- asking
 
   submit() {
     const text = $("input").value;
-    if (!text.trim() || this.busy) return;
+    if (!text.trim() || this.busy || !this.model) return;
     $("input").value = "";
+    ofTab("draft." + this.draft, "");
     grow($("input"));
     this.send(text);
   }
@@ -178,108 +171,80 @@ export class Chat {
 
   editLast() {
     const at = this.current.messages.findLastIndex((m) => m.role === "user");
-    if (at >= 0) this.edit(at);
+    if (at >= 0) this.bubbles.edit(at);
   }
 
-  // The bubble becomes a text field; what came after it is asked anew.
-  edit(i) {
-    if (this.busy) return;
-    const item = $("messages").children[i];
-    const area = make("textarea", { "aria-label": "编辑消息", maxlength: 20000 });
-    area.value = this.current.messages[i].content;
-    const done = () => {
-      if (!area.value.trim()) return;
-      this.current.messages.length = i;
-      this.send(area.value);
-      $("input").focus();
-    };
-    const leave = () => { this.draw(); $("input").focus(); };
-    area.addEventListener("input", () => grow(area));
-    area.addEventListener("keydown", (event) => {
-      if (event.isComposing || event.keyCode === 229) return;
-      if (event.key === "Enter" && !event.shiftKey) { event.preventDefault(); done(); }
-      if (event.key === "Escape") { event.stopPropagation(); leave(); }
-    });
-    item.classList.add("editing");
-    item.replaceChildren(area, make("div", { class: "row" },
-      make("button", { type: "button", class: "plain", onclick: leave }, "取消"),
-      make("button", { type: "button", class: "main", onclick: done }, "重新提问")));
-    grow(area);
-    area.focus();
-  }
-
-  stop() {
-    if (this.control) this.control.abort();
+  stop(conversation = this.current) {
+    const control = this.running.get(conversation);
+    if (control) control.abort();
   }
 
   async ask(again) {
     const conversation = this.current;
+    const sent = heard(conversation.messages);
     const reply = { role: "assistant", content: "" };
-    const history = conversation.messages.filter((m) => m.content).map(({ role, content }) => ({ role, content }));
-    const system = conversation.system.trim();
+    const control = new AbortController();
+    this.setSystem($("system").value);
+    const system = raw("system." + conversation.id).trim();
     conversation.messages.push(reply);
     conversation.time = Date.now();
-    this.all.sort((a, b) => b.time - a.time);
-    this.follow = true;
-    this.save();
-    this.drawList();
+    this.running.set(conversation, control);
+    if (!this.save(conversation)) return;
+    this.draft = conversation.id;
+    this.bubbles.follow = true;
     this.draw();
-    const control = this.control = new AbortController();
-    const item = $("messages").lastElementChild;
-    this.setBusy(true, item);
-    const typed = new Typing(item.querySelector(".text"), () => this.scroll());
+    const { model } = this;
+    const messages = [...(system ? [{ role: "system", content: system }] : []), ...sent.map(({ role, content }) => ({ role, content }))];
     const started = performance.now();
-    const model = $("model").value;
     try {
-      const messages = system ? [{ role: "system", content: system }, ...history] : history;
-      const { finish, usage } = await streamChat({ model, messages, ...sampling(again) }, control.signal, (text) => {
+      const { finish, usage } = await streamChat({ model: model.id, messages, ...sampling(again) }, control.signal, (text) => {
         reply.content += text;
-        typed.show(reply.content);
-      });
+        this.bubbles.grew(reply);
+      }, (about) => this.note(conversation, reply, sent, about));
       const count = usage ? usage.completion_tokens : 0;
-      reply.note = [model, count + " 词元", Math.round(count / ((performance.now() - started) / 1000)) + " 词元/秒", ENDINGS[finish]]
+      reply.used = usage ? usage.total_tokens : reply.used;
+      reply.empty = !reply.content;
+      reply.note = [model.label, count + " 词元", Math.round(count / ((performance.now() - started) / 1000)) + " 词元/秒", ENDINGS[finish]]
         .filter(Boolean).join(" · ");
-      announce("小寻：" + (reply.content || "（空的回答）"));
+      this.say(conversation, "小寻：" + (reply.content || "（空的回答）"));
     } catch (error) {
-      if (error.name === "AbortError") { reply.note = ENDINGS.stopped; announce("已停止"); }
-      else { reply.error = error.message; announce(error.message); }
+      this.failed(conversation, reply, error);
     }
-    typed.end();
-    if (this.control === control) { this.control = null; this.setBusy(false, item); }
-    if (!reply.content && !reply.error && !reply.note) reply.note = "（空的回答）";
-    this.save();
-    if (this.current === conversation) this.draw();
+    this.running.delete(conversation);
+    if (conversation.gone) return;
+    const kept = this.save(conversation);
+    if (kept && conversation === this.current) this.draw(); else this.drawList();
+    if (conversation === this.current && document.activeElement === document.body) $("input").focus();
   }
 
-  setBusy(busy, item) {
-    $("send").hidden = busy;
-    $("stop").hidden = !busy;
-    item.classList.toggle("typing", busy);
-    $("messages").setAttribute("aria-busy", String(busy));
-    if (!busy && document.activeElement === document.body) $("input").focus();
-  }
-}
-
-// Text that grows: redrawn at most once per frame.
-class Typing {
-  constructor(element, then) {
-    this.element = element;
-    this.then = then;
-    this.text = element.appendChild(document.createTextNode(""));
-    this.frame = 0;
+  // What the server says of the prompt: how much of the model's memory it takes, and how many turns did not fit.
+  note(conversation, reply, sent, about) {
+    Object.assign(reply, { used: about.prompt_tokens, context: about.context });
+    const turn = sent.filter((m) => m.role === "user")[about.dropped_turns];
+    if (about.dropped_turns && turn) reply.forgot = conversation.messages.indexOf(turn);
+    if (about.prompt_tokens > about.context) reply.warning = about.notices.at(-1);
+    if (conversation === this.current) this.bubbles.draw();
   }
 
-  show(text) {
-    this.latest = text;
-    this.frame ||= requestAnimationFrame(() => { this.frame = 0; this.text.data = this.latest; this.then(); });
+  failed(conversation, reply, error) {
+    if (error.name === "AbortError") reply.note = ENDINGS.stopped;
+    else if (error instanceof ApiError) reply.error = error.message;
+    else throw error;
+    if (error.status === 401) this.onLocked();
+    this.say(conversation, reply.error || reply.note);
   }
 
-  end() {
-    cancelAnimationFrame(this.frame);
+  say(conversation, text) {
+    if (conversation === this.current) announce(text);
   }
 }
 
-function grow(area) {
-  area.style.height = "auto";
-  area.style.height = Math.min(area.scrollHeight, innerHeight * 0.4) + "px";
+const blank = () => ({ id: newId(), time: Date.now(), messages: [], stored: "" });
+
+// What is sent of a conversation: a question that never got a reply is not asked again with the next one.
+function heard(messages) {
+  return messages.filter((m, i) => {
+    const next = messages[i + 1];
+    return m.role === "user" ? !next || next.role === "assistant" && next.content : m.content;
+  });
 }

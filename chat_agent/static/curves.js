@@ -7,20 +7,26 @@ import { axis, short } from "./axis.js";
 const EVERY = 3000;
 const CHARTS = [
   { names: ["loss"], title: "损失", evaluations: true, help: "两个输出头的交叉熵与路由损失之和，越低越好。空心点是留出数据。" },
-  { names: ["ppx_1", "ppx_2"], labels: ["下一个词", "再下一个词"], title: "困惑度", log: true, help: "模型在几个词之间犹豫，越低越好。" },
+  { names: ["ppx_1", "ppx_2"], labels: ["下一个词", "再下一个词"], title: "困惑度", unit: "个词", log: true,
+    help: "模型在几个词之间犹豫，越低越好。" },
+  { names: ["accuracy"], title: "选对的比例", help: "有多少对回答，模型更倾向于人选中的那个。" },
+  { names: ["margin"], title: "间隔", help: "选中的回答比没选中的高出多少；大于 0 表示分得清。" },
   { names: ["lr"], title: "学习率", zero: true, help: "每一步走多大。" },
   { names: ["grad_norm"], title: "梯度范数", help: "裁剪之前的大小；偶尔的尖峰正常，一直变大不正常。" },
   { names: ["lexp"], title: "专家均衡", help: "0 表示各专家一样忙，越大越偏。" },
-  { names: ["tok_s"], title: "速度", zero: true, help: "每秒多少个词元。" },
+  { names: ["tok_s"], title: "速度", unit: "词元/秒", zero: true, help: "每秒多少个词元。" },
 ];
+const OWN_HELP = { dpo: { loss: "偏好损失：0.693（ln 2）表示分不清哪个回答更好，越低越好。空心点是留出数据。" } };
+const STATES = { running: "进行中", done: "已完成", stopped: "已停下" };
 const MOST_DOTS = 40;                   // more of them would hide the line
-const BOX = { width: 480, height: 240, left: 52, right: 12, top: 12, bottom: 28 };
+const BOX = { width: 480, height: 252, left: 56, right: 12, top: 22, bottom: 30 };
 
 export class Curves {
   constructor() {
     this.timer = 0;
     this.visible = false;
-    $("run").addEventListener("change", () => { $("charts").replaceChildren(); this.tick(); });
+    this.seen = null;                   // runs that were listed before: one that is not among them has just begun
+    for (const id of ["run", "other"]) $(id).addEventListener("change", () => { $("charts").replaceChildren(); this.tick(); });
     document.addEventListener("visibilitychange", () => { if (!document.hidden && this.visible) this.tick(); });
   }
 
@@ -33,10 +39,9 @@ export class Curves {
     const turn = this.turn = Symbol();  // an answer that was overtaken by a newer question is dropped
     try {
       const { runs } = await getJson("/curves");
-      const name = this.fill(runs);
-      const data = name ? await getJson("/curves/" + encodeURIComponent(name)) : null;
+      const [data, other] = await Promise.all(this.fill(runs).map((name) => (name ? getJson("/curves/" + encodeURIComponent(name)) : null)));
       if (turn !== this.turn) return;
-      this.draw(data);
+      this.draw(data, other);
     } catch (error) {
       if (turn !== this.turn) return;
       this.say(error.message);
@@ -44,17 +49,19 @@ export class Curves {
     if (this.visible && !document.hidden) this.timer = setTimeout(() => this.tick(), EVERY);
   }
 
-  // The list of runs; -> the chosen one
+  // The lists of runs; -> [the chosen one, the one to compare it with]. A run that has just begun is chosen.
   fill(runs) {
-    const select = $("run");
-    const chosen = runs.some((r) => r.name === select.value) ? select.value : runs.length ? runs[0].name : "";
-    const names = runs.map((r) => r.name + (r.live ? "　● 进行中" : ""));
-    if ([...select.options].map((o) => o.textContent).join() !== names.join()) {
-      select.replaceChildren(...runs.map((r, i) => make("option", { value: r.name }, names[i])));
-    }
-    select.value = chosen;
-    select.disabled = !runs.length;
-    return chosen;
+    const begun = this.seen && runs.find((r) => !this.seen.has(r.name) && r.live);
+    this.seen = new Set(runs.map((r) => r.name));
+    const known = (name) => runs.some((r) => r.name === name);
+    const chosen = begun ? begun.name : known($("run").value) ? $("run").value : runs.length ? runs[0].name : "";
+    const other = known($("other").value) && $("other").value !== chosen ? $("other").value : "";
+    const labels = named(runs);
+    offer($("run"), runs.map((r) => [r.name, labels.get(r.name) + (r.live ? "　● 进行中" : "")]), chosen);
+    offer($("other"), [["", "不对比"], ...runs.filter((r) => r.name !== chosen).map((r) => [r.name, labels.get(r.name)])], other);
+    $("other").disabled = runs.length < 2;
+    this.labels = [labels.get(chosen), labels.get(other)];
+    return [chosen, other];
   }
 
   say(text) {
@@ -63,9 +70,12 @@ export class Curves {
     if (text) { $("charts").replaceChildren(); $("run-state").textContent = ""; }
   }
 
-  draw(data) {
+  draw(data, other) {
     if (!data) { this.say("还没有训练记录。开始训练后，这里会实时画出曲线：python run.py"); return; }
-    if (!Object.keys(data.fields).length) { this.say("这次训练刚开始，还没有写下第一行记录。"); return; }
+    if (!Object.keys(data.fields).length) {
+      this.say(data.live ? "这次训练刚开始，还没有写下第一行记录。" : "这次训练在写下第一行记录之前就停了。再运行同一条命令就接着训。");
+      return;
+    }
     this.say("");
     const state = $("run-state");
     const text = stateOf(data);
@@ -74,14 +84,30 @@ export class Curves {
     const cards = CHARTS.filter((chart) => chart.names.some((name) => data.fields[name]));
     const old = $("charts").children;
     if (old.length !== cards.length) $("charts").replaceChildren(...cards.map(() => make("figure", { class: "card" })));
-    cards.forEach((chart, i) => card($("charts").children[i], chart, data));
+    cards.forEach((chart, i) => card($("charts").children[i], chart, data, other, this.labels));
   }
 }
 
-function stateOf({ live, place }) {
-  const parts = [live ? "进行中" : "已结束"];
-  if (place.step) parts.push("第 " + place.step + " 步");
-  if (place.epochs) parts.push("第 " + place.epoch + "/" + place.epochs + " 轮");
+// name -> what people call it, different for each run
+function named(runs) {
+  const often = (label) => runs.filter((r) => r.label === label).length > 1;
+  return new Map(runs.map((r) => [r.name, often(r.label) ? r.label + "（" + r.name + "）" : r.label]));
+}
+
+function offer(select, entries, chosen) {
+  const before = [...select.options].map((o) => o.value + o.textContent).join();
+  if (before !== entries.map(([value, text]) => value + text).join()) {
+    select.replaceChildren(...entries.map(([value, text]) => make("option", { value }, text)));
+  }
+  select.value = chosen;
+  select.disabled = !entries.length;
+}
+
+function stateOf({ live, state, place, total }) {
+  const parts = [STATES[state]];
+  if (place.step) parts.push("第 " + place.step + (total ? "/" + total : "") + " 步");
+  if (place.epochs > 1 && place.epochs <= 100) parts.push("第 " + place.epoch + "/" + place.epochs + " 轮");
+  else if (place.epoch > 1) parts.push("数据的第 " + place.epoch + " 遍");       // a run that time ends is planned for more than it will do
   if (live && place.remaining > 0) parts.push("还要约 " + clock(place.remaining));
   return parts.join(" · ");
 }
@@ -92,38 +118,49 @@ function clock(seconds) {
   return (seconds / 3600).toFixed(1) + " 小时";
 }
 
-function card(figure, chart, data) {
+function card(figure, chart, data, other, runs) {
   if (figure.firstChild && figure.matches(":hover")) return;      // somebody is reading it
-  const series = chart.names.map((name, i) => ({ name, label: chart.labels && chart.labels[i], ...data.fields[name] })).filter((s) => s.x);
+  const lines = (from) => chart.names.map((name, i) => ({ label: chart.labels && chart.labels[i], kind: "c" + i, ...from.fields[name] }));
+  const series = lines(data).filter((s) => s.x);
+  const beside = other ? lines(other).filter((s) => s.x).map((s) => ({ ...s, kind: s.kind + " beside", raw: [], raw_x: [] })) : [];
   const marks = chart.evaluations ? Object.entries(data.evaluations) : [];
   const latest = series.map((s) => (s.label ? s.label + " " : "") + short(s.y.findLast((v) => v !== null))).join("　");
-  const { svg, point } = plot(chart, series, marks);
+  const { svg, point } = plot(chart, series, beside, marks);
   const value = make("span", { class: "value" }, latest);
   svg.setAttribute("aria-label", chart.title + "，现在 " + latest);
   svg.addEventListener("pointermove", (event) => { value.textContent = point(event) || latest; });
   svg.addEventListener("pointerleave", () => { point(null); value.textContent = latest; });
-  figure.replaceChildren(make("figcaption", {}, make("b", {}, chart.title), value), svg, make("small", {}, chart.help));
+  const help = (OWN_HELP[data.stage] || {})[chart.names[0]] || chart.help;
+  figure.replaceChildren(make("figcaption", {}, make("b", {}, chart.title), value), svg,
+    make("small", {}, help + (beside.length ? `实线：${runs[0]}；虚线：${runs[1]}。` : "")));
 }
 
-function plot(chart, series, marks) {
-  const xs = series.flatMap((s) => [s.x[0], s.x.at(-1)]);
-  const ys = [...series.flatMap((s) => [...s.y, ...core(s.raw)]), ...marks.flatMap(([, m]) => m.y)].filter((v) => v !== null);
-  const across = axis(xs, BOX.left, BOX.width - BOX.right, {});
+function plot(chart, series, beside, marks) {
+  const all = [...series, ...beside];
+  const xs = all.flatMap((s) => [s.x[0], s.x.at(-1)]);
+  const ys = [...all.flatMap((s) => [...s.y, ...core(s.raw)]), ...marks.flatMap(([, m]) => m.y)].filter((v) => v !== null);
+  const across = axis(xs, BOX.left, BOX.width - BOX.right, { whole: true });
   const up = axis(ys, BOX.height - BOX.bottom, BOX.top, chart);
   const svg = shape("svg", { viewBox: `0 0 ${BOX.width} ${BOX.height}`, role: "img" });
   for (const t of up.ticks) {
     svg.append(shape("line", { x1: BOX.left, x2: BOX.width - BOX.right, y1: up.at(t), y2: up.at(t), class: "grid" }),
-      shape("text", { x: BOX.left - 8, y: up.at(t) + 4, class: "tick end" }, short(t)));
+      shape("text", { x: BOX.left - 8, y: up.at(t) + 4, class: "tick end" }, up.label(t)));
   }
-  for (const t of across.ticks) svg.append(shape("text", { x: across.at(t), y: BOX.height - 8, class: "tick middle" }, short(t)));
-  series.forEach((s, i) => {
-    if (s.raw_x.length === 1) svg.append(shape("circle", { cx: across.at(s.x[0]), cy: up.at(s.y[0]), r: 3, class: "dot c" + i }));
-    svg.append(shape("path", { d: path(s.raw_x, s.raw, across, up), class: "raw c" + i }), shape("path", { d: path(s.x, s.y, across, up), class: "line c" + i }));
-  });
+  for (const t of across.ticks) {
+    if (across.at(t) < BOX.width - BOX.right - 34) svg.append(shape("text", { x: across.at(t), y: BOX.height - 8, class: "tick middle" }, across.label(t)));
+  }
+  svg.append(shape("text", { x: BOX.width - BOX.right, y: BOX.height - 8, class: "tick end" }, "步"),
+    shape("text", { x: 4, y: 12, class: "tick" }, chart.unit || chart.title));
+  for (const s of all) {
+    if (s.x.length === 1) svg.append(shape("circle", { cx: across.at(s.x[0]), cy: up.at(s.y[0]), r: 3, class: "dot " + s.kind }));
+    svg.append(shape("path", { d: path(s.raw_x, s.raw, across, up), class: "raw " + s.kind }),
+      shape("path", { d: path(s.x, s.y, across, up), class: "line " + s.kind }));
+  }
   marks.forEach(([name, m], i) => {
     svg.append(shape("path", { d: path(m.x, m.y, across, up), class: "held m" + (i % 3) }));
-    if (m.x.length <= MOST_DOTS) m.x.forEach((x, j) => m.y[j] === null || svg.append(shape("circle", { cx: across.at(x), cy: up.at(m.y[j]), r: 3, class: "mark m" + (i % 3) },
-      shape("title", {}, name + " " + short(m.y[j])))));
+    if (m.x.length > MOST_DOTS) return;
+    m.x.forEach((x, j) => m.y[j] === null || svg.append(
+      shape("circle", { cx: across.at(x), cy: up.at(m.y[j]), r: 3, class: "mark m" + (i % 3) }, shape("title", {}, name + " " + short(m.y[j])))));
   });
   const cursor = shape("line", { y1: BOX.top, y2: BOX.height - BOX.bottom, class: "cursor" });
   svg.append(cursor);
