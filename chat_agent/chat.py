@@ -1,4 +1,8 @@
-"""Talk to a model in the terminal, or get one reply: python chat_agent/chat.py --model out/TinySeek_SFT_final.pkl --prompt 你好"""
+"""Talk to a model in the terminal, or get one reply.
+
+    python chat_agent/chat.py
+    python chat_agent/chat.py --model out/TinySeek_SFT_final.pkl --prompt 你好
+"""
 
 import sys
 from pathlib import Path
@@ -24,7 +28,8 @@ from tools.process.signals import ctrl_c_interrupts
 
 READS = ("device", "threads", "out_dir", "name")
 OPTIONS = [
-    ("--model", {"action": "append", "metavar": "文件", "help": "模型 .pkl，任何阶段的都行；写几次就让几个模型并排回答（默认 out/TinySeek_SFT_final.pkl）"}),
+    ("--model", {"action": "append", "metavar": "文件",
+                 "help": "模型 .pkl，任何阶段的都行；写几次就让几个模型并排回答（默认 out/TinySeek_SFT_final.pkl）"}),
     ("--prompt", {"metavar": "文字", "help": "只回答这一句：标准输出里只有回答"}),
     ("--system", {"metavar": "文字", "help": "系统提示，放在对话最前面"}),
     ("--max_new_tokens", {"type": int, "metavar": "数", "help": "一次回答最多多少个词元（256）"}),
@@ -76,7 +81,7 @@ def sampling_of(options, table):
 
 def checked(how):
     """The same options, in the form that Sampling takes. UserError for values without a meaning."""
-    how = {**how, "top_k": max(how["top_k"], 0) if how["top_k"] >= -1 else how["top_k"]}         # -1: vLLM's word for all
+    how = {**how, "top_k": 0 if how["top_k"] == -1 else how["top_k"]}                 # -1: vLLM's word for all
     values = {name: value for name, value in how.items() if name in SAMPLED}
     try:
         Sampling(**values)
@@ -92,9 +97,10 @@ def checked(how):
 def open_session(path, device, options):
     model, vocab, payload = load(path, device)
     completes = payload["stage"] == "Pre"
-    print(f"{path}：{TITLES.get(payload['stage'], payload['stage'])}，{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M 参数"
-          + ("，还没学过对话，只会接着写" if completes else ""), file=sys.stderr)
-    return Session(model, vocab, context_of(model, payload, options.context), completes, options.system, talk_of(payload)["sampling"])
+    title, size = TITLES.get(payload["stage"], payload["stage"]), sum(p.numel() for p in model.parameters()) / 1e6
+    print(f"{path}：{title}，{size:.1f} M 参数{'，还没学过对话，只会接着写' if completes else ''}", file=sys.stderr)
+    context, sampling = context_of(model, payload, options.context), talk_of(payload)["sampling"]
+    return Session(model, vocab, context, completes, options.system, sampling)
 
 
 def short_names(paths):

@@ -8,6 +8,7 @@ Prints one table with a column per model; the last line of stdout is one JSON ob
 import json
 import sys
 import unicodedata
+from collections import namedtuple
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -33,10 +34,12 @@ from tools.reading.hub import local_files
 from tools.saving.atomic import write_bytes
 
 TASKS = ("bpc", "exact", "mcq")
-FITS = {"choice": ("mcq",), "question": ("bpc", "exact"), "rows": ("bpc",)}     # what `all` does with a file that looks like this
+# What `all` does with a file that looks like this.
+FITS = {"choice": ("mcq",), "question": ("bpc", "exact"), "rows": ("bpc",)}
+Work = namedtuple("Work", "files every fields")        # rows of which files, and what parse_line is told of them
 SURE = 0.05             # a difference between two models that chance makes more often than this is called undecided
-READS = ("device", "threads", "out_dir", "name", "log_dir", "cache_dir", "mixed_precision", "max_bad_share", "text_field", "hf_subset",
-         "hf_split", "hf_streaming")
+READS = ("device", "threads", "out_dir", "name", "log_dir", "cache_dir", "mixed_precision", "max_bad_share",
+         "text_field", "columns", "hf_subset", "hf_split", "hf_streaming")
 OPTIONS = [
     ("--model", {"action": "append", "metavar": "P", "help": "检查点；写几次就比较几个，默认 out_dir 里的 TinySeek_SFT_final.pkl"}),
     ("--task", {"choices": (*TASKS, "all"), "default": "all",
@@ -73,7 +76,7 @@ def main(argv=None):
     print(table(columns(results, names)), *remarks(results, names, strangers, versus), sep="\n")
     if options.failures:
         print_failures(results)
-    files = {task: {"files": files, "every": every} for task, (files, every) in plan.items()}
+    files = {task: {"files": work.files, "every": work.every} for task, work in plan.items()}
     summary = {"task": options.task, "data": files, "models": results, **({"paired": versus} if versus else {})}
     print(json.dumps(summary, ensure_ascii=False))
     return 0
@@ -91,21 +94,24 @@ def check(options):
 # ---------------------------------------------------------------- what is done with which file
 
 def plan_tasks(options, config, runs):
-    """{task: (files, every)} for what was asked; files are there, defaults filled in. UserError 2 where nothing fits.
+    """{task: Work} for what was asked; files are there, defaults filled in. UserError 2 where nothing fits.
 
-    runs: per model, what `runs_of` gives. Every model is asked the same: where no data are named, the first model's held-out rows.
+    runs: per model, what `runs_of` gives. Every model is asked the same: where no data are named, the first model's
+    held-out rows.
     """
-    wanted, plan = TASKS if options.task == "all" else (options.task,), {}
-    files = expand_paths(local_files(options.data, {**config["pre"], "cache_dir": config["cache_dir"]})) if options.data else []
+    wanted, plan, files = TASKS if options.task == "all" else (options.task,), {}, []
+    every, fields = options.every or 1, fields_of(config["pre"])
+    if options.data:
+        files = expand_paths(local_files(options.data, {**config["pre"], "cache_dir": config["cache_dir"]}))
     for task in wanted:
         fitting = [f for f in files if options.task == task or task in FITS[looks_like(f)]]
         if fitting:
-            plan[task] = fitting, options.every or 1
+            plan[task] = Work(fitting, every, fields)
         elif task == "bpc":
             _plan_own_rows(plan, options, config, runs[0])
         elif task == "exact":
             if any(is_built_in(own) is not False for own in runs):
-                plan[task] = [str(write_demo(HAND)["eval"])], options.every or 1
+                plan[task] = Work([str(write_demo(HAND)["eval"])], every, None)
         elif options.task == "mcq":
             raise UserError("选择题没有内置数据，请用 --data 给出文件，每行有 question、A、B、C、D、answer（JSONL 或 CSV）。")
     return plan
@@ -113,35 +119,36 @@ def plan_tasks(options, config, runs):
 
 def _plan_own_rows(plan, options, config, runs):
     try:
-        files, every = held_rows(runs[-1] if runs else {}, config["cache_dir"])
+        run = runs[-1] if runs else {}
+        files, every = held_rows(run, config["cache_dir"])
     except UserError as error:
         if options.task == "bpc":
             raise
         print(f"不算每字比特：{error}", file=sys.stderr)
         return
-    plan["bpc"] = files, options.every or every
+    plan["bpc"] = Work(files, options.every or every, fields_of(run))
 
 
 def evaluate_model(model, vocab, payload, runs, plan, options, config, name, answers):
-    """All planned tasks for one model -> {"stage", "step", "window", task: figures}; every single answer is added to `answers`."""
+    """All planned tasks for one model -> {"stage", "step", "window", task: figures}; every answer goes to `answers`."""
     window = options.window or context_of(model, payload)
     if model.config.position == "learned":
         window = min(window, model.config.max_position)
     precision = config["mixed_precision"] if "mixed_precision" in options.overrides else "no"
     likelihood = {"window": window, "precision": "bf16" if precision == "auto" else precision}
     result = {"stage": payload["stage"], "step": payload["step"], "window": window}
-    for task, (files, every) in plan.items():
+    for task, (files, every, fields) in plan.items():
         if task == "exact" and not options.data and is_built_in(runs) is False:        # 0 % would say nothing
             continue
         bad, mine = BadLines(Path(config["log_dir"]) / "bad_lines.jsonl", config["max_bad_share"]), []
         common = {"every": every, "bad": bad, "progress": True}
         if task == "bpc":
-            field = fields_of(config["pre"] if options.data or not runs else runs[-1])
-            result[task] = bits_per_char(model, vocab, files, text_field=field, **likelihood, **common)
+            result[task] = bits_per_char(model, vocab, files, text_field=fields, **likelihood, **common)
         elif task == "exact":
-            result[task] = exact_scores(model, vocab, files, answers=mine, text_field=fields_of(config["pre"]), **common)
+            result[task] = exact_scores(model, vocab, files, answers=mine, text_field=fields, **common)
         else:
-            result[task] = mcq_scores(model, vocab, files, dialogue=payload["stage"] != "Pre", answers=mine, **likelihood, **common)
+            dialogue = payload["stage"] != "Pre"
+            result[task] = mcq_scores(model, vocab, files, dialogue=dialogue, answers=mine, **likelihood, **common)
         result[task]["seen"] = learned(runs, files, every, config["cache_dir"])
         answers += [{"model": name, "kind": task, **one} for one in mine]
         if bad.count:
@@ -170,14 +177,15 @@ def columns(results, names):
     if "bpc" in results[0]:
         lines.append(["每字比特", "", *(f"{r['bpc']['bits_per_char']:.4f}" for r in results)])
         lines.append(["每字节比特", "", *(f"{r['bpc']['bits_per_byte']:.4f}" for r in results)])
-        lines.append([f"　共 {results[0]['bpc']['characters']} 字，token 数", "", *(str(r["bpc"]["tokens"]) for r in results)])
+        size = results[0]["bpc"]["characters"]
+        lines.append([f"　共 {size} 字，token 数", "", *(str(r["bpc"]["tokens"]) for r in results)])
     asked = next((r["exact"] for r in results if "exact" in r), None)
     if asked:
         exact = [r.get("exact") for r in results]
         lines.append([f"考题全对（{asked['n']} 题）", "", *(percent(e["overall"]) if e else NONE for e in exact)])
         for task, chance in asked["chance"].items():
-            title = BUILT_IN[task].title if task in BUILT_IN else task
-            lines.append([f"　{title}", percent(chance), *(percent(e["by_task"][task]) if e else NONE for e in exact)])
+            shares = (percent(e["by_task"][task]) if e else NONE for e in exact)
+            lines.append([f"　{title_of(task)}", percent(chance), *shares])
     if "mcq" in results[0]:
         mcq = [r["mcq"] for r in results]
         lines.append([f"选择题（{mcq[0]['n']} 题）", percent(mcq[0]["chance"]), *(percent(m["accuracy"]) for m in mcq)])
@@ -187,7 +195,7 @@ def columns(results, names):
 
 
 def remarks(results, names, strangers, versus):
-    """What a reader of the table has to know. strangers: names of models that the built-in questions say nothing about."""
+    """What a reader of the table has to know. strangers: models that the built-in questions say nothing about."""
     for name, result in zip(names, results):
         seen = sorted({file for task in TASKS for file in result.get(task, {}).get("seen", ())})
         if seen:
@@ -202,6 +210,10 @@ def remarks(results, names, strangers, versus):
                f"只有 {names[1]} 对 {found['second']}，都错 {found['neither']}：{verdict}（p = {found['p']:.2g}）。")
 
 
+def title_of(task):
+    return BUILT_IN[task].title if task in BUILT_IN else task
+
+
 def against_chance(mcq):
     if mcq["low"] > mcq["chance"]:
         return "高于随机"
@@ -213,11 +225,13 @@ def percent(share):
 
 
 def table(lines):
-    """Cells under each other, the first column to the left, figures to the right; a Chinese character is two cells wide."""
+    """Cells under each other, the first column to the left, figures to the right; a Chinese character has two cells."""
     wide = [max(width(line[i]) for line in lines) for i in range(len(lines[0]))]
     rule = "─" * (sum(wide) + 2 * (len(wide) - 1))
-    rows = ["  ".join([line[0] + " " * (wide[0] - width(line[0])),
-                       *(" " * (w - width(cell)) + cell for w, cell in zip(wide[1:], line[1:]))]).rstrip() for line in lines]
+    rows = []
+    for first, *others in lines:
+        cells = [first + " " * (wide[0] - width(first)), *(" " * (w - width(c)) + c for w, c in zip(wide[1:], others))]
+        rows.append("  ".join(cells).rstrip())
     return "\n".join([rows[0], rule, *rows[1:]])
 
 
@@ -230,7 +244,7 @@ def print_failures(results):
         if "exact" in result:
             print(f"\n{result['model']} 答错的题：")
             for f in result["exact"]["failures"]:
-                print(f"　[{BUILT_IN[f['task']].title if f['task'] in BUILT_IN else f['task']}] {f['question']} → {f['reply']}（应为 {f['expected']}）")
+                print(f"　[{title_of(f['task'])}] {f['question']} → {f['reply']}（应为 {f['expected']}）")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """A checkpoint in the formats of others, and back.
 
     python chat_agent/export.py --model out/TinySeek_SFT_final.pkl --to hf --output exported
-    python chat_agent/export.py --model out/TinySeek_SFT_final.pkl --to gguf --precision q8_0 --output exported/tinyseek.gguf
+    python chat_agent/export.py --model out/TinySeek_SFT_final.pkl --to gguf --output exported/tinyseek.gguf
     python chat_agent/export.py --from hf exported --output back.pkl
 """
 
@@ -51,7 +51,8 @@ def main(argv=None):
         path = write_pkl(read_hf(options.source[1]), options.output, precision)
         print(f"已写好 {path}，可用 chat_agent/chat.py --model {path} 对话。")
     else:
-        {"hf": to_hf, "gguf": to_gguf, "merged": to_merged, "safetensors": to_safetensors}[options.to](options, precision)
+        write = {"hf": to_hf, "gguf": to_gguf, "merged": to_merged, "safetensors": to_safetensors}[options.to]
+        write(options, precision)
 
 
 def _check(options):

@@ -52,8 +52,9 @@ def model_paths(given, config):
         return [str(finished[-1])]
     if folder.is_dir():
         raise UserError(f"{folder} 里还没有训练完的模型（…_final.pkl）。请等它训练完，或用 --model 指定里面的 .pkl。", 3)
-    names = sorted(p.parent.name for p in Path(config["out_dir"]).glob("*/TinySeek_*_final.pkl") if not p.parent.name.startswith("backup_"))
-    there = f"有：{'、'.join(dict.fromkeys(names))}。" if names else "还没有任何用 --name 训练的模型。"
+    names = {p.parent.name for p in Path(config["out_dir"]).glob("*/TinySeek_*_final.pkl")}
+    names = sorted(name for name in names if not name.startswith("backup_"))
+    there = f"有：{'、'.join(names)}。" if names else "还没有任何用 --name 训练的模型。"
     raise UserError(f"找不到名为 {config['name']} 的训练（{folder}）。{there}", 3)
 
 

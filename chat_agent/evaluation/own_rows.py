@@ -9,6 +9,7 @@ from tools.checkpoint import load_chain
 from tools.demo.adapters import write_adapters
 from tools.demo_data import HAND, write_demo
 from tools.errors import UserError
+from tools.reading.columns import fields_of
 from tools.reading.hub import local_files
 from tools.formats import expand_paths, fields_of
 
@@ -16,7 +17,7 @@ HUB = {"hf_subset": None, "hf_split": "train", "hf_streaming": False}
 
 
 def runs_of(path, payload):
-    """The configurations of the stages that made the model, as far as the checkpoint at `path` knows them; its own is the last."""
+    """The configurations of the stages that made the model, as far as the checkpoint at `path` knows; its own is the last."""
     chain = load_chain(path) if payload["kind"] == "adapter" else [payload]
     return [one["run"] for one in chain if isinstance(one["run"], dict)]
 
@@ -28,7 +29,7 @@ def is_built_in(runs):
 
 
 def held_rows(run, cache_dir):
-    """(files, every): the rows that this run did not learn from; all of them, every = 1, where it held none out. UserError 2 if gone."""
+    """(files, every): the rows that this run did not learn from; all, every = 1, where it held none out. UserError 2 if gone."""
     if not run.get("json_data_path"):
         raise UserError("这个检查点没有记下训练数据，找不到留出的行。请用 --data 给出文件。")
     if run.get("eval_data_path"):
@@ -57,7 +58,7 @@ def _every(run, files):
 
 
 def _same(one, other):
-    return os.path.samefile(one, other) or os.path.getsize(one) == os.path.getsize(other) and filecmp.cmp(one, other, shallow=False)
+    return os.path.samefile(one, other) or filecmp.cmp(one, other, shallow=False)
 
 
 def _listed(paths):
@@ -65,7 +66,7 @@ def _listed(paths):
 
 
 def _files(paths, run, cache_dir):
-    """The files of a key of `run`; built-in data is written where it is missing, and found again in a folder that was moved."""
+    """The files of a key of `run`; built-in data is written where it is missing, and found in a folder that was moved."""
     paths = _listed(local_files(_listed(paths), {**HUB, **run, "cache_dir": cache_dir}))
     demo = [Path(p).name.startswith("demo_") and not Path(p).exists() for p in paths]
     if any(demo):

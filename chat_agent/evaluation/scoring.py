@@ -162,7 +162,7 @@ def exact_scores(model, vocab, data, every=1, bad=None, batch_size=128, progress
     """Greedy replies to questions with one right answer (the last message of each conversation).
 
     data: path or rows {"conversations", "task"}. -> {"overall", "by_task", "chance", "n", "failures"}; shares in 0..1,
-    failures: a few {"task", "question", "expected", "reply"} per task. chance: of the tasks as they are in the whole data.
+    failures: a few {"task", "question", "expected", "reply"} per task. chance: of the tasks in the whole data.
     answers: a list that gets every question with its reply.
     """
     rows = eval_data.question_rows(data, every, bad, text_field)
@@ -230,13 +230,14 @@ def mcq_scores(model, vocab, data, every=1, bad=None, window=WINDOW, batch_token
 
 
 def paired(one, other):
-    """Two lists of right or wrong on the same questions -> {"both", "first", "second", "neither", "p"}: how many only one model
-    knew, and how likely so lopsided a count is where neither model is better (exact two-sided sign test)."""
+    """Two lists of right or wrong on the same questions -> {"both", "first", "second", "neither", "p"}: how many only
+    one model knew, and how likely so lopsided a count is where neither model is better (exact two-sided sign test)."""
     pairs = list(zip(one, other, strict=True))
     first, second = pairs.count((True, False)), pairs.count((False, True))
     n, k = first + second, min(first, second)
     p = min(1.0, 2 * sum(math.comb(n, i) for i in range(k + 1)) / 2 ** n)
-    return {"both": pairs.count((True, True)), "first": first, "second": second, "neither": pairs.count((False, False)), "p": p}
+    both, neither = pairs.count((True, True)), pairs.count((False, False))
+    return {"both": both, "first": first, "second": second, "neither": neither, "p": p}
 
 
 def _option_documents(rows, vocab, dialogue):

@@ -10,15 +10,16 @@ from tools.errors import UserError
 from tools.saving.archive import PREFIX, commit, explain
 
 
-BESIDE = (".DS_Store", "desktop.ini", "Thumbs.db", ".git", ".gitattributes", ".gitignore")     # not ours, no hindrance: they stay
+# Not ours, no hindrance: they stay.
+BESIDE = (".DS_Store", "desktop.ini", "Thumbs.db", ".git", ".gitattributes", ".gitignore")
 
 
 @contextmanager
 def whole_folder(path, may_replace, mark):
     """Yields a new folder to fill; it gets the name `path` when everything in it is written.
 
-    A folder that is already there is replaced when it is an earlier one of ours: it holds the file `mark` (or nothing), and
-    `may_replace(file name)` holds for all of it but what systems and git leave anywhere, which stays. Else UserError 2.
+    A folder that is already there is replaced when it is an earlier one of ours: it holds the file `mark` (or nothing),
+    and `may_replace(file name)` holds for all of it but what systems and git leave anywhere; that stays. Else UserError 2.
     """
     path = Path(os.path.realpath(path))
     if path.exists() and not path.is_dir():
@@ -55,7 +56,7 @@ def _is_beside(name):
 
 
 def check_replace(path, *marks):
-    """UserError 2 if a file at `path` is anything but an earlier one of ours: `marks` (bytes) stand near its beginning."""
+    """UserError 2 if a file at `path` is not an earlier one of ours: `marks` (bytes) stand near its beginning."""
     path = Path(path)
     if not path.exists():
         return
@@ -67,7 +68,7 @@ def check_replace(path, *marks):
 
 @contextmanager
 def whole_file(path):
-    """Yields a temporary path to write; it gets the name `path` when it is on the disk, readable as far as the umask says."""
+    """Yields a temporary path to write; it gets the name `path` when it is on the disk, readable as the umask says."""
     path = Path(path)
     temporary = path.absolute().parent / f"{PREFIX}{path.name}-{os.getpid()}"
     try:

@@ -1,1 +1,1 @@
-"""What the chat in a terminal is made of: reading what a person types, commands, kept conversations, how replies are shown."""
+"""What the chat in a terminal is made of: what a person types, commands, kept conversations, how replies are shown."""

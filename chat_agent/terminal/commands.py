@@ -6,13 +6,13 @@ from chat_agent.terminal import kept
 from chat_agent.terminal.shown import thin
 from tools.errors import UserError
 
-NUMBERS = {"temperature": float, "top_k": int, "top_p": float, "min_p": float, "repetition_penalty": float, "frequency_penalty": float,
-           "presence_penalty": float, "no_repeat_ngram": int, "max_new_tokens": int, "seed": int}
+NUMBERS = {"temperature": float, "top_k": int, "top_p": float, "min_p": float, "repetition_penalty": float,
+           "frequency_penalty": float, "presence_penalty": float, "no_repeat_ngram": int, "max_new_tokens": int, "seed": int}
 OFF = ("none", "null", "无")
 
 
 class Commands:
-    """chats: {name: Session}. how: the options of Session.ask, changed by /set. check(how): UserError where they are no good.
+    """chats: {name: Session}. how: the options of Session.ask, changed by /set. check(how): UserError for bad ones.
     open_model(path): -> (name, Session). ask(how, again): let every model answer, `again`: the last question once more.
     """
 

@@ -1,4 +1,4 @@
-"""Conversations in a file: one line of {"messages": […]} each, the shape that training reads. Nothing in a file is ever lost."""
+"""Conversations in a file, one line of {"messages": […]} each, as training reads them. Nothing in it is ever lost."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from tools.template import ROLE_NAMES
 
 
 def save(path, conversations):
-    """Append the conversations that hold a reply. A new file is made; one that holds anything else is refused. -> how many there are now
+    """Append the conversations that hold a reply -> how many there are now. A file that holds anything else is refused.
 
     What stood in the file is not touched: a failed write is undone, and two chats may append to one file.
     """
@@ -38,7 +38,7 @@ def restore(path):
 
 
 def read(place):
-    """The conversations of a file (an empty one holds none), or None if anything else stands in it. UserError if it cannot be read."""
+    """The conversations of a file (an empty one has none), None if it holds anything else. UserError if unreadable."""
     try:
         if not stat.S_ISREG(os.stat(place).st_mode):
             return None
@@ -53,11 +53,10 @@ def read(place):
 def messages_of(row):
     """The messages of one saved line. ValueError if it is anything else."""
     messages = row.get("messages") if isinstance(row, dict) else None
-    good = isinstance(messages, list) and all(
-        isinstance(m, dict) and m.get("role") in ROLE_NAMES and isinstance(m.get("content"), str) and not SURROGATE.search(m["content"])
-        for m in messages)
-    if not good:
-        raise ValueError
+    for m in messages if isinstance(messages, list) else [None]:
+        good = isinstance(m, dict) and m.get("role") in ROLE_NAMES and isinstance(m.get("content"), str)
+        if not good or SURROGATE.search(m["content"]):
+            raise ValueError
     return [{"role": m["role"], "content": m["content"]} for m in messages]
 
 

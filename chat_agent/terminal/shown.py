@@ -4,7 +4,8 @@ import re
 import sys
 
 # A model may write any byte. On a terminal control characters become visible ones instead of moving the cursor.
-VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
+VISIBLE |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 ITEM = r"\|([^|\n]+)\|([^|\n]+)\|([^|\n]+)\|"
 NOTHING = "没有"
 ENDINGS = {"length": "已到 --max_new_tokens 的长度上限", "loop": "回答开始重复，已停下"}
@@ -33,8 +34,8 @@ def readable(text):
     """
     if not re.fullmatch(f"({ITEM})+", text.strip()):
         return text
-    items = (good + "　" + amount + ("" if special == NOTHING else f"（{special}）") for good, amount, special in re.findall(ITEM, text))
-    return "\n".join(["购物清单：", *(f"  · {item}" for item in items)])
+    items = ((good, amount, "" if special == NOTHING else f"（{special}）") for good, amount, special in re.findall(ITEM, text))
+    return "\n".join(["购物清单：", *(f"  · {good}　{amount}{special}" for good, amount, special in items)])
 
 
 def remarks(session, stats=False):

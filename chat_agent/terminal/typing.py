@@ -12,10 +12,10 @@ from tools.formats import SURROGATE
 try:
     import select
     import termios
-except ImportError:                                             # Windows: its console edits lines and deletes whole characters itself
+except ImportError:             # Windows: its console edits lines and deletes whole characters itself
     termios = None
 
-IUTF8 = 0x4000                  # Linux and macOS: Backspace takes a whole character, not a byte; Python's termios has no name for it
+IUTF8 = 0x4000          # Linux and macOS: Backspace takes a whole character, not a byte; termios has no name for it
 PASTED = 0.05                   # seconds: lines that follow as fast as this were pasted, not typed
 UTF8_LOCALES = ("C.UTF-8", "en_US.UTF-8", "UTF-8")
 QUOTES = '"""'
@@ -48,7 +48,7 @@ class Keyboard:
             return self.waiting.pop(0)
         try:
             lines = [input(prompt)]
-        except RuntimeError as error:                           # a notebook that runs by itself, or a program without stdin
+        except RuntimeError as error:       # a notebook that runs by itself, or a program without stdin
             raise EOFError from error
         while self.is_terminal and not lines[0].startswith(("/", QUOTES)) and _more_is_there():
             line = input()
@@ -70,7 +70,7 @@ class Keyboard:
             pass
 
     def _line_editing(self):
-        """Arrow keys, history and Tab where there is a readline that knows our characters: one in a byte locale swallows them."""
+        """Arrow keys, history and Tab where there is a readline that knows our characters; a byte locale has none."""
         if termios is None or not _locale_fits():
             return
         try:
@@ -89,20 +89,21 @@ class Keyboard:
         import readline
         from glob import escape, glob
         if readline.get_begidx():
-            found = sorted(f + (os.sep if os.path.isdir(f) else "") for f in glob(escape(os.path.expanduser(begun)) + "*"))
+            files = glob(escape(os.path.expanduser(begun)) + "*")
+            found = sorted(file + (os.sep if os.path.isdir(file) else "") for file in files)
         else:
             found = [c for c in self.commands if begun.startswith("/") and c.startswith(begun)]
         return found[number] if number < len(found) else None
 
 
 def _locale_fits():
-    """Whether the C library reads characters as Python does; in the POSIX locale it is told to read UTF-8 where it can."""
+    """Whether the C library reads characters as Python does; in the POSIX locale it is told to, where it can."""
     if sys.stdin.encoding.lower().replace("-", "") != "utf8" or locale.nl_langinfo(locale.CODESET).upper() == "UTF-8":
         return True
     for name in UTF8_LOCALES:
         try:
             locale.setlocale(locale.LC_CTYPE, name)
-            os.environ["LC_ALL"] = name                         # Python goes back to what this says for every line that it reads
+            os.environ["LC_ALL"] = name     # Python goes back to what this says for every line that it reads
             return True
         except locale.Error:
             pass
@@ -116,7 +117,8 @@ def _more_is_there():
         return msvcrt.kbhit()
     try:
         before = termios.tcgetattr(sys.stdin)
-        termios.tcsetattr(sys.stdin, termios.TCSANOW, [*before[:3], before[3] & ~(termios.ICANON | termios.ECHO), *before[4:]])
+        raw = before[3] & ~(termios.ICANON | termios.ECHO)
+        termios.tcsetattr(sys.stdin, termios.TCSANOW, [*before[:3], raw, *before[4:]])
         try:
             return bool(select.select([sys.stdin], [], [], PASTED)[0])
         finally:
@@ -126,7 +128,7 @@ def _more_is_there():
 
 
 def _healed(line):
-    """The line without half characters, as a Backspace leaves them that deletes bytes. UserError where that is not the reason."""
+    """The line without half characters, as a Backspace that deletes bytes leaves them. UserError: another encoding."""
     text, count = SURROGATE.subn("", line)                      # how Python hands over bytes that form no character
     if not count:
         return line

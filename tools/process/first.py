@@ -1,4 +1,4 @@
-"""What every script does first: a Python that is too old and a package that is missing end in one line, not in a traceback.
+"""What every script does first: a Python that is too old and a package that is missing end in one line, no traceback.
 
 Runs on Pythons that cannot even read the rest: nothing here is newer than 3.6, and nothing of ours is imported.
 """
@@ -21,7 +21,8 @@ def check_machine():
     if sys.stderr is None or not sys.stderr.isatty():
         os.environ.setdefault("TQDM_MININTERVAL", "10")
     if sys.version_info[:2] < OLDEST:
-        _end("需要 Python {}.{} 以上，现在是 {}.{}。请换一个新的 Python 运行（命令可能叫 python3.11 之类）。".format(*OLDEST, *sys.version_info[:2]))
+        _end("需要 Python {}.{} 以上，现在是 {}.{}。请换一个新的 Python 运行（命令可能叫 python3.11 之类）。".format(
+            *OLDEST, *sys.version_info[:2]))
     if not in_notebook():
         sys.excepthook = _explain
 
