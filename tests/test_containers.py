@@ -283,8 +283,8 @@ def test_ranges_only_of_what_can_be_entered(tmp_path):
     ):
         (tmp_path / name).write_bytes(raw)
         assert lines.rangeable(tmp_path / name) is able
-        plain = lines.unpacked(tmp_path / name, tmp_path)
-        assert lines.rangeable(plain) and said(read_rows(plain)) == WANTED
+        plain, whole = lines.unpacked(tmp_path / name, tmp_path)
+        assert whole and lines.rangeable(plain) and said(read_rows(plain)) == WANTED
 
 
 def test_advice_never_is_to_allow_more_bad_lines_than_good(tmp_path):

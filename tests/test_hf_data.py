@@ -9,6 +9,7 @@ import pytest
 import toy
 from tools.reading import hub
 from tools.errors import UserError
+from tools.formats import read_rows
 from train_agent.trainers import create_dataloader
 
 ROWS = [{"text": f"第{i}行，苹果很好看。", "extra": i} for i in range(12)]
@@ -112,3 +113,12 @@ def test_D11_a_run_on_hf_data(folder, keys, options, vocab):
     assert toy.checkpoint(chosen, "TinySeek_Pre_final")["run"]["json_data_path"] == f"hf:{folder}", "the configuration keeps the name"
     batches = list(create_dataloader(str(folder), vocab, cache_dir=keys["cache_dir"], training_mode="pretraining", max_length=64))
     assert sum(int((b["positions"] == 0)[b["valid"]].sum()) for b in batches) == 12
+
+
+def test_one_parquet_file_and_what_the_refusal_of_it_advises(ram_path, keys):
+    datasets = pytest.importorskip("datasets")
+    path = ram_path / "a.parquet"
+    datasets.Dataset.from_list(ROWS).to_parquet(str(path))
+    with pytest.raises(UserError, match="hf:"):
+        list(read_rows(path))
+    assert [row["text"] for row in lines(hub.local_files(f"hf:{path}", keys))] == [row["text"] for row in ROWS]

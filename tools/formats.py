@@ -1,11 +1,11 @@
 """Reading people's files: which of the known shapes is this row?
 
-A file is JSON lines, a JSON array or object, a CSV table or plain text, zipped or not (reading/containers.py tells by its first
-bytes). The shapes of one JSON object are tried in this order, the first that it really fits decides (reading/shapes.py):
-    chosen + rejected        a preference pair; also rejected_response beside a conversation, output: [good, bad], HH transcripts
+A file is JSON lines, a JSON array or object, a CSV table or plain text, zipped or not; its first bytes tell
+(reading/containers.py). The shapes of an object are tried in this order, the first that it fits decides (reading/shapes.py):
+    chosen + rejected        a preference pair; or rejected_response beside a reply, output: [good, bad], HH transcripts
     messages, conversations  [{"role" or "from", "content" or "value"}, …]
-    prompt + response        optionally system, history
-    instruction + output     optionally input (follows the instruction on a new line), system, history [[question, answer], …]
+    prompt + response        optionally system, history [[question, answer], …]
+    instruction + output     optionally input (follows the instruction on a new line), system, history
     text_field               the user's own field or fields (a list is joined by a space, a missing one is empty)
     question + answer        and the other usual names of the two: query, ask, input, q · answer, target, reply, a …
     text, content            units separated by a literal <|im_end|>; content takes a title before it
@@ -73,8 +73,9 @@ def as_dialogue(row):
     """What a preference row teaches where nothing is compared: the chosen reply; the other is counted as dropped."""
     if row.kind != "preference":
         return row
+    messages = [*row.messages, {"role": "assistant", "content": row.chosen}]
     dropped = {**row.dropped, REJECTED: len(row.rejected)}
-    return Row("dialogue", messages=[*row.messages, {"role": "assistant", "content": row.chosen}], file=row.file, line=row.line, dropped=dropped)
+    return Row("dialogue", messages=messages, file=row.file, line=row.line, dropped=dropped)
 
 
 def not_a_pair(row):
@@ -91,7 +92,7 @@ def read_rows(paths, text_field=None, bad=None):
 
 
 def read_range(path, start=0, end=None, text_field=None, bad=None):
-    """Rows of the lines that begin in [start, end) bytes; row.line counts from `start`. With bad=None a bad line is an error."""
+    """Rows of the lines that begin in [start, end) bytes; row.line counts from `start`. Without `bad` one is an error."""
     plain = is_plain_text(path)
     for number, raw in iter_lines(path, start, end):
         row = parse_line(raw, text_field, plain)

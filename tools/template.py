@@ -17,8 +17,8 @@ ROLE_NAMES = {"user": "User", "assistant": "Assistant", "system": "System"}
 def render(messages, vocab, max_len=None):
     """messages: [{"role": "system|user|assistant", "content": str}] -> (ids int32 (T,), supervised bool (T,)).
 
-    supervised[i]: id i is a target to learn (a reply's content and its end, unless the reply has "weight": 0). Turns after
-    the last reply are dropped. At max_len a system or user turn that does not fit is dropped, a reply is cut and has no end.
+    supervised[i]: id i is a target to learn: a reply's content and its end, unless the reply has "weight": 0. Turns
+    after the last reply are dropped. At max_len a system or user turn that does not fit is dropped, a reply is cut.
     """
     contents = vocab.encode_many([m["content"] for m in messages])
     return _assemble(*_roles(messages), contents, vocab, max_len)
@@ -80,7 +80,7 @@ def render_many(rows, vocab, max_len=None):
     A text row gives one document per unit, a dialogue one, a preference two (with the chosen and the rejected reply).
     max_len cuts dialogues as `render` does; texts stay whole.
     """
-    jobs = [_documents(row) for row in rows]                            # per row: list of (roles and learned, or None, contents)
+    jobs = [_documents(row) for row in rows]                            # per row: [(roles, learned or None; contents)]
     encoded = iter(vocab.encode_many([c for docs in jobs for _, contents in docs for c in contents]))
     out = []
     for docs in jobs:

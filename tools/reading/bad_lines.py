@@ -1,4 +1,4 @@
-"""Counting and quoting the lines of a data file that cannot be used, and what the good ones say that no model will see."""
+"""Counting the lines of a data file that cannot be used, and what the good ones say that no model will see."""
 import json
 import time
 from pathlib import Path
@@ -7,14 +7,14 @@ from tools.errors import UserError
 from tools.reading.row import is_about
 
 QUOTE = 200             # characters of a bad line that are quoted
-LOGGED = 10_000         # bad lines beyond these are counted but not quoted: a file of another kind must not fill the disk
+LOGGED = 10_000         # bad lines beyond these are counted but not quoted: a wrong file must not fill the disk
 FREE, MOST = 10, 1 / 3  # so many bad lines are always forgiven, unless they are more than this share of the file
 NAMES = 40              # different fields that are counted by name
 OTHERS = "其余字段"
 
 
 def too_many(bad, total, max_bad_share):
-    """Whether `bad` of `total` rows are too many to train: more than max(10, max_bad_share), of a small file more than a third."""
+    """Whether `bad` of `total` rows are too many: above max(10, max_bad_share), in a small file above a third."""
     return bad > max(min(FREE, MOST * total), max_bad_share * total) or 0 < total <= bad
 
 
@@ -43,10 +43,14 @@ def add_dropped(table, more):
 
 
 def dropped_text(table):
-    """{what: [rows, characters]} -> Chinese, what speaks before what only describes: ("reasoning_content 40 行（1,200 字）…", "id、source")."""
+    """{what: [rows, characters]} -> Chinese: what speaks, and what only describes.
+
+    {"tools": [9, 80], "id": [9, 40]} -> ("tools 9 行（80 字）", "id")
+    """
     said = {name: entry for name, entry in table.items() if entry[1] and not is_about(name)}
     order = sorted(said, key=lambda name: -said[name][1])
-    return "、".join(f"{name} {said[name][0]:,} 行（{said[name][1]:,} 字）" for name in order), "、".join(n for n in table if n not in said)
+    listed = "、".join(f"{name} {said[name][0]:,} 行（{said[name][1]:,} 字）" for name in order)
+    return listed, "、".join(name for name in table if name not in said)
 
 
 class BadLines:
@@ -66,7 +70,8 @@ class BadLines:
             return
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         start = bytes(raw[:4 * QUOTE]).decode("utf-8", errors="replace")[:QUOTE]
-        entry = {"time": time.strftime("%Y-%m-%d %H:%M:%S"), "file": str(file), "line": line, "reason": reason, "start": start}
+        entry = {"time": time.strftime("%Y-%m-%d %H:%M:%S"), "file": str(file), "line": line, "reason": reason,
+                 "start": start}
         with open(self.log_path, "a", encoding="utf-8", newline="\n") as f:
             f.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
@@ -75,5 +80,7 @@ class BadLines:
         if too_many(self.count, total, self.max_bad_share):
             file, line, reason = self.first
             where = f"，清单在 {self.log_path}" if self.log_path else ""
-            raise UserError(f"坏行太多：{total} 行里有 {self.count} 行不能用，第一处是 {file} 第 {line} 行（{reason}）{where}。"
-                            f"请先修好数据{'' if 2 * self.count > total else '，或调大 max_bad_share'}。", 8)
+            cure = "请先修好数据"
+            if 2 * self.count <= total:
+                cure += f"，或去掉坏行：python tools/check_data.py {file} --output clean.jsonl，或调大 max_bad_share"
+            raise UserError(f"坏行太多：{total} 行里有 {self.count} 行不能用，第一处是 {file} 第 {line} 行（{reason}）{where}。{cure}。", 8)

@@ -1,29 +1,35 @@
 """--columns user=问题 assistant=回答: which of the data's own fields means what."""
 from tools.errors import UserError
 
-# what people call it (LLaMA-Factory's names among them) -> the field that tools.reading.shapes knows
-MEANINGS = {name: field for field, names in {
-    "instruction": "user question prompt instruction human", "input": "input context", "output": "assistant answer response output target",
-    "system": "system", "history": "history", "messages": "messages conversations", "chosen": "chosen", "rejected": "rejected",
-    "text": "text"}.items() for name in names.split()}
+# the field that tools.reading.shapes knows -> what people call it, LLaMA-Factory's names among them
+NAMES = {"instruction": "user question prompt instruction human", "input": "input context",
+         "output": "assistant answer response output target", "system": "system", "history": "history",
+         "messages": "messages conversations", "chosen": "chosen", "rejected": "rejected", "text": "text"}
+MEANINGS = {name: field for field, names in NAMES.items() for name in names.split()}
 WHOLE = ({"instruction", "output"}, {"messages"}, {"chosen", "rejected"}, {"text"})      # each is a shape of its own
 
 
 def columns_of(value):
     """["user=问题", …] or {"user": "问题", …} -> {field that we know: field of the data}. Raises UserError (2)."""
-    pairs = list(value.items()) if isinstance(value, dict) else [one.partition("=")[::2] for one in ([value] if isinstance(value, str) else value)]
+    pairs = value.items() if isinstance(value, dict) else [one.partition("=")[::2] for one in _listed(value)]
+    pairs = [(meaning.strip().lower(), name) for meaning, name in pairs]
+    asked = any(MEANINGS.get(meaning) == "instruction" for meaning, _ in pairs)
     found = {}
     for meaning, name in pairs:
-        known = MEANINGS.get(meaning.strip().lower())
-        if meaning.strip().lower() == "query":                          # LLaMA-Factory's query adds to a prompt; alone it asks
-            known = "input" if any(MEANINGS.get(m.strip().lower()) == "instruction" for m, _ in pairs) else "instruction"
+        known = MEANINGS.get(meaning)
+        if meaning == "query":                                          # adds to a prompt; alone it asks
+            known = "input" if asked else "instruction"
         if known is None or not isinstance(name, str) or not name.strip():
             raise UserError(f"columns 里的 {meaning}={name} 不认识。写法：--columns user=问题的字段 assistant=回答的字段；"
-                            f"等号左边可用 {' '.join(('user', 'assistant', 'input', 'system', 'history', 'messages', 'chosen', 'rejected', 'text'))}。")
+                            f"等号左边可用 {' '.join(names.split()[0] for names in NAMES.values())}。")
         if known in found:
             raise UserError(f"columns 里 {meaning} 说了两次，请只留一个。")
         found[known] = name.strip()
     return found
+
+
+def _listed(value):
+    return [value] if isinstance(value, str) else value
 
 
 def fields_of(options):

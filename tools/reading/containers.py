@@ -11,7 +11,7 @@ import zlib
 from collections import namedtuple
 
 from tools.errors import UserError
-from tools.reading.json_items import first_value
+from tools.reading.json_items import first_value, rows_in
 from tools.reading.turns import ANSWERS, QUESTIONS
 
 HEAD = 256 << 10        # bytes looked at
@@ -22,25 +22,26 @@ COMMONEST = set("的一是不了在人有我他这个们中来上大为和国地
 COPIES = {"lines": ".tinyseek-rows", "paragraphs": ".tinyseek-paragraphs"}      # our own plain copies: one row of them stays one row
 Kind = namedtuple("Kind", "form zipped encoding")       # form: lines paragraphs values table
 
-_PYTHON = "python -c \"import pandas as pd; pd.read_{}('{}').to_json('data.jsonl', orient='records', lines=True, force_ascii=False)\""
-_UNPACK = "先解开，再用里面的文件：{}"
+_HUB = "装上 datasets（python -m pip install datasets）后写 --json_data_path hf:{}"
+_UNPACK = "先解开，再用里面的文件："
+_PYTHON = "python -c \"import %s,shutil; shutil.copyfileobj(%s.open('{}'), open('data.jsonl','wb'))\""
 # (where, bytes, what it is, the cure; {} is the file)
 MAGIC = [
-    (0, b"PAR1", "Parquet", "装上 datasets（python -m pip install datasets）后写 --json_data_path hf:{}，或先转换：" + _PYTHON.format("parquet", "{}")),
-    (0, b"ARROW1", "Arrow", "装上 datasets（python -m pip install datasets）后写 --json_data_path hf:{}"),
-    (0, b"\xff\xff\xff\xff", "Arrow", "装上 datasets（python -m pip install datasets）后写 --json_data_path hf:它所在的文件夹"),
+    (0, b"PAR1", "Parquet", _HUB),
+    (0, b"ARROW1", "Arrow", _HUB),
+    (0, b"\xff\xff\xff\xff", "Arrow", _HUB.format("它所在的文件夹")),
     (0, b"SQLite format 3\0", "SQLite 数据库", "先导出成 CSV：sqlite3 -header -csv {} \"select * from 表名\" > data.csv"),
     (0, b"\xd0\xcf\x11\xe0", "旧版 Office 文件（xls、doc）", "用 Excel 或 WPS 打开，另存为“CSV UTF-8”（文档另存为 .txt）"),
     (0, b"%PDF", "PDF", "先抽出文字，存成 .txt：pdftotext {} data.txt"),
-    (0, b"Rar!", "RAR 压缩包", _UNPACK.format("unrar x {}")),
-    (0, b"7z\xbc\xaf\x27\x1c", "7z 压缩包", _UNPACK.format("7z x {}")),
-    (0, b"\xfd7zXZ\0", "xz 压缩文件", _UNPACK.format("python -c \"import lzma,shutil; shutil.copyfileobj(lzma.open('{}'), open('data.jsonl','wb'))\"")),
-    (0, b"BZh", "bz2 压缩文件", _UNPACK.format("python -c \"import bz2,shutil; shutil.copyfileobj(bz2.open('{}'), open('data.jsonl','wb'))\"")),
-    (0, b"\x28\xb5\x2f\xfd", "zstd 压缩文件", _UNPACK.format("zstd -d {} -o data.jsonl")),
-    (0, b"\x04\x22\x4d\x18", "lz4 压缩文件", _UNPACK.format("lz4 -d {} data.jsonl")),
-    (257, b"ustar", "tar 包", _UNPACK.format("tar xf {}")),
+    (0, b"Rar!", "RAR 压缩包", _UNPACK + "unrar x {}"),
+    (0, b"7z\xbc\xaf\x27\x1c", "7z 压缩包", _UNPACK + "7z x {}"),
+    (0, b"\xfd7zXZ\0", "xz 压缩文件", _UNPACK + _PYTHON % ("lzma", "lzma")),
+    (0, b"BZh", "bz2 压缩文件", _UNPACK + _PYTHON % ("bz2", "bz2")),
+    (0, b"\x28\xb5\x2f\xfd", "zstd 压缩文件", _UNPACK + "zstd -d {} -o data.jsonl"),
+    (0, b"\x04\x22\x4d\x18", "lz4 压缩文件", _UNPACK + "lz4 -d {} data.jsonl"),
+    (257, b"ustar", "tar 包", _UNPACK + "tar xf {}"),
     (0, b"\x93NUMPY", "NumPy 数组", "它没有文字；请用原来的文本文件"),
-    (0, b"\x89HDF", "HDF5", "先用 pandas 转成 JSONL：" + _PYTHON.format("hdf", "{}")),
+    (0, b"\x89HDF", "HDF5", "先用 pandas 读出来，存成 JSONL 或 CSV"),
     (0, b"\x89PNG", "图片", "这里只能学文字"), (0, b"\xff\xd8\xff", "图片", "这里只能学文字"),
     (0, b"version https://git-lfs", "Git LFS 的指针，不是数据本身", "在那个仓库里运行 git lfs pull，或从网页重新下载"),
 ]
@@ -110,8 +111,8 @@ def _inside(path):
 # ---- encoding ----
 
 def _encoding(path, head, zipped, size):
-    for bom, name in ((b"\xff\xfe\0\0", "utf-32"), (b"\0\0\xfe\xff", "utf-32"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16")):
-        if head.startswith(bom):
+    for name in ("utf-32", "utf-16"):
+        if head.startswith(("\ufeff".encode(name + "-le"), "\ufeff".encode(name + "-be"))):
             return name
     if wide := _wide(head):
         return wide
@@ -131,7 +132,8 @@ def _encoding(path, head, zipped, size):
         return "gb18030"
     if 2 * (len(lines) - good) > max(4, sample.count(b"\n")):
         raise UserError(f"{path} 的编码认不出来：不是 UTF-8、UTF-16，也不是 GBK（GB18030）。请在编辑器里另存为 UTF-8；知道原编码（如 big5）时："
-                        f"python -c \"open('data.jsonl','w',encoding='utf-8').write(open('{os.path.basename(path)}',encoding='big5').read())\"", 2)
+                        f"python -c \"t=open('{os.path.basename(path)}',encoding='big5').read(); "
+                        "open('data.jsonl','w',encoding='utf-8').write(t)\"", 2)
     return "utf-8"
 
 
@@ -179,13 +181,13 @@ def _decodes(path, zipped):
 # ---- layout ----
 
 def _form(name, text, complete):
-    """lines: one JSON value a line · values: JSON values one after the other or in an array · table: CSV · paragraphs: text."""
+    """lines: one JSON value a line · values: several in a row or in an array · table: CSV · paragraphs: text."""
     text = text.lstrip("\ufeff")
     plain = name.endswith((".txt", ".text", ".md"))
     start = text.lstrip()[:1]
     if start in ("[", "{"):
         form = _json_form(text, complete)
-        if not plain or form == "lines" and _all_json(text, complete) or form == "values" and first_value(text) is not None:
+        if not plain or (_all_json(text, complete) if form == "lines" else first_value(text) is not None):
             return form
     if plain:
         return "paragraphs"
@@ -215,9 +217,9 @@ def _json_form(text, complete):
     if text.lstrip()[0] == "[":
         return "lines" if len(lines) > 1 and _is_conversation(_parsed(lines[0])) else "values"
     if not any(isinstance(_parsed(line), dict) for line in lines):
-        opened = not complete and len(lines[0]) < 200 if lines else True            # a large object that began on a line of its own
-        return "values" if opened or first_value(text) is not None else "lines"
-    return "values" if complete and len(lines) == 1 else "lines"
+        large = not lines or not complete and len(lines[0]) < 200       # an object that began on a line of its own
+        return "values" if large or first_value(text) is not None else "lines"
+    return "values" if complete and len(lines) == 1 and rows_in(_parsed(lines[0])) is not None else "lines"
 
 
 def _is_conversation(value):
@@ -235,4 +237,5 @@ def _has_header(text):
     line = text.lstrip("\n").partition("\n")[0]
     names = next(csv.reader(io.StringIO(line), delimiter=delimiter_of(line)), [])
     known = {*QUESTIONS, *ANSWERS, "text", "content", "system", "history"}
-    return len(names) > 1 and all(len(name) < 30 for name in names) and any(name.strip().lower() in known for name in names)
+    short = len(names) > 1 and all(len(name) < 30 for name in names)
+    return short and any(name.strip().lower() in known for name in names)

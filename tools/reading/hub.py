@@ -1,6 +1,6 @@
 """`hf:name` as training data: a data set of the `datasets` package, written once as JSON lines that everything else can read.
 
-hf:NAME        a name on the hub, e.g. hf:allenai/c4, or a folder: of data files, or what `save_to_disk` left
+hf:NAME        a name on the hub, e.g. hf:allenai/c4, a Parquet or Arrow file, or a folder: of data files, or from `save_to_disk`
 hf:NAME#SPLIT  another split than `hf_split`, e.g. for eval_data_path
 The lines lie in cache_dir/hf; the file's name is a digest of all that was asked for, so the package and the network are needed once.
 """
@@ -57,10 +57,10 @@ def _short(name):
 
 
 def _folder_state(name):
-    """Of a folder: what is in it, so that changed data is fetched again. None for a name on the hub."""
-    if not os.path.isdir(name):
+    """Of a folder or file: what is in it, so that changed data is fetched again. None for a name on the hub."""
+    if not os.path.exists(name):
         return None
-    files = sorted(p for p in Path(name).rglob("*") if p.is_file())
+    files = sorted(p for p in Path(name).rglob("*") if p.is_file()) if os.path.isdir(name) else [Path(name)]
     return [os.path.abspath(name), [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files]]
 
 
@@ -70,6 +70,9 @@ def _open(name, subset, split, streaming):
     except ImportError:
         raise UserError(f"读取 hf:{name} 需要 datasets：python -m pip install datasets。也可以先把数据另存为 .jsonl 文件。") from None
     try:
+        if os.path.isfile(name):                            # one file of a kind that this package reads: Parquet, Arrow
+            kind = {".csv": "csv", ".parquet": "parquet", ".arrow": "arrow"}.get(os.path.splitext(name)[1].lower(), "json")
+            return datasets.load_dataset(kind, data_files=name, split="train", streaming=streaming)
         if os.path.isfile(os.path.join(name, "dataset_info.json")) or os.path.isfile(os.path.join(name, "dataset_dict.json")):
             saved = datasets.load_from_disk(name)
             return saved[split] if isinstance(saved, dict) else saved

@@ -1,6 +1,6 @@
-"""The values of a JSON file that is no JSON lines: an array, pretty-printed objects one after the other, a table as an object.
+"""The values of a JSON file that is no JSON lines: an array, pretty-printed objects in a row, a table as an object.
 
-Values are cut out by their brackets, so memory holds one at a time, and a value with a fault inside does not take the rest along.
+Values are cut out by their brackets: memory holds one at a time, and a fault inside one does not take the rest along.
 """
 import json
 import re
@@ -8,10 +8,11 @@ import re
 LIMIT = 64 << 20        # bytes of one value
 WHOLE = 256 << 20       # of a file that is one object, which is read as a whole
 PIECE = 1 << 20
-TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|["\[\]{},]', re.S)       # a string, a quote that is not closed yet, a bracket, a comma
+# a string, a quote that is not closed yet, a bracket, a comma
+TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|["\[\]{},]', re.S)
 BREAKS = re.compile(rb'("[^"\\]*(?:\\.[^"\\]*)*")|[\r\n]+', re.S)
 SPLITS = ("train", "data", "rows", "examples", "items", "instances", "records", "results")
-CONVERSATIONS = ("messages", "conversations", "conversation", "history", "turns", "dialogue", "data")
+CONVERSATIONS = {"messages", "conversations", "conversation", "history", "turns", "dialogue", "data"}
 
 
 class Unreadable(bytes):
@@ -131,7 +132,7 @@ def _expanded(raw):
         value = json.loads(raw)
     except (ValueError, RecursionError):
         value = None
-    rows = _rows(value) if isinstance(value, dict) else None
+    rows = rows_in(value)
     if rows is None:
         yield raw
         return
@@ -139,22 +140,26 @@ def _expanded(raw):
         yield json.dumps(row).encode()
 
 
-def _rows(value):
-    """The list of rows in one object, or None: {"data": […]}, columns as lists, pandas' spellings, {"1": row, "2": row}."""
+def rows_in(value):
+    """The rows in one object, or None: {"data": […]}, columns as lists, pandas' spellings, {"1": row, "2": row}."""
+    if not isinstance(value, dict):
+        return None
     if isinstance(value.get("columns"), list) and isinstance(value.get("data"), list):
         return [dict(zip(value["columns"], one)) for one in value["data"] if isinstance(one, list)]
     lists = {name: one for name, one in value.items() if isinstance(one, list) and one}
     for name in SPLITS:
         if isinstance(value.get(name), list) and all(isinstance(one, (dict, list)) for one in value[name]):
-            return [one["row"] if isinstance(one, dict) and isinstance(one.get("row"), dict) else one for one in value[name]]
-    if len(lists) == len(value) > 0 and len({len(one) for one in lists.values()}) == 1 and not set(lists) & set(CONVERSATIONS) \
-            and all(isinstance(x, (str, int, float, type(None))) for one in lists.values() for x in one):
-        return [dict(zip(lists, one)) for one in zip(*lists.values())]
+            inner = [one.get("row") if isinstance(one, dict) else None for one in value[name]]      # the hub's answers
+            return [row if isinstance(row, dict) else one for row, one in zip(inner, value[name])]
+    even = len(lists) == len(value) > 0 and len({len(one) for one in lists.values()}) == 1
+    if even and not lists.keys() & CONVERSATIONS:
+        if all(isinstance(x, (str, int, float, type(None))) for one in lists.values() for x in one):
+            return [dict(zip(lists, one)) for one in zip(*lists.values())]
     inner = list(value.values())
     if len(inner) > 0 and all(isinstance(one, dict) and one for one in inner):
         if all(key.isdigit() for one in inner for key in one):                          # pandas: {column: {"0": value}}
             keys = dict.fromkeys(key for one in inner for key in one)
             return [{name: one.get(key) for name, one in value.items()} for key in keys]
-        if "chat" not in value and "prompt" not in value:
+        if not value.keys() & {"chat", "prompt", "chosen"}:
             return inner
     return None

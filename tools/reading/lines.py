@@ -1,4 +1,4 @@
-"""Which files, and their lines as bytes: split at line feeds only (U+2028 in a string is no line end), whole or by range."""
+"""Which files, and their lines as bytes: split at line feeds only (U+2028 is no line end), whole or by range."""
 import codecs
 import gzip
 import io
@@ -51,19 +51,19 @@ def rangeable(path):
 
 
 def iter_lines(path, start=0, end=None):
-    """(number, bytes) of each line that is not blank and begins in [start, end); number counts all lines, from 1 at `start`.
+    """(number, bytes) of each line that is not blank and begins in [start, end); number counts all lines, from 1.
 
-    In a .txt file the items are paragraphs, numbered by their first line; a range holds those whose blank line before them
-    begins in it. In a JSON array or a table they are its items, numbered by themselves, each as one line of JSON. Ranges that
-    touch hand out every item exactly once; a range of a file that is not `rangeable` is a ValueError. UserError 2 if the file
-    cannot be read.
+    In a .txt file the items are paragraphs, numbered by their first line; a range holds those whose blank line before
+    them begins in it. In a JSON array or a table they are its items, numbered by themselves, each as one line of JSON.
+    Ranges that touch hand out every item exactly once; a range of a file that is not `rangeable` is a ValueError.
+    UserError 2 if the file cannot be read.
     """
     for number, _, line in iter_places(path, start, end):
         yield number, line
 
 
 def iter_places(path, start=0, end=None):
-    """As iter_lines, with the byte offset at which the item begins: (number, offset, bytes). `read_at` finds it again."""
+    """As iter_lines, with the offset at which the item begins: (number, offset, bytes). `read_at` finds it again."""
     try:
         kind = kind_of(path)
         if (start or end is not None) and not rangeable(path):
@@ -170,7 +170,7 @@ def _records(lines, end):
 
 
 def _paragraphs(lines, start, end):
-    """Lines joined up to a blank one. Who owns the blank line owns the paragraph after it; the file's first is range 0's."""
+    """Lines joined up to a blank one. Who owns the blank line owns the paragraph after it; the first is range 0's."""
     owned, first, buffer, size = start == 0, (0, 0), [], 0
     for offset, number, line in lines:
         blank = not line.strip()

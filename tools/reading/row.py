@@ -7,13 +7,16 @@ MARKS = "首尾的特殊标记"      # these names are ours, all others are the 
 THOUGHT = "<think>"
 UNANSWERED = "末尾没有回答的话"
 REJECTED = "rejected（偏好对齐才学）"
-ABOUT = set("""id idx index uid uuid source origin score scores lang language langdetect category type kind task tag tags topic topics
-domain url date time timestamp license dataset data_source split model num_turns num_utter datatype uniquekey titleukey metadata meta
-label labels ability task_type answer_from human_verified copyright source_type type_keyword input_len output_len author authors topic
-star keywords created_at updated_at version hash md5 sha256 conversation_id rating quality difficulty level subject year strains
-rhythmic file filename 文件名 ground_truth_label eval_score safety""".split())
-ABOUT_ENDS = ("_id", "_ids", "_score", "_scores", "_len", "_length", "_count", "_url", "_time", "_date", "_type", "_source", "_tags",
-              "_model", "_name", "_safety", "_rating", "_index")
+ABOUT = set("""
+id idx index uid uuid source origin score scores lang language langdetect category type kind task tag tags
+topic topics domain url date time timestamp license dataset data_source split model num_turns num_utter
+datatype uniquekey titleukey metadata meta label labels ability task_type answer_from human_verified
+copyright source_type type_keyword input_len output_len author authors topic star keywords created_at
+updated_at version hash md5 sha256 conversation_id rating quality difficulty level subject year strains
+rhythmic file filename 文件名 ground_truth_label eval_score safety
+""".split())
+ABOUT_ENDS = tuple("_id _ids _score _scores _len _length _count _url _time _date _type _source _tags _model _name "
+                   "_safety _rating _index".split())
 
 
 class Bad(Exception):
@@ -22,8 +25,8 @@ class Bad(Exception):
 
 @dataclass
 class Row:
-    """kind "text": texts. "dialogue": messages [{"role": "system|user|assistant", "content"}]. "preference": messages (the
-    prompt), chosen, rejected. line counts from 1.
+    """kind "text": texts. "dialogue": messages [{"role": "system|user|assistant", "content"}]. "preference": messages
+    (the prompt), chosen, rejected. line counts from 1.
 
     A reply may carry "thinking" (kept, not rendered yet) and "weight": 0 (context, nothing to learn).
     dropped: {field or reason: characters} of what the row said and no model will see.
@@ -64,7 +67,7 @@ class Source:
         return text
 
     def enter(self, turns, container=None):
-        """turns: a list of turns whose fields are accounted for one by one, found in `container` (itself by default)."""
+        """turns: a list whose turns' fields are accounted for one by one; container: what holds it, if not itself."""
         known = id(turns if container is None else container)
         if known not in self.known:
             self.known.add(known)

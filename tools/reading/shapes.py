@@ -1,6 +1,6 @@
 """One JSON object -> Row: the documented shapes in their order; the first that the object really fits wins.
 
-A shape whose fields are there but hold something else (an empty list, a prompt that ends with the reply) gives way to the next.
+A shape whose fields are there but hold something else (an empty list, no reply) gives way to the next.
 If none fits, the first one's complaint is told. Shapes that are known and cannot be learned from are refused by name.
 """
 from tools.reading.row import SURROGATE, Bad, Row, Source
@@ -10,12 +10,18 @@ from tools.reading.turns import ANSWERS, PICTURES, QUESTIONS, answered, conversa
 END = "<|im_end|>"
 LISTS = ("messages", "conversations", "conversation", "dialogue", "dialog", "dialogs", "turns", "data")
 SYSTEMS = ("system", "system_prompt", "meta_instruction")
-PAIRS = (("chosen", "rejected"), ("chosen", "reject"), ("pos_resp", "neg_resp"), ("response_j", "response_k"), ("answer_good", "answer_bad"))
+PAIRS = (("chosen", "rejected"), ("chosen", "reject"), ("pos_resp", "neg_resp"), ("response_j", "response_k"),
+         ("answer_good", "answer_bad"))
+SUSPECT = {"kto_tag", "label", "answer", "choices", "options", "message_id", "message_tree_id", "paragraphs", "qas",
+           "responses_and_scores", "completions", *PICTURES}
+COMPARED = {"rejected", "reject", "neg_resp", "response_k", "answer_bad", "rejected_response", "rejected_messages", "output",
+            "better_response_id", "safer_response_id"}
+DOCUMENTED = (("prompt", "response"), ("instruction", "output"))
 BODIES = ("content", "completion", "article", "body", "document", "passage", "raw_content", "正文", "内容")
 
 
 def shape(fields, text_field=None, whole=None):
-    """fields: the object without nulls; whole: as it stood in the file where columns were renamed -> Row. Raises Bad."""
+    """fields: the object without nulls; whole: as it stood in the file, if columns were renamed -> Row. Raises Bad."""
     whole = fields if whole is None else whole
     fields = _plain_names(fields)
     _refuse(fields)
@@ -37,12 +43,16 @@ def shape(fields, text_field=None, whole=None):
 
 
 def _plain_names(fields):
-    """INSTRUCTION and Question as instruction and question; single letters are options of a multiple choice and stay."""
-    return {name.lower() if len(name) > 1 and name.lower() not in fields else name: value for name, value in fields.items()}
+    """INSTRUCTION and Question as instruction and question; single letters are options of a choice and stay."""
+    def plain(name):
+        return name.lower() if len(name) > 1 and name.lower() not in fields else name
+    return {plain(name): value for name, value in fields.items()}
 
 
 def _refuse(row):
     """Known shapes that teach no conversation as they stand, each with its cure."""
+    if SUSPECT.isdisjoint(row):
+        return
     if "kto_tag" in row or (isinstance(row.get("label"), bool) and ("completion" in row or "messages" in row)):
         raise Bad("KTO 数据（一问一答加好坏标签）不支持：请只留标签为好的行，去掉标签作指令微调")
     if ("answer" in row and {"A", "B"} <= row.keys()) or ("question" in row and ("choices" in row or "options" in row)):
@@ -119,7 +129,7 @@ def _chat(source):
 
 
 def _documented_pair(source):
-    names = next((pair for pair in (("prompt", "response"), ("instruction", "output")) if all(n in source for n in pair)), None)
+    names = next((pair for pair in DOCUMENTED if all(name in source for name in pair)), None)
     return names and _pair(source, *names)
 
 
@@ -188,7 +198,7 @@ def _checked(value, name):
 # ---- preferences ----
 
 def _preference(source):
-    """Two replies to one prompt; the prompt stands in a list, a question, or is what both replies' conversations share."""
+    """Two replies to one prompt, which stands in a list, a question, or is what both replies' conversations share."""
     pair = _two(source)
     if pair is None:
         return None
@@ -213,9 +223,12 @@ def _preference(source):
 
 
 def _prompt(source, name, chosen):
-    """-> (messages up to the user's turn, None) or (None, Bad). A conversation that ends with the chosen reply is its prompt too."""
+    """-> (messages up to the user's turn, None) or (None, Bad). A conversation that ends with `chosen` holds it too."""
     try:
-        asked = conversation(source, source.get(name), name) if name in LISTS else _history(source) + _asked(source, name)
+        if name in LISTS:
+            asked = conversation(source, source.get(name), name)
+        else:
+            asked = _history(source) + _asked(source, name)
     except Bad as bad:
         return None, bad
     if asked and asked[-1]["role"] == "assistant" and asked[-1]["content"] == chosen:
@@ -226,6 +239,8 @@ def _prompt(source, name, chosen):
 
 def _two(source):
     """((value, name), (value, name)) of the better and the worse reply, or None."""
+    if COMPARED.isdisjoint(source.fields):
+        return None
     for names in PAIRS:
         if all(name in source for name in names):
             return tuple((source.get(name), "chosen/rejected") for name in names)
@@ -273,7 +288,7 @@ def _own_field(source, names):
 
 
 def _text(source):
-    if isinstance(source.get("input"), str) and (turns := transcript(source.get("input"))) and turns[-1]["role"] == "assistant":   # Baize
+    if isinstance(source.get("input"), str) and transcript(source.get("input")):                        # Baize
         return text_row(source.take(source.get("input")), source)
     if "text" in source:
         return text_row(source.take(_string(source, "text")), source)
@@ -295,7 +310,10 @@ def _text(source):
 
 
 def text_row(text, source, plain=False):
-    """Units between literal <|im_end|>; a whole conversation in other people's marks becomes a dialogue. plain: a book's paragraph."""
+    """Units between literal <|im_end|>; a whole conversation in other people's marks becomes a dialogue.
+
+    plain: a book's paragraph, which stays what it is.
+    """
     turns = None if plain else transcript(text)
     if turns and turns[-1]["role"] == "assistant":
         replies = [reply(source, m["content"]) if m["role"] == "assistant" else m for m in turns]

@@ -13,7 +13,8 @@ LABEL = re.compile(rf"(?:\A|\n)[ \t]*({_NAMES})[ \t]*[:：][ \t]*|###[ \t]*({_NA
 CHATML = re.compile(r"<\|im_start\|>(system|user|assistant)\n(.*?)(?:<\|im_end\|>|\Z)\s*", re.S)
 INST = re.compile(r"(?:<s>)?\s*\[INST\](.*?)\[/INST\](.*?)(?:</s>|(?=\[INST\])|\Z)\s*", re.S)
 SYS = re.compile(r"\s*<<SYS>>(.*?)<</SYS>>\s*", re.S)
-_MARK = r"(?:<\|im_start\|>(?!\s*(?:user|assistant|system)\b)|<\|im_end\|>|<\|endoftext\|>|<\|begin_of_text\|>|<\|end_of_text\|>|<\|eot_id\|>|<bos>|<eos>|<eo[chmart]>)"
+_MARK = (r"(?:<\|im_start\|>(?!\s*(?:user|assistant|system)\b)|"
+         r"<\|(?:im_end|endoftext|begin_of_text|end_of_text|eot_id)\|>|<bos>|<eos>|<eo[chmart]>)")
 HEAD = re.compile(rf"\A(?:\s*(?:<s>|{_MARK}))+")
 TAIL = re.compile(rf"(?:(?:</s>|{_MARK})\s*)+\Z")
 THINK = re.compile(r"\A\s*(?:<think>)?(.*?)</think>\s*", re.S)
@@ -40,7 +41,7 @@ def without_thought(text, source):
 
 
 def transcript(text):
-    """-> messages ({"role", "content"}, the last may be the user's), or None where the string is not certainly a conversation."""
+    """-> messages ({"role", "content"}, the last may be the user's), None where it is not certainly a conversation."""
     if not any(mark in text for mark in ("uman", "User", "USER", "用户", "|im_start|", "[INST]")):
         return None
     if (hits := list(CHATML.finditer(text))) and _covers(hits, text):
@@ -51,7 +52,8 @@ def transcript(text):
 
 
 def _covers(hits, text):
-    return hits[0].start() == 0 and hits[-1].end() == len(text) and all(a.end() == b.start() for a, b in zip(hits, hits[1:]))
+    edges = [0, *(hit.end() for hit in hits)]
+    return edges[-1] == len(text) and all(edge == hit.start() for edge, hit in zip(edges, hits))
 
 
 def _instructed(hits):
@@ -66,7 +68,7 @@ def _instructed(hits):
 def _labelled(text):
     hits = list(LABEL.finditer(text))
     before = text[:hits[0].start()].strip() if hits else text
-    if before and not (hits and hits[0][3]):                            # Baize begins with a sentence about the conversation
+    if before and not (hits and hits[0][3]):                            # Baize begins with a sentence about it
         return None
     ends = [hit.start() for hit in hits[1:]] + [len(text)]
     said = [(_role(hit[hit.lastindex]), text[hit.end():end]) for hit, end in zip(hits, ends)]
@@ -79,7 +81,7 @@ def _role(label):
 
 
 def _alternating(turns):
-    """The turns as messages if a reply was asked for and speakers alternate; an empty last turn (a label that waits) goes."""
+    """The turns as messages if there is a reply and speakers alternate; an empty last turn (a waiting label) goes."""
     messages = [{"role": role, "content": content.strip()} for role, content in turns]
     asked = any(m["role"] == "assistant" for m in messages)
     if messages and not messages[-1]["content"]:

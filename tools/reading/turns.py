@@ -8,12 +8,13 @@ ROLES = {name: role for role, names in {
     "user": "user human 用户 人类 prompter",
     "assistant": "assistant asst gpt model bot ai chatgpt chatbot moss 助手 机器人",
     "system": "system developer 系统"}.items() for name in names.split()}
-TOOLS = {"tool", "tools", "function", "observation", "function_call", "function_response", "tool_call", "tool_calls", "tool_response",
-         "tool_result", "ipython", "工具"}
-QUESTIONS = ("instruction", "prompt", "query", "question", "ask", "q", "problem", "user", "human", "input", "user_input", "问题", "问", "提问")
-ANSWERS = ("output", "response", "answer", "target", "a", "completion", "reply", "assistant", "bot", "gpt", "chatgpt", "moss", "solution",
-           "回答", "答案", "答", "回复")
-PICTURES = ("image", "images", "image_url", "input_image", "audio", "input_audio", "audios", "video", "videos", "video_url")
+TOOLS = set("tool tools function observation function_call function_response tool_call tool_calls tool_response "
+            "tool_result ipython 工具".split())
+QUESTIONS = tuple("instruction prompt query question ask q problem user human input user_input 问题 问 提问".split())
+ANSWERS = tuple("output response answer target a completion reply assistant bot gpt chatgpt moss solution "
+                "回答 答案 答 回复".split())
+PICTURES = tuple("image images image_url input_image audio input_audio audios video videos video_url".split())
+WORDS = ("text", "input_text", "output_text")       # kinds of a content's parts that are text
 
 
 def several(value, name):
@@ -42,7 +43,8 @@ def conversation(source, value, name, container=None):
 
 
 def _said(source, strings):
-    return [_cleaned(source, "user" if i % 2 == 0 else "assistant", source.take(text)) for i, text in enumerate(strings)]
+    roles = ("user", "assistant")
+    return [_cleaned(source, roles[i % 2], source.take(text)) for i, text in enumerate(strings)]
 
 
 def _turn(source, turn):
@@ -100,7 +102,7 @@ def _text(source, content):
         return content
     texts = []
     for part in content:
-        if isinstance(part, dict) and part.get("type") in ("text", "input_text", "output_text") and isinstance(part.get("text"), str):
+        if isinstance(part, dict) and part.get("type") in WORDS and isinstance(part.get("text"), str):
             source.take(part["type"])
             texts.append(source.take(part["text"]))
         elif isinstance(part, str):
@@ -132,12 +134,13 @@ def reply(source, text):
 
 
 def answered(source, messages):
-    """The messages, if every reply says something and there is one to learn. What follows the last reply is counted as dropped."""
+    """The messages, if every reply says something and there is one to learn. What follows the last reply is dropped."""
     replies = [m for m in messages if m["role"] == "assistant"]
     if not replies:
         raise Bad("对话里没有回答")
     if not all(m["content"].strip() for m in replies):
-        raise Bad("有的回答只有思考，没有正文" if any(m.get("thinking") for m in replies if not m["content"].strip()) else "有的回答是空的")
+        thought = any(m.get("thinking") for m in replies if not m["content"].strip())
+        raise Bad("有的回答只有思考，没有正文" if thought else "有的回答是空的")
     if all(m.get("weight") == 0 for m in replies):
         raise Bad("所有回答都标了 weight: 0，没有要学的")
     for message in reversed(messages):

@@ -5,9 +5,11 @@ from tools.formats import BadLines, expand_paths, rangeable, read_range, row_tex
 
 
 def sample_texts(paths, sample_bytes, text_field=None, block=1 << 17):
-    """Texts of about sample_bytes of the data, spread evenly over it; everything if there is less. A plain file gives blocks
-    of lines, others (.gz, arrays, tables) are read through and thinned. Bad lines are passed over: reading the data for training counts
-    them; where there is nothing else, UserError 8 says so."""
+    """Texts of about sample_bytes of the data, spread evenly over it; everything if there is less.
+
+    A plain file gives blocks of lines, others (.gz, arrays, tables) are read through and thinned. Bad lines are passed
+    over, for training counts them; where there is nothing else, UserError 8 says so.
+    """
     files = expand_paths(paths)
     sizes = [Path(file).stat().st_size for file in files]
     share, bad, found = min(1.0, sample_bytes / sum(sizes)), BadLines(), 0
@@ -35,7 +37,7 @@ def _texts_of(file, start, end, text_field, bad):
 
 
 def _thinned(texts, size):
-    """Every k-th text of a stream of unknown length, k a power of two, so that about `size` to 2 * size bytes remain."""
+    """Every k-th text of a stream of unknown length, k a power of two, so that `size` to 2 * size bytes remain."""
     kept, held, every = [], 0, 1
     for i, text in enumerate(texts):
         if i % every == 0:
