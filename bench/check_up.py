@@ -19,6 +19,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from tools.process.first import check_machine
+
+if __name__ == "__main__":
+    check_machine()
+
 from bench.data_memory import anonymous_mb
 from tools.cli import guarded, parse
 from tools.formats import BadLines, read_rows, row_texts

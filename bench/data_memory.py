@@ -16,6 +16,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from tools.process.first import check_machine
+
+if __name__ == "__main__":
+    check_machine()
+
 from bench.measure import draw
 from tools.cli import guarded, parse
 from tools.demo_data import write_demo

@@ -15,6 +15,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from tools.process.first import check_machine
+
+if __name__ == "__main__":
+    check_machine()
+
 import torch
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast

@@ -14,6 +14,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from tools.process.first import check_machine
+
+if __name__ == "__main__":
+    check_machine()
+
 HERE = Path(__file__).resolve().parent
 OPTIONS = HERE / "results/2_options.jsonl"
 README = (ROOT / "README.md", ROOT / "README_en.md")

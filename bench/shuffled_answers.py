@@ -13,6 +13,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from tools.process.first import check_machine
+
+if __name__ == "__main__":
+    check_machine()
+
 from chat_agent.load import load
 from chat_agent.evaluation.scoring import exact_scores
 from tools.cli import guarded, parse

@@ -13,6 +13,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from tools.process.first import check_machine
+
+if __name__ == "__main__":
+    check_machine()
+
 import torch
 from torch.nn import functional as F
 

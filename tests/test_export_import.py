@@ -51,6 +51,13 @@ def test_round_trip_is_bit_identical(tmp_path, vocab, shape):
         assert file.read_bytes() == (tmp_path / "hf2" / file.name).read_bytes(), file.name
 
 
+def test_how_a_model_wants_to_be_talked_to_survives_the_round_trip(tmp_path, vocab):
+    payload, _ = toy_payload(vocab)
+    talk = {"sampling": {"temperature": 0.3}, "prompts": ["苹果呢？"]}
+    write_hf(read_source(saved(tmp_path / "m.pkl", {**payload, "talk": talk})), tmp_path / "hf")
+    assert read_hf(tmp_path / "hf")["talk"] == talk
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_round_trip_keeps_the_stored_precision(tmp_path, vocab, dtype):
     payload, _ = toy_payload(vocab, router="sigmoid")

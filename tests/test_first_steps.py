@@ -31,7 +31,7 @@ def test_an_old_python_can_read_the_beginning_of_every_script():
     tops = ["run.py", *glob.glob("chat_agent/*.py", root_dir=ROOT), *glob.glob("train_agent/*.py", root_dir=ROOT),
             "tools/check_data.py", "tools/report.py", "tools/plot.py", "tools/demo_data.py"]
     for name in [*tops, "tools/__init__.py", "tools/process/__init__.py"]:
-        ast.parse((ROOT / name).read_text(encoding="utf-8"), feature_version=(3, 7))
+        ast.parse((ROOT / name).read_text(encoding="utf-8"), feature_version=(3, 8))
     ast.parse((ROOT / "tools/process/first.py").read_text(encoding="utf-8"), feature_version=(3, 6))
 
 
@@ -76,6 +76,15 @@ def test_ctrl_c_while_importing_leaves_no_traceback(script):
 
 
 # ---------------------------------------------------------------- notebooks
+
+@pytest.mark.parametrize("script, mine", [
+    ("/x/site-packages/ipykernel_launcher.py", False), ("/x/site-packages/colab_kernel_launcher.py", False),
+    ("C:\\x\\ipykernel\\__main__.py", False), ("chat_agent/chat.py", True), ("my_launcher.py", True), ("", True)])
+def test_the_words_of_a_kernel_are_not_ours(monkeypatch, script, mine):
+    from tools.process.first import arguments
+    monkeypatch.setattr(sys, "argv", [script, "-f", "kernel-1.json"])
+    assert arguments() == (["-f", "kernel-1.json"] if mine else [])
+
 
 @pytest.fixture(scope="module")
 def kernel():

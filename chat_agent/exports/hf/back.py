@@ -24,7 +24,7 @@ def read_hf(folder):
     found = from_hf(config, _weights(folder), second.get(SECOND_HEAD))
     check_shapes(config, found, folder)
     weights = {name: found[name] for name in expected(config)}
-    return FRESH | {k: known[k] for k in FRESH if k in known} | {
+    return FRESH | {k: known[k] for k in (*FRESH, "talk") if k in known} | {
         "config": known.get("config", config.to_dict()), "vocab_hash": vocab.hash, "vocab": vocab.state(), "weights": weights}
 
 

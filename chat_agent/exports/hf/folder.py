@@ -19,7 +19,7 @@ from chat_agent.exports.source import need, precision_of
 SHARD = 5 * 1000 ** 3       # bytes, as transformers splits
 NAMES = re.compile(r"(config|tokenizer|tokenizer_config|generation_config|tinyseek|model\.safetensors\.index)\.json"
                    r"|(model(-\d{5}-of-\d{5})?|second_head)\.safetensors|README\.md")
-REMEMBERED = ("format", "kind", "stage", "config", "vocab_hash", "adapter", "base", "step", "metrics", "run")
+REMEMBERED = ("format", "kind", "stage", "config", "vocab_hash", "adapter", "base", "step", "metrics", "run", "talk")
 
 
 def write_hf(source, output, shard=SHARD):
@@ -33,7 +33,8 @@ def write_hf(source, output, shard=SHARD):
         write_json(folder / "tokenizer.json", tokenizer_json(source.vocab, size))
         write_json(folder / "tokenizer_config.json", tokenizer_config(source.vocab, size, source.context))
         write_json(folder / "generation_config.json", {"bos_token_id": END, "eos_token_id": END, "pad_token_id": PAD})
-        write_json(folder / "tinyseek.json", {k: source.payload[k] for k in REMEMBERED} | {"token_kind": source.vocab.token_kind})
+        known = {k: source.payload[k] for k in REMEMBERED if k in source.payload}
+        write_json(folder / "tinyseek.json", {**known, "token_kind": source.vocab.token_kind})
         _write_weights(folder, tensors, shard, save_file)
         if SECOND_HEAD in source.weights:
             save_file({SECOND_HEAD: source.weights[SECOND_HEAD].clone()}, folder / "second_head.safetensors", {"format": "pt"})
