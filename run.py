@@ -34,8 +34,8 @@ from tools.formats import fields_of
 from tools.reading.hub import local_files
 from tools.plot import draw_plt
 from tools.report import report_of
-from tools.saving.atomic import CheckpointError, write_bytes
-from tools.saving.progress import Progress, plain
+from tools.saving.atomic import CheckpointError, finite, write_bytes
+from tools.saving.progress import Progress
 from train_agent.demo_specialists import train_specialists
 from train_agent.trainers.hardware import machine
 from train_agent.trainers.running.diary import OpenedLoop, check_up
@@ -128,7 +128,7 @@ def write_report(out, options, progress, done, samples, extras):
               "scores": {n: d["score"]["exact"] for n, d in done.items()}, "samples": samples,
               "peak_rss_mb": machine.peak_memory_mb(), **extras}
     path = out / "report.json"
-    write_bytes(path, json.dumps(plain(report), ensure_ascii=False, indent=1, allow_nan=False).encode())
+    write_bytes(path, json.dumps(finite(report), ensure_ascii=False, indent=1, allow_nan=False).encode())
     return path
 
 
@@ -161,7 +161,7 @@ def main(argv=None):
     samples = converse(final, CONVERSATIONS[:1] if command.quick else CONVERSATIONS, 1 if command.quick else None)
     extras = train_specialists(manager, progress, answered, final, command.quick) if command.extras else {}
 
-    report, page = write_report(out, options, progress, done, samples, extras), report_of(manager.config)
+    report, page = write_report(out, options, progress, done, samples, extras), report_of(options["sft"])
     chosen = f" --model {final}" if final.parent != ROOT / "out" else ""
     print(f"""
 报告：{page or report}（用浏览器打开）

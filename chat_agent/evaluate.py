@@ -27,7 +27,7 @@ from chat_agent.evaluation.scoring import bits_per_char, exact_scores, mcq_score
 from chat_agent.load import choose_device, context_of, load, model_paths
 from tools.cli import guarded, parse
 from tools.demo.tasks import TASKS as BUILT_IN
-from tools.demo_data import HAND, write_demo
+from tools.demo_data import demo_home, write_demo
 from tools.errors import UserError
 from tools.formats import BadLines, expand_paths, fields_of
 from tools.reading.hub import local_files
@@ -111,7 +111,7 @@ def plan_tasks(options, config, runs):
             _plan_own_rows(plan, options, config, runs[0])
         elif task == "exact":
             if any(is_built_in(own) is not False for own in runs):
-                plan[task] = Work([str(write_demo(HAND)["eval"])], every, None)
+                plan[task] = Work([str(write_demo(demo_home(config["out_dir"]))["eval"])], every, None)
         elif options.task == "mcq":
             raise UserError("选择题没有内置数据，请用 --data 给出文件，每行有 question、A、B、C、D、answer（JSONL 或 CSV）。")
     return plan

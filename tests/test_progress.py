@@ -11,7 +11,8 @@ import toy
 from test_pipeline import RUN, TINY
 from toy_checkpoint import toy_payload
 from tools.checkpoint import read_checkpoint, write_torch
-from tools.saving.progress import Progress, digest, plain
+from tools.saving.atomic import finite
+from tools.saving.progress import Progress, digest
 
 
 @pytest.fixture
@@ -79,7 +80,7 @@ def test_damaged_notes_are_no_reason_to_stop(tmp_path, capsys):
 
 
 def test_numbers_that_are_none_become_null(tmp_path):
-    assert plain({"a": [1.0, math.nan, (math.inf,)], 2: "x"}) == {"a": [1.0, None, [None]], "2": "x"}
+    assert finite({"a": [1.0, math.nan, (math.inf,)], 2: "x"}) == {"a": [1.0, None, [None]], "2": "x"}
     assert Progress(tmp_path, "k").once("pre", "预训练", lambda: {"loss": math.nan}) == {"loss": None}
     assert digest(tmp_path / "none.pkl") is None
 

@@ -253,6 +253,7 @@ def _merge(layers):
             if stage in running or layer.sections[stage]:
                 _follow_chunks(config[stage], {**layer.sections[None], **layer.sections[stage]})
     _finish_paths(config)
+    _leave_alone(config)
     _fill_in(config)
     return config
 
@@ -281,11 +282,35 @@ def _finish_paths(config):
                 place[name] = absolute(name, place[name], ROOT, out_dir)
 
 
+def _leave_alone(config):
+    """What goes into the project's folder by default goes to out_dir where that folder cannot be written: logs, and the built-in data."""
+    for name, inside in (("log_dir", "logs"), ("log_file", "log.txt")):
+        if config[name] == absolute(name, KEYS[name].default, ROOT) and not _writable(config[name]):
+            config[name] = os.path.join(config["out_dir"], inside)
+    shipped = [absolute("json_data_path", one, ROOT) for one in DEMO_DATA]
+    for stage in STAGES:
+        path = config[stage]["json_data_path"]
+        if isinstance(path, str) and path in shipped and not os.path.exists(path) and not _writable(path):
+            config[stage]["json_data_path"] = _in_out_dir(config, path)
+
+
+def _in_out_dir(config, path):
+    return os.path.join(config["out_dir"], "data", os.path.basename(path))
+
+
+def _writable(path):
+    """Whether the file may be written, or made, together with its folders."""
+    while not os.path.exists(path):
+        path = os.path.dirname(path)
+    return os.access(path, os.W_OK)
+
+
 def _fill_in(config):
     """What null means where it means "as the rest of the configuration says"."""
     if config["position"] == "learned" and config["max_position"] is None:
         config["max_position"] = max(config[stage]["max_len"] for stage in STAGES)
     demo = [absolute("json_data_path", one, ROOT) for one in DEMO_DATA]
+    demo += [_in_out_dir(config, one) for one in demo]
     data = list(dict.fromkeys(path for stage in ("pre", "sft") for path in _listed(config[stage]["json_data_path"])))
     own = [path for path in data if path not in demo]       # the built-in rows say nothing about the user's own text
     for stage in STAGES:

@@ -5,6 +5,7 @@ is held out in `demo_hold`, the hand-written rows in data/hand_*.jsonl. Everythi
 """
 import hashlib
 import json
+import os
 import math
 import random
 import sys
@@ -184,6 +185,11 @@ def build_demo(seed=0):
     """{"pre": rows, "sft": rows, "eval": rows}; the three streams of random numbers do not touch each other."""
     makers = {"pre": pre_rows, "sft": sft_rows, "eval": eval_rows}
     return {name: make(random.Random(f"{seed}/{name}")) for name, make in makers.items()}
+
+
+def demo_home(out_dir):
+    """Where the built-in world lies: the project's data/, or out_dir/data where that cannot be written."""
+    return HAND if os.access(HAND, os.W_OK) or (HAND / "demo_world.key").is_file() else Path(out_dir, "data")
 
 
 def write_demo(folder, seed=0):

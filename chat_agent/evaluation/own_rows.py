@@ -7,7 +7,7 @@ from pathlib import Path
 from chat_agent.evaluation.rows import left_out
 from tools.checkpoint import load_chain
 from tools.demo.adapters import write_adapters
-from tools.demo_data import HAND, write_demo
+from tools.demo_data import demo_home, write_demo
 from tools.errors import UserError
 from tools.reading.columns import fields_of
 from tools.reading.hub import local_files
@@ -69,7 +69,8 @@ def _files(paths, run, cache_dir):
     """The files of a key of `run`; built-in data is written where it is missing, and found in a folder that was moved."""
     paths = _listed(local_files(_listed(paths), {**HUB, **run, "cache_dir": cache_dir}))
     demo = [Path(p).name.startswith("demo_") and not Path(p).exists() for p in paths]
+    home = demo_home(Path(cache_dir).parent)
     if any(demo):
-        write_demo(HAND)
-        write_adapters(HAND)
-    return expand_paths([str(HAND / Path(p).name) if moved else p for p, moved in zip(paths, demo)])
+        write_demo(home)
+        write_adapters(home)
+    return expand_paths([str(home / Path(p).name) if moved else p for p, moved in zip(paths, demo)])

@@ -1,6 +1,5 @@
 """Whose runs a report is about: what a user named -> its logs, and the scores of out/report.json that are theirs; what differs."""
 import json
-import math
 from pathlib import Path
 
 from tools.config.compare import compare, fingerprint
@@ -9,6 +8,7 @@ from tools.config.values import nearest
 from tools.errors import UserError
 from tools.html_report.gather import run_data
 from tools.logs.reader import read_log
+from tools.saving.atomic import finite
 
 NOISY = ("ppx_1", "ppx_2", "tok_s", "grad_norm", "lr")     # of the last line: nothing to judge a run by
 GROUPS = ("配置", "数据", "代码", "结果", "分数")
@@ -107,15 +107,6 @@ def read_report(path):
         return {**finite(report), "written": Path(path).stat().st_mtime} if isinstance(report, dict) else None
     except (OSError, ValueError):
         return None
-
-
-def finite(value):
-    """Plain values with None in place of NaN and infinities, which JSON does not know."""
-    if isinstance(value, dict):
-        return {str(name): finite(one) for name, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def fitting(report, runs):

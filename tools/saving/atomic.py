@@ -5,6 +5,7 @@ A file is written under a temporary name, flushed, renamed, and its folder flush
 import errno
 import hashlib
 import json
+import math
 import os
 import stat
 import time
@@ -128,6 +129,15 @@ def open_regular(path):
         raise CheckpointError(f"找不到检查点：{path}") from None
     except OSError as error:
         raise bad(path, f"打不开（{error.strerror}）") from error
+
+
+def finite(value):
+    """Plain values with None in place of NaN and infinities, which JSON does not know."""
+    if isinstance(value, dict):
+        return {str(name): finite(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _render(body):

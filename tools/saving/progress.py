@@ -1,7 +1,6 @@
 """What a pipeline of several trainings has done already, in progress.json. A second start skips it, as long as the files that were
 made then are still there, unchanged: scores never stand beside another model than the one they were taken on.
 """
-import math
 import sys
 import time
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 from tools.config.compare import compare
 from tools.process.signals import leave_if_heard
 from tools.saving.archive import verify_torch
-from tools.saving.atomic import CheckpointError, read_json, write_json
+from tools.saving.atomic import CheckpointError, finite, read_json, write_json
 
 
 class Progress:
@@ -58,7 +57,7 @@ class Progress:
         return results[name]["result"]
 
     def _note(self, name, needed, made, result):
-        result = plain(result)
+        result = finite(result)
         self.data["results"][name] = {"result": result, "needs": needed, "made": digest(made)}
         self.save()
         return result
@@ -84,12 +83,3 @@ def same_key(one, other):
     if not isinstance(one, dict) or not isinstance(other, dict) or one.keys() != other.keys():
         return one == other
     return all(not compare(value, other[name]) if isinstance(value, dict) else value == other[name] for name, value in one.items())
-
-
-def plain(value):
-    """The same for JSON, which knows no NaN and no infinity: they become null."""
-    if isinstance(value, dict):
-        return {str(name): plain(one) for name, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
