@@ -120,21 +120,41 @@ def drawn(tables):
     return [line for notes, lines in tables if notes.get("draw") for line in lines]
 
 
+WORDS = {"title": ("同样的训练时间，学到多好", "How good after the same time"), "x": ("训练的分钟数（对数）", "minutes of training (log)"),
+         "y": ("留出文本的比特/字，越低越好", "held-out bits per character, lower is better"), "seeds": ("个种子", "seeds"),
+         "last": ("最后一点：全部留出行（途中只抽一部分）", "last point: all held-out rows (on the way a sample of them)")}
+
+
 def draw_curves(lines, path):
-    """Bits per character against minutes of training, one curve per label and seed."""
+    """Bits per character against minutes of training, one colour per label. The last point of a curve was scored on all held-out
+    rows, the others on a sample of them: it stands apart."""
+    import matplotlib
     from matplotlib.figure import Figure
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots()
-    colours = {}
-    for line in lines:
-        colour = colours.setdefault(line["label"], f"C{len(colours) % 10}")
-        minutes, bits = zip(*line["curve"])
-        seen = colour in [c.get_color() for c in axes.get_lines()]
-        axes.plot(minutes, bits, color=colour, marker="o", markersize=3, linewidth=1.2, label=None if seen else line["label"])
-    axes.set(xlabel="minutes of training", ylabel="held-out bits per character")
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=130)
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    from tools.pictures.style import COLORS, GREY, INK, Page, save, short_tick
+    page, labels = Page(), list(dict.fromkeys(line["label"] for line in lines))
+    word = {key: pair[0 if page.chinese else 1] for key, pair in WORDS.items()}
+    with matplotlib.rc_context(page.rc()):
+        figure = Figure(figsize=(9, 5.4), dpi=120, layout="constrained")
+        ax = figure.add_subplot()
+        for label, color in zip(labels, COLORS * len(labels)):
+            curves = [line["curve"] for line in lines if line["label"] == label]
+            for number, curve in enumerate(curves):
+                told = f"{page.text(label)}（{len(curves)} {word['seeds']}）" if len(curves) > 1 else page.text(label)
+                ax.plot(*zip(*(curve[:-1] or curve)), color=color, linewidth=1.6, marker="o", markersize=2.5,
+                        label=None if number else told)
+                ax.plot(*curve[-1], color=color, marker="D", markersize=7, markerfacecolor="white", markeredgewidth=1.6, linestyle="")
+        ax.plot([], [], color=GREY, marker="D", markersize=7, markerfacecolor="white", markeredgewidth=1.6, linestyle="", label=word["last"])
+        ax.set_xscale("log")
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter(FuncFormatter(short_tick))
+        ax.xaxis.set_minor_formatter(NullFormatter())
+        ax.set_xlabel(word["x"], color=GREY)
+        ax.set_ylabel(word["y"], color=GREY)
+        ax.set_title(word["title"], fontweight=page.bold, color=INK)
+        ax.legend()
+        save(figure, path)
 
 
 def main():

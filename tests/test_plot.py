@@ -176,6 +176,16 @@ def test_scales_do_not_depend_on_the_run(tmp_path):
             assert ax.get_yscale() == scale and sum(low <= tick <= high for tick in ax.get_yticks()) >= 2, (name, losses)
 
 
+def test_logs_of_one_name_are_told_apart_by_their_folders(tmp_path, monkeypatch):
+    labels = []
+    monkeypatch.setattr(plot, "_overview", lambda page, tracks, title: labels.extend(track.label for track in tracks))
+    monkeypatch.setattr(plot, "save", lambda figure, path: str(path))
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    draw_logs([make_log(tmp_path / name, [3.0]) for name in ("a", "b")])
+    assert labels == [os.path.join("a", "log.txt"), os.path.join("b", "log.txt")]
+
+
 def test_long_names_keep_both_ends(tmp_path):
     names = [f"logs_of_a_very_long_experiment_name_number_{k}.txt" for k in (1, 2)]
     tracks = tracks_of([(name, read_log(make_log(tmp_path, [3.0], name=name))) for name in names])

@@ -3,6 +3,7 @@
 A raw line is pale and has a gap where a value is NaN or infinite (a red tick at the foot marks the place), a smoothed one is
 strong and goes on. Matplotlib's global state is left alone, so that a notebook or a trainer may call this at any time.
 """
+import os
 import re
 import sys
 from collections import namedtuple
@@ -212,7 +213,8 @@ def draw_logs(paths, output=None, smooth=None):
     import matplotlib
     names = [Path(p).name for p in paths]
     if len(set(names)) < len(names):                    # out/a/log.txt, out/b/log.txt
-        names = [str(Path(p)) for p in paths]
+        common = os.path.commonpath([Path(p).resolve().parent for p in paths])
+        names = [os.path.relpath(Path(p).resolve(), common) for p in paths]
     tracks, page = tracks_of([(name, _runs(path)) for name, path in zip(names, paths)]), Page(smooth)
     output = Path(output) if output else Path(paths[0]).with_name(Path(paths[0]).stem + "_curves.png")
     with matplotlib.rc_context(page.rc()):
