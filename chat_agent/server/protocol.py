@@ -1,4 +1,6 @@
 """uvicorn's HTTP protocol with the patience taken out of it: deadlines and bounds for every connection, whatever its client does.
+uvicorn's own limits do not suffice: it has none for slow headers, slow bodies and readers that do not read, and its
+`limit_concurrency` turns newcomers away while idle connections keep their places.
 
 Once a second all connections are looked at. Slow headers, slow bodies, silence and readers that do not read end with the connection.
 When there are too many, the one that has been waiting longest without asking anything goes, so that a newcomer always gets in.

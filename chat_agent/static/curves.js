@@ -84,7 +84,7 @@ export class Curves {
     const cards = CHARTS.filter((chart) => chart.names.some((name) => data.fields[name]));
     const old = $("charts").children;
     if (old.length !== cards.length) $("charts").replaceChildren(...cards.map(() => make("figure", { class: "card" })));
-    cards.forEach((chart, i) => card($("charts").children[i], chart, data, other, this.labels));
+    cards.forEach((chart, i) => card($("charts").children[i], chart, data, other, i === 0 && this.labels));
   }
 }
 
@@ -132,7 +132,7 @@ function card(figure, chart, data, other, runs) {
   svg.addEventListener("pointerleave", () => { point(null); value.textContent = latest; });
   const help = (OWN_HELP[data.stage] || {})[chart.names[0]] || chart.help;
   figure.replaceChildren(make("figcaption", {}, make("b", {}, chart.title), value), svg,
-    make("small", {}, help + (beside.length ? `实线：${runs[0]}；虚线：${runs[1]}。` : "")));
+    make("small", {}, help + (beside.length && runs ? `实线：${runs[0]}；虚线：${runs[1]}。` : "")));
 }
 
 function plot(chart, series, beside, marks) {
