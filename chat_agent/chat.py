@@ -21,7 +21,7 @@ from chat_agent.session import Session
 from chat_agent.terminal.commands import Commands
 from chat_agent.terminal.shown import remarks, show, thin
 from chat_agent.terminal.typing import LEAVE, Keyboard
-from model.sampling import DEFAULTS, Sampling
+from model.sampling import DEFAULTS, RANGES
 from tools.cli import guarded, parse
 from tools.errors import UserError
 from tools.process.signals import ctrl_c_interrupts
@@ -47,8 +47,6 @@ OPTIONS = [
     ("--stats", {"action": "store_true", "help": "每次回答后显示长度、速度、上下文用量"}),
     ("--no_speculate", {"action": "store_true", "help": "不用第二个输出头猜词（更慢，贪心时结果相同）"}),
 ]
-
-SAMPLED = tuple(name for name in DEFAULTS if name != "max_new_tokens")
 
 
 def main(argv=None):
@@ -80,25 +78,21 @@ def sampling_of(options, table):
 
 
 def checked(how):
-    """The same options, in the form that Sampling takes. UserError for values without a meaning."""
-    how = {**how, "top_k": 0 if how["top_k"] == -1 else how["top_k"]}                 # -1: vLLM's word for all
-    values = {name: value for name, value in how.items() if name in SAMPLED}
-    try:
-        Sampling(**values)
-    except ValueError:
-        shown = " ".join(f"--{name} {value}" for name, value in values.items())
-        raise UserError(f"取样选项超出范围：{shown}。temperature、top_k、no_repeat_ngram 不小于 0，top_p、min_p 在 0 到 1 之间，"
-                        "repetition_penalty 大于 0。") from None
-    if how["max_new_tokens"] < 1:
-        raise UserError("--max_new_tokens 至少为 1。")
-    return how
+    """The same options, in the form that Sampling takes. UserError for values that no way to a model takes."""
+    for name, (low, high) in {**RANGES, "max_new_tokens": (1, None)}.items():
+        if not (how[name] >= low and (high is None or how[name] <= high)):
+            bounds = f"不小于 {low}" if high is None else f"在 {low} 到 {high} 之间"
+            raise UserError(f"{name} 应{bounds}，而不是 {how[name]}。")
+    return {**how, "top_k": max(how["top_k"], 0)}                                   # -1: vLLM's word for all
 
 
 def open_session(path, device, options):
     model, vocab, payload = load(path, device)
     completes = payload["stage"] == "Pre"
     title, size = TITLES.get(payload["stage"], payload["stage"]), sum(p.numel() for p in model.parameters()) / 1e6
-    print(f"{path}：{title}，{size:.1f} M 参数{'，还没学过对话，只会接着写' if completes else ''}", file=sys.stderr)
+    if options.prompt is None or completes:             # who asks for one reply wants nothing else
+        about = "，还没学过对话，只会接着写" if completes else ""
+        print(f"{path}：{title}，{size:.1f} M 参数{about}", file=sys.stderr)
     context, sampling = context_of(model, payload, options.context), talk_of(payload)["sampling"]
     return Session(model, vocab, context, completes, options.system, sampling)
 

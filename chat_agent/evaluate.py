@@ -70,7 +70,9 @@ def main(argv=None):
     versus = compared(answers, names)
     examined = options.task in ("all", "exact") and not options.data
     strangers = [name for name, own in zip(names, runs) if examined and is_built_in(own) is False]
-    if options.save:
+    if options.save and not answers:
+        print(f"没有逐题的回答，不写 {options.save}：只有考题和选择题有。", file=sys.stderr)
+    elif options.save:
         write_bytes(options.save, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in answers).encode())
         print(f"每道题的回答已写进 {options.save}。", file=sys.stderr)
     print(table(columns(results, names)), *remarks(results, names, strangers, versus), sep="\n")

@@ -110,6 +110,9 @@ class Sampling:
 # How a model answers where nobody says otherwise: in the terminal, on the page, over the API and in a Modelfile. A checkpoint keeps the
 # table that it was saved with. Greedy, because that scores best on questions that have an answer.
 DEFAULTS = {f.name: f.default for f in fields(Sampling) if f.name not in ("stop_ids", "reserved")} | {"max_new_tokens": 256}
+# What may be asked for, on every way to a model; Sampling itself takes more.
+RANGES = {"temperature": (0, 2), "top_p": (0, 1), "min_p": (0, 1), "repetition_penalty": (0.1, 10), "frequency_penalty": (-2, 2),
+          "presence_penalty": (-2, 2), "top_k": (-1, None), "no_repeat_ngram": (0, None)}
 
 
 @lru_cache(maxsize=64)

@@ -304,7 +304,7 @@ def test_settings_are_changed_shown_and_checked(saved, capsys, monkeypatch):
     out = converse(monkeypatch, capsys, lines, "--model", saved())[1]
     assert (seen[0]["temperature"], seen[0]["top_p"], seen[0]["seed"]) == (0.7, 1.0, None)
     assert (seen[1]["temperature"], seen[1]["top_p"], seen[1]["seed"]) == (0.7, 0.0, 3)
-    assert "超出范围" in out and "不能设 nonsense" in out and "应是数" in out and out.rstrip().endswith("seed 3")
+    assert "top_p 应在 0 到 1 之间，而不是 7.0" in out and "不能设 nonsense" in out and "应是数" in out and out.rstrip().endswith("seed 3")
 
 
 def test_system_and_model_can_change_on_the_way(saved, capsys, monkeypatch):
@@ -375,6 +375,7 @@ def test_ctrl_c_ends_the_reply_not_the_chat(saved, capsys, monkeypatch):
 
 @pytest.mark.parametrize("words, code", [
     (["--model", "/nowhere.pkl"], 3), (["--temperature", "-1"], 2), (["--top_p", "7"], 2), (["--max_new_tokens", "0"], 2),
+    (["--temperature", "3"], 2), (["--repetition_penalty", "0"], 2), (["--top_k", "-2"], 2), (["--presence_penalty", "inf"], 2),
     (["--n_layer", "3"], 2), (["--temperature", "nan"], 2), (["--context", "1"], 2), (["--nonsense"], 2)])
 def test_mistakes_are_explained(words, code, capsys):
     with pytest.raises(UserError) as error:

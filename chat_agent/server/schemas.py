@@ -14,7 +14,7 @@ from urllib.parse import quote
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from chat_agent.server.errors import bad, shown
-from model.sampling import Sampling
+from model.sampling import RANGES, Sampling
 from tools.template import ROLE_NAMES
 
 SEED = 1 << 63
@@ -101,14 +101,14 @@ class Request(BaseModel):
     stop: Annotated[str | list[str] | None, Field(description="字符串，或字符串的列表")] = None
     seed: whole(-SEED, SEED) = None
     max_tokens: whole() = None                           # negative: as long as there is room
-    temperature: number(0, 2) = None
-    top_p: number(0, 1) = None
-    min_p: number(0, 1) = None
-    top_k: whole(-1) = None                             # -1: vLLM's word for all
-    repetition_penalty: number(0.1, 10) = None
-    frequency_penalty: number(-2, 2) = None
-    presence_penalty: number(-2, 2) = None
-    no_repeat_ngram: whole(0) = None
+    temperature: number(*RANGES["temperature"]) = None
+    top_p: number(*RANGES["top_p"]) = None
+    min_p: number(*RANGES["min_p"]) = None
+    top_k: whole(*RANGES["top_k"]) = None                             # -1: vLLM's word for all
+    repetition_penalty: number(*RANGES["repetition_penalty"]) = None
+    frequency_penalty: number(*RANGES["frequency_penalty"]) = None
+    presence_penalty: number(*RANGES["presence_penalty"]) = None
+    no_repeat_ngram: whole(*RANGES["no_repeat_ngram"]) = None
 
     @model_validator(mode="before")
     @classmethod
