@@ -12,6 +12,7 @@ import pytest
 
 from tools import template
 from tools.errors import UserError
+from tools.vocab import Vocab
 from toy import dialogue_rows, text_rows, write_rows
 from train_agent.trainers.data import token_cache
 from train_agent.trainers.data.token_cache import file_digest, open_cache
@@ -146,12 +147,13 @@ def test_too_many_bad_lines_stop_with_8_and_leave_no_cache(ram_path, place, voca
     assert [p.name for p in place.iterdir()] == ["files.json"]
 
 
-def test_no_usable_row_is_2(ram_path, place, vocab):
+def test_no_usable_row_is_8(ram_path, place, vocab):
     data = ram_path / "a.jsonl"
     data.write_text("\n\n", encoding="utf-8")
-    with pytest.raises(UserError) as error:
-        open_cache(data, vocab, "pretraining", place)
-    assert error.value.code == 2
+    for attempt in (lambda: open_cache(data, vocab, "pretraining", place), lambda: Vocab.create_vocab(data, progress=False)):
+        with pytest.raises(UserError) as error:
+            attempt()
+        assert error.value.code == 8                                    # the same, whether the vocabulary is there already or not
 
 
 def test_a_damaged_cache_is_made_again(ram_path, place, vocab, capsys):

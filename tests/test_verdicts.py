@@ -12,7 +12,7 @@ import toy
 from test_check_data import clean_rows, dialogue, lines_of, passage, places, sentence, write
 from tools import check_data, formats
 from tools.check_data import check, quick_check
-from tools.checkup.aim import Aim, natural_stage
+from tools.checkup.aim import Aim, aim_of, natural_stage
 from tools.checkup.clean import canonical, stripped, write_clean
 from tools.checkup.vocabulary import stage_vocabulary
 from tools.config.keys import STAGES, stage_of
@@ -80,6 +80,34 @@ def test_where_no_row_teaches_the_verdict_says_so(tmp_path, vocab):
     assert result["level"] == "stop" and "没有一行有可学的内容" in result["verdict"] and "max_len" in result["verdict"]
 
 
+LONG = dialogue(("u", "书。" * 40), ("a", "茶。"))
+
+
+@pytest.mark.parametrize("stage, rows", [
+    ("sft", [TALK] * 4 + [{"坏": 1}] * 2), ("sft", [TALK] * 2 + [{"坏": 1}] * 2), ("sft", [TALK] + [{"坏": 1}] * 10), ("sft", [TALK] * 30 + [{"坏": 1}] * 10),
+    ("sft", [TALK] * 30 + [{"坏": 1}] * 11), ("sft", [{"坏": 1}]), ("sft", [LONG] * 3), ("sft", [LONG, TALK]), ("sft", [TALK]), ("sft", [PAIR]), ("pre", [LONG]),
+    ("dpo", [TALK] * 3), ("dpo", [PAIR]), ("dpo", [PAIR, {**PAIR, "rejected": PAIR["chosen"]}]), ("dpo", [PAIR, PAIR, {**PAIR, "rejected": PAIR["chosen"]}]),
+    ("dpo", [{**PAIR, "prompt": "书。" * 40}] * 2), ("pre", [TALK] * 2), ("pre", [{"text": " "}])])
+@pytest.mark.parametrize("fresh", [True, False])
+def test_the_verdict_stops_exactly_what_training_refuses(options, ram_path, vocab, stage, rows, fresh):
+    """With code 8, whether or not the folder has a vocabulary already, by command as by training."""
+    keys = {"pretraining_model_path": str(ram_path / "out" / "base" / "TinySeek_Pre_final.pkl")} if stage == "dpo" else {}
+    if stage == "dpo":
+        toy.train(options(rows=5, name="base", max_steps=1))
+    chosen = options(stage, rows, **keys)
+    if fresh and stage != "dpo":
+        chosen |= {"vocab_trg_path": str(ram_path / "new.json"), "vocab_data_path": chosen["json_data_path"], "vocab_size": 500}
+    stops = check_up(chosen)["level"] == "stop"
+    seen = check(chosen["json_data_path"], vocab=vocab, aim=aim_of(stage, chosen), progress=False)["level"] == "stop"
+    try:
+        toy.build_stage(chosen, stage)
+        code = 0
+    except UserError as error:
+        code = error.code
+    assert fresh is False or stage == "dpo" or (ram_path / "new.json").exists() == (code == 0)     # nothing is left of a refused start
+    assert code == (8 if seen else 0) and (stops == seen or fresh and rows[0] == LONG)      # without a vocabulary lengths are not known
+
+
 # ---------------------------------------------------------------- the vocabulary
 
 def test_the_start_model_brings_its_own_vocabulary(options, ram_path):
@@ -92,7 +120,7 @@ def test_the_start_model_brings_its_own_vocabulary(options, ram_path):
     vocab, origin = stage_vocabulary(chosen, "sft")
     assert vocab.hash == other.hash and "起点模型" in origin.text
     result = check_up(chosen)
-    assert result["vocab"]["hash"] == other.hash and result["totals"]["tokens"] and result["level"] == "stop"
+    assert result["vocab"]["hash"] == other.hash and result["totals"]["tokens"] and result["level"] == "poor"
     assert "词表不合" in result["verdict"] and "vocab_data_path" in result["verdict"] and "可以训练" not in result["verdict"]
 
 
@@ -107,7 +135,7 @@ def test_without_a_vocabulary_nothing_is_called_clean(tmp_path, vocab):
 def test_a_vocabulary_that_spells_in_bytes_is_no_good(tmp_path, vocab, share, good):
     rows = [{"text": toy.sentence(random.Random(i)) * 5 + "龘" * round(share * 60)} for i in range(10)]
     verdict = check(toy.write_rows(tmp_path / "a.jsonl", rows), vocab=vocab, near=False, aim=Aim("pre", True), progress=False)
-    assert (verdict["level"] != "stop") == good and ("词表不合" in verdict["verdict"]) != good
+    assert (verdict["level"] != "poor") == good and ("词表不合" in verdict["verdict"]) != good
 
 
 # ---------------------------------------------------------------- how much was looked at

@@ -35,12 +35,19 @@ def percent(part, whole):
 # ---------------------------------------------------------------- the verdict
 
 def verdict(result, max_bad_share):
-    """{"level": ok | warn | stop | unseen, "verdict": one Chinese line, "hints": list} of a result of Findings.summary."""
+    """{"level", "verdict": one Chinese line, "hints": list} of a result of Findings.summary.
+
+    level: ok · warn · poor: it can be trained, but should not · stop: training would refuse it · unseen: nothing was looked at.
+    """
     hints, unseen = _hints(result), _unseen(result)
     if not result["items"] and result["share"] < 1:
         return {"level": "unseen", "hints": hints, "verdict": "结论：没有抽查到一行，数据好不好还不知道。"}
-    if why := _no_good(result, max_bad_share):
+    if why := _refused(result, max_bad_share):
         return {"level": "stop", "hints": hints, "verdict": f"结论：{why}"}
+    tokens = result["totals"].get("tokens", 0)
+    if (spelled := result["totals"].get("bytes_tokens", 0)) > HOPELESS * tokens:
+        return {"level": "poor", "hints": hints, "verdict": f"结论：不建议这样训练，词表不合这批数据：{percent(spelled, tokens)} 的词元是拆开的字节。"
+                "请换一个学过这类文字的起点模型，或把这批数据也列进 --vocab_data_path，移走旧词表重建（必要时加大 --vocab_size），再重新预训练。"}
     order = sorted(result["faults"], key=lambda k: (k not in LOOK_FIRST, -result["faults"][k]["count"]))
     named = [f"{KINDS[k][0]} {result['faults'][k]['count']} 行" for k in order[:4]]
     if result["bad_lines"]:
@@ -58,8 +65,8 @@ def verdict(result, max_bad_share):
     return {"level": "warn", "hints": hints, "verdict": f"结论：可以训练。{'；'.join(parts)}{part}。"}
 
 
-def _no_good(result, max_bad_share):
-    """Why one should not train on this, with the cure (Chinese), or None."""
+def _refused(result, max_bad_share):
+    """Why training would refuse this, with the cure (Chinese), or None."""
     totals, faults = result["totals"], result["faults"]
     for whose, held in (("", False), ("留出数据 ", True)):
         files = [f for f in result["files"] if f["held"] == held]
@@ -71,10 +78,6 @@ def _no_good(result, max_bad_share):
     if not totals["teaching"]:
         why = next(kind for kind in ("answer_lost", "no_turn") if kind in faults)
         return f"不能训练，没有一行有可学的内容：{KINDS[why][0]} {faults[why]['count']} 行。{KINDS[why][1]}。"
-    tokens = totals.get("tokens", 0)
-    if totals.get("bytes_tokens", 0) > HOPELESS * tokens:
-        return (f"不建议这样训练，词表不合这批数据：{percent(totals['bytes_tokens'], tokens)} 的词元是拆开的字节。"
-                "请换一个学过这类文字的起点模型，或把这批数据也列进 --vocab_data_path，移走旧词表重建（必要时加大 --vocab_size），再重新预训练。")
     return None
 
 

@@ -35,7 +35,7 @@ def build(data, vocab_size=None, token_kind="char", texts=False, sample_bytes=SA
     """-> (words, scores) in file order, at most vocab_size entries counting the 272 reserved and byte ids.
 
     data: path, pattern or list of paths; with texts=True a list of strings. scores: ints, log-probability in 2**-16.
-    UserError 2 if there is no text, the kind is unknown or vocab_size is too small.
+    UserError 2 if the kind is unknown or vocab_size is too small, 8 if the files hold no text (a list of strings: 2).
     """
     from tools.vocab import FIRST_WORD, KINDS
     if token_kind not in KINDS:
@@ -48,7 +48,7 @@ def build(data, vocab_size=None, token_kind="char", texts=False, sample_bytes=SA
     for text in sample:
         char_count.update(text)
     if not char_count:
-        raise UserError("数据里没有可用来建词表的文字。", 2)
+        raise UserError("数据里没有可用来建词表的文字。", 2 if texts else 8)
     by_count = [c for c, _ in sorted(char_count.items(), key=lambda item: (-item[1], item[0])) if _is_entry(c)]
 
     if token_kind == "char":

@@ -148,9 +148,15 @@ def full_model_stage(name, label, options, ways_on):
     prepare_machine(options)
     start = options["init_from"] or options["pretraining_model_path"]
     base = load_base(options, label, start, ways_on) if start else None
+    known = Path(options["vocab_trg_path"]).exists()
     vocab = open_vocab(options, base)
     model = build_model(options, vocab, base)
-    train, held, identity, notes = packed_data(options, vocab)
+    try:
+        train, held, identity, notes = packed_data(options, vocab)
+    except UserError:                                  # of data that is not fit for use no vocabulary stays either
+        if base is None and not known and parallel.is_main():
+            Path(options["vocab_trg_path"]).unlink(missing_ok=True)
+        raise
     starts = {start_name(start): weights_hash(base["weights"])} if base else {}
     if base:
         identity["起点模型"] = starts[start_name(start)][:16]

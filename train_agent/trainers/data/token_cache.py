@@ -101,7 +101,7 @@ def open_cache(data, vocab, mode, cache_dir, text_field=None, max_bad_share=0.00
     try:
         bad.check(cache.meta["rows"])
         if not cache.meta["documents"]:
-            raise UserError(f"{paths[0]} 里没有一条可用的数据。用 python tools/check_data.py 看看每一行的问题。", 2)
+            raise UserError(f"{paths[0]} 里没有一条可用的数据。用 python tools/check_data.py 看看每一行的问题。", 8)
     except UserError:
         for key in missing:                                # of data that is not fit for use nothing is left
             shutil.rmtree(root / key, ignore_errors=True)
