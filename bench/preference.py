@@ -118,7 +118,7 @@ def run_fold(folder, base, fold, lines, command, given):
     data, device = stage.held["held"], machine.choose_device(options["device"])
     documents = dpo_tuning.both(data.documents)
     tokens = [int(last_reply(data.cache.document(d)[1])[1:LENGTH + 1].sum()) for d in documents]
-    after = dpo_tuning.scored(stage.model, data.cache, data.documents, stage.options, device)
+    after = dpo_tuning.scored(stage.model, data, stage.options, device)
     return {"before": data.reference[documents].tolist(), "after": after[documents].tolist(), "tokens": tokens,
             "log": str(max((folder / f"fold_{fold}" / "logs").glob("dpo_2*.jsonl")))}
 
