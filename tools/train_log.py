@@ -7,7 +7,6 @@ events (evaluation, save, warning ...), and a training line reads
 
 The words, and the reader (`read_log`, importable from here too), live in tools/logs/reader.py.
 """
-import errno
 import json
 import math
 import os
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from tools.errors import explain
 from tools.logs.reader import COUNTERS, MARK, WORDS, Run, named_fields, read_log  # noqa: F401
+from tools.saving.shared_file import append, drop_half_line, rewrite
 
 
 def perplexity(ce, cap=80.0):
@@ -66,49 +66,9 @@ def _flat(fields, prefix=""):
     return flat
 
 
-def _append(path, text, sync=False):
-    """Append one line with one write call: it is there whole or not at all, also beside another writer."""
-    data = (text + "\n").encode("utf-8", "replace")
-    try:
-        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
-        try:
-            if os.write(fd, data) < len(data):
-                raise OSError(errno.ENOSPC, "disk full")
-            if sync:
-                os.fsync(fd)
-        finally:
-            os.close(fd)
-    except OSError as error:
-        raise explain(error, path) from error
-
-
-def _drop_half_line(path):
-    """Cut off what a killed run left of its last line; a stranger's unfinished line gets its line end instead."""
-    if not path or not path.exists() or not path.stat().st_size:
-        return
-    with open(path, "rb") as f:
-        f.seek(max(0, path.stat().st_size - (1 << 20)))
-        tail = f.read().rpartition(b"\n")[2]
-    if tail and (tail[:1] in b"#{" or b"Epoch ".startswith(tail[:6])):
-        os.truncate(path, path.stat().st_size - len(tail))
-    elif tail:
-        _append(path, "")
-
-
-def _rewrite(path, keep):
-    """Leave only the lines for which keep(text) holds; the file is the old one or the new one, never something between."""
-    if not path or not path.exists():
-        return
-    lines = path.read_bytes().splitlines(keepends=True)
-    kept = [line for line in lines if keep(line.decode("utf-8", "replace"))]
-    if len(kept) == len(lines):
-        return
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as f:
-        f.writelines(kept)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(temporary, path)
+def _ours(tail):
+    """Whether an unfinished line is one that a killed run left."""
+    return tail[:1] in b"#{" or b"Epoch ".startswith(tail[:6])
 
 
 # ---------------------------------------------------------------- the writer
@@ -136,7 +96,7 @@ class TrainLog:
                 raise _write_error(folder, error) from error
         self.run_id = resume if isinstance(resume, str) else self._newest_run() if resume else None
         self._opened = False                            # a resumed run writes its mark after the cut, or with the first line
-        _drop_half_line(self.log_file)
+        drop_half_line(self.log_file, _ours)
         if self.run_id is None:
             self._open_run()
 
@@ -170,9 +130,9 @@ class TrainLog:
     def resume_from(self, step):
         """Cut this run back to `step` (lines and events after it go, in both files) and mark the place, so that a killed and
         resumed run leaves the log of an uninterrupted one. Other runs in log.txt are not touched."""
-        _drop_half_line(self.json_file)
-        _rewrite(self.log_file, self._text_filter(step))
-        _rewrite(self.json_file, lambda text: _json_stays(text, step))
+        drop_half_line(self.json_file, _ours)
+        rewrite(self.log_file, self._text_filter(step))
+        rewrite(self.json_file, lambda text: _json_stays(text, step))
         self.step = int(step)
         self._mark("resume")
 
@@ -223,14 +183,14 @@ class TrainLog:
 
     def _ready(self):
         if not self._opened:
-            _drop_half_line(self.json_file)
+            drop_half_line(self.json_file, _ours)
             self._mark("resume")
 
     def _write(self, text, fields, sync=False):
         if self.log_file:
-            _append(self.log_file, text, sync)
+            append(self.log_file, text, sync)
         if self.json_file:
-            _append(self.json_file, json.dumps(_flat(fields), ensure_ascii=False, allow_nan=False), sync)
+            append(self.json_file, json.dumps(_flat(fields), ensure_ascii=False, allow_nan=False), sync)
 
 
 def _json_stays(text, step):

@@ -1,4 +1,8 @@
-"""One run per output folder. The operating system holds the lock, so that a killed run frees it; the file stays behind."""
+"""One run per output folder. The operating system holds the lock, so that a killed run frees it; the file stays behind.
+
+Not the filelock package that comes with torch: it cannot say who holds the folder, older versions leave the lock to forked children
+(an orphaned data worker would keep it), and where a file system has no locks it quietly falls back to a file that survives a kill.
+"""
 import errno
 import os
 import time
