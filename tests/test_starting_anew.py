@@ -140,3 +140,23 @@ def test_an_unrelated_vocabulary_in_the_output_folder_does_not_matter(options, v
     other.save(brought)
     with pytest.raises(UserError, match="词表"):
         train({**chosen, "vocab_trg_path": str(brought)}, "sft")
+
+
+def test_files_named_for_a_vocabulary_that_is_there_already_are_told(options, ram_path, capsys):
+    """Built from the text alone; then dialogues are named for it, in pre-training and in the stage after it."""
+    text, talk = (str(toy.write_rows(ram_path / name, rows)) for name, rows in (("text.jsonl", text_rows(30)), ("talk.jsonl", toy.dialogue_rows(30))))
+    place = {"vocab_trg_path": str(ram_path / "out" / "vocab.json"), "vocab_size": 500, "max_steps": 2}
+    pre = {**options(**place), "json_data_path": text}
+    for named, told in ((text, False), (text, False), ([text, talk], True)):
+        train({**pre, "vocab_data_path": named})
+        said = capsys.readouterr().err
+        assert ("talk.jsonl 没有用上" in said) == told and (not told or "由 text.jsonl 建成" in said and "--vocab_trg_path" in said)
+    base = str(ram_path / "out" / "TinySeek_Pre_final.pkl")
+    sft = {**options("sft", pretraining_model_path=base, **place), "json_data_path": talk}
+    train({**sft, "vocab_data_path": [talk]}, "sft")                               # filled in, not named
+    assert "没有用上" not in capsys.readouterr().err
+    train({**sft, "vocab_data_path": [text, talk]}, "sft")
+    assert "talk.jsonl 没有用上" in capsys.readouterr().err
+    both = {**pre, "vocab_data_path": [text, talk], "vocab_trg_path": str(ram_path / "out" / "vocab_2.json")}
+    train(both)                                                                    # the cure, as it was named
+    assert toy.Vocab.load_vocab(both["vocab_trg_path"]).built_from == ["text.jsonl", "talk.jsonl"]

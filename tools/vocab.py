@@ -43,6 +43,7 @@ class Vocab:
             raise UserError(f"找不到词表{where}。请先训练（会自动建词表），或用 json_text_path 给出建词表的数据。", 2)
         built = Vocab.create_vocab(json_text_path, vocab_size, token_kind or "char", cache_dir=cache_dir, **build_options)
         self.__dict__.update(built.__dict__)
+        self.built_from = file_names(json_text_path)
         if json_vocab_path:
             self.save(json_vocab_path)
 
@@ -84,7 +85,7 @@ class Vocab:
         if problem:
             raise UserError(f"词表已损坏（{source}）：{problem}。请恢复原文件；确要重建时先把它移走。", 4)
         self.token_kind, self.words, self.scores = state["token_kind"], list(state["words"]), list(state["scores"])
-        self.hash = _hash(state)
+        self.hash, self.built_from = _hash(state), state.get("built_from")
         self._segmenter = Segmenter(self.words, self.scores)
         self._id_of = {word: FIRST_WORD + i for i, word in enumerate(self.words)}
         self._id_of.update({name: i for i, name in enumerate(RESERVED)})
@@ -151,14 +152,20 @@ class Vocab:
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def state(self):
-        """A JSON-able dict; `from_state` is its inverse."""
+        """A JSON-able dict; `from_state` is its inverse. built_from: names of the files it was built from, where they are known."""
+        known = {"built_from": self.built_from} if self.built_from else {}
         return {"format": FORMAT, "token_kind": self.token_kind, "words": list(self.words), "scores": list(self.scores),
-                "hash": self.hash}
+                "hash": self.hash, **known}
 
     def save(self, path):
         """Write to a temporary name, flush, rename: a crash leaves the old file or the new one. UserError 7 disk full, 2 not
         writable."""
         write_bytes(path, json.dumps(self.state(), ensure_ascii=False).encode())
+
+
+def file_names(paths):
+    """The names, without folders, of one path or several."""
+    return [Path(str(path).replace("\\", "/")).name for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
 
 
 def _with_bytes(ids, edges, unknown, codes):

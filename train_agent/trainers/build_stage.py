@@ -11,11 +11,11 @@ from model.config import MODEL_KEYS
 from tools.checkpoint import load_chain, read_checkpoint, weights_hash
 from tools.errors import UserError
 from tools.formats import dropped_text, fields_of
-from tools.reading.hub import local_files
+from tools.reading.hub import is_hf, local_files
 from tools.reading.workers import processors
 from tools.saving.run_folder import RunFolder
 from tools.saving.start_files import start_file, start_name, where_it_went
-from tools.vocab import Vocab
+from tools.vocab import Vocab, file_names
 from train_agent.trainers import parallel
 from train_agent.trainers.hardware import machine
 from train_agent.trainers.running import resume
@@ -77,12 +77,26 @@ def open_vocab(options, base=None):
     """The run's vocabulary: the base's own when there is a base, else the file, else built from the data and saved."""
     path = Path(options["vocab_trg_path"])
     if base is None:
-        return parallel.main_first(lambda: Vocab(None if path.exists() else local_files(options["vocab_data_path"], options), path,
+        vocab = parallel.main_first(lambda: Vocab(None if path.exists() else local_files(options["vocab_data_path"], options), path,
                                                  options["vocab_size"], options["token_kind"], cache_dir=options["cache_dir"],
                                                  text_field=fields_of(options)))
+        tell_unused(options, vocab, f"{path} 早先", f"请删掉它重新预训练，或用 --vocab_trg_path 换一个新文件（如 {path.with_name('vocab_2.json')}）")
+        return vocab
     if path.exists() and not made_here(options) and Vocab.load_vocab(path).hash != base["vocab_hash"]:
         raise UserError(f"词表 {path} 和起点模型的词表不同，编号对不上。请用训练起点模型时的词表，或去掉 --vocab_trg_path（模型自带词表）。", 4)
-    return Vocab.from_state(base["vocab"])
+    vocab = Vocab.from_state(base["vocab"])
+    tell_unused(options, vocab, "起点模型的词表", "请用这个 --vocab_data_path 重新预训练（换一个 --out_dir），再从新模型开始")
+    return vocab
+
+
+def tell_unused(options, vocab, whose, cure):
+    """Say it when files were named for a vocabulary that is there already and has not seen them."""
+    listed = ([value] if isinstance(value, str) else value or [] for value in (options["vocab_data_path"], options["json_data_path"]))
+    named, own = (set(file_names([path for path in paths if not is_hf(path)])) for paths in listed)
+    unused = sorted(named - set(vocab.built_from or named))
+    if unused and named - own and parallel.is_main():      # a file beside the stage's own data: it was named, not filled in
+        print(f"警告：--vocab_data_path 里的 {'、'.join(unused)} 没有用上：{whose}是由 {'、'.join(vocab.built_from)} 建成的，"
+              f"它们的字词会被拆开。要让词表认识它们，{cure}。", file=sys.stderr)
 
 
 def build_model(options, vocab, base=None):
