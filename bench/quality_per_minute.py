@@ -36,7 +36,7 @@ from train_agent.trainers.pre_training import build_stage
 
 EVERY = 50              # one row in so many is held out
 ROUGH = 5               # of which the curve's points look at one in so many, in bfloat16
-COUNTING = {time.perf_counter: "counting_seconds", time.process_time: "counting_cpu_seconds"}
+COUNTING = {time.perf_counter: ("counting_seconds", "pair_seconds"), time.process_time: ("counting_cpu_seconds", "pair_cpu_seconds")}
 UNKNOWN = 10 ** 9       # steps to come, before the first one was timed
 EXTRA = [("--data", {"nargs": "+", "default": [str(ROOT / "data/demo_pre.jsonl")], "help": "JSONL 数据，默认内置预训练数据"}),
          ("--minutes", {"type": float, "default": 10.0, "help": "训练多少分钟"}),
@@ -59,7 +59,8 @@ class BudgetLoop(Loop):
         self.curve, self.off = [], 0.0
 
     def train(self):
-        self.began = self.clock() - self.stage.notes.get(COUNTING[self.clock], 0.0)      # counting is training too
+        counting = sum(self.stage.notes.get(name, 0.0) for name in COUNTING[self.clock])
+        self.began = self.clock() - counting                                             # counting is training too
         super().train()
         self.spent_all = self.spent()
 

@@ -38,6 +38,9 @@ class ModelConfig:
     sliding_window: int | None = None
     use_moe: bool = True
     use_fc2: bool = True
+    fc2_every: int = 1               # head 2 learns from every so manieth position
+    fc2_gradient: float = 1.0        # share of head 2's gradient that reaches the trunk
+    fc2_token: bool = False          # head 2 also reads the next token, which is chosen when it drafts the one after
     n_dense_layer: int = 0           # the first layers that stay dense in a MoE model
     dense_hidden: int | None = None  # None = as many active parameters as a MoE layer
     tie_embedding: bool = False

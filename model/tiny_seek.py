@@ -111,6 +111,8 @@ class TinySeek(nn.Module):
         self.fc1 = CountedHead(config) if config.counted else nn.Linear(config.d_model, config.vocab_size, bias=False)
         if config.use_fc2:
             self.fc2 = nn.Linear(config.d_model, config.vocab_size, bias=False)
+            if config.fc2_token:
+                self.follow = nn.Linear(config.d_model, config.d_model, bias=False)
         self.checkpointing = config.gradient_checkpointing
         self.initialise()
         if config.tie_embedding:
@@ -126,6 +128,8 @@ class TinySeek(nn.Module):
                 nn.init.normal_(module.weight, std=self.config.init_std)
             elif isinstance(module, MoE):
                 nn.init.normal_(module.up, std=self.config.init_std)
+        if hasattr(self, "follow"):
+            nn.init.zeros_(self.follow.weight)
         for block in self.blocks:
             nn.init.normal_(block.attention.out.weight, std=back)
             for layer in [block.mlp.shared, block.mlp] if isinstance(block.mlp, MoE) else [block.mlp]:
@@ -160,17 +164,44 @@ class TinySeek(nn.Module):
         routings, chapters = ([r for r in routed if isinstance(r, kind)] for kind in (Routing, ChapterRouting))
         out = ModelOutput(hidden=hidden.unflatten(0, input_ids.shape), routings=routings, chapters=chapters,
                           aux_loss=self.routing_loss(routings))
+        heads, inputs = self.heads(), [hidden]
+        if len(heads) > 1:
+            inputs.append(self.ahead(hidden, self.following(input_ids, hidden, labels_1)))
         if each:
             out.losses_1 = target_losses(hidden, self.fc1, labels_1.flatten(), before, left_out).view_as(labels_1)
         elif labels_1 is not None:
-            pairs = [head.cross_entropy(hidden, goal.flatten(), before, left_out) if self.config.counted else
-                     linear_cross_entropy(hidden, head.weight, goal.flatten()) for head, goal in zip(self.heads(), (labels_1, labels_2))]
+            pairs = [head.cross_entropy(read, goal.flatten(), before, left_out) if self.config.counted else
+                     linear_cross_entropy(read, head.weight, goal.flatten())
+                     for head, read, goal in zip(heads, inputs, (labels_1, labels_2))]
             out.loss_sums, out.counts = zip(*pairs)
         if return_logits or (return_logits is None and labels_1 is None):
             past = [] if before is None else [before]
-            logits = [head(hidden, *past).unflatten(0, input_ids.shape) for head in self.heads()]
+            logits = [head(read, *past).unflatten(0, input_ids.shape) for head, read in zip(heads, inputs)]
             out.logits_1, out.logits_2 = logits[0], logits[1] if len(logits) > 1 else None
         return out
+
+    def ahead(self, hidden, following):
+        """What head 2 reads: hidden states (N, d), with as much of its gradient let through as `fc2_gradient` says, and, where
+        `fc2_token` is set, the token that comes next, `following` (N,) ids (DeepSeek-V3, arXiv:2412.19437, section 2.2).
+        """
+        share = self.config.fc2_gradient if self.training else 1.0
+        let_through = (lambda x: x) if share == 1.0 else lambda x: x.detach().lerp(x, share)
+        if not self.config.fc2_token:
+            return let_through(hidden)
+        known = let_through(self.embed(following))
+        return let_through(hidden) + self.follow(F.rms_norm(known, known.shape[-1:]))
+
+    def following(self, input_ids, hidden, labels_1):
+        """(N,) the id after each position: the label, the next input, or at a row's end without either what head 1 would choose."""
+        if not self.config.fc2_token:
+            return None
+        following = input_ids.roll(-1, 1)
+        if labels_1 is None:
+            last = hidden.unflatten(0, input_ids.shape)[:, -1]
+            following[:, -1] = self.fc1(last).argmax(-1)
+        else:
+            following = torch.where(labels_1 >= 0, labels_1, following)
+        return following.flatten()
 
     def encode(self, input_ids, positions=None, layout=None, valid=None):
         """input_ids (B, T) -> hidden states (N, d) after the final norm; the ids read last (N, P) where the head

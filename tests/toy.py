@@ -38,6 +38,7 @@ VARIANTS = {
     "dense": {"use_moe": False},
     "half_dense": {"n_dense_layer": 1},
     "one_head": {"use_fc2": False},
+    "known_token": {"fc2_token": True, "fc2_gradient": 0.25},
     "tied": {"tie_embedding": True},
     "geglu": {"activation": "geglu"},
     "gelu_layer": {"activation": "gelu", "norm": "layer"},
@@ -73,10 +74,11 @@ OPTIONS = {
     "aux": {"moe_loss": "aux"},
     "z_loss": {"router_z_loss": 0.01},
     "dropout": {"dropout": 0.3},
+    "detached": {"fc2_gradient": 0.0},
 }
 # Fields that are numbers of a shape or of its start, not ways to compute.
 SIZES = ("vocab_size", "n_layer", "pad_idx", "n_head", "d_model", "d_c", "d_q", "d_r", "hidden", "other_experts", "shared_experts", "ro_theta",
-         "alpha", "router_bias_rate", "init_std", "norm_eps")
+         "alpha", "router_bias_rate", "init_std", "norm_eps", "fc2_every")
 
 
 def all_options():
@@ -185,7 +187,7 @@ def toy_documents(count=7, longest=11, seed=0, vocab_size=300):
 
 # What toy runs take for granted, whatever the project's own file says.
 PLAIN = {"base": None, "optimizer": "adam", "scheduler": "exponential", "warmup_steps": 0, "min_lr_ratio": 0.1, "weight_decay": 0.1,
-         "max_epochs": 1, "max_steps": None, "forget_penalty": 0.0, "memory_lr": 2e-4, "lora_lr": 1e-4, "lora_targets": "attention"}
+         "max_epochs": 1, "max_steps": None, "pair_start": 0, "forget_penalty": 0.0, "memory_lr": 2e-4, "lora_lr": 1e-4, "lora_targets": "attention"}
 
 
 def toy_options(folder, vocab, stage="pre", rows=30, **keys):

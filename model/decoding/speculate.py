@@ -33,7 +33,8 @@ def drafted_ids(model, cache, last, how, numbers, reply, room, worth=WORTH):
         left -= 1
         if not left:
             return
-        guess, q = _guess(cache, last, how, numbers, reply, worth) if left > 1 else (None, None)
+        ahead = model.ahead(last, torch.tensor([new], device=last.device))
+        guess, q = _guess(cache, ahead, how, numbers, reply, worth) if left > 1 else (None, None)
         if guess is None:
             last = model.decode(torch.tensor([[new]], device=last.device), cache)[:, 0]
             new = how.pick(cache.logits(last), [reply.ids], _numbers(how, numbers))[0]
@@ -55,9 +56,9 @@ def drafted_ids(model, cache, last, how, numbers, reply, room, worth=WORTH):
         new = how.pick(logits[1:], [reply.ids], _numbers(how, numbers))[0] if after is None else after
 
 
-def _guess(cache, last, how, numbers, reply, worth):
-    """Head 2's id and the distribution (1, V) it was drawn from (None when greedy); id None where it is not sure enough."""
-    logits = how.allowed(cache.heads[1](last), [reply.ids])
+def _guess(cache, ahead, how, numbers, reply, worth):
+    """ahead (1, d): what head 2 reads. Its id and the distribution (1, V) it was drawn from (None when greedy); id None where it is not sure enough."""
+    logits = how.allowed(cache.heads[1](ahead), [reply.ids])
     if how.greedy:
         best, guess = logits.softmax(-1).max(-1)
         return (guess.item() if best.item() >= worth else None), None

@@ -3,9 +3,13 @@ import os
 from collections import namedtuple
 
 from tools.config.keys import KEYS
+from tools.reading.held_out import SHARE
 
 GROUPS = {"模型": "model", "运行": "run", "数据": "data", "训练长度": "schedule", "优化器": "optimizer", "学习率": "schedule",
           "起点": "run", "本阶段专有": "stage", "保存与评估": "run"}
+
+# What a key meant before it was written into a run's configuration, where that is not today's default.
+BEFORE_IT_WAS = {"expert_turns": 0}
 
 # verdict: "ok" (always allowed), "ask" (only with --allow_change), "never" (needs a new run)
 Change = namedtuple("Change", "key old new verdict")
@@ -21,8 +25,9 @@ def fingerprint(config):
 
 
 def compare(old, new):
-    """The list of `Change`s between two fingerprints. A key that one of them lacks counts as its default."""
+    """The list of `Change`s between two fingerprints. A key that one of them lacks counts as its default, or as what it was."""
     before, after = _flat(old), _flat(new)
+    before = {**before, **{name: after.get(name) for name in older(old) if name in after}}
     changes = []
     for name, key in KEYS.items():
         if name not in before and name not in after:
@@ -31,6 +36,12 @@ def compare(old, new):
         if comparable(key, was) != comparable(key, now):
             changes.append(Change(name, was, now, _verdict(key, was, now)))
     return changes
+
+
+def older(fingerprint):
+    """{key: value} that a run begun before these keys existed goes on with, whatever the configuration says today."""
+    known = _flat(fingerprint)
+    return {name: value for name, value in BEFORE_IT_WAS.items() if name not in known}
 
 
 def _flat(groups):
@@ -42,6 +53,8 @@ def comparable(key, value):
     if key.kind in ("path", "paths") and value is not None:
         values = value if isinstance(value, list) else [value]
         return [os.path.basename(one.replace("\\", "/")) for one in values]
+    if key.name == "eval_share":                # null: this share, unless the file is small
+        return SHARE if value is None else value
     return value
 
 

@@ -57,6 +57,9 @@ _MODEL = _block(
     _key("sliding_window", "int", None, "滑动窗口宽度，null = 不限", low=1),
     _key("use_moe", "bool", True, "混合专家；false = 稠密"),
     _key("use_fc2", "bool", True, "第二个预测头（预测 t+2）"),
+    _with("ask", _key("fc2_every", "int", 1, "第二个头每几个位置学一个，1 = 全学", low=1)),
+    _with("ask", _key("fc2_gradient", "float", 1.0, "第二个头的梯度传给主干的比例，0 = 不影响主干", low=0, high=1)),
+    _key("fc2_token", "bool", False, "第二个头也看已经选定的下一个词元：起草更准"),
     _key("n_dense_layer", "int", 0, "开头几层用稠密前馈", low=0),
     _key("dense_hidden", "int", None, "稠密前馈的隐藏宽度，null = 与每个 token 实际用到的专家同宽", low=1),
     _key("tie_embedding", "bool", False, "输出头与词向量共用权重"),
@@ -134,10 +137,13 @@ _LENGTH = _block(
 _OPTIM = _block(
     "stage", "优化器", "ask",
     _with("never", _key("optimizer", "choice", "adam", "优化器", choices=("adam", "adamw", "sgd", "muon"))),
+    _key("expert_turns", "int", 4, "optimizer=muon 时每步更新几分之一的路由专家（4 = 轮流四分之一），0 = 专家用 AdamW", low=0),
     _key("weight_decay", "float", 0.1, "权重衰减，只作用于矩阵；optimizer=adam 时不用", low=0),
     _key("beta1", "float", 0.9, "Adam 的 β1，也是 SGD 的动量", low=0, high=0.99999),
     _key("beta2", "float", 0.95, "Adam 的 β2", low=0, high=0.9999999),
     _key("eps", "float", 1e-8, "Adam 的 ε", above=0),
+    _key("pair_start", "int", None, "起步前让词向量和输出头先学词对计数，走几遍词表；null = 从零训练时 12 遍（词表太大、共用权重时不做），0 = 不做",
+         low=0, stages=("pre",)),
     _key("max_norm", "float", 1.0, "梯度裁剪的总范数，0 = 关", low=0),
 )
 _RATE = _block(

@@ -259,6 +259,8 @@ class Loop:
         found = self.saver.find()
         if found:
             self.take_place(found)
+        elif self.stage.begin:
+            self.stage.notes |= self.stage.begin(self.device)
         self.choose(found["precision"] if found else None)
         header = {"device": str(self.device), "precision": self.precision, "steps": self.total_steps,
                   "params": sum(p.numel() for p in self.model.parameters()), "trainable": sum(p.numel() for _, p, _ in self.named),

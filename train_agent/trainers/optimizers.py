@@ -2,6 +2,7 @@
 
 import torch
 
+from model.kernels.muon import Muon
 from tools.errors import UserError
 
 NOT_FOR_MUON = ("embed", "place", "fc1", "fc2", "router")   # tables and classifiers keep AdamW (Keller Jordan, 2024)
@@ -18,7 +19,7 @@ def parameter_groups(named, options):
             continue
         decays = parameter.ndim >= 2 and options["optimizer"] != "adam"
         decay = options["weight_decay"] if decays else 0.0
-        wants_muon = options["optimizer"] == "muon" and parameter.ndim == 2 and not any(k in name for k in NOT_FOR_MUON)
+        wants_muon = options["optimizer"] == "muon" and parameter.ndim in (2, 3 if options["expert_turns"] else 2) and not any(k in name for k in NOT_FOR_MUON)
         groups = muon if wants_muon else rest
         group = groups.setdefault((rate, decays), {"params": [], "names": [], "lr": rate, "base_lr": rate, "weight_decay": decay})
         group["params"].append(parameter)
@@ -34,7 +35,7 @@ def build_optimizers(named, options):
     betas, eps = (options["beta1"], options["beta2"]), options["eps"]
     built = []
     if muon:
-        built.append(torch.optim.Muon(_plain(muon), lr=options["init_lr"], adjust_lr_fn="match_rms_adamw"))
+        built.append(Muon(_plain(muon), lr=options["init_lr"], turns=options["expert_turns"] or 1))
     if rest and options["optimizer"] == "sgd":
         built.append(torch.optim.SGD(_plain(rest), lr=options["init_lr"], momentum=options["beta1"]))
     elif rest:

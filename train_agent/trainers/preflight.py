@@ -59,8 +59,8 @@ def brief(result):
 
 
 def from_weights(stage):
-    """Does the stage start from trained weights?"""
-    return bool(stage.options.get("init_from") or stage.options.get("pretraining_model_path"))
+    """Does the stage start from trained weights, or from counted pairs?"""
+    return bool(stage.begin or stage.options.get("init_from") or stage.options.get("pretraining_model_path"))
 
 
 # ---------------------------------------------------------------- what fits
@@ -126,7 +126,7 @@ def first_loss(metrics, choices, fresh):
     elif fresh:
         why = f"正常：还什么都没学，等于在 {choices} 项里乱猜"
     else:
-        why = "比乱猜好，起点模型已经学过" if ce < guess - 0.3 else "和乱猜差不多，起点模型对这批数据没有帮助"
+        why = "比乱猜好，起点模型（或词对计数）已经学过" if ce < guess - 0.3 else "和乱猜差不多，起点模型对这批数据没有帮助"
     heads = f"{ce:.3f}" + (f" / {found['ce_2']:.3f}（第二个头）" if found["ce_2"] is not None else "")
     return {**found, "text": f"第一个损失 {heads}，乱猜是 ln {choices} = {guess:.3f}。{why}"}
 

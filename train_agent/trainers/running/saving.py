@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from tools.checkpoint import cast_weights
-from tools.config.compare import compare, fingerprint
+from tools.config.compare import compare, fingerprint, older
 from tools.errors import UserError
 from tools.saving.run_folder import RunFolder
 from train_agent.trainers import parallel
@@ -61,6 +61,7 @@ class Saver:
             payload, state = found
         again = "上次已经训完，这次只收尾" if state.get("complete") else "接着训"
         print(f"{self.stage.label} 从第 {state['step']} 步{again}。", file=sys.stderr)
+        self.options.update(older(state["fingerprint"]))
         self.stage.load(state.pop("weights", None) or payload["weights"])
         return state
 
