@@ -11,6 +11,7 @@ import pytest
 import toy
 from test_check_data import clean_rows, dialogue, lines_of, passage, places, sentence, write
 from tools import check_data, formats
+from tools.checkup import wording
 from tools.check_data import check, quick_check
 from tools.checkup.aim import Aim, aim_of, natural_stage
 from tools.checkup.clean import canonical, stripped, write_clean
@@ -64,6 +65,14 @@ def test_what_is_cut_depends_on_the_stage(tmp_path, vocab):
     assert [totals[s]["cut_rows"] for s in totals] == [0, 4, 0] and totals["pre"]["cut"] == 0
     assert totals["pre"]["learned"] == totals["pre"]["tokens"] - 4                # all but the first of each document
     assert totals["sft"]["learned"] == 2 * 20 + 2 * (21 - len("<User：书呢？Assistant：".replace("User", "U").replace("Assistant", "A")))
+
+
+def test_the_first_rows_are_shown_as_the_stage_learns_them(tmp_path, vocab, monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    path = toy.write_rows(tmp_path / "a.jsonl", [TALK])
+    shown = {stage: "\n".join(wording.views([path], vocab, aim=Aim(stage, stage == "pre", size)))
+             for stage, size in (("pre", 400), ("sft", 10))}
+    assert "<|im_end|>【User：书呢？Assistant：书放在桌上。<|im_end|>】" in shown["pre"] and "Assistant：【书放在】桌上" in shown["sft"]
 
 
 def test_a_pair_needs_room_for_both_replies_and_the_gate_a_question(tmp_path, vocab):

@@ -238,7 +238,7 @@ def main(argv=None):
     for line in wording.full(result, everything=options.all):
         print(line)
     if vocab:
-        for line in wording.views(paths, vocab, text_field):
+        for line in wording.views(paths[:1], vocab, text_field, aim=aims[paths[0]]):
             print(line)
     if options.output:
         counts = write_clean(paths, options.output, text_field, aims.get, not options.keep_duplicates, options.near > 0, options.near or THRESHOLD)

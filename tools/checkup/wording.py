@@ -5,6 +5,7 @@ from itertools import islice
 from pathlib import Path
 
 from tools import formats, template
+from tools.checkup.aim import Aim, is_cut, learned_part, taken
 from tools.checkup.faults import KINDS
 from tools.reading.held_out import split_text
 from tools.vocab import FIRST_BYTE
@@ -218,12 +219,16 @@ def size_text(count):
 
 # ---------------------------------------------------------------- what the model sees
 
-def views(paths, vocab, text_field=None, count=3):
-    """Generator of lines: the first rows as rendered, the part that is learned coloured (in 【】 without colours)."""
-    rows = list(islice(formats.read_rows(paths, text_field, formats.BadLines()), count))
+def views(paths, vocab, text_field=None, count=3, aim=None):
+    """Generator of lines: the first rows as rendered, the part that `aim` learns coloured (in 【】 without colours)."""
+    aim = aim or Aim()
+    read = (taken(row, aim) for row in formats.read_rows(paths, text_field, formats.BadLines()))
+    rows = list(islice((row for row in read if not isinstance(row, str)), count))
     yield f"前 {len(rows)} 行在模型眼里的样子（{'绿色' if coloured() else '【】里'}是要学的，其余只是上文）"
     for row, documents in zip(rows, template.render_many(rows, vocab)):
         ids, learned = documents[0]
+        learned = learned_part(learned, row.kind, aim).copy()
+        learned[aim.max_len + 1 if is_cut(row.kind, aim) else len(ids):] = False
         yield f"  第 {row.line} 行：{len(ids)} 个词元，要学 {int(learned.sum())} 个"
         yield "  " + view(ids, learned, vocab)
 
