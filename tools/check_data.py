@@ -41,21 +41,21 @@ COUNT_UP_TO = 64 << 20      # bytes read to tell a line's number in a sample; fu
 
 def check(paths, held=None, vocab=None, max_len=512, text_field=None, near=True, threshold=THRESHOLD, eval_share=0.0,
           max_bad_share=0.001, progress=True, aim=None, origin=None):
-    """The whole check-up -> dict (see Findings.summary). paths, held: files, patterns or lists; held: the held-out data.
+    """The whole check-up -> dict (see Findings.summary). paths, held (the held-out data): files, patterns or lists.
 
-    aim: the Aim to judge for, or a function of a path that gives one; None: every row by its own kind and `max_len`. origin: Origin of the
-    vocabulary.
-    Memory is flat; columns of numbers lie in a temporary folder (some 90 bytes a row). UserError 2 for missing files, and where held-out
-    data is the training data.
+    aim: the Aim to judge for, or a function of a path that gives one; None: every row by its own kind and `max_len`.
+    origin: Origin of the vocabulary. Memory is flat: columns of numbers lie in a temporary folder (90 bytes a row).
+    UserError 2 for missing files, and where held-out data is the training data.
     """
     names = formats.expand_paths(paths)
     held_names = formats.expand_paths(held) if held else []
     if same := same_files(names, held_names):
-        raise UserError(f"留出数据就是训练数据：{same[0]}。它们要分开，否则量到的只是背诵；请从 --held（eval_data_path）或训练数据里去掉它。")
+        raise UserError(f"留出数据就是训练数据：{same[0]}。它们要分开，否则量到的只是背诵；"
+                        "请从 --held（eval_data_path）或训练数据里去掉它。")
     with tempfile.TemporaryDirectory(prefix="check_data_", ignore_cleanup_errors=True) as folder:
         files = [unpacked(name, folder)[0] for name in names + held_names]
-        return _check(names, held_names, files, folder, vocab=vocab, text_field=text_field, aim=aim or Aim(max_len=max_len), origin=origin,
-                      near=near, threshold=threshold, eval_share=eval_share, max_bad_share=max_bad_share, progress=progress)
+        return _check(names, held_names, files, folder, vocab, text_field, aim or Aim(max_len=max_len), origin, near,
+                      threshold, eval_share, max_bad_share, progress)
 
 
 def same_files(names, held):
@@ -64,7 +64,8 @@ def same_files(names, held):
     return [name for name in held if os.path.realpath(name) in real]
 
 
-def _check(names, held_names, files, folder, vocab, text_field, aim, origin, near, threshold, eval_share, max_bad_share, progress, same=()):
+def _check(names, held_names, files, folder, vocab, text_field, aim, origin, near, threshold, eval_share, max_bad_share,
+           progress=False, same=()):
     """files: the plain files behind names + held_names."""
     marks = [False] * len(names) + [True] * len(held_names)
     aims = [aim(name) if callable(aim) else aim for name in names]
@@ -72,7 +73,8 @@ def _check(names, held_names, files, folder, vocab, text_field, aim, origin, nea
     findings = Findings(names + held_names, marks, aims, same)
     columns, size = Columns(folder), sum(map(os.path.getsize, files))
     settings = (vocab and vocab.state(), text_field)
-    with tqdm(total=size, unit="B", unit_scale=True, desc="数据体检", delay=2, leave=False, disable=not progress) as bar:
+    with tqdm(total=size, unit="B", unit_scale=True, desc="数据体检", delay=2, leave=False, 
+              disable=not progress) as bar:
         rows = 0
         for number, result in scan_files(files, aims, settings, bar.update):
             before = findings.files[number]["lines"]
@@ -108,7 +110,7 @@ def _duplicates(findings, book, near, threshold, held_names, eval_share):
     training = ~book.held_files[book.file] & (np.asarray(book.columns.get("teaches")) > 0)
     every = 0 if held_names else held_every(eval_share, int(training.sum()))
     kept_out = training & (numbers % every == 0) if every else np.zeros(len(numbers), bool)
-    if kept_out.sum() == training.sum():                                # as training does: something is left to learn from
+    if kept_out.sum() == training.sum():                # as training does: something is left to learn from
         kept_out[:] = False
     pairs, found = [], {}
     for kind, row, earlier, share in find_duplicates(book, near, threshold):
@@ -122,7 +124,8 @@ def _duplicates(findings, book, near, threshold, held_names, eval_share):
             entry[1].append((number, line, f"同{where}第 {other_line} 行{alike}"))
     for kind, (count, places) in found.items():
         findings.faults[kind] = [count, sorted(places)[:KEPT]]
-    findings.hidden_leaks = len({held for a, b in pairs for held, other in ((a, b), (b, a)) if kept_out[held] and not kept_out[other]})
+    both = [pair for a, b in pairs for pair in ((a, b), (b, a))]
+    findings.hidden_leaks = len({held for held, other in both if kept_out[held] and not kept_out[other]})
     held = int(book.held_files[book.file].sum())
     findings.looked |= {"duplicates": True, "near": [len(book.columns.get("long")), len(numbers)] if near else None,
                         "leaks": [held, len(numbers) - held] if held_names else None,
@@ -132,8 +135,8 @@ def _duplicates(findings, book, near, threshold, held_names, eval_share):
 
 # ---------------------------------------------------------------- the short form that opens every training
 
-def quick_check(paths, held=None, vocab=None, max_len=512, text_field=None, max_bad_share=0.001, eval_share=0.0, say=print, aim=None,
-                origin=None):
+def quick_check(paths, held=None, vocab=None, max_len=512, text_field=None, max_bad_share=0.001, eval_share=0.0,
+                say=print, aim=None, origin=None):
     """A few lines before a training starts, under a second: small data whole, large data by samples spread over it.
 
     say: where the Chinese lines go, None = nowhere. -> the same dict as `check`; `share` tells how much was read.
@@ -142,13 +145,14 @@ def quick_check(paths, held=None, vocab=None, max_len=512, text_field=None, max_
     held_names = formats.expand_paths(held) if held else []
     same = same_files(names, held_names)
     held_names = [name for name in held_names if name not in same]
-    common = {"vocab": vocab, "text_field": text_field, "aim": aim, "origin": origin, "max_bad_share": max_bad_share, "same": same}
+    common = {"vocab": vocab, "text_field": text_field, "aim": aim, "origin": origin, "max_bad_share": max_bad_share,
+              "same": same}
     with tempfile.TemporaryDirectory(prefix="check_data_", ignore_cleanup_errors=True) as folder:
         plain = [unpacked(name, folder, QUICK_BYTES) for name in names + held_names]
         small = sum(os.path.getsize(path) for path, _ in plain) <= QUICK_BYTES and all(whole for _, whole in plain)
         if small:
-            result = _check(names, held_names, [path for path, _ in plain], folder, near=True, threshold=THRESHOLD, eval_share=eval_share,
-                            progress=False, **common)
+            result = _check(names, held_names, [path for path, _ in plain], folder, near=True, threshold=THRESHOLD,
+                            eval_share=eval_share, **common)
         else:
             result = _sampled(names, plain[:len(names)], **common)
     for line in wording.short(result) if say else ():
@@ -158,13 +162,14 @@ def quick_check(paths, held=None, vocab=None, max_len=512, text_field=None, max_
 
 def brief(result):
     """What the log keeps of a check-up: journal.event("data_check", **brief(result))."""
-    return {"verdict": result["verdict"], "rows": result["rows"], "bad_lines": result["bad_lines"], "share": round(result["share"], 4),
+    return {"verdict": result["verdict"], "rows": result["rows"], "bad_lines": result["bad_lines"],
+            "share": round(result["share"], 4),
             **{name: result["looked"][name] for name in ("stages", "vocab", "split")},
             "faults": {kind: entry["count"] for kind, entry in result["faults"].items()}}
 
 
 def _sampled(names, plain, vocab, text_field, aim, origin, max_bad_share, same):
-    """Blocks evenly spread over all files, looked at in this process. plain: (path, whether it is all of the file) of each."""
+    """Blocks spread evenly over all files, looked at in this process. plain: (path, whether it is all of the file) of each."""
     findings = Findings(names, [False] * len(names), [aim] * len(names), same)
     sizes = [os.path.getsize(path) for path, _ in plain]
     start_worker(vocab and vocab.state(), text_field)
@@ -202,8 +207,9 @@ def length_of(path):
 
 # ---------------------------------------------------------------- the command
 
-READS = ("json_data_path", "eval_data_path", "eval_share", "text_field", "columns", "training_mode", "init_from", "pretraining_model_path",
-         "experts", "vocab_trg_path", "vocab_size", "token_kind", "max_len", "max_bad_share", "hf_subset", "hf_split", "hf_streaming", "out_dir", "cache_dir")
+READS = ("json_data_path", "eval_data_path", "eval_share", "text_field", "columns", "training_mode", "init_from",
+         "pretraining_model_path", "experts", "vocab_trg_path", "vocab_size", "token_kind", "max_len", "max_bad_share",
+         "hf_subset", "hf_split", "hf_streaming", "out_dir", "cache_dir")
 OPTIONS = [
     ("files", {"nargs": "*", "metavar": "文件", "help": "要检查的数据，可用通配，不写则检查配置里的训练数据"}),
     ("--stage", {"choices": STAGES, "help": "为哪个阶段检查；不写则每个文件看它哪种数据最多：文本按 pre，对话按 sft，偏好按 dpo"}),
@@ -228,12 +234,14 @@ def main(argv=None):
         check_target(options.output, paths)
     text_field, held = formats.fields_of(section), local_files(options.held or section["eval_data_path"], hub)
     start = time.perf_counter()
-    aims = {path: aim_of(stage, config[stage]) for path in paths for stage in [options.stage or natural_stage(path, text_field)]}
+    stages = {path: options.stage or natural_stage(path, text_field) for path in paths}
+    aims = {path: aim_of(stage, config[stage]) for path, stage in stages.items()}
     stage = aims[paths[0]].stage
     vocab, origin = load_either(options.vocab) if options.vocab else stage_vocabulary(manager.stage(stage), stage)
     if vocab is None:
         vocab, origin = trial_vocabulary(paths, config, text_field)
-    result = check(paths, held, vocab, text_field=text_field, near=options.near > 0, threshold=options.near or THRESHOLD,
+    near = {"near": options.near > 0, "threshold": options.near or THRESHOLD}
+    result = check(paths, held, vocab, text_field=text_field, **near,
                    eval_share=section["eval_share"], max_bad_share=config["max_bad_share"], aim=aims.get, origin=origin)
     for line in wording.full(result, everything=options.all):
         print(line)
@@ -241,10 +249,9 @@ def main(argv=None):
         for line in wording.views(paths[:1], vocab, text_field, aim=aims[paths[0]]):
             print(line)
     if options.output:
-        counts = write_clean(paths, options.output, text_field, aims.get, not options.keep_duplicates, options.near > 0, options.near or THRESHOLD)
+        counts = write_clean(paths, options.output, text_field, aims.get, not options.keep_duplicates, **near)
         print(written(options.output, counts))
-        again = check(options.output, None, vocab, near=options.near > 0 and not options.keep_duplicates, threshold=options.near or THRESHOLD,
-                      max_bad_share=config["max_bad_share"], aim=aims[paths[0]], origin=origin)
+        again = check(options.output, None, vocab, max_bad_share=config["max_bad_share"], aim=aims[paths[0]], **near)
         print(f"{Path(options.output).name} 的{again['verdict']}")
     print(f"用时 {time.perf_counter() - start:.1f} 秒。")
     print(result["verdict"])
@@ -255,8 +262,8 @@ def main(argv=None):
 
 def _configured(config, stage):
     """The training data of the configuration, as far as it is there."""
-    wanted = [p for one in ([stage] if stage else ("pre", "sft")) for p in ([config[one]["json_data_path"]] if isinstance(config[one]["json_data_path"], str)
-                                                       else config[one]["json_data_path"] or [])]
+    given = [config[one]["json_data_path"] or [] for one in ([stage] if stage else ("pre", "sft"))]
+    wanted = [path for paths in given for path in ([paths] if isinstance(paths, str) else paths)]
     found = [p for p in dict.fromkeys(wanted) if is_hf(p) or Path(p).exists()]
     if not found:
         raise UserError("没有给出要检查的文件。用法：python tools/check_data.py data/我的数据.jsonl")

@@ -13,7 +13,7 @@ LOOKED_AT = 100         # rows by which a file's stage is told
 
 @dataclass(frozen=True)
 class Aim:
-    """stage: as in the configuration; None = every row by its own kind. whole: everything is learned and nothing cut (pretraining)."""
+    """stage: as in the configuration; None = every row by its own kind. whole: all is learned, nothing is cut."""
     stage: str = None
     whole: bool = False
     max_len: int = 512
@@ -53,12 +53,12 @@ def learned_part(learned, kind, aim):
 
 
 def is_cut(kind, aim):
-    """Whether a document longer than max_len loses its end. A text that is learned as text goes on in the next row; the gate cuts nothing."""
+    """Whether a document longer than max_len loses its end. A text learned as text goes on in the next row."""
     return not aim.whole and aim.stage != "gate" and (aim.stage is not None or kind != "text")
 
 
 def why_nothing(documents, kind, aim):
-    """The kind of fault for which a row teaches this stage nothing, or None. documents: [(ids, learned)] as rendered."""
+    """The kind of fault for which a row teaches this stage nothing, or None. documents: [(ids, learned)]."""
     if aim.stage == "gate":
         return None if kind == "dialogue" and any(one.argmax() > 1 for _, one in documents if one.any()) else "no_turn"
     if not is_cut(kind, aim):

@@ -1,4 +1,4 @@
-"""`check_data --output`: what is left of the data without bad rows, repeated ones and other people's marks, in one shape."""
+"""`check_data --output`: the data without bad rows, repeated ones and other people's marks, in one shape."""
 import json
 import os
 import re
@@ -17,7 +17,8 @@ from tools.reading.containers import COPIES
 from tools.reading.row import MARKS, THOUGHT
 from tools.saving.atomic import put, write_temporary
 
-OPENING = re.compile(r"<\|im_start\|>[ \t]*(?:(?:user|assistant|system)\b[ \t]*\n?)?|<s>")    # a mark that takes its role's name along
+# a mark that takes its role's name along
+OPENING = re.compile(r"<\|im_start\|>[ \t]*(?:(?:user|assistant|system)\b[ \t]*\n?)?|<s>")
 NAMES = {"thinking": "reasoning_content"}       # under which a message's field is read again
 WRITTEN = (MARKS, THOUGHT, *NAMES.values())     # counted as not learned, but written or told apart
 EMPTY = "去掉标记后没有内容"
@@ -34,8 +35,8 @@ def check_target(output, paths):
 
 
 def write_clean(paths, output, text_field, aim_of_path, no_duplicates=True, near=True, threshold=0.85):
-    """Write `output` -> {"rows": written, "read": rows read, "stripped": rows that lost marks, "dropped": {why (Chinese): rows},
-    "left_out": {field: [rows, characters]} that no stage learns and so is not written}."""
+    """Write `output` -> {"rows": written, "read": rows read, "stripped": rows that lost marks,
+    "dropped": {why (Chinese): rows}, "left_out": {field: [rows, characters]} that no stage learns and so is not written}."""
     counts = {"rows": 0, "read": 0, "stripped": 0, "dropped": Counter(), "left_out": {}}
     check_target(output, paths)
     with tempfile.TemporaryDirectory(prefix="check_data_", ignore_cleanup_errors=True) as folder:
@@ -48,7 +49,7 @@ def write_clean(paths, output, text_field, aim_of_path, no_duplicates=True, near
         counts["dropped"] |= Counter(KINDS[kind][0] for kind in gone.values())
 
         def fill(handle):
-            with open(good, encoding="utf-8", newline="\n") as source, open(handle, "w", encoding="utf-8", newline="\n", closefd=False) as out:
+            with open(good, "rb") as source, open(handle, "wb", closefd=False) as out:
                 for number, line in enumerate(source, 1):
                     if number not in gone:
                         out.write(line)
@@ -104,7 +105,8 @@ def canonical(row):
     if row.kind == "text":
         fields = {"text": template.END.join(row.texts)}
     else:
-        fields = {"messages": [{NAMES.get(k, k): v for k, v in m.items()} for m in row.messages]} | ({"chosen": row.chosen, "rejected": row.rejected} if row.kind == "preference" else {})
+        fields = {"messages": [{NAMES.get(k, k): v for k, v in m.items()} for m in row.messages]}
+        fields |= {"chosen": row.chosen, "rejected": row.rejected} if row.kind == "preference" else {}
     return json.dumps(fields, ensure_ascii=False)
 
 
@@ -113,7 +115,8 @@ def stripped(row):
     if row.kind == "text":
         return replace(row, texts=[text for text in (_without(text, row) for text in row.texts) if text.strip()])
     messages = [{**m, "content": _without(m["content"], row)} for m in row.messages]
-    return replace(row, messages=messages, **{k: _without(getattr(row, k), row) for k in ("chosen", "rejected") if getattr(row, k) is not None})
+    pair = {name: _without(getattr(row, name), row) for name in ("chosen", "rejected")} if row.kind == "preference" else {}
+    return replace(row, messages=messages, **pair)
 
 
 def _without(text, row):

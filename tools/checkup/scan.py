@@ -33,7 +33,7 @@ def start_worker(vocab_state=None, text_field=None):
 
 
 def scan_block(path, start, end, aim):
-    """One byte range of a plain file, judged for `aim` -> dict of counts, faults [(line from 1 within the range, kind)] and columns."""
+    """One byte range of a plain file, judged for `aim` -> dict of counts, faults [(line from 1 in the range, kind)], columns."""
     places, bad, plain, dropped = [], [], is_plain_text(path), {}
     for number, offset, raw in iter_places(path, start, end):
         row = taken(formats.parse_line(raw, _worker["text_field"], plain), aim)
@@ -60,7 +60,8 @@ def scan_block(path, start, end, aim):
                "kind": np.array([KIND_NUMBERS[row.kind] for row in rows], np.uint8), "hash": np.array([_row_hash(r) for r in rows], np.uint64),
                "teaches": teaches, "long": long, "signature": signatures(codes, starts[long], starts[long] + lengths[long])}
     return {"bytes": end - start, "lines": count_lines(path, start, end), "items": len(rows) + len(bad), "chars": int(lengths.sum()),
-            "last": max([0, *(row.line for row in rows), *(line for line, *_ in bad)]), "bad": bad, "dropped": dropped, "faults": list(dict.fromkeys((rows[i].line, kind) for i, kind in numbered)), "columns": columns,
+            "last": max([0, *(row.line for row in rows), *(line for line, *_ in bad)]), "bad": bad, "dropped": dropped,
+            "faults": list(dict.fromkeys((rows[i].line, kind) for i, kind in numbered)), "columns": columns,
             "char_bins": histogram(lengths), **tokens}
 
 
@@ -82,11 +83,12 @@ def histogram(lengths):
 
 
 def _token_counts(rows, aim):
-    """Token statistics of these rows as the trainers would see them, the faults that only tokens show, and which rows teach anything."""
+    """Token statistics of these rows as the trainers would see them, faults that only tokens show, which rows teach anything."""
     teaches = np.ones(len(rows), np.uint8)
     if not _worker["vocab"]:
         return {}, [], teaches
-    counts = dict.fromkeys(("tokens", "bytes_tokens", "learned", "cut", "cut_rows", "cut_learned", "documents", "over"), 0)
+    counts = dict.fromkeys(("tokens", "bytes_tokens", "learned", "cut", "cut_rows", "cut_learned", "documents", "over"),
+                           0)
     faults, lengths, room = [], [], aim.max_len + 1
     for i, documents in enumerate(template.render_many(rows, _worker["vocab"])):
         total = fallback = longest = 0
@@ -127,7 +129,7 @@ def count_lines(path, start, end):
 # ---------------------------------------------------------------- all blocks of all files
 
 def scan_files(files, aims, settings, progress=lambda n: None):
-    """Generator of (file number, result of scan_block) in order. files: plain paths; aims: one for each; settings: of start_worker."""
+    """Generator of (file number, result of scan_block) in order. files: plain paths, each with its aim."""
     jobs = [(number, path, at, min(at + BLOCK, size), aims[number]) for number, path in enumerate(files)
             for size in [os.path.getsize(path)] for at in range(0, size, BLOCK)]
     count = cores()
@@ -149,10 +151,10 @@ def scan_files(files, aims, settings, progress=lambda n: None):
 
 
 def store(columns, number, result, before, rows):
-    """Add one block's columns; number: of its file, before: lines of the file before the block, rows: rows so far -> rows so far."""
+    """Add one block's columns -> rows so far. number: of its file; before: lines of the file before it; rows: so far."""
     own = result["columns"]
     count = len(own["line"])
-    columns.append(line=own["line"] + before, offset=own["offset"], kind=own["kind"], hash=own["hash"], teaches=own["teaches"],
+    columns.append(line=own["line"] + before, **{name: own[name] for name in ("offset", "kind", "hash", "teaches")},
                    file=np.full(count, number, np.uint32), long=own["long"] + rows, signature=own["signature"])
     return rows + count
 

@@ -25,11 +25,12 @@ def stage_vocabulary(options, stage):
 
     The file in the start model's folder is the model's own (training refuses another), and quicker to read.
     """
-    own = options.get("experts")[:1] if stage == "gate" else [options.get("init_from") if stage in ("pre", "sft", "dpo") else None,
-                                                              options.get("pretraining_model_path")]
+    whole = [options["init_from"]] if stage in ("pre", "sft", "dpo") else []       # of an adapter it is an adapter
+    own = (options["experts"] or [])[:1] if stage == "gate" else [*whole, options["pretraining_model_path"]]
     base = next((path for path in own if path), None)
     known = Path(options["vocab_trg_path"])
-    if base and Path(base).is_file() and not (known.is_file() and known.resolve().parent == Path(base).resolve().parent):
+    beside = known.is_file() and base and known.resolve().parent == Path(base).resolve().parent
+    if base and Path(base).is_file() and not beside:
         return load_either(base)
     return load_either(known) if known.is_file() else (None, None)
 
@@ -37,8 +38,9 @@ def stage_vocabulary(options, stage):
 def trial_vocabulary(paths, config, text_field):
     """(Vocab of the moment, Origin); (None, None) where the data gives none."""
     try:
-        sample = TRIAL_BYTES[config["token_kind"]]
-        vocab = Vocab.create_vocab(paths, config["vocab_size"], config["token_kind"], sample_bytes=sample, text_field=text_field, progress=False)
+        kind = config["token_kind"]
+        vocab = Vocab.create_vocab(paths, config["vocab_size"], kind, sample_bytes=TRIAL_BYTES[kind], text_field=text_field,
+                                   progress=False)
     except UserError:
         return None, None
     return vocab, Origin(f"还没有，用这批数据临时建的（{len(vocab)} 项）", None)

@@ -38,7 +38,7 @@ def percent(part, whole):
 def verdict(result, max_bad_share):
     """{"level", "verdict": one Chinese line, "hints": list} of a result of Findings.summary.
 
-    level: ok · warn · poor: it can be trained, but should not · stop: training would refuse it · unseen: nothing was looked at.
+    level: ok · warn · poor: can be trained on, but should not · stop: training would refuse it · unseen: nothing was read.
     """
     hints, unseen = _hints(result), _unseen(result)
     if not result["items"] and result["share"] < 1:
@@ -105,7 +105,8 @@ def _hints(result):
         return hints
     learned, lost = totals["learned"], totals["cut_learned"]
     if totals["cut"] > 0.1 * tokens:
-        hints.append(f"{totals['cut_rows']} 行超过 max_len {looked['max_len']}，{percent(totals['cut'], tokens)} 的词元被切掉，可加大 --max_len")
+        hints.append(f"{totals['cut_rows']} 行超过 max_len {looked['max_len']}，{percent(totals['cut'], tokens)} 的词元被切掉，"
+                     "可加大 --max_len")
     if HOPELESS * tokens >= totals["bytes_tokens"] > 0.05 * tokens:
         hints.append(f"{percent(totals['bytes_tokens'], tokens)} 的词元是拆开的字节，可加大 --vocab_size 或用这批数据建词表")
     if learned + lost < 0.05 * tokens:
@@ -156,7 +157,9 @@ def _compared(result):
     if looked["leaks"]:
         yield f"泄漏：留出的 {looked['leaks'][0]:,} 行和训练的 {looked['leaks'][1]:,} 行比过，{leaks:,} 行也在训练数据里。"
     elif looked["split"][1]:
-        yield f"泄漏：自动留出的 {looked['split'][1]:,} 行里，有 {result['hidden_leaks']:,} 行在训练行里有相同或相近的一行{'，评估会略偏乐观' if result['hidden_leaks'] else ''}。"
+        so = "，评估会略偏乐观" if result["hidden_leaks"] else ""
+        yield (f"泄漏：自动留出的 {looked['split'][1]:,} 行里，有 {result['hidden_leaks']:,} 行"
+               f"在训练行里有相同或相近的一行{so}。")
     yield f"{split_text(*looked['split'])}。"
 
 
@@ -206,7 +209,8 @@ def short(result):
     yield line + "。"
     yield result["verdict"]
     if result["level"] != "ok":
-        yield f"细看：python tools/check_data.py {' '.join(f['path'] for f in result['files'][:3])}{result['looked']['options']}"
+        files = " ".join(f["path"] for f in result["files"][:3])
+        yield f"细看：python tools/check_data.py {files}{result['looked']['options']}"
 
 
 def size_text(count):

@@ -1,4 +1,4 @@
-"""Which rows a stage learns from and which it is scored on. A row that teaches the stage nothing is in neither, and is named."""
+"""Which rows a stage learns from and which it is scored on. A row that teaches it nothing is in neither, and is named."""
 
 import sys
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ def divided(options, open_data, usable):
 
 
 def split_documents(cache, share, documents=None):
-    """-> (training documents, held-out documents): every round(1/share)-th data row, from row 0, is held out; see held_every."""
+    """-> (training documents, held-out documents): every round(1/share)-th row, from row 0, is held out; see held_every."""
     documents = np.arange(len(cache)) if documents is None else np.asarray(documents)
     every = held_every(share, count_rows(cache, documents))
     held = np.asarray(cache.rows)[documents] % every == 0 if every else np.zeros(len(documents), bool)
@@ -70,7 +70,7 @@ def announced(stage):
 
 
 def learnable(width, truncate):
-    """usable(cache) of what is packed into rows of `width`: all of it, or the documents that keep a target when they are cut."""
+    """usable(cache) of what is packed into rows of `width`: all of it, or the documents that keep a target when cut."""
     def usable(cache):
         return kept(cache, np.arange(len(cache)), teaches(cache, width) if truncate else np.ones(len(cache), bool),
                     f"max_len={width} 以内没有要学的回答。可加大 --max_len 或缩短提问")
