@@ -1,4 +1,5 @@
-"""From a checkpoint's path to a model that answers: every kind of .pkl says itself what it is and which base it needs."""
+"""From a checkpoint's path to a model that answers: every kind of .pkl says itself what it is and which base it
+needs."""
 
 from pathlib import Path
 
@@ -73,7 +74,8 @@ def _other_models(path):
 
 
 def context_of(model, payload, wanted=None):
-    """How many ids a conversation should stay within: what is wanted, else the length the model was trained at; never beyond its positions."""
+    """How many ids a conversation should stay within: what is wanted, else the length the model was trained at; never
+    beyond its positions."""
     trained = payload["run"].get("max_len") if isinstance(payload["run"], dict) else None
     trained = wanted or (trained if isinstance(trained, int) and trained > 0 else 512)
     return min(trained, model.config.max_position or trained)
@@ -85,7 +87,8 @@ ANY_QUESTIONS, ANY_OPENINGS = ("你好", "你是谁？", "你会做什么？"), 
 
 
 def talk_of(payload):
-    """How a model wants to be talked to -> {"sampling": as model.sampling.DEFAULTS, "prompts": a few sentences from its own data}.
+    """How a model wants to be talked to -> {"sampling": as model.sampling.DEFAULTS, "prompts": a few sentences from its
+    own data}.
 
     Kept in the checkpoint; one from before that gets the table and sentences that its kind of data suggest.
     """
@@ -98,7 +101,8 @@ def talk_of(payload):
     except (ValueError, TypeError):
         sampling = dict(DEFAULTS)
     prompts = [one for one in talk.get("prompts") or () if isinstance(one, str) and one.strip()]
-    return {"sampling": sampling, "prompts": prompts or list(_guessed(payload["stage"] == "Pre", run.get("json_data_path")))}
+    guessed = _guessed(payload["stage"] == "Pre", run.get("json_data_path"))
+    return {"sampling": sampling, "prompts": prompts or list(guessed)}
 
 
 def _guessed(completes, data):

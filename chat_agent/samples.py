@@ -4,7 +4,8 @@ from tools import template
 
 
 def sample_conversation(model, vocab, questions, max_new_tokens=96):
-    """Ask one question after the other, greedily, with all that was said before in view -> list of (question, reply)."""
+    """Ask one question after the other, greedily, with all that was said before in view -> list of (question,
+    reply)."""
     messages, said = [], []
     for question in questions:
         messages.append({"role": "user", "content": question})

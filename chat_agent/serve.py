@@ -24,11 +24,14 @@ from tools.process.first import in_notebook
 KEY_VARIABLE = "TINYSEEK_API_KEY"
 READS = ("device", "threads", "out_dir", "name", "log_dir")
 OPTIONS = [
-    ("--model", {"action": "append", "metavar": "文件", "help": "模型或适配器 .pkl，可写几次；写成 名字=文件 可自己起名（默认 out/TinySeek_SFT_final.pkl）"}),
-    ("--host", {"default": "127.0.0.1", "metavar": "地址", "help": "在哪个地址上服务；0.0.0.0 让别的机器也能用，这时请加 --api_key（127.0.0.1）"}),
+    ("--model", {"action": "append", "metavar": "文件",
+                 "help": "模型或适配器 .pkl，可写几次；写成 名字=文件 可自己起名（默认 out/TinySeek_SFT_final.pkl）"}),
+    ("--host", {"default": "127.0.0.1", "metavar": "地址",
+                "help": "在哪个地址上服务；0.0.0.0 让别的机器也能用，这时请加 --api_key（127.0.0.1）"}),
     ("--port", {"type": int, "default": 8000, "metavar": "数", "help": "端口，0 = 任选一个空的（8000）"}),
     ("--api_key", {"metavar": "密钥", "help": f"要求客户端带上这个密钥；也可放在环境变量 {KEY_VARIABLE} 里，那样别人在进程列表中看不到"}),
-    ("--allow_origin", {"action": "append", "metavar": "网址", "help": "允许别的网页（如 https://app.nextchat.dev）用这个服务，可写几次；* = 都允许"}),
+    ("--allow_origin", {"action": "append", "metavar": "网址",
+                        "help": "允许别的网页（如 https://app.nextchat.dev）用这个服务，可写几次；* = 都允许"}),
     ("--allow_host", {"action": "append", "metavar": "名字", "help": "没有密钥时还认哪些主机名，可写几次（默认只认 IP 地址、localhost 和本机名）"}),
     ("--max_new_tokens", {"type": int, "default": 1024, "metavar": "数", "help": "一个回答最多多少个词元，请求要得更多也只给这么多（1024）"}),
     ("--max_batch", {"type": int, "default": 16, "metavar": "数", "help": "同时写多少个回答（16）"}),
@@ -52,7 +55,8 @@ def main(argv=None):
     warn(options.host, key, run.is_local(sock), origins)
     with sock:
         models = open_models(options, config)
-        run.serve(models, limits, sock, curves_of(config, limits), rules_of(key, options.allow_host, origins, limits), config["threads"],
+        rules = rules_of(key, options.allow_host, origins, limits)
+        run.serve(models, limits, sock, curves_of(config, limits), rules, config["threads"],
                   lambda: announce(sock, run.network_address(), key))
     print("服务已停止。")
     return 143
@@ -72,7 +76,8 @@ def origin_of(word):
         return word
     try:
         parts = urlsplit(word)
-        good = parts.scheme and parts.netloc and parts.path in ("", "/") and not (parts.query or parts.fragment or parts.username)
+        more = parts.query or parts.fragment or parts.username
+        good = parts.scheme and parts.netloc and parts.path in ("", "/") and not more
     except ValueError:
         good = False
     if not good:
@@ -108,11 +113,13 @@ def limits_of(options):
     from chat_agent.server.limits import Limits
     numbers = {"batch": options.max_batch, "queue": options.max_queue, "new_tokens": options.max_new_tokens,
                "request_time": options.request_time}
-    if min(options.max_batch, options.max_new_tokens) < 1 or options.max_queue < 0 or not 0 < options.request_time < 1e9:
+    few = min(options.max_batch, options.max_new_tokens) < 1 or options.max_queue < 0
+    if few or not 0 < options.request_time < 1e9:
         raise UserError("--max_batch、--max_new_tokens 至少为 1，--max_queue 至少为 0，--request_time 应大于 0。")
     if options.context is not None and options.context < 8 or not 0 <= options.port <= 65535:
         raise UserError("--context 至少为 8，--port 在 0 到 65535 之间。")
-    return Limits(**numbers, choices=min(Limits.choices, options.max_batch + options.max_queue))     # more could never be taken at once
+    # more could never be taken at once
+    return Limits(**numbers, choices=min(Limits.choices, options.max_batch + options.max_queue))
 
 
 def check_key(key):
@@ -121,7 +128,8 @@ def check_key(key):
 
 
 def open_models(options, config):
-    """-> Models. Without --model the usual file; while a first training has not written it yet there are only the curves."""
+    """-> Models. Without --model the usual file; while a first training has not written it yet there are only the
+    curves."""
     from chat_agent.load import model_paths
     from chat_agent.server.models import Models
     paths = model_paths(options.model, config)
@@ -154,8 +162,9 @@ def load_all(paths, config, options):
     for name, (own, path) in zip(names, named):
         model, vocab, payload = load(path, config["device"])
         title = TITLES.get(payload["stage"], payload["stage"])
-        served.append(Served(name, model, vocab, context_of(model, payload, options.context), payload["stage"] == "Pre", title,
-                             int(Path(path).stat().st_mtime), own or f"{title}（{name}）" * (len(paths) > 1) or title, **talk_of(payload)))
+        label = own or (f"{title}（{name}）" if len(paths) > 1 else title)
+        served.append(Served(name, model, vocab, context_of(model, payload, options.context), payload["stage"] == "Pre",
+                             title, int(Path(path).stat().st_mtime), label, **talk_of(payload)))
         print(f"{name}：{path}，{title}，{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M 参数", flush=True)
     return served
 

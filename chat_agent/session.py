@@ -1,4 +1,5 @@
-"""One conversation with one model: the history, what of it is sent, and ids turned into whole characters as they come."""
+"""One conversation with one model: the history, what of it is sent, and ids turned into whole characters as they
+come."""
 
 import codecs
 import time
@@ -43,7 +44,8 @@ def _begun(text, stop):
 
 
 def turns(messages):
-    """messages -> (leading system messages, list of turns); a turn begins with a user's message and holds the replies to it."""
+    """messages -> (leading system messages, list of turns); a turn begins with a user's message and holds the replies
+    to it."""
     first = next((i for i, m in enumerate(messages) if m["role"] != "system"), len(messages))
     parts = []
     for message in messages[first:]:
@@ -54,11 +56,11 @@ def turns(messages):
 
 
 def fitting(messages, vocab, limit):
-    """-> (the messages whose prompt has at most `limit` ids, number of turns left out): oldest whole turns go first, system messages
-    and the last turn stay."""
+    """-> (the messages whose prompt has at most `limit` ids, number of turns left out): oldest whole turns go first,
+    system messages and the last turn stay."""
     system, parts = turns(messages)
     sizes = [sum(_sizes(part, vocab)) for part in parts]
-    total = 3 + sum(_sizes(system, vocab)) + sum(sizes)                           # the leading end, Assistant and the colon
+    total = 3 + sum(_sizes(system, vocab)) + sum(sizes)  # the leading end, Assistant and the colon
     dropped = 0
     while total > limit and dropped < len(parts) - 1:
         total -= sizes[dropped]
@@ -72,16 +74,18 @@ def _sizes(messages, vocab):
 
 
 def within(context, prompt, wanted):
-    """How many of the `wanted` ids may follow the prompt: as far as the context goes, and half of it after a prompt that is too long."""
+    """How many of the `wanted` ids may follow the prompt: as far as the context goes, and half of it after a prompt
+    that is too long."""
     return min(wanted, max(context - len(prompt), context // 2))
 
 
 class Session:
-    """model, vocab: as `load` gives them. context: ids that prompt and reply share. completes: a pre-trained model that knows no
-    dialogues goes on with the user's text instead of answering it, and remembers nothing.
+    """model, vocab: as `load` gives them. context: ids that prompt and reply share. completes: a pre-trained model that
+    knows no dialogues goes on with the user's text instead of answering it, and remembers nothing.
 
-    sampling: how it answers where nobody says otherwise. After a reply: `reply` (a Reply) and `seconds` say how it went, `used` how
-    many ids the prompt had, `dropped` how many of the oldest turns were left out of it because they did not fit.
+    sampling: how it answers where nobody says otherwise. After a reply: `reply` (a Reply) and `seconds` say how it
+    went, `used` how many ids the prompt had, `dropped` how many of the oldest turns were left out of it because they
+    did not fit.
     """
 
     def __init__(self, model, vocab, context=512, completes=False, system=None, sampling=DEFAULTS):
@@ -142,7 +146,7 @@ class Session:
                 yield rest
         finally:
             self.seconds = time.perf_counter() - started
-            if pieces:                                                            # a question without a reply can be asked again: /retry
+            if pieces:  # a question without a reply can be asked again: /retry
                 self.messages.append({"role": "assistant", "content": "".join(pieces)})
 
     def _prompt_or_forget(self, max_new_tokens):

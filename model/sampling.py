@@ -1,7 +1,7 @@
 """From logits to the next id: penalties, temperature, top-k, top-p, min-p, and a draw that needs one uniform number.
 
-B rows, V vocabulary. Everything here is a function of its arguments; random numbers come from outside, so that a reply depends on
-its own seed only and not on what is generated beside it.
+B rows, V vocabulary. Everything here is a function of its arguments; random numbers come from outside, so that a reply
+depends on its own seed only and not on what is generated beside it.
 """
 
 import math
@@ -20,11 +20,12 @@ RESERVED = 16   # ids below this are structure (roles, padding, ...): never gene
 class Sampling:
     """How the next id is chosen. temperature below 1e-5 is greedy; then top_k, top_p and min_p do nothing.
 
-    top_k: the k most probable ids (0 = all). top_p: the fewest ids that together have this probability (1 = all, 0 = the best one
-    alone). min_p: ids with at least this share of the best one's probability (0 = all). repetition_penalty: logits of ids already in
-    the reply are divided by it when positive and multiplied when negative (CTRL, arXiv:1909.05858). frequency_penalty, presence_penalty: taken off the logit
-    of such an id, the first once for each time it is there, the second once (OpenAI). no_repeat_ngram n: no n ids twice in the same
-    order. Applied in this order: penalties, temperature, top_k, top_p, min_p. ValueError for values without a meaning.
+    top_k: the k most probable ids (0 = all). top_p: the fewest ids that together have this probability (1 = all, 0 =
+    the best one alone). min_p: ids with at least this share of the best one's probability (0 = all).
+    repetition_penalty: logits of ids already in the reply are divided by it when positive and multiplied when negative
+    (CTRL, arXiv:1909.05858). frequency_penalty, presence_penalty: taken off the logit of such an id, the first once for
+    each time it is there, the second once (OpenAI). no_repeat_ngram n: no n ids twice in the same order. Applied in
+    this order: penalties, temperature, top_k, top_p, min_p. ValueError for values without a meaning.
     """
 
     temperature: float = 0.0
@@ -40,8 +41,9 @@ class Sampling:
 
     def __post_init__(self):
         object.__setattr__(self, "stop_ids", tuple(self.stop_ids))
-        good = (0 <= self.temperature < float("inf") and self.top_k >= 0 and 0 <= self.top_p <= 1 and 0 <= self.min_p <= 1
-                and 0 < self.repetition_penalty < float("inf") and self.no_repeat_ngram >= 0
+        good = (0 <= self.temperature < float("inf") and self.top_k >= 0
+                and 0 <= self.top_p <= 1 and 0 <= self.min_p <= 1 and self.no_repeat_ngram >= 0
+                and 0 < self.repetition_penalty < float("inf")
                 and math.isfinite(self.frequency_penalty) and math.isfinite(self.presence_penalty))
         if not good:
             raise ValueError(f"sampling options out of range: {self}")
@@ -52,11 +54,14 @@ class Sampling:
 
     @property
     def forgetful(self):
-        """Whether the choice of an id does not depend on the ids before it in the reply, other than through the model."""
-        return self.repetition_penalty == 1 and not (self.frequency_penalty or self.presence_penalty or self.no_repeat_ngram)
+        """Whether the choice of an id does not depend on the ids before it in the reply, other than through the
+        model."""
+        counted = self.frequency_penalty or self.presence_penalty or self.no_repeat_ngram
+        return self.repetition_penalty == 1 and not counted
 
     def allowed(self, logits, replies):
-        """logits (B, V), changed in place; replies: B lists of the ids generated so far -> the same logits after bans and penalties."""
+        """logits (B, V), changed in place; replies: B lists of the ids generated so far -> the same logits after bans
+        and penalties."""
         if self.reserved:
             logits[:, :self.reserved].add_(self._structure(logits))
         if self.repetition_penalty != 1:
@@ -94,7 +99,8 @@ class Sampling:
         if self.top_p < 1:
             ordered, order = p.sort(dim=-1, descending=True, stable=True)
             before = ordered.cumsum(-1) - ordered                                 # probability of all better ones
-            p = p.masked_fill(torch.zeros_like(before, dtype=torch.bool).scatter_(-1, order, before >= max(self.top_p, 1e-9)), 0.0)
+            beyond = before >= max(self.top_p, 1e-9)
+            p = p.masked_fill(torch.zeros_like(beyond).scatter_(-1, order, beyond), 0.0)
         if self.min_p:
             p = p.masked_fill(p < self.min_p * p.max(-1, keepdim=True).values, 0.0)
         return p / p.sum(-1, keepdim=True)
@@ -107,12 +113,13 @@ class Sampling:
         return draw(self.probabilities(logits), numbers)
 
 
-# How a model answers where nobody says otherwise: in the terminal, on the page, over the API and in a Modelfile. A checkpoint keeps the
-# table that it was saved with. Greedy, because that scores best on questions that have an answer.
-DEFAULTS = {f.name: f.default for f in fields(Sampling) if f.name not in ("stop_ids", "reserved")} | {"max_new_tokens": 256}
+# How a model answers where nobody says otherwise: in the terminal, on the page, over the API and in a Modelfile. A
+# checkpoint keeps the table that it was saved with. Greedy, because that scores best on questions that have an answer.
+DEFAULTS = {f.name: f.default for f in fields(Sampling) if f.name not in ("stop_ids", "reserved")}
+DEFAULTS["max_new_tokens"] = 256
 # What may be asked for, on every way to a model; Sampling itself takes more.
-RANGES = {"temperature": (0, 2), "top_p": (0, 1), "min_p": (0, 1), "repetition_penalty": (0.1, 10), "frequency_penalty": (-2, 2),
-          "presence_penalty": (-2, 2), "top_k": (-1, None), "no_repeat_ngram": (0, None)}
+RANGES = {"temperature": (0, 2), "top_p": (0, 1), "min_p": (0, 1), "repetition_penalty": (0.1, 10),
+          "frequency_penalty": (-2, 2), "presence_penalty": (-2, 2), "top_k": (-1, None), "no_repeat_ngram": (0, None)}
 
 
 @lru_cache(maxsize=64)

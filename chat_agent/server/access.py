@@ -13,19 +13,21 @@ from starlette.requests import ClientDisconnect
 from chat_agent.server.errors import ApiError, internal, shown
 
 OPEN = ("/", "/health", "/favicon.ico")  # these and /static/ need no key; they tell nothing
-CSP = ("default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; manifest-src 'self'; "
-       "base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
-HEADERS = [(b"content-security-policy", CSP.encode()), (b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"),
-           (b"x-frame-options", b"DENY"), (b"cross-origin-resource-policy", b"same-origin"),
-           (b"cross-origin-opener-policy", b"same-origin")]
+CSP = ("default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+       "manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
+HEADERS = [(b"content-security-policy", CSP.encode()), (b"x-content-type-options", b"nosniff"),
+           (b"referrer-policy", b"no-referrer"), (b"x-frame-options", b"DENY"),
+           (b"cross-origin-resource-policy", b"same-origin"), (b"cross-origin-opener-policy", b"same-origin")]
 OURS = b"x-tinyseek-ignored, x-tinyseek-context, x-tinyseek-dropped-turns, retry-after"
-NEARBY = ("local", "lan", "home", "localdomain", "home.arpa", "internal")    # endings under which nobody can register a name
+# endings under which nobody can register a name
+NEARBY = ("local", "lan", "home", "localdomain", "home.arpa", "internal")
 
 
 @dataclass(frozen=True)
 class Rules:
-    """key: None or the API key; hosts: names, beside addresses and localhost, under which this server may be asked without a key;
-    origins: web pages of other sites that may ask, "*" for all; heard_out: bytes of a refused body that are read to its end."""
+    """key: None or the API key; hosts: names, beside addresses and localhost, under which this server may be asked
+    without a key; origins: web pages of other sites that may ask, "*" for all; heard_out: bytes of a refused body that
+    are read to its end."""
 
     key: str | None = None
     hosts: tuple = ()
@@ -70,9 +72,11 @@ class Access:
         """ApiError 401 or 403 for those who may not ask."""
         path = scope["path"]
         if self.key:
-            if path not in OPEN and not path.startswith("/static/") and not self._knows_key(headers.get(b"authorization", b"")):
+            free = path in OPEN or path.startswith("/static/")
+            if not free and not self._knows_key(headers.get(b"authorization", b"")):
                 said = "密钥不对" if b"authorization" in headers else "这个服务要密钥"
-                raise ApiError(401, f"{said}。请带上请求头 Authorization: Bearer 密钥。", "invalid_api_key", kind="authentication_error")
+                raise ApiError(401, f"{said}。请带上请求头 Authorization: Bearer 密钥。", "invalid_api_key",
+                               kind="authentication_error")
         elif not self._is_ours(headers.get(b"host", b"")):
             name = shown(headers.get(b"host", b"").decode("latin-1"))
             raise ApiError(403, f"这个服务不认识自己叫 {name}。没有密钥时只认 IP 地址、localhost 和本机的名字；要用别的名字，"
@@ -85,10 +89,11 @@ class Access:
         return hmac.compare_digest(key.strip(), self.key) and scheme.lower() == b"bearer"
 
     def _is_ours(self, host):
-        """Whether a Host header names an address or this machine: a foreign name that resolves to us is DNS rebinding."""
+        """Whether a Host header names an address or this machine: a foreign name that resolves to us is DNS
+        rebinding."""
         try:
             name = (urlsplit("//" + host.decode("ascii")).hostname or "").rstrip(".")
-            if name == "localhost" or name.endswith(".localhost") or name in self.rules.hosts or "*" in self.rules.hosts:
+            if name == "localhost" or name.endswith(".localhost") or {name, "*"} & set(self.rules.hosts):
                 return True
             ipaddress.ip_address(name)
         except ValueError:
@@ -102,8 +107,8 @@ class Access:
 
     def _foreign_form(self, headers):
         """A page of another site can send forms and plain text unasked (not JSON: the browser would ask us first)."""
-        origin = headers.get(b"origin")
-        if origin is None or headers.get(b"content-type", b"").partition(b";")[0].strip().lower() == b"application/json":
+        origin, kind = headers.get(b"origin"), headers.get(b"content-type", b"").partition(b";")[0]
+        if origin is None or kind.strip().lower() == b"application/json":
             return False
         return origin.rpartition(b"//")[2] != headers.get(b"host") and not self._allows(origin)
 
@@ -112,13 +117,15 @@ class Access:
         return ApiError(403, f"网页 {site} 没有得到允许，不能用这个服务。若是你自己要用的网页，启动时加 --allow_origin {site}", "cross_site")
 
     async def _allow(self, headers, send):
-        """Answer a browser that asks whether a page of another site may ask. It never brings the key: that comes with the request."""
+        """Answer a browser that asks whether a page of another site may ask. It never brings the key: that comes with
+        the request."""
         origin = headers[b"origin"]
         if origin.rpartition(b"//")[2] != headers.get(b"host") and not self._allows(origin):
             raise self._other_site(origin)
         wanted = headers.get(b"access-control-request-headers", b"authorization, content-type")
-        answer = [(b"access-control-allow-methods", b"GET, HEAD, POST, OPTIONS"), (b"access-control-allow-headers", wanted),
-                  (b"access-control-max-age", b"600"), (b"content-length", b"0")]
+        answer = [(b"access-control-allow-methods", b"GET, HEAD, POST, OPTIONS"),
+                  (b"access-control-allow-headers", wanted), (b"access-control-max-age", b"600"),
+                  (b"content-length", b"0")]
         if headers.get(b"access-control-request-private-network") == b"true":
             answer.append((b"access-control-allow-private-network", b"true"))
         await send({"type": "http.response.start", "status": 204, "headers": answer})
@@ -131,11 +138,13 @@ class Access:
             return [(b"vary", b"origin")] if self.rules.origins else []
         if not self._allows(origin):
             return [(b"vary", b"origin")]
-        return [(b"access-control-allow-origin", origin), (b"vary", b"origin"), (b"access-control-expose-headers", OURS)]
+        return [(b"access-control-allow-origin", origin), (b"vary", b"origin"),
+                (b"access-control-expose-headers", OURS)]
 
 
 class Body:
-    """The body of a request as it comes. Who is still sending does not hear an answer, so a refusal waits for the end; nothing is kept."""
+    """The body of a request as it comes. Who is still sending does not hear an answer, so a refusal waits for the end;
+    nothing is kept."""
 
     def __init__(self, receive):
         self._receive, self.more = receive, True
@@ -170,7 +179,8 @@ def own_names(hostname):
 
 async def respond(error, send):
     body = error.body()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), (b"cache-control", b"no-store")]
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()),
+               (b"cache-control", b"no-store")]
     headers += [(name.encode(), value.encode()) for name, value in error.headers().items()]
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": body, "more_body": False})

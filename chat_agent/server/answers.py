@@ -6,8 +6,8 @@ import time
 
 
 class Answer:
-    """What all parts of one answer have in common. about: what the field `tinyseek` says of the prompt (dropped_turns, context,
-    prompt_tokens, notices); no other server sends it, and clients pass over it."""
+    """What all parts of one answer have in common. about: what the field `tinyseek` says of the prompt (dropped_turns,
+    context, prompt_tokens, notices); no other server sends it, and clients pass over it."""
 
     def __init__(self, ask, model, about):
         self.about = about
@@ -31,13 +31,15 @@ class Answer:
 
     def opening(self, index):
         """The first chunk of a choice, or None: only chats announce who speaks."""
-        return self._chunk(index, {"role": "assistant", "content": ""}, None, tinyseek=self.about) if self.chat else None
+        opened = {"role": "assistant", "content": ""}
+        return self._chunk(index, opened, None, tinyseek=self.about) if self.chat else None
 
     def piece(self, index, text):
         return self._chunk(index, {"content": text} if self.chat else text, None)
 
     def closing(self, index, finish, empty=False):
-        return self._chunk(index, {} if self.chat else "", finish, **({"tinyseek": self._with_empty(True)} if empty else {}))
+        more = {"tinyseek": self._with_empty(True)} if empty else {}
+        return self._chunk(index, {} if self.chat else "", finish, **more)
 
     def totals(self, prompt_tokens, completion_tokens):
         """The last chunk, where stream_options asks for it."""
@@ -53,12 +55,14 @@ class Answer:
 
 
 def usage(prompt_tokens, completion_tokens):
-    return {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens, "total_tokens": prompt_tokens + completion_tokens}
+    return {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens,
+            "total_tokens": prompt_tokens + completion_tokens}
 
 
 def event(content):
     """One server-sent event."""
-    return b"data: " + json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace") + b"\n\n"
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+    return b"data: " + text.encode("utf-8", "replace") + b"\n\n"
 
 
 DONE = b"data: [DONE]\n\n"

@@ -13,8 +13,8 @@ from chat_agent.server.models import described
 from chat_agent.server.replies import NO_STORE, Desk
 
 STATIC = Path(__file__).resolve().parents[1] / "static"
-KINDS = {".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8",
-         ".svg": "image/svg+xml"}
+KINDS = {".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8", ".svg": "image/svg+xml",
+         ".js": "text/javascript; charset=utf-8"}
 REASONS = {404: ("这里没有这个地址。", "not_found"), 405: ("这个地址不支持这种请求方法。", "method_not_allowed")}
 
 
@@ -29,7 +29,8 @@ def create_app(models, engine, curves, limits, pool, rules=Rules()):
 
     @get(app, "/health")
     async def health():
-        return JSONResponse({"status": "ok"} if engine.alive else {"status": "down"}, 200 if engine.alive else 503, NO_STORE)
+        alive = engine.alive
+        return JSONResponse({"status": "ok" if alive else "down"}, 200 if alive else 503, NO_STORE)
 
     @get(app, "/v1/models")
     async def list_models():

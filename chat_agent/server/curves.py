@@ -1,6 +1,7 @@
 """The curves of runs in progress, from logs/*.jsonl: which there are, and the points of one of them.
 
-A run is named by its file's stem and looked up in a fresh listing of the folder; no path is ever made from what a client says.
+A run is named by its file's stem and looked up in a fresh listing of the folder; no path is ever made from what a
+client says.
 """
 
 import asyncio
@@ -30,12 +31,14 @@ class Curves:
 
     def __init__(self, folder, limits):
         self.folder, self.limits = folder, limits
-        self.kept = {}                                  # name -> (stamp of the file, its content, when, seconds it took)
+        self.kept = {}  # name -> (stamp of the file, its content, when, seconds it took)
         self.heads = {}                                 # path -> (inode, header)
         self.lock = asyncio.Lock()
 
     async def listing(self):
-        return {"runs": await asyncio.to_thread(lambda: [self._entry(name, *found) for name, found in self._files().items()])}
+        def entries():
+            return [self._entry(name, *found) for name, found in self._files().items()]
+        return {"runs": await asyncio.to_thread(entries)}
 
     async def read(self, name):
         """The points of one run. ApiError 404 where there is none of that name."""
@@ -57,7 +60,8 @@ class Curves:
         return dict([(name, one) for name, one in runs if one[2] is not None][:MOST])
 
     def _header(self, path, stat):
-        """The first line of a run's log as a dict; None for other files (bad_lines.jsonl), {} where nothing is written yet."""
+        """The first line of a run's log as a dict; None for other files (bad_lines.jsonl), {} where nothing is written
+        yet."""
         if self.heads.get(path, (None,))[0] != stat.st_ino or not self.heads[path][1]:
             self.heads[path] = stat.st_ino, first_line(path)
         return self.heads[path][1]
@@ -74,7 +78,8 @@ class Curves:
             raise ApiError(404, f"没有叫 {shown(name)} 的训练记录。", "run_not_found")
         path, stat, header = files[name]
         if stat.st_size > self.limits.log_size:
-            raise ApiError(413, f"这份训练记录超过 {self.limits.log_size >> 20} MiB，请用 python tools/plot.py 画。", "log_too_large")
+            most = self.limits.log_size >> 20
+            raise ApiError(413, f"这份训练记录超过 {most} MiB，请用 python tools/plot.py 画。", "log_too_large")
         stamp, now = (stat.st_mtime_ns, stat.st_size), time.monotonic()
         kept = self.kept.get(name)
         if kept is None or kept[0] != stamp and now - kept[2] > WAIT * kept[3]:
@@ -91,7 +96,9 @@ def first_line(path):
         row = json.loads(line) if line.strip() else {}
     except (OSError, ValueError, RecursionError):
         return None
-    return row if isinstance(row, dict) and (not row or row.get("event") in ("start", "resume") or "loss" in row) else None
+    if not isinstance(row, dict):
+        return None
+    return row if not row or row.get("event") in ("start", "resume") or "loss" in row else None
 
 
 def label_of(name, header):
@@ -105,7 +112,9 @@ def state_of(path, stat, header):
     """running, done (its last checkpoint is written) or stopped."""
     if _is_complete(path, stat.st_size):
         return "done"
-    held = is_locked(Path(str(header["config.out_dir"]), str(header.get("config.name") or ""))) if "config.out_dir" in header else None
+    held = None
+    if "config.out_dir" in header:
+        held = is_locked(Path(str(header["config.out_dir"]), str(header.get("config.name") or "")))
     if held is None:
         held = time.time() - stat.st_mtime < FRESH
     return "running" if held else "stopped"
@@ -124,7 +133,8 @@ def _is_complete(path, size):
 
 
 def is_locked(folder):
-    """Whether a training owns this output folder; None where that cannot be told. Only looks: a lock shared for an instant."""
+    """Whether a training owns this output folder; None where that cannot be told. Only looks: a lock shared for an
+    instant."""
     try:
         import fcntl
         handle = os.open(folder / ".lock", os.O_RDONLY)
@@ -142,16 +152,19 @@ def is_locked(folder):
 
 
 def read_points(path, points):
-    """A log -> {"stage", "place", "fields": {name: {"x", "raw_x", "y", "raw"}}, "evaluations": {name: {"x", "y"}}}, plain JSON values."""
+    """A log -> {"stage", "place", "fields": {name: {"x", "raw_x", "y", "raw"}}, "evaluations": {name: {"x", "y"}}},
+    plain JSON values."""
     runs = read_log(path, READ)
     if not runs:
         return {"stage": None, "place": {}, "total": None, "fields": {}, "evaluations": {}}
     run = runs[-1]
     last = run.rows[-1] if run.rows else {}
-    fields = {name: _field(run, name, points) for name in FIELDS if np.isfinite(np.asarray(run.get(name), dtype=float)).any()}
-    return {"stage": str(run.header.get("stage", ""))[:32] or None, "place": {k: _plain(last[k]) for k in PLACE if k in last},
+    there = [name for name in FIELDS if np.isfinite(np.asarray(run.get(name), dtype=float)).any()]
+    held_out = {name[:64]: {"x": _list(x), "y": _list(y)} for name, (x, y) in run.evaluations().items()}
+    return {"stage": str(run.header.get("stage", ""))[:32] or None,
+            "place": {k: _plain(last[k]) for k in PLACE if k in last},
             "total": _plain(run.header.get("steps")),
-            "fields": fields, "evaluations": {name[:64]: {"x": _list(x), "y": _list(y)} for name, (x, y) in run.evaluations().items()}}
+            "fields": {name: _field(run, name, points) for name in there}, "evaluations": held_out}
 
 
 def _field(run, name, points):

@@ -1,8 +1,8 @@
 """Continuous batching: one thread owns the models and writes all replies under way, a token of each per step.
 
-A step of a lane (one model): new prompts are read, a chunk of each; then every reply gets its next token in one pass. So a reply
-begins while others go on, and ends without waiting for them. Nobody's reader can hold the thread up: text goes to the event loop
-through one call per step, and waits there.
+A step of a lane (one model): new prompts are read, a chunk of each; then every reply gets its next token in one pass.
+So a reply begins while others go on, and ends without waiting for them. Nobody's reader can hold the thread up: text
+goes to the event loop through one call per step, and waits there.
 """
 
 import sys
@@ -20,12 +20,15 @@ LEAST_CHUNK = 256      # tokens of a prompt read in one step
 
 
 class Job:
-    """One reply. The engine's thread fills `writer`; what of it has been handed over lies in `pieces`, and finally `finish` or `error`.
+    """One reply. The engine's thread fills `writer`; what of it has been handed over lies in `pieces`, and finally
+    `finish` or `error`.
 
-    how: Sampling; numbers: random.Random; live: the text is wanted piece by piece; bell: an asyncio.Event to ring at news.
+    how: Sampling; numbers: random.Random; live: the text is wanted piece by piece; bell: an asyncio.Event to ring at
+    news.
     """
 
-    def __init__(self, served, ids, how, numbers, writer, bell, live=True, deadline=float("inf"), wait_until=float("inf")):
+    def __init__(self, served, ids, how, numbers, writer, bell, live=True, deadline=float("inf"),
+                 wait_until=float("inf")):
         self.served, self.ids, self.how, self.numbers, self.writer = served, ids, how, numbers, writer
         self.bell, self.live, self.deadline, self.wait_until = bell, live, deadline, wait_until
         self.read = 0                                  # prompt ids that the model has seen
@@ -123,7 +126,7 @@ class Lane:
         """Something broke: nothing of this lane can be trusted. -> news, an error for each job that was under way"""
         told = {id(job) for job, _, finish, error in self.news if finish or error}
         lost = [job for job in self.jobs if id(job) not in told]
-        if not self.jobs:                              # not even a place could be made: those who wait would break it again
+        if not self.jobs:  # not even a place could be made: those who wait would break it again
             lost, self.waiting = list(self.waiting), deque()
         self.jobs, self.cache = [], None
         return self.news + [(job, "", None, internal()) for job in lost]

@@ -10,7 +10,8 @@ class ApiError(Exception):
 
     def __init__(self, status, message, code=None, param=None, kind="invalid_request_error", retry=None):
         super().__init__(message)
-        self.status, self.message, self.code, self.param, self.kind, self.retry = status, message, code, param, kind, retry
+        self.status, self.message, self.code = status, message, code
+        self.param, self.kind, self.retry = param, kind, retry
 
     def content(self):
         return {"error": {"message": self.message[:600], "type": self.kind, "param": self.param, "code": self.code}}

@@ -22,8 +22,9 @@ class Prompt(NamedTuple):
 
 @dataclass
 class Served:
-    """One entry of the list. context: ids that a conversation should stay within; completes: it knows no dialogues; title: what kind
-    of model it is; label: what people read instead of the name; sampling, prompts: as `load.talk_of` gives them."""
+    """One entry of the list. context: ids that a conversation should stay within; completes: it knows no dialogues;
+    title: what kind of model it is; label: what people read instead of the name; sampling, prompts: as `load.talk_of`
+    gives them."""
 
     name: str
     model: object
@@ -57,7 +58,8 @@ class Served:
         return room if self.positions is None else min(room, self.positions - len(ids) + 1)
 
     def chat_prompt(self, messages, new_tokens):
-        """Conversation -> Prompt; the oldest turns are left out where it is too long. ApiError 400 when the last one alone is."""
+        """Conversation -> Prompt; the oldest turns are left out where it is too long. ApiError 400 when the last one
+        alone is."""
         if self.completes:
             return self.text_prompt(messages[-1]["content"])
         limit = self.context - min(new_tokens, self.context // 2)
@@ -105,7 +107,8 @@ class Served:
 
 
 class Models:
-    """name -> Served, in the order of the command line. find: called when there is none yet -> list of Served or [] (curves only)."""
+    """name -> Served, in the order of the command line. find: called when there is none yet -> list of Served or []
+    (curves only)."""
 
     def __init__(self, served, find=None):
         self.by_name, self.find = {one.name: one for one in served}, find
@@ -119,8 +122,9 @@ class Models:
             self.by_name = {one.name: one for one in self.find()}
 
     def get(self, name):
-        """The model of that name; the only one there is answers to any name, as in llama.cpp, since many clients bring a fixed one.
-        ApiError 404 otherwise, 503 while there is no model; nothing a client says is ever looked up on the disk."""
+        """The model of that name; the only one there is answers to any name, as in llama.cpp, since many clients bring
+        a fixed one. ApiError 404 otherwise, 503 while there is no model; nothing a client says is ever looked up on the
+        disk."""
         if not self.by_name:
             raise ApiError(503, "还没有模型，现在只能看训练曲线。训练完成后不用重启，这里会自己用上它。", "no_model",
                            kind="server_error", retry=30)
@@ -140,5 +144,6 @@ class Models:
 def described(served):
     """An entry of /v1/models; the fields after owned_by are ours, for the page."""
     return {"id": served.name, "object": "model", "created": served.created, "owned_by": "tinyseek",
-            "title": served.title, "label": served.label or served.name, "context": served.context, "completes": served.completes,
+            "title": served.title, "label": served.label or served.name, "context": served.context,
+            "completes": served.completes,
             "sampling": served.sampling, "prompts": list(served.prompts)}

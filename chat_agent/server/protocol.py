@@ -1,9 +1,10 @@
-"""uvicorn's HTTP protocol with the patience taken out of it: deadlines and bounds for every connection, whatever its client does.
-uvicorn's own limits do not suffice: it has none for slow headers, slow bodies and readers that do not read, and its
-`limit_concurrency` turns newcomers away while idle connections keep their places.
+"""uvicorn's HTTP protocol with the patience taken out of it: deadlines and bounds for every connection, whatever its
+client does. uvicorn's own limits do not suffice: it has none for slow headers, slow bodies and readers that do not
+read, and its `limit_concurrency` turns newcomers away while idle connections keep their places.
 
-Once a second all connections are looked at. Slow headers, slow bodies, silence and readers that do not read end with the connection.
-When there are too many, the one that has been waiting longest without asking anything goes, so that a newcomer always gets in.
+Once a second all connections are looked at. Slow headers, slow bodies, silence and readers that do not read end with
+the connection. When there are too many, the one that has been waiting longest without asking anything goes, so that a
+newcomer always gets in.
 """
 
 import asyncio
@@ -33,7 +34,8 @@ class Guard:
     def add(self, connection):
         self.connections[connection] = None
         if len(self.connections) > self.limits.connections:
-            victim = next((c for c in self.connections if c.quiet), None) or next((c for c in self.connections if c.stuck), connection)
+            quiet, stuck = ([c for c in self.connections if getattr(c, kind)] for kind in ("quiet", "stuck"))
+            victim = (quiet or stuck or [connection])[0]
             victim.transport.abort()
             self.connections.pop(victim, None)
 

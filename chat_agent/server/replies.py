@@ -1,6 +1,7 @@
 """From a request to its reply: the body read within bounds, jobs for the engine, and the answer, whole or as a stream.
 
-While a reply is written somebody always listens for the client; when it leaves, its jobs are marked and free their slots.
+While a reply is written somebody always listens for the client; when it leaves, its jobs are marked and free their
+slots.
 """
 
 import asyncio
@@ -74,9 +75,11 @@ def jobs_for(ask, served, prompts, limits, bell):
 
 
 def about(served, prompts):
-    """What is said of the prompts beside the reply -> the field `tinyseek`; of several prompts, the longest and the most forgetful."""
+    """What is said of the prompts beside the reply -> the field `tinyseek`; of several prompts, the longest and the
+    most forgetful."""
     used, dropped = max(len(prompt.ids) for prompt in prompts), max(prompt.dropped for prompt in prompts)
-    return {"dropped_turns": dropped, "context": served.context, "prompt_tokens": used, "notices": remarks(used, served.context, dropped)}
+    return {"dropped_turns": dropped, "context": served.context, "prompt_tokens": used,
+            "notices": remarks(used, served.context, dropped)}
 
 
 def remarks(used, context, dropped):

@@ -1,4 +1,5 @@
-"""Start, run and stop: one process with an event loop, the engine's thread and a few helpers, none of which outlives it."""
+"""Start, run and stop: one process with an event loop, the engine's thread and a few helpers, none of which outlives
+it."""
 
 import asyncio
 import contextlib
@@ -25,7 +26,8 @@ def listen(host, port):
     """A listening socket. UserError 2 when the address is taken or not ours."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, kind, _, _, address = min(found, key=lambda one: one[0] != socket.AF_INET)    # localhost: 127.0.0.1 before ::1
+        # localhost: 127.0.0.1 before ::1
+        family, kind, _, _, address = min(found, key=lambda one: one[0] != socket.AF_INET)
         sock = socket.socket(family, kind)
     except (OSError, UnicodeError):
         raise UserError(f"不认识地址 {host}。请换一个 --host，例如 127.0.0.1。") from None
@@ -47,7 +49,8 @@ def is_local(sock):
 
 
 def network_address():
-    """The address under which others on the local network reach this machine, None without a network. No packet is sent."""
+    """The address under which others on the local network reach this machine, None without a network. No packet is
+    sent."""
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect(("192.0.2.1", 9))             # an address that belongs to nobody (RFC 5737)
@@ -107,7 +110,8 @@ class Server(uvicorn.Server):
 
 
 def serve(models, limits, sock, curves, rules, threads=None, ready=None):
-    """Serve until a signal comes. models: Models; sock: from `listen`; curves: Curves; ready: called when requests are answered."""
+    """Serve until a signal comes. models: Models; sock: from `listen`; curves: Curves; ready: called when requests are
+    answered."""
     async def run():
         loop = asyncio.get_running_loop()
         engine = Engine(limits, lambda news: _post(loop, news), threads)

@@ -1,8 +1,8 @@
 """What a request may say. A body becomes an Ask, or an ApiError that names the field.
 
-Names are OpenAI's; vLLM's, llama.cpp's and Ollama's words for the same things are taken too. What changes nothing is accepted from
-anybody. What nobody here knows is left out, and the answer's header says so (x-tinyseek-ignored). What would change the reply's form
-and cannot be done is refused.
+Names are OpenAI's; vLLM's, llama.cpp's and Ollama's words for the same things are taken too. What changes nothing is
+accepted from anybody. What nobody here knows is left out, and the answer's header says so (x-tinyseek-ignored). What
+would change the reply's form and cannot be done is refused.
 """
 
 import json
@@ -23,21 +23,25 @@ SAME = {"repeat_penalty": "repetition_penalty", "max_completion_tokens": "max_to
         "num_predict": "max_tokens", "n_predict": "max_tokens", "no_repeat_ngram_size": "no_repeat_ngram"}
 # Clients' book-keeping, and words for what is off here anyway: not worth a remark.
 QUIET = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
-         "parallel_tool_calls", "keep_alive", "cache_prompt", "skip_special_tokens", "spaces_between_special_tokens", "num_ctx", "options",
+         "parallel_tool_calls", "keep_alive", "cache_prompt", "skip_special_tokens", "spaces_between_special_tokens",
+         "num_ctx", "options",
          "name", "id", "refusal", "annotations", "reasoning_content", "reasoning", "timestamp", "created", "created_at")
-# What asks for another reply than this server can give, unless it has one of these values (or changes nothing, see `neutral`).
+# What asks for another reply than this server can give, unless it has one of these values (or changes nothing, see
+# `neutral`).
 REFUSED = {
-    "logit_bias": (), "logprobs": (), "top_logprobs": (), "response_format": ({"type": "text"},), "tool_choice": ("auto",),
-    "function_call": ("auto",), "modalities": (["text"],), "echo": (), "suffix": (), "best_of": (1,), "ignore_eos": (), "min_tokens": (),
-    "use_beam_search": (), "chat_template": (), "guided_json": (), "guided_regex": (), "guided_choice": (), "guided_grammar": (),
-    "structured_outputs": (), "json_schema": (), "grammar": (), "audio": (), "continue_final_message": (), "tool_calls": (),
-    "stop_token_ids": (), "bad_words": (), "prompt_logprobs": (), "messages": (),
+    "response_format": ({"type": "text"},), "tool_choice": ("auto",), "function_call": ("auto",),
+    "modalities": (["text"],), "best_of": (1,), **dict.fromkeys((
+        "logit_bias", "logprobs", "top_logprobs", "prompt_logprobs", "echo", "suffix", "ignore_eos", "min_tokens",
+        "use_beam_search", "chat_template", "guided_json", "guided_regex", "guided_choice", "guided_grammar",
+        "structured_outputs", "json_schema", "grammar", "audio", "continue_final_message", "tool_calls",
+        "stop_token_ids", "bad_words", "messages"), ()),
 }
 OFF = ("none", "disabled", "off", "minimal", "default", "auto")
 
 
 def neutral(value, inside=False):
-    """Whether a field with this value asks for nothing: off, empty, or an object of such values ({"enable_thinking": false})."""
+    """Whether a field with this value asks for nothing: off, empty, or an object of such values ({"enable_thinking":
+    false})."""
     if isinstance(value, dict) and not inside:
         return all(neutral(one, True) for one in value.values())
     return not value or isinstance(value, str) and value.lower() in OFF
@@ -51,7 +55,7 @@ def _number(value):
 
 def _whole(value):
     """An int, also where a client writes it 12.0."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or isinstance(value, float) and not value.is_integer():
+    if isinstance(value, bool) or not isinstance(value, int) and not (isinstance(value, float) and value.is_integer()):
         raise ValueError
     return int(value)
 
@@ -113,9 +117,11 @@ class Request(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def one_word_each(cls, body):
-        """Other servers' words become ours; null is as good as nothing; Ollama's `options` count where nothing else is said."""
+        """Other servers' words become ours; null is as good as nothing; Ollama's `options` count where nothing else is
+        said."""
         options = body.get("options") if isinstance(body.get("options"), dict) else {}
-        return {SAME.get(name, name): value for part in (options, body) for name, value in part.items() if value is not None}
+        given = [(name, value) for part in (options, body) for name, value in part.items() if value is not None]
+        return {SAME.get(name, name): value for name, value in given}
 
     @field_validator("stop")
     @classmethod
@@ -124,9 +130,10 @@ class Request(BaseModel):
 
     def given(self):
         """The fields of Sampling that the request sets."""
-        values = {name: value for name in Sampling.__dataclass_fields__ if (value := getattr(self, name, None)) is not None}
-        values |= {"top_k": min(max(values["top_k"], 0), 1 << 31)} if "top_k" in values else {}
-        return values | ({"no_repeat_ngram": min(values["no_repeat_ngram"], 1 << 20)} if "no_repeat_ngram" in values else {})
+        values = {name: getattr(self, name, None) for name in Sampling.__dataclass_fields__}
+        most = {"top_k": 1 << 31, "no_repeat_ngram": 1 << 20}
+        return {name: max(0, min(value, most[name])) if name in most else value
+                for name, value in values.items() if value is not None}
 
 
 class ChatRequest(Request):
@@ -139,9 +146,9 @@ class CompletionRequest(Request):
 
 @dataclass
 class Ask:
-    """prompts: conversations (lists of messages) for chat, texts otherwise. given: what the request says of sampling; the rest comes
-    from the model. new_tokens: ids of a reply, None = the model's own, inf = as many as there may be. n: replies to each prompt.
-    ignored: names of fields that were left out."""
+    """prompts: conversations (lists of messages) for chat, texts otherwise. given: what the request says of sampling;
+    the rest comes from the model. new_tokens: ids of a reply, None = the model's own, inf = as many as there may be. n:
+    replies to each prompt. ignored: names of fields that were left out."""
 
     model: str | None
     prompts: list
@@ -160,7 +167,8 @@ class Ask:
         """Fill in what the request leaves to the model. defaults: as model.sampling.DEFAULTS."""
         own = {name: value for name, value in defaults.items() if name != "max_new_tokens"}
         self.how = Sampling(**{**own, **self.given})
-        self.new_tokens = min(defaults["max_new_tokens"] if self.new_tokens is None else self.new_tokens, limits.new_tokens)
+        wanted = defaults["max_new_tokens"] if self.new_tokens is None else self.new_tokens
+        self.new_tokens = min(wanted, limits.new_tokens)
 
     def headers(self):
         names = quote(",".join(dict.fromkeys(self.ignored)), safe=",._-[]")
@@ -186,12 +194,14 @@ def read_chat(body, limits):
     request, ignored = _read(ChatRequest, body)
     if len(request.messages) > limits.messages:
         raise bad(f"messages 最多 {limits.messages} 条。", "messages")
-    return _ask(request, limits, [[_message(one, f"messages[{i}]", ignored) for i, one in enumerate(request.messages)]], True, ignored)
+    messages = [_message(one, f"messages[{i}]", ignored) for i, one in enumerate(request.messages)]
+    return _ask(request, limits, [messages], True, ignored)
 
 
 def read_completion(body, limits):
     request, ignored = _read(CompletionRequest, body)
-    return _ask(request, limits, [request.prompt] if isinstance(request.prompt, str) else request.prompt, False, ignored)
+    prompts = [request.prompt] if isinstance(request.prompt, str) else request.prompt
+    return _ask(request, limits, prompts, False, ignored)
 
 
 def _read(kind, body):
@@ -241,7 +251,9 @@ def _ask(request, limits, prompts, chat, ignored):
         raise bad(f"一次最多要 {limits.choices} 个回答。", "n")
     if len(stops) > limits.stops or any(len(one) > limits.stop_length for one in stops):
         raise bad(f"stop 至多 {limits.stops} 个，每个最多 {limits.stop_length} 个字符。", "stop")
-    wanted = None if not request.max_tokens else request.max_tokens if request.max_tokens > 0 else math.inf    # 0: not said
+    # 0: not said
+    wanted = None if not request.max_tokens else request.max_tokens if request.max_tokens > 0 else math.inf
     usage = bool(request.stream and request.stream_options and request.stream_options.include_usage)
     seed = None if request.seed == -1 else request.seed
-    return Ask(request.model, prompts, chat, request.given(), wanted, n, seed, stops, bool(request.stream), usage, ignored)
+    return Ask(request.model, prompts, chat, request.given(), wanted, n, seed, stops, bool(request.stream), usage,
+               ignored)

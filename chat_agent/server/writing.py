@@ -5,10 +5,11 @@ from model.decoding.loop_guard import LoopGuard
 
 
 class Writer:
-    """`add` takes the next id and says why the reply is over, if it is; `take` hands out the text that is certain by now.
+    """`add` takes the next id and says why the reply is over, if it is; `take` hands out the text that is certain by
+    now.
 
-    stop_ids: ids that end the reply; stops: strings that do. Neither becomes part of the text. finish: "stop" or "length", as OpenAI
-    calls them; a reply that goes round in circles is cut and counts as "length".
+    stop_ids: ids that end the reply; stops: strings that do. Neither becomes part of the text. finish: "stop" or
+    "length", as OpenAI calls them; a reply that goes round in circles is cut and counts as "length".
     """
 
     def __init__(self, vocab, room, stop_ids=(1,), stops=()):

@@ -11,7 +11,9 @@ export class ApiError extends Error {
 
 async function call(path, options = {}) {
   const key = raw("key");
-  const headers = { ...(options.body ? { "Content-Type": "application/json" } : {}), ...(key ? { Authorization: "Bearer " + key } : {}) };
+  const headers = {
+    ...(options.body ? { "Content-Type": "application/json" } : {}), ...(key ? { Authorization: "Bearer " + key } : {}),
+  };
   let answer;
   try {
     answer = await fetch(path, { ...options, headers, cache: "no-store", credentials: "omit" });

@@ -1,4 +1,5 @@
-// The page as a whole: tabs, theme, panels, models, keyboard. The conversation itself is in chat.js, the curves in curves.js.
+// The page as a whole: tabs, theme, panels, models, keyboard. The conversation itself is in chat.js, the curves in
+// curves.js.
 
 import { $, make, setIcon, toast } from "./view.js";
 import { ApiError, getJson } from "./api.js";
@@ -75,8 +76,13 @@ const closeSettings = () => showPanel("settings", $("toggle-settings"), false);
 $("toggle-list").addEventListener("click", () => showPanel("list-panel", $("toggle-list"), $("list-panel").hidden));
 $("toggle-settings").addEventListener("click", () => showPanel("settings", $("toggle-settings"), $("settings").hidden));
 $("close-settings").addEventListener("click", () => { closeSettings(); $("toggle-settings").focus(); });
-document.querySelector(".talk").addEventListener("pointerdown", () => { if (narrow.matches) { closeList(); closeSettings(); } });
-narrow.addEventListener("change", () => { closeSettings(); showPanel("list-panel", $("toggle-list"), !narrow.matches); });
+document.querySelector(".talk").addEventListener("pointerdown", () => {
+  if (narrow.matches) { closeList(); closeSettings(); }
+});
+narrow.addEventListener("change", () => {
+  closeSettings();
+  showPanel("list-panel", $("toggle-list"), !narrow.matches);
+});
 if (narrow.matches) closeList();
 chat.onSwitch = () => { if (narrow.matches) closeList(); };
 
@@ -88,7 +94,8 @@ async function loadModels() {
   try {
     const models = (await getJson("/v1/models")).data;
     const chosen = raw("model");
-    $("model").replaceChildren(...models.map((m) => make("option", { value: m.id, title: m.id + "，" + m.title }, m.label)));
+    $("model").replaceChildren(...models.map((m) =>
+      make("option", { value: m.id, title: m.id + "，" + m.title }, m.label)));
     if (models.some((m) => m.id === chosen)) $("model").value = chosen;
     $("model").hidden = !models.length;
     chat.setModels(models);
@@ -107,7 +114,11 @@ function askForKey() {
 }
 
 chat.onLocked = askForKey;
-$("model").addEventListener("change", () => { raw("model", $("model").value); chat.describeModel(); useModel(chat.model); });
+$("model").addEventListener("change", () => {
+  raw("model", $("model").value);
+  chat.describeModel();
+  useModel(chat.model);
+});
 
 // ---- keyboard
 

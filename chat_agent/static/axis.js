@@ -1,7 +1,7 @@
 // Numbers to places on the screen, and round numbers to label an axis with.
 
-// values: numbers to be shown; from, to: pixels; log: powers of ten; zero: begin at 0; whole: only whole numbers are places.
-// -> {at(value), value(pixel), ticks, label(tick): text, different for each tick}
+// values: numbers to be shown; from, to: pixels; log: powers of ten; zero: begin at 0; whole: only whole numbers are
+// places. -> {at(value), value(pixel), ticks, label(tick): text, different for each tick}
 export function axis(values, from, to, { log = false, zero = false, whole = false }) {
   let [low, high] = values.reduce(([a, b], v) => [Math.min(a, v), Math.max(b, v)], [Infinity, -Infinity]);
   if (!Number.isFinite(low)) [low, high] = [0, 1];
@@ -27,7 +27,9 @@ function rounds(low, high, whole) {
   const unit = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 2.5, 5, 10].map((k) => k * unit).find((s) => s >= rough && !(whole && s % 1));
   const ticks = [];
-  for (let t = Math.ceil(low / step) * step; t <= high + step * 1e-9; t += step) ticks.push(Math.abs(t) < step * 1e-9 ? 0 : t);
+  for (let t = Math.ceil(low / step) * step; t <= high + step * 1e-9; t += step) {
+    ticks.push(Math.abs(t) < step * 1e-9 ? 0 : t);
+  }
   return { ticks, label: labels(ticks) };
 }
 

@@ -57,9 +57,10 @@ export class Bubbles {
     if (mine) tools.append(iconButton("edit", "编辑后重新提问", () => this.edit(i)));
     if (!mine && last) tools.append(iconButton("retry", "重新回答", () => this.chat.retry()));
     if (!mine && typeof message.note === "string") tools.append(make("span", { class: "note" }, message.note));
+    const said = ["error", "warning"].filter((kind) => typeof message[kind] === "string");
     return make("li", { class: "message " + message.role + (writing ? " typing" : "") },
       make("span", { class: "hidden" }, mine ? "你：" : "小寻："), text,
-      ...["error", "warning"].filter((kind) => typeof message[kind] === "string").map((kind) => make("p", { class: kind }, message[kind])), tools);
+      ...said.map((kind) => make("p", { class: kind }, message[kind])), tools);
   }
 
   // The reply got longer: redrawn at most once per frame.

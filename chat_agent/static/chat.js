@@ -1,8 +1,11 @@
-// The conversations of this tab: sending, streaming, stopping, retrying, editing. What is on the screen is drawn by bubbles.js and list.js.
+// The conversations of this tab: sending, streaming, stopping, retrying, editing. What is on the screen is drawn by
+// bubbles.js and list.js.
 
 import { $, announce, make } from "./view.js";
 import { ApiError, streamChat } from "./api.js";
-import { idOf, loadConversation, loadConversations, newId, ofTab, raw, removeConversation, saveConversation, titleOf } from "./store.js";
+import {
+  idOf, loadConversation, loadConversations, newId, ofTab, raw, removeConversation, saveConversation, titleOf,
+} from "./store.js";
 import { sampling } from "./settings.js";
 import { Bubbles, grow } from "./bubbles.js";
 import { drawList } from "./list.js";
@@ -34,7 +37,7 @@ export class Chat {
     const input = $("input");
     input.addEventListener("input", () => { grow(input); ofTab("draft." + this.draft, input.value); });
     input.addEventListener("keydown", (event) => {
-      if (event.isComposing || event.keyCode === 229) return;          // Enter that confirms Chinese input is not "send"
+      if (event.isComposing || event.keyCode === 229) return;  // Enter that confirms Chinese input is not "send"
       if (event.key === "Enter" && !event.shiftKey) { event.preventDefault(); this.submit(); }
       if (event.key === "ArrowUp" && !input.value && !this.busy) { event.preventDefault(); this.editLast(); }
     });
@@ -79,7 +82,8 @@ export class Chat {
   }
 
   setSystem(text) {
-    if (raw("system." + this.current.id) !== text && (text || this.all.has(this.current.id))) raw("system." + this.current.id, text);
+    const { id } = this.current;
+    if (raw("system." + id) !== text && (text || this.all.has(id))) raw("system." + id, text);
   }
 
   // false where another tab has deleted it meanwhile
@@ -194,18 +198,20 @@ export class Chat {
     this.bubbles.follow = true;
     this.draw();
     const { model } = this;
-    const messages = [...(system ? [{ role: "system", content: system }] : []), ...sent.map(({ role, content }) => ({ role, content }))];
+    const messages = [{ role: "system", content: system }, ...sent].filter((m) => m.role !== "system" || system)
+      .map(({ role, content }) => ({ role, content }));
     const started = performance.now();
     try {
-      const { finish, usage } = await streamChat({ model: model.id, messages, ...sampling(again) }, control.signal, (text) => {
+      const request = { model: model.id, messages, ...sampling(again) };
+      const { finish, usage } = await streamChat(request, control.signal, (text) => {
         reply.content += text;
         this.bubbles.grew(reply);
       }, (about) => this.note(conversation, reply, sent, about));
       const count = usage ? usage.completion_tokens : 0;
       reply.used = usage ? usage.total_tokens : reply.used;
       reply.empty = !reply.content;
-      reply.note = [model.label, count + " 词元", Math.round(count / ((performance.now() - started) / 1000)) + " 词元/秒", ENDINGS[finish]]
-        .filter(Boolean).join(" · ");
+      const speed = Math.round(count / ((performance.now() - started) / 1000));
+      reply.note = [model.label, count + " 词元", speed + " 词元/秒", ENDINGS[finish]].filter(Boolean).join(" · ");
       this.say(conversation, "小寻：" + (reply.content || "（空的回答）"));
     } catch (error) {
       this.failed(conversation, reply, error);

@@ -26,7 +26,8 @@ export class Curves {
     this.timer = 0;
     this.visible = false;
     this.seen = null;                   // runs that were listed before: one that is not among them has just begun
-    for (const id of ["run", "other"]) $(id).addEventListener("change", () => { $("charts").replaceChildren(); this.tick(); });
+    const anew = () => { $("charts").replaceChildren(); this.tick(); };
+    for (const id of ["run", "other"]) $(id).addEventListener("change", anew);
     document.addEventListener("visibilitychange", () => { if (!document.hidden && this.visible) this.tick(); });
   }
 
@@ -39,7 +40,8 @@ export class Curves {
     const turn = this.turn = Symbol();  // an answer that was overtaken by a newer question is dropped
     try {
       const { runs } = await getJson("/curves");
-      const [data, other] = await Promise.all(this.fill(runs).map((name) => (name ? getJson("/curves/" + encodeURIComponent(name)) : null)));
+      const read = (name) => (name ? getJson("/curves/" + encodeURIComponent(name)) : null);
+      const [data, other] = await Promise.all(this.fill(runs).map(read));
       if (turn !== this.turn) return;
       this.draw(data, other);
     } catch (error) {
@@ -57,8 +59,9 @@ export class Curves {
     const chosen = begun ? begun.name : known($("run").value) ? $("run").value : runs.length ? runs[0].name : "";
     const other = known($("other").value) && $("other").value !== chosen ? $("other").value : "";
     const labels = named(runs);
+    const others = runs.filter((r) => r.name !== chosen).map((r) => [r.name, labels.get(r.name)]);
     offer($("run"), runs.map((r) => [r.name, labels.get(r.name) + (r.live ? "　● 进行中" : "")]), chosen);
-    offer($("other"), [["", "不对比"], ...runs.filter((r) => r.name !== chosen).map((r) => [r.name, labels.get(r.name)])], other);
+    offer($("other"), [["", "不对比"], ...others], other);
     $("other").disabled = runs.length < 2;
     this.labels = [labels.get(chosen), labels.get(other)];
     return [chosen, other];
@@ -107,7 +110,8 @@ function stateOf({ live, state, place, total }) {
   const parts = [STATES[state]];
   if (place.step) parts.push("第 " + place.step + (total ? "/" + total : "") + " 步");
   if (place.epochs > 1 && place.epochs <= 100) parts.push("第 " + place.epoch + "/" + place.epochs + " 轮");
-  else if (place.epoch > 1) parts.push("数据的第 " + place.epoch + " 遍");       // a run that time ends is planned for more than it will do
+  // a run that time ends is planned for more than it will do
+  else if (place.epoch > 1) parts.push("数据的第 " + place.epoch + " 遍");
   if (live && place.remaining > 0) parts.push("还要约 " + clock(place.remaining));
   return parts.join(" · ");
 }
@@ -120,9 +124,10 @@ function clock(seconds) {
 
 function card(figure, chart, data, other, runs) {
   if (figure.firstChild && figure.matches(":hover")) return;      // somebody is reading it
-  const lines = (from) => chart.names.map((name, i) => ({ label: chart.labels && chart.labels[i], kind: "c" + i, ...from.fields[name] }));
-  const series = lines(data).filter((s) => s.x);
-  const beside = other ? lines(other).filter((s) => s.x).map((s) => ({ ...s, kind: s.kind + " beside", raw: [], raw_x: [] })) : [];
+  const lines = (from) => chart.names.map((name, i) => (
+    { label: chart.labels && chart.labels[i], kind: "c" + i, ...from.fields[name] })).filter((s) => s.x);
+  const series = lines(data);
+  const beside = (other ? lines(other) : []).map((s) => ({ ...s, kind: s.kind + " beside", raw: [], raw_x: [] }));
   const marks = chart.evaluations ? Object.entries(data.evaluations) : [];
   const latest = series.map((s) => (s.label ? s.label + " " : "") + short(s.y.findLast((v) => v !== null))).join("　");
   const { svg, point } = plot(chart, series, beside, marks);
@@ -138,7 +143,8 @@ function card(figure, chart, data, other, runs) {
 function plot(chart, series, beside, marks) {
   const all = [...series, ...beside];
   const xs = all.flatMap((s) => [s.x[0], s.x.at(-1)]);
-  const ys = [...all.flatMap((s) => [...s.y, ...core(s.raw)]), ...marks.flatMap(([, m]) => m.y)].filter((v) => v !== null);
+  const values = [...all.flatMap((s) => [...s.y, ...core(s.raw)]), ...marks.flatMap(([, m]) => m.y)];
+  const ys = values.filter((v) => v !== null);
   const across = axis(xs, BOX.left, BOX.width - BOX.right, { whole: true });
   const up = axis(ys, BOX.height - BOX.bottom, BOX.top, chart);
   const svg = shape("svg", { viewBox: `0 0 ${BOX.width} ${BOX.height}`, role: "img" });
@@ -147,20 +153,23 @@ function plot(chart, series, beside, marks) {
       shape("text", { x: BOX.left - 8, y: up.at(t) + 4, class: "tick end" }, up.label(t)));
   }
   for (const t of across.ticks) {
-    if (across.at(t) < BOX.width - BOX.right - 34) svg.append(shape("text", { x: across.at(t), y: BOX.height - 8, class: "tick middle" }, across.label(t)));
+    if (across.at(t) >= BOX.width - BOX.right - 34) continue;       // the axis's name stands there
+    svg.append(shape("text", { x: across.at(t), y: BOX.height - 8, class: "tick middle" }, across.label(t)));
   }
   svg.append(shape("text", { x: BOX.width - BOX.right, y: BOX.height - 8, class: "tick end" }, "步"),
     shape("text", { x: 4, y: 12, class: "tick" }, chart.unit || chart.title));
   for (const s of all) {
-    if (s.x.length === 1) svg.append(shape("circle", { cx: across.at(s.x[0]), cy: up.at(s.y[0]), r: 3, class: "dot " + s.kind }));
+    const dot = (x, y) => shape("circle", { cx: across.at(x), cy: up.at(y), r: 3, class: "dot " + s.kind });
+    if (s.x.length === 1) svg.append(dot(s.x[0], s.y[0]));
     svg.append(shape("path", { d: path(s.raw_x, s.raw, across, up), class: "raw " + s.kind }),
       shape("path", { d: path(s.x, s.y, across, up), class: "line " + s.kind }));
   }
   marks.forEach(([name, m], i) => {
     svg.append(shape("path", { d: path(m.x, m.y, across, up), class: "held m" + (i % 3) }));
     if (m.x.length > MOST_DOTS) return;
-    m.x.forEach((x, j) => m.y[j] === null || svg.append(
-      shape("circle", { cx: across.at(x), cy: up.at(m.y[j]), r: 3, class: "mark m" + (i % 3) }, shape("title", {}, name + " " + short(m.y[j])))));
+    m.x.forEach((x, j) => m.y[j] === null || svg.append(shape(
+      "circle", { cx: across.at(x), cy: up.at(m.y[j]), r: 3, class: "mark m" + (i % 3) },
+      shape("title", {}, name + " " + short(m.y[j])))));
   });
   const cursor = shape("line", { y1: BOX.top, y2: BOX.height - BOX.bottom, class: "cursor" });
   svg.append(cursor);

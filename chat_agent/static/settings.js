@@ -1,4 +1,5 @@
-// The settings panel: sliders that say what they do, the system prompt, the key. What nobody has moved is left to the model's own table.
+// The settings panel: sliders that say what they do, the system prompt, the key. What nobody has moved is left to the
+// model's own table.
 
 import { $, make } from "./view.js";
 import { raw, read, write } from "./store.js";
@@ -13,13 +14,15 @@ const SLIDERS = [
   { name: "max_tokens", title: "最长回答", min: 16, max: 1024, step: 16, ends: ["短", "长"],
     help: "一个回答最多多少个词元，一个词元大约是一个词或一个字；不会超过模型的记忆。" },
 ];
-const EARLIER = { temperature: 0.3, top_p: 0.9, repetition_penalty: 1, max_tokens: 256 };    // once stored although nobody had moved them
+// once stored although nobody had moved them
+const EARLIER = { temperature: 0.3, top_p: 0.9, repetition_penalty: 1, max_tokens: 256 };
 
-let table = { temperature: 0, top_p: 1, repetition_penalty: 1, max_tokens: 256 };           // the model's own, see useModel
+let table = { temperature: 0, top_p: 1, repetition_penalty: 1, max_tokens: 256 };  // the model's own, see useModel
 let own = {};                                           // what was moved
 const inputs = {};
 
-// What a request says about sampling. again: the same question once more, which at temperature 0 would get the same reply.
+// What a request says about sampling. again: the same question once more, which at temperature 0 would get the same
+// reply.
 export function sampling(again) {
   const said = { ...own };
   if (again && !(said.temperature ?? table.temperature)) said.temperature = 0.8;
@@ -62,7 +65,8 @@ function slider({ name, title, min, step, ends, help }) {
 }
 
 function seedField() {
-  const input = make("input", { type: "number", id: "s-seed", min: 0, max: 4294967295, step: 1, placeholder: "随机", "aria-describedby": "h-seed" });
+  const input = make("input", { type: "number", id: "s-seed", min: 0, max: 4294967295, step: 1, placeholder: "随机",
+    "aria-describedby": "h-seed" });
   const show = () => { input.value = own.seed ?? ""; };
   input.addEventListener("change", () => {
     const seed = Math.floor(Number(input.value));

@@ -1,7 +1,9 @@
-// What the browser keeps: conversations, settings, the key. Everything read back is checked; a full or forbidden storage is survived.
+// What the browser keeps: conversations, settings, the key. Everything read back is checked; a full or forbidden
+// storage is survived.
 //
-// Each conversation has keys of its own, so that two tabs never write over each other's: chat.<id> {time, messages}, title.<id>,
-// system.<id>. What belongs to one tab only (its draft, which conversation is open) lies in the session's storage.
+// Each conversation has keys of its own, so that two tabs never write over each other's: chat.<id> {time, messages},
+// title.<id>, system.<id>. What belongs to one tab only (its draft, which conversation is open) lies in the session's
+// storage.
 
 const PREFIX = "tinyseek.";
 const CHAT = PREFIX + "chat.";
@@ -102,8 +104,8 @@ export function removeConversation(id) {
 
 export const newId = () => crypto.getRandomValues(new Uint32Array(3)).join("-");
 
-// Keep a conversation. One that another tab has deleted meanwhile stays deleted (-> false); where another tab has gone on with it
-// differently, both are kept, ours under a new id.
+// Keep a conversation. One that another tab has deleted meanwhile stays deleted (-> false); where another tab has gone
+// on with it differently, both are kept, ours under a new id.
 export function saveConversation(conversation) {
   const { id, stored, messages } = conversation;
   const now = raw("chat." + id);

@@ -32,7 +32,8 @@ export function setIcon(button, name) {
 }
 
 export function iconButton(name, label, onclick) {
-  return make("button", { type: "button", class: "icon small", "aria-label": label, title: label, onclick }, icon(name));
+  const about = { type: "button", class: "icon small", "aria-label": label, title: label };
+  return make("button", { ...about, onclick }, icon(name));
 }
 
 let toastTimer = 0;

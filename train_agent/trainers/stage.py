@@ -67,4 +67,5 @@ class Stage:
     def payload(self, step, metrics):
         weights = sharding.for_file(self.weights(), parallel.is_main()) if sharding.is_sharded(self.model) else self.weights()
         talk = {"sampling": dict(DEFAULTS), "prompts": own_questions(self)}           # how it wants to be talked to
-        return {"format": 1, **self.about, "talk": talk, "weights": weights, "step": step, "metrics": metrics, "run": self.options}
+        return {"format": 1, **self.about, "talk": talk, "weights": weights, "step": step, "metrics": metrics,
+                "run": self.options}

@@ -1,6 +1,7 @@
 """A few sentences from a run's own data, held-out ones where there are any: what a model of this world can be asked.
 
-They travel in the checkpoint: the page suggests them, and during training the first ones show how the model learns to answer.
+They travel in the checkpoint: the page suggests them, and during training the first ones show how the model learns to
+answer.
 """
 
 import numpy as np
@@ -44,7 +45,7 @@ def first_question(ids, vocab):
 
 def opening(ids, vocab):
     """ids (T,) of a text -> its first characters, up to the first stop."""
-    begin = ids[:4 * OPENING + 1]                                           # enough, also where a character is four bytes
+    begin = ids[:4 * OPENING + 1]  # enough, also where a character is four bytes
     text = vocab.decode(begin[begin >= RESERVED].tolist()).strip()[:OPENING]
     ends = [i for i, c in enumerate(text) if i > 2 and not c.isalnum()]
     text = text[:ends[0]] if ends else text
