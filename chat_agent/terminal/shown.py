@@ -1,5 +1,6 @@
 """How a reply looks on a terminal. What is kept, saved and graded is always the reply as the model wrote it."""
 
+import os
 import re
 import sys
 
@@ -62,6 +63,7 @@ def statistics(session):
 
 
 def thin(lines):
-    """Lines in brackets, dim on a terminal."""
+    """Lines in brackets, dim on a terminal that knows the word for it (Windows' old console does not)."""
+    dim = sys.stdout.isatty() and os.name != "nt" and os.environ.get("TERM", "dumb") != "dumb"
     for line in lines:
-        print(f"\x1b[2m（{line}）\x1b[0m" if sys.stdout.isatty() else f"（{line}）")
+        print(f"\x1b[2m（{line}）\x1b[0m" if dim else f"（{line}）")
