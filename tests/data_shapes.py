@@ -531,6 +531,7 @@ CALL = {"id": "c1", "type": "function", "function": {"name": "量河", "argument
 
 # name: (row, what its reason must name)
 REFUSED = {
+    "one turn a row": (lambda i: {"role": "user", "content": q(i)}, "一轮对话"),
     "tool role": (lambda i: {"messages": said(user(q(i)), ("tool", "3 步"), bot(a(i)))}, "工具"),
     "only a call": (
         lambda i: {

@@ -68,6 +68,11 @@ def trained(tmp_path_factory):
         toy.write_rows(folder / name, toy.dialogue_rows(60))
     pairs = [{"prompt": f"{thing}呢？", "chosen": f"{thing}很好看。", "rejected": "不见了。"} for thing in toy.THINGS * 3]
     toy.write_rows(folder / "my_preference.jsonl", pairs)
+    turns = [[message["content"] for message in row["conversations"][:2]] for row in toy.dialogue_rows(60)]
+    table = "客户,客服,人设\n" + "".join(f'"{asked}","{said}",{said[:4]}\n' for asked, said in turns)
+    (folder / "客服.csv").write_bytes(table.encode("gbk"))
+    novel = [{"正文": row["text"]} for row in toy.text_rows(50)]
+    (folder / "小说.json").write_text(json.dumps(novel, ensure_ascii=False, indent=2), encoding="utf-8")
     stages = {stage: {**QUIET, "json_data_path": DATA.get(stage, "my_chat.jsonl")} for stage in ("pre", "sft", "lora", "prefix", "memory", "gate", "dpo")}
     presets = json.loads((ROOT / "model_config.json").read_text(encoding="utf-8"))["presets"]
     config = {**SHAPE, "token_kind": "char", "device": "cpu", "mixed_precision": "no", "threads": 1, "out_dir": "out", "log_dir": "logs",

@@ -27,12 +27,12 @@ _UNPACK = "先解开，再用里面的文件："
 _PYTHON = "python -c \"import %s,shutil; shutil.copyfileobj(%s.open('{}'), open('data.jsonl','wb'))\""
 # (where, bytes, what it is, the cure; {} is the file)
 MAGIC = [
-    (0, b"PAR1", "Parquet", _HUB),
-    (0, b"ARROW1", "Arrow", _HUB),
-    (0, b"\xff\xff\xff\xff", "Arrow", _HUB.format("它所在的文件夹")),
-    (0, b"SQLite format 3\0", "SQLite 数据库", "先导出成 CSV：sqlite3 -header -csv {} \"select * from 表名\" > data.csv"),
+    (0, b"PAR1", " Parquet 文件", _HUB),
+    (0, b"ARROW1", " Arrow 文件", _HUB),
+    (0, b"\xff\xff\xff\xff", " Arrow 文件", _HUB.format("它所在的文件夹")),
+    (0, b"SQLite format 3\0", " SQLite 数据库", "先导出成 CSV：sqlite3 -header -csv {} \"select * from 表名\" > data.csv"),
     (0, b"\xd0\xcf\x11\xe0", "旧版 Office 文件（xls、doc）", "用 Excel 或 WPS 打开，另存为“CSV UTF-8”（文档另存为 .txt）"),
-    (0, b"%PDF", "PDF", "先抽出文字，存成 .txt：pdftotext {} data.txt"),
+    (0, b"%PDF", " PDF", "先抽出文字，存成 .txt：pdftotext {} data.txt"),
     (0, b"Rar!", "RAR 压缩包", _UNPACK + "unrar x {}"),
     (0, b"7z\xbc\xaf\x27\x1c", "7z 压缩包", _UNPACK + "7z x {}"),
     (0, b"\xfd7zXZ\0", "xz 压缩文件", _UNPACK + _PYTHON % ("lzma", "lzma")),
@@ -40,10 +40,10 @@ MAGIC = [
     (0, b"\x28\xb5\x2f\xfd", "zstd 压缩文件", _UNPACK + "zstd -d {} -o data.jsonl"),
     (0, b"\x04\x22\x4d\x18", "lz4 压缩文件", _UNPACK + "lz4 -d {} data.jsonl"),
     (257, b"ustar", "tar 包", _UNPACK + "tar xf {}"),
-    (0, b"\x93NUMPY", "NumPy 数组", "它没有文字；请用原来的文本文件"),
-    (0, b"\x89HDF", "HDF5", "先用 pandas 读出来，存成 JSONL 或 CSV"),
+    (0, b"\x93NUMPY", " NumPy 数组", "它没有文字；请用原来的文本文件"),
+    (0, b"\x89HDF", " HDF5 文件", "先用 pandas 读出来，存成 JSONL 或 CSV"),
     (0, b"\x89PNG", "图片", "这里只能学文字"), (0, b"\xff\xd8\xff", "图片", "这里只能学文字"),
-    (0, b"version https://git-lfs", "Git LFS 的指针，不是数据本身", "在那个仓库里运行 git lfs pull，或从网页重新下载"),
+    (0, b"version https://git-lfs", " Git LFS 的指针，不是数据本身", "在那个仓库里运行 git lfs pull，或从网页重新下载"),
 ]
 PICKLE = re.compile(rb"\x80[\x02-\x05](?:\x95|[\]}(cX\x8c])")
 HTML = re.compile(rb"\s*<(?:!doctype html|html|head|body)[\s>]", re.I)

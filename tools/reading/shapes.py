@@ -12,7 +12,7 @@ LISTS = ("messages", "conversations", "conversation", "dialogue", "dialog", "dia
 SYSTEMS = ("system", "system_prompt", "meta_instruction")
 PAIRS = (("chosen", "rejected"), ("chosen", "reject"), ("pos_resp", "neg_resp"), ("response_j", "response_k"),
          ("answer_good", "answer_bad"))
-SUSPECT = {"kto_tag", "label", "answer", "choices", "options", "message_id", "message_tree_id", "paragraphs", "qas",
+SUSPECT = {"role", "from", "kto_tag", "label", "answer", "choices", "options", "message_id", "message_tree_id", "paragraphs", "qas",
            "responses_and_scores", "completions", *PICTURES}
 COMPARED = {"rejected", "reject", "neg_resp", "response_k", "answer_bad", "rejected_response", "rejected_messages", "output",
             "better_response_id", "safer_response_id"}
@@ -53,6 +53,8 @@ def _refuse(row):
     """Known shapes that teach no conversation as they stand, each with its cure."""
     if SUSPECT.isdisjoint(row):
         return
+    if ("role" in row or "from" in row) and ("content" in row or "value" in row) and not row.keys() & {*LISTS, "text"}:
+        raise Bad("这是一轮对话，不是一段：请把同一段对话的各轮放进一行的 messages 里")
     if "kto_tag" in row or (isinstance(row.get("label"), bool) and ("completion" in row or "messages" in row)):
         raise Bad("KTO 数据（一问一答加好坏标签）不支持：请只留标签为好的行，去掉标签作指令微调")
     if ("answer" in row and {"A", "B"} <= row.keys()) or ("question" in row and ("choices" in row or "options" in row)):
