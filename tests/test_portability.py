@@ -15,7 +15,8 @@ USING = [f"chat_agent/{name}.py" for name in ("chat", "evaluate", "export", "ser
 CONSOLES = {"ascii": {"LC_ALL": "POSIX", "PYTHONIOENCODING": "ascii", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
             "cp1252": {"PYTHONIOENCODING": "cp1252"}}
 # words of a command -> its exit code; {…} is filled in by `place`
-COMMANDS = {**{f"{script} --help": 0 for script in [*TRAINING, *USING, "run.py"]}, "train_agent/sft_train.py --json_data_path no.jsonl": 2,
+COMMANDS = {**{f"{script} --help": 0 for script in [*TRAINING, *USING, "run.py"]},
+            "train_agent/pre_train.py --json_data_path no.jsonl --out_dir {folder}/o --log_dir {folder}/l --log_file {folder}/l.txt": 2,
             "chat_agent/chat.py --model no.pkl --prompt 你好": 3, "chat_agent/evaluate.py --batchsize 3": 2}
 LIGHT = {"tools/plot.py --help": 0, "tools/plot.py {log} --output {folder}/图.png": 0, "tools/plot.py no.txt": 2, "tools/plot.py {log} --config {config}": 0,
          "tools/demo_data.py --help": 0, "tools/demo_data.py --out {folder}/data": 0, "tools/demo_data.py --bogus": 2, "tools/demo_data.py --out {log}": 2,
