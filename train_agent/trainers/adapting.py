@@ -40,7 +40,7 @@ def adapter_stage(name, label, options, describe, loss=next_tokens_loss, rates=N
     about = {"kind": "adapter", "stage": label, "config": model.config.to_dict(), "vocab_hash": vocab.hash, "vocab": vocab.state(),
              "adapter": adapter, "base": {"path": path_from(options, options[BASE_KEY]), "hash": digest},
              "starts": {start_name(options[BASE_KEY]): digest}}
-    stage = Stage(name, label, options, model, train, held, about, {**identity, "底座": digest[:16]}, loss, rates, notes)
+    stage = Stage(name, label, options, model, train, held, about, {**identity, "底座": digest[:16]}, loss, rates, notes=notes)
     if options["init_from"]:
         take_weights(stage, options["init_from"])
     return stage
