@@ -435,6 +435,33 @@ def test_curves_are_found_read_and_never_a_path(tmp_path):
     asyncio.run(look())
 
 
+def test_a_run_is_running_while_its_folder_is_owned_then_stopped_or_done(tmp_path):
+    from chat_agent.server.curves import Curves
+    from tools.saving.folder_lock import FolderLock
+    out, log, lock = tmp_path / "out", tmp_path / "sft_1.jsonl", FolderLock(tmp_path / "out" / "expA")
+    head = {"event": "start", "stage": "sft", "config.out_dir": str(out), "config.name": "expA", "start": "2026-01-02 03:04:05"}
+    log.write_text(json.dumps(head) + "\n" + json.dumps({"step": 1, "loss": 2.0}) + "\n")
+    (tmp_path / "bad_lines.jsonl").write_text('{"line": 1, "reason": "x"}\n')
+    (tmp_path / "new_1.jsonl").write_text("")
+
+    def look():
+        return {run["name"]: run for run in asyncio.run(Curves(tmp_path, LIMITS).listing())["runs"]}
+    lock.acquire()
+    assert look().keys() == {"sft_1", "new_1"} and look()["sft_1"]["state"] == "running" and look()["sft_1"]["live"]
+    assert look()["sft_1"]["label"] == "指令微调 · expA · 01-02 03:04"
+    lock.release()
+    assert look()["sft_1"]["state"] == "stopped"
+    with open(log, "a") as file:
+        file.write(json.dumps({"event": "save", "step": 1, "name": "TinySeek_SFT_final"}) + "\n")
+    assert look()["sft_1"]["state"] == "done"
+    with open(log, "a") as file:                       # it was given more to do
+        file.write(json.dumps({"event": "resume", "step": 1}) + "\n")
+    assert look()["sft_1"]["state"] == "stopped"
+    lock.acquire()
+    assert look()["sft_1"]["state"] == "running"
+    lock.release()
+
+
 def test_threads_are_not_left_behind(world):
     before = threading.active_count()
     engine, _ = collect(world)

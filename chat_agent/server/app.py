@@ -21,16 +21,34 @@ REASONS = {404: ("这里没有这个地址。", "not_found"), 405: ("这个地�
 def create_app(models, engine, curves, limits, pool, rules=Rules()):
     """An ASGI application. engine: started by the caller; curves: Curves; pool: an executor for what takes time."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
-    desk = Desk(models, engine, limits, pool)
     _add_page(app)
-
-    async def look():
-        await asyncio.get_running_loop().run_in_executor(pool, models.look)
+    _add_models(app, models, Desk(models, engine, limits, pool), pool)
+    _add_errors(app)
 
     @get(app, "/health")
     async def health():
         alive = engine.alive
         return JSONResponse({"status": "ok" if alive else "down"}, 200 if alive else 503, NO_STORE)
+
+    @get(app, "/curves")
+    async def list_curves():
+        return JSONResponse(await curves.listing(), headers=NO_STORE)
+
+    @get(app, "/curves/{name}")
+    async def one_curve(name: str):
+        return JSONResponse(await curves.read(name), headers=NO_STORE)
+
+    return Access(app, rules)
+
+
+def get(app, path):
+    """What can be read can also be asked for by its headers alone, as load balancers do."""
+    return app.api_route(path, methods=["GET", "HEAD"])
+
+
+def _add_models(app, models, desk, pool):
+    async def look():
+        await asyncio.get_running_loop().run_in_executor(pool, models.look)
 
     @get(app, "/v1/models")
     async def list_models():
@@ -50,14 +68,8 @@ def create_app(models, engine, curves, limits, pool, rules=Rules()):
     async def completions(request: Request):
         return await desk.answer(request, chat=False)
 
-    @get(app, "/curves")
-    async def list_curves():
-        return JSONResponse(await curves.listing(), headers=NO_STORE)
 
-    @get(app, "/curves/{name}")
-    async def one_curve(name: str):
-        return JSONResponse(await curves.read(name), headers=NO_STORE)
-
+def _add_errors(app):
     @app.exception_handler(ApiError)
     async def refuse(_, error):
         return JSONResponse(error.content(), error.status, NO_STORE | error.headers())
@@ -70,13 +82,6 @@ def create_app(models, engine, curves, limits, pool, rules=Rules()):
     async def no_such_route(_, error):
         message, code = REASONS.get(error.status_code, ("请求不对。", None))
         return JSONResponse(ApiError(error.status_code, message, code).content(), error.status_code, NO_STORE)
-
-    return Access(app, rules)
-
-
-def get(app, path):
-    """What can be read can also be asked for by its headers alone, as load balancers do."""
-    return app.api_route(path, methods=["GET", "HEAD"])
 
 
 def _add_page(app):
