@@ -91,6 +91,8 @@ def run_job(job):
 
     if job.get("errors"):
         return {"errors": shared_errors(parallel)}
+    if job.get("uneven"):
+        return {"found": uneven_memory(job, toy, parallel)}
     Path("/proc/self/clear_refs").write_text("5")          # the highest memory counts from here
     base = memory_of_process("VmRSS")
     stage = toy.build_stage(job["options"], job.get("stage", "pre"))
@@ -164,6 +166,16 @@ def watch_moves(model):
         if name in ("", *(f"blocks.{i}" for i in range(len(model.blocks)))):
             module.to = watched(name, module, module.to)
     return moved
+
+
+def uneven_memory(job, toy, parallel):
+    """What find_batch makes of a rank with less memory than the others, and what the preflight says ahead of a run."""
+    from train_agent.trainers.preflight import preflight
+    from train_agent.trainers.trying import find_batch
+    find_batch.MOST, find_batch.memory_there = 8, lambda device: 1e6 if parallel.rank() else 1e12
+    stage = toy.build_stage(job["options"])
+    found, ahead = find_batch.find_batch(stage, say=None), preflight(stage, seconds=0, say=None)
+    return found["batch_size"], [tried["seconds"] for tried in found["tried"]], ahead["steps"], ahead["memory"]["batch"]
 
 
 def shared_errors(parallel):

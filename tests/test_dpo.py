@@ -14,6 +14,7 @@ from tools.errors import UserError
 from train_agent import dpo_train
 from train_agent.trainers import dpo_tuning
 from train_agent.trainers.dataset import Position
+from train_agent.trainers.preflight import first_preference, preflight
 
 ROUNDING = 1e-4
 
@@ -95,6 +96,14 @@ def test_at_the_start_the_margin_is_zero_and_the_loss_ln_2(world, vocab):
     assert first["ce_1"] == pytest.approx(math.log(2), abs=ROUNDING)
     for name in ("margin", "reward_chosen", "reward_rejected"):
         assert first[name] == pytest.approx(0, abs=ROUNDING)
+
+
+def test_the_preflight_knows_that_the_first_loss_is_ln_2(world, vocab):
+    said = []
+    stage = dpo_tuning.build_stage(dpo_options(world, vocab, name="ahead"))
+    found = preflight(stage, seconds=0, say=said.append)["first_loss"]
+    assert found["level"] == "ok" and "ln 2 = 0.693。正常" in found["text"] and "乱猜" not in "".join(said)
+    assert first_preference({"ce_1": 0.9}, 0)["level"] == "warn" and "ln 2" in first_preference({"ce_1": 0.4}, 30)["text"]
 
 
 def test_a_step_along_the_gradient_raises_chosen_over_rejected(world, vocab):

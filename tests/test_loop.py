@@ -155,6 +155,23 @@ def test_C7_cadences_count_optimizer_steps(options):
     assert {f"TinySeek_Pre1_1_s{s}" for s in due} | {"TinySeek_Pre_final", "TinySeek_Pre_best"} == set(names(chosen))
 
 
+def test_C7_a_short_run_gets_about_ten_evaluations_and_a_line_for_every_step(options):
+    chosen = options(eval_share=0.1, logging_steps="auto", eval_steps="auto", max_steps=30, max_epochs=9)
+    assert train(chosen).step == 30
+    assert [e["step"] for e in events(chosen, "eval")] == list(range(3, 31, 3))
+    assert [row["step"] for row in log_lines(chosen) if "event" not in row] == list(range(1, 31))
+
+
+def test_the_log_counts_the_epochs_that_a_run_will_reach(options):
+    """A thousand epochs that a limit of steps ends in the second one are two."""
+    one = build_stage(options()).train.steps(1)
+    for limit, epochs in ((one + 2, 2), (one - 2, 1), (None, 3)):
+        chosen = options(max_epochs=3 if limit is None else 1000, max_steps=limit, name=f"limit{limit}")
+        train(chosen)
+        lines = [row for row in log_lines(chosen) if "event" not in row]
+        assert {row["epochs"] for row in lines} == {epochs} and lines[-1]["epoch"] == epochs
+
+
 def test_C7_null_is_off_and_zero_is_an_error(options):
     chosen = options(eval_share=0.1, logging_steps=None, eval_steps=None, save_steps=None)
     train(chosen)

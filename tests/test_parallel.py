@@ -85,6 +85,7 @@ def runs(world):
         "dropout resumed": {"options": world.options("dropout_cut", dropout=0.1, resume="auto")},
         "first part": {"options": world.options("cut", **CUT), "stop_after": 3},
         "first part full": {"options": world.options("cut_full", **CUT, **fsdp), "stop_after": 3},
+        "uneven": {"options": world.options("uneven", distributed="fsdp"), "uneven": True},
         "errors": {"errors": True},
     }
     results = ranks.launch(world.folder, list(jobs.values()))
@@ -319,6 +320,11 @@ def test_X1_a_killed_rank_ends_the_other_and_a_restart_goes_on(world, second_lau
     assert 1 < again["history"][0]["step"] <= 40
     alone = world.one(world.options("killed_not", **{**KILLED, "accumulation_steps": 2}))
     assert_same_curve(again["history"], alone.history[again["history"][0]["step"] - 1:])
+
+
+def test_find_batch_stops_on_all_ranks_where_one_has_no_more_memory(runs):
+    first, second = (r["found"] for r in runs["uneven"])
+    assert first == second and 1 <= first[0] < 8 and first[2] == 8
 
 
 def test_errors_of_one_rank_end_all_and_are_told_once(runs):

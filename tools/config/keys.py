@@ -153,7 +153,7 @@ _RATE = _block(
     _key("min_lr", "float", 1e-7, "指数衰减的下限", low=0),
     _key("decay", "float", 0.9995, "指数衰减每步的系数", above=0, high=1),
     _key("scheduler", "choice", "exponential", "学习率规则", choices=("exponential", "cosine", "linear", "constant")),
-    _key("warmup_index", "int", -1, "按块预热：前几块线性升温，须在 keep_temp_index 之内，-1 = 关（仅 exponential）", low=-1),
+    _key("warmup_index", "int", -1, "按块预热：前几块（跨轮接着数）线性升温，须在 keep_temp_index 之内，-1 = 关（仅 exponential）", low=-1),
     _key("warmup_steps", "int", 0, "按步预热的步数", low=0),
     _key("keep_temp_index", "int", -1, "到第几块为止不衰减，-1 = 关（仅 exponential）", low=-1),
     _key("min_lr_ratio", "float", 0.1, "余弦终点与峰值之比", low=0, high=1),
@@ -162,8 +162,8 @@ _SAVE = _block(
     "stage", "保存与评估", "free",
     _key("save_frq", "int", None, "每几块保存一次，null = 关", low=1),
     _key("save_steps", "int", 500, "每几步保存一次，null = 关", low=1, null=True),
-    _key("eval_steps", "int", 500, "每几步在留出数据上评估，null = 关", low=1, null=True),
-    _key("logging_steps", "int", 10, "每几步写一行日志，null = 关", low=1, null=True),
+    _key("eval_steps", "int", "auto", "每几步在留出数据上评估，auto = 全程约十次，null = 只在结束时", low=1, null=True),
+    _key("logging_steps", "int", "auto", "每几步写一行日志，auto = 10，短的训练更密，null = 关", low=1, null=True),
     _key("save_total_limit", "int", 3, "保留最近几个检查点，null = 全部", low=1, null=True),
     _key("save_best_model", "bool", True, "另存留出损失最低的模型"),
     _key("early_stopping", "bool", False, "留出损失不再下降就停"),
@@ -216,9 +216,10 @@ STAGE_DEFAULTS = {
              "lora_targets": ["attention", "shared", "heads"]},
     "prefix": {**_ADAPTER, "init_lr": 5e-3},
     "memory": {**_ADAPTER, "rank": 0, "memory_lr": 2e-3, "lora_lr": 1e-3},
-    "gate": {**_ADAPTER, "pretraining_model_path": None, "init_lr": 3e-3, "batch_size": 32, "max_epochs": 10, "max_steps": 200, "eval_steps": 500},
+    "gate": {**_ADAPTER, "pretraining_model_path": None, "init_lr": 3e-3, "batch_size": 32, "max_epochs": 10, "max_steps": 200,
+             "eval_steps": "auto"},
     "dpo": {**_ADAPTER, "json_data_path": None, "init_lr": 1e-4, "min_lr": 1e-6, "batch_size": 8, "max_epochs": 3, "max_steps": None,
-            "eval_steps": 500},
+            "eval_steps": "auto"},
 }
 DEMO_DATA = ("data/demo_pre.jsonl", "data/demo_sft.jsonl")
 

@@ -39,6 +39,8 @@ def check_value(name, value, label=None):
         if key.default == []:
             return []
         raise UserError(f"配置 {label} 不能是空值，应为{_KIND_NAMES[key.kind]}。")
+    if key.default == "auto" and isinstance(value, str) and value.strip().lower() == "auto":
+        return "auto"
     if name == "columns" and isinstance(value, dict):
         value = [f"{meaning}={field}" for meaning, field in value.items()]
     if key.kind in LIST_KINDS:

@@ -165,7 +165,8 @@ class Loop:
         return self.finished or limit is not None and self.step >= limit or self.stage.train.is_end(self.position)
 
     def due(self, cadence):
-        return bool(self.options[cadence]) and self.step % self.options[cadence] == 0
+        every = schedules.every(self.options, cadence, self.total_steps)
+        return bool(every) and self.step % every == 0
 
     def checkpoint_due(self, here):
         """The name of the checkpoint that is due after the step from `here`, or None."""
@@ -187,7 +188,7 @@ class Loop:
         now, train = time.perf_counter(), self.stage.train
         rate = (self.tokens - self.since_tokens) / max(1e-9, now - self.since)
         self.since, self.since_tokens = now, self.tokens
-        fields = {"step": self.step, "epoch": here.epoch + 1, "epochs": train.epochs, "batch": self.batch_number(here, in_chunk),
+        fields = {"step": self.step, "epoch": here.epoch + 1, "epochs": self.epochs(here), "batch": self.batch_number(here, in_chunk),
                   "batches": in_chunk, "index": here.chunk + 1, "indexes": train.chunks, **self.metrics,
                   "tok_s": rate, "device": str(self.device), "batch_t": self.seconds / self.step,
                   "remaining": (self.total_steps - self.step) * self.seconds / self.step, "tokens": self.tokens}
@@ -195,6 +196,11 @@ class Loop:
             fields["expert_load"] = (self.sums["load"] / self.sums["load"].sum(-1, keepdim=True)).tolist()
         self.journal.line(fields)
         self.tracker.log(self.step, numbers_of(fields, [g["lr"] for o in self.optimizers for g in o.param_groups]))
+
+    def epochs(self, here):
+        """How many epochs this run will have begun when it ends: max_steps may end it in an early one."""
+        share = self.total_steps / max(1, self.planned + self.more_steps)
+        return max(here.epoch + 1, math.ceil(self.stage.train.epochs * share - 1e-9))
 
     def batch_number(self, here, in_chunk):
         return min(in_chunk, here.batch + self.options["accumulation_steps"] * parallel.world())

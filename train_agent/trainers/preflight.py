@@ -11,7 +11,7 @@ import torch
 from tools.config.keys import STAGE_TITLES
 from tools.errors import UserError
 from tools.vocab import Vocab
-from train_agent.trainers import parallel
+from train_agent.trainers import parallel, schedules
 from train_agent.trainers.running import resume
 from train_agent.trainers.dataset import Position, loader
 from train_agent.trainers.hardware.ram import memory_there
@@ -41,8 +41,11 @@ def preflight(stage, seconds=5.0, done=0, say=print, share=1.0):
         measured = measure(stage, seconds, share)
     finally:
         resume.restore_random_states(before)
-    choices = len(stage.about["adapter"]["experts"]) if stage.about["kind"] == "gate" else stage.about["config"]["vocab_size"]
-    result["first_loss"] = first_loss(measured["metrics"], choices, fresh=done == 0 and not from_weights(stage))
+    if stage.name == "dpo":
+        result["first_loss"] = first_preference(measured["metrics"], done)
+    else:
+        choices = len(stage.about["adapter"]["experts"]) if stage.about["kind"] == "gate" else stage.about["config"]["vocab_size"]
+        result["first_loss"] = first_loss(measured["metrics"], choices, fresh=done == 0 and not from_weights(stage))
     result["memory"] = memory(stage, measured)
     result |= time_left(stage, measured, result["parameters"], done)
     result["suggestion"] = suggestion(stage, result)
@@ -131,6 +134,19 @@ def first_loss(metrics, choices, fresh):
     return {**found, "text": f"第一个损失 {heads}，乱猜是 ln {choices} = {guess:.3f}。{why}"}
 
 
+def first_preference(metrics, done):
+    """Of a DPO stage: the model is still its own reference, so the first loss is ln 2 whatever it knows."""
+    loss, level, even = metrics["ce_1"], "ok", math.log(2)
+    if done:
+        why = "起点是 ln 2，越低越分得清"
+    elif abs(loss - even) < 0.1:
+        why = "正常：模型和参考还一样，两个回答各一半"
+    else:
+        level, why = "warn", "应正好是 ln 2：起点模型和参考模型可能不是同一个，可删掉 cache_dir 里的 dpo_*.npy 重来"
+    return {"ce_1": loss, "ce_2": None, "loss": metrics.get("loss"), "ln_vocab": even, "level": level,
+            "text": f"第一个损失 {loss:.3f}，ln 2 = {even:.3f}。{why}"}
+
+
 def memory(stage, measured):
     """Bytes a run needs and bytes that are there, on the device that trains. -> dict; needed = fixed + batch"""
     size = sum(p.numel() * p.element_size() for p in stage.model.parameters())
@@ -145,12 +161,13 @@ def time_left(stage, measured, parameters, done):
     options, steps = stage.options, max(0, measured["total_steps"] - done)
     group = options["accumulation_steps"] * parallel.world()
     training = steps * measured["step"]
-    rounds = (steps // options["eval_steps"] if options["eval_steps"] else 0) + 1
+    every = schedules.every(options, "eval_steps", measured["total_steps"])
+    rounds = (steps // every if every else 0) + 1
     saves = (steps // options["save_steps"] if options["save_steps"] else 0) + 1
     evaluating = rounds * measured["forward"] if stage.held else 0.0
     saving = saves * 4 * (parameters["total"] + 2 * parameters["trainable"]) / SAVE_RATE
     tokens = stage.train.width * stage.train.batch_size * group / max(1e-9, measured["step"])
-    return {"seconds_per_step": measured["step"], "steps": steps, "seconds_left": training + evaluating + saving,
+    return {"seconds_per_step": measured["step"], "steps": steps, "total_steps": measured["total_steps"], "seconds_left": training + evaluating + saving,
             "seconds": {"training": training, "evaluating": evaluating, "saving": saving}, "tokens_per_second": tokens,
             "device": str(measured["device"]), "precision": measured["precision"]}
 
@@ -168,9 +185,11 @@ def suggestion(stage, result):
     elif room is not None and result["device"].startswith("cuda"):
         best = max([b for b in divisors(batch * steps) if b * per_row <= room] or [batch])
         notes += ["显存有余，大一点的微批更快"] if best > batch else []
-    if result["steps"] < 50 and batch * steps > 1:
-        notes.append(f"总共只有 {result['steps']} 步，偏少：可减小 batch_size 或加大 max_epochs")
-    return {"batch_size": best, "accumulation_steps": batch * steps // best, "text": "；".join(notes)}
+    total = result.get("total_steps", result["steps"])
+    if total < 50 and total != stage.options["max_steps"]:             # else it is what was asked for
+        smaller = f"，或减小 {'accumulation_steps' if steps > 1 else 'batch_size'}" if batch * steps > 1 else ""
+        notes.append(f"总共只有 {total} 步，偏少：可加大 max_epochs{smaller}")
+    return {"batch_size": best, "accumulation_steps": batch * steps // best, "text": "；".join(notes), "changed": best != batch}
 
 
 def divisors(n):
@@ -193,8 +212,12 @@ def lines(result):
     yield f"  {'✓' if enough else '⚠'} 约需内存 {gigabytes(m['needed'])}（权重、梯度、优化器 {gigabytes(m['fixed'])}，激活 {gigabytes(m['batch'])}）{there}"
     yield (f"  ✓ {result['device']}，精度 {result['precision']}，实测 {result['seconds_per_step']:.3g} 秒一步（每秒约 {result['tokens_per_second']:,.0f} 词元），"
            f"{result['steps']} 步约需 {clock(result['seconds_left'])}")
-    same = s["batch_size"] * s["accumulation_steps"] and not s["text"]
-    yield f"  建议 --batch_size {s['batch_size']} --accumulation_steps {s['accumulation_steps']}（{'现在这样就好' if same else s['text']}）"
+    if s["changed"]:
+        yield f"  建议 --batch_size {s['batch_size']} --accumulation_steps {s['accumulation_steps']}（{s['text']}）"
+    elif s["text"]:
+        yield f"  ⚠ {s['text']}"
+    else:
+        yield f"  ✓ --batch_size {s['batch_size']} --accumulation_steps {s['accumulation_steps']} 现在这样就好"
 
 
 def short(count):

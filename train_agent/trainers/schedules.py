@@ -37,6 +37,17 @@ def is_held(options, chunk):
     return chunk <= options["keep_temp_index"]
 
 
+AUTO = {"eval_steps": (10, 500), "logging_steps": (50, 10)}     # how many points a run gets, and steps that lie between two at most
+
+
+def every(options, cadence, total_steps):
+    """Steps from one `cadence` ("eval_steps" ...) to the next in a run of so many steps; None = never."""
+    if options[cadence] != "auto":
+        return options[cadence]
+    points, most = AUTO[cadence]
+    return min(most, max(1, -(-total_steps // points)))
+
+
 def rate_factor(options, step, total_steps, chunk=1, decays=0):
     """The factor for the optimizer step number `step` (0-based) of a stage's options.
 

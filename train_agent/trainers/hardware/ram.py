@@ -39,11 +39,14 @@ class SavedBytes:
     """Counts what autograd keeps for the backward pass: the activations. Parameters do not count; views count once."""
 
     def __init__(self, model):
-        self.seen = {p.untyped_storage().data_ptr() for p in model.parameters()}
+        shards = (p.to_local() if hasattr(p, "to_local") else p for p in model.parameters())
+        self.seen = {p.untyped_storage().data_ptr() for p in shards}
         self.total = 0
         self.hooks = torch.autograd.graph.saved_tensors_hooks(self.pack, lambda tensor: tensor)
 
     def pack(self, tensor):
+        if isinstance(tensor if tensor._base is None else tensor._base, torch.nn.Parameter):     # one that was put together for a moment
+            return tensor
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in self.seen:
             self.seen.add(storage.data_ptr())

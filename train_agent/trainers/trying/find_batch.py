@@ -60,13 +60,14 @@ def find_batch(stage, say=print):
     tried, largest, rows, why = [], 0, 1, f"再大没有试（{MOST} 行为止）"
     with Trial(stage, accumulation_steps=1) as loop:
         loop.step_with(1)                                  # buffers, optimizer state, the allocator's first blocks
-        there = memory_there(loop.device)
+        there = min((t for t in parallel.gathered(memory_there(loop.device)) if t is not None), default=None)
         while rows <= MOST:
             expected = tried[-1]["bytes"] * rows / tried[-1]["rows"] if tried else 0
             if there is not None and loop.device.type == "cpu" and expected > SPARE * there:
                 why = f"{rows} 行约需 {gigabytes(expected)} 激活，超过可用内存的 {SPARE:.0%}"      # a CPU gives no second chance
                 break
-            seconds, kept = loop.step_with(rows)
+            each = parallel.gathered(loop.step_with(rows))             # ranks go on, and stop, together
+            seconds, kept = max(took for took, _ in each), None if any(one is None for _, one in each) else max(one for _, one in each)
             if kept is None:
                 why = f"{rows} 行放不下"
                 break
