@@ -324,7 +324,7 @@ def test_X1_a_killed_rank_ends_the_other_and_a_restart_goes_on(world, second_lau
 
 def test_find_batch_stops_on_all_ranks_where_one_has_no_more_memory(runs):
     first, second = (r["found"] for r in runs["uneven"])
-    assert first == second and 1 <= first[0] < 8 and first[2] == 8
+    assert first[:3] == second[:3] and 1 <= first[0] < 8 and first[2] == 8
 
 
 def test_errors_of_one_rank_end_all_and_are_told_once(runs):
