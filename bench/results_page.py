@@ -1,9 +1,10 @@
-"""bench/results/*.jsonl -> bench/RESULTS.md, a curve beside it, and the README's table of options. None of it is written by hand.
+"""bench/results/*.jsonl -> bench/RESULTS.md, a curve beside it, and the README's table of options. None of it is
+written by hand.
 
     python bench/results_page.py
 
-Each file of committed JSON lines is one table: equal conditions within, the best on top. A first line {"title", "note", ...}
-without a label says in plain words what was compared and what follows from it.
+Each file of committed JSON lines is one table: equal conditions within, the best on top. A first line {"title", "note",
+...} without a label says in plain words what was compared and what follows from it.
 """
 
 import json
@@ -126,8 +127,8 @@ WORDS = {"title": ("同样的训练时间，学到多好", "How good after the s
 
 
 def draw_curves(lines, path):
-    """Bits per character against minutes of training, one colour per label. The last point of a curve was scored on all held-out
-    rows, the others on a sample of them: it stands apart."""
+    """Bits per character against minutes of training, one colour per label. The last point of a curve was scored on all
+    held-out rows, the others on a sample of them: it stands apart."""
     import matplotlib
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter

@@ -26,17 +26,19 @@ def parse(argv=None, description="", stage=None, extra=(), only_run_keys=False, 
     """(ConfigManager, argparse.Namespace of the command's own options) from a command line (default: the script's own).
 
     `extra`: argparse arguments as (name, …, {keywords}) tuples; they win over configuration keys of the same name.
-    The namespace also holds `config`, `preset` and `overrides` (the keys as typed). `only_run_keys`: for commands whose model comes
-    from a checkpoint, a model key is refused. `reads`: names of the keys that the command looks at (default: all); `--help` lists
-    only these, and a key that asks for other work (--dry_run …) is refused. `usual`: the preset that lies below
-    the user's own file where no other is asked for. `--help` prints and exits 0; mistakes raise UserError (2).
+    The namespace also holds `config`, `preset` and `overrides` (the keys as typed). `only_run_keys`: for commands whose
+    model comes from a checkpoint, a model key is refused. `reads`: names of the keys that the command looks at
+    (default: all); `--help` lists only these, and a key that asks for other work (--dry_run …) is refused. `usual`: the
+    preset that lies below the user's own file where no other is asked for. `--help` prints and exits 0; mistakes raise
+    UserError (2).
     """
     argv = list(arguments() if argv is None else argv)
     parser = _Parser(extra, only_run_keys, reads)
     asked = argv[:argv.index("--")] if "--" in argv else argv
     if any(word in ("-h", "--help") for word in asked):
         use_utf8()
-        print(help_text(parser, description, stage, parser.listed(stage), _manager_for_help(parser, asked, stage, usual)))
+        manager = _manager_for_help(parser, asked, stage, usual)
+        print(help_text(parser, description, stage, parser.listed(stage), manager))
         raise SystemExit(0)
     options = parser.read(argv)
     idle = [f"--{name}" for name in options.overrides if not parser.is_read(name)]
@@ -84,8 +86,8 @@ class _Parser(argparse.ArgumentParser):
         self.known = {_plain(option): action for action in self.own for option in action.option_strings}
 
     def _option(self, word):
-        """The action behind an option word, or None; a configuration key becomes an argument when it is first met (of all stages
-        and all names of other ecosystems they are two thousand)."""
+        """The action behind an option word, or None; a configuration key becomes an argument when it is first met (of
+        all stages and all names of other ecosystems they are two thousand)."""
         option = _plain(word.partition("=")[0])
         section, _, name = option[2:].rpartition(".")
         if option not in self.known and option.startswith("--") and name in _NAMES and section in ("", *STAGES):
@@ -104,8 +106,9 @@ class _Parser(argparse.ArgumentParser):
         return options
 
     def _tied(self, argv):
-        """argv as argparse reads it rightly: options spelled as they are registered and tied to their value (`--key=-1`; a bare
-        switch to true), so that a value may begin with a dash and files may stand on both sides. An unknown option is refused."""
+        """argv as argparse reads it rightly: options spelled as they are registered and tied to their value
+        (`--key=-1`; a bare switch to true), so that a value may begin with a dash and files may stand on both sides. An
+        unknown option is refused."""
         end = argv.index("--") if "--" in argv else len(argv)
         words, front, rest = argv[:end][::-1], [], []
         while words:
@@ -121,12 +124,14 @@ class _Parser(argparse.ArgumentParser):
                 value = self._value_of(action, option, words)
             option = next(one for one in action.option_strings if _plain(one) == _plain(option))
             tied = option if value is None else f"{option}={value}" if option.startswith("--") else option + value
-            open_list = any(word.startswith("-") and "=" not in word for word in rest)      # it would swallow what follows
+            # an open list would swallow what follows
+            open_list = any(word.startswith("-") and "=" not in word for word in rest)
             (rest if open_list or value is None and action.nargs != 0 else front).append(tied)
         return front + rest + (argv[end:] if argv[end + 1:] else [])
 
     def _value_of(self, action, option, words):
-        """The one value of an option, taken from the end of `words`; None where there is none or argparse is to count them."""
+        """The one value of an option, taken from the end of `words`; None where there is none or argparse is to count
+        them."""
         following = words[-1] if words else "--"
         if isinstance(action, _Key) and _is_switch(_plain(option)):
             return words.pop() if following.strip().lower() in TRUE_WORDS + FALSE_WORDS else "true"
@@ -151,7 +156,9 @@ class _Parser(argparse.ArgumentParser):
     def listed(self, stage):
         """Names of the keys that the help shows."""
         own = {_plain(option)[2:] for action in self.own for option in action.option_strings}
-        wanted = self.reads if self.reads is not None else [n for n, key in KEYS.items() if key.scope == "run"] if self.only_run_keys else None
+        wanted = self.reads
+        if wanted is None and self.only_run_keys:
+            wanted = [name for name, key in KEYS.items() if key.scope == "run"]
         return [name for name, key in KEYS.items() if name not in own and (wanted is None or name in wanted)
                 and (key.scope != "stage" or stage is None or stage in key.stages)]
 
@@ -234,8 +241,9 @@ def _run(main):
 
 def _out_of_memory(error):
     """Known by name and words: this file does not import torch."""
+    told = any(words in str(error) for words in ("allocate memory", "out of memory"))
     return (isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-            or isinstance(error, RuntimeError) and any(words in str(error) for words in ("allocate memory", "out of memory")))
+            or isinstance(error, RuntimeError) and told)
 
 
 def _say(error):

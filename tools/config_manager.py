@@ -1,7 +1,8 @@
-"""The configuration: model_config.json < own file < preset < command line, merged and validated once, before data or device are touched.
+"""The configuration: model_config.json < own file < preset < command line, merged and validated once, before data or
+device are touched.
 
-What a user's own file (or dict) does not say is as in the project's model_config.json; `"base": null` in it asks for the
-defaults of `tools/config/keys.py` instead, which are that file as it was shipped.
+What a user's own file (or dict) does not say is as in the project's model_config.json; `"base": null` in it asks for
+the defaults of `tools/config/keys.py` instead, which are that file as it was shipped.
 
     manager = ConfigManager("model_config.json", overrides={"batch_size": "4"}, stage="sft")
     manager.config["n_layer"], manager.config["pre"]["init_lr"]     # the whole tree
@@ -24,10 +25,12 @@ NOT_IN_NETWORK = ("scale",)         # flat among the model's keys, but LoRA's bu
 
 
 class ConfigManager:
-    """`config`: model and run keys flat, a dict per stage, `presets`. `path`: the file read. `preset`, `stage`: as given.
+    """`config`: model and run keys flat, a dict per stage, `presets`. `path`: the file read. `preset`, `stage`: as
+    given.
 
-    A relative `path` is looked for in the current folder, then in the project's; a dict stands for a file's content, its paths
-    count from the current folder. `usual`: a preset that lies below the user's own file, unless another is asked for. UserError 2.
+    A relative `path` is looked for in the current folder, then in the project's; a dict stands for a file's content,
+    its paths count from the current folder. `usual`: a preset that lies below the user's own file, unless another is
+    asked for. UserError 2.
     """
 
     def __init__(self, path="model_config.json", overrides=None, preset=None, stage=None, usual=None):
@@ -155,7 +158,8 @@ def _refuse_doubles(node, path):
 # ---------------------------------------------------------------- layers
 
 class _Layer:
-    """What one source says: `sections[None]` for bare keys, `sections[stage]` for a stage's own; values checked, paths absolute."""
+    """What one source says: `sections[None]` for bare keys, `sections[stage]` for a stage's own; values checked, paths
+    absolute."""
 
     def __init__(self, raw, base, *, prefix="", command_line=False, stage=None):
         self.base, self.prefix, self.command_line, self.stage = base, prefix, command_line, stage
@@ -259,8 +263,8 @@ def _merge(layers):
 
 
 def _follow_chunks(place, said):
-    """Who warms up or holds the rate by chunks speaks of the exponential schedule: a warm-up by steps, or another schedule, that
-    only a lower layer asked for gives way."""
+    """Who warms up or holds the rate by chunks speaks of the exponential schedule: a warm-up by steps, or another
+    schedule, that only a lower layer asked for gives way."""
     if said.get("warmup_index", -1) > 0 or said.get("keep_temp_index", -1) > 0:
         place["warmup_steps"] = said.get("warmup_steps", 0)
         place["scheduler"] = said.get("scheduler", "exponential")
@@ -283,7 +287,8 @@ def _finish_paths(config):
 
 
 def _leave_alone(config):
-    """What goes into the project's folder by default goes to out_dir where that folder cannot be written: logs, and the built-in data."""
+    """What goes into the project's folder by default goes to out_dir where that folder cannot be written: logs, and the
+    built-in data."""
     for name, inside in (("log_dir", "logs"), ("log_file", "log.txt")):
         if config[name] == absolute(name, KEYS[name].default, ROOT) and not _writable(config[name]):
             config[name] = os.path.join(config["out_dir"], inside)

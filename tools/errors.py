@@ -26,7 +26,8 @@ _SAID = {errno.ENOENT: "找不到 {0}。请检查路径。", errno.EISDIR: "{0} 
 
 
 def explain(error, path=None):
-    """The UserError that says an OSError in Chinese: 7 disk full, else 2. path: the file meant, where the error does not say."""
+    """The UserError that says an OSError in Chinese: 7 disk full, else 2. path: the file meant, where the error does
+    not say."""
     name = path or error.filename2 or error.filename
     if error.errno in DISK_FULL:
         return UserError(f"磁盘已满（或超出配额），写不下 {name or '文件'}。已有的文件完好；请腾出空间后重新运行，会接着上次继续。", 7)

@@ -1,7 +1,9 @@
-"""Training curves from log.txt or logs/*.jsonl, as PNG: `draw_plt(process, log)` and `python tools/plot.py log.txt [more.txt]`.
+"""Training curves from log.txt or logs/*.jsonl, as PNG: `draw_plt(process, log)` and `python tools/plot.py log.txt
+[more.txt]`.
 
-A raw line is pale and has a gap where a value is NaN or infinite (a red tick at the foot marks the place), a smoothed one is
-strong and goes on. Matplotlib's global state is left alone, so that a notebook or a trainer may call this at any time.
+A raw line is pale and has a gap where a value is NaN or infinite (a red tick at the foot marks the place), a smoothed
+one is strong and goes on. Matplotlib's global state is left alone, so that a notebook or a trainer may call this at any
+time.
 """
 import os
 import re
@@ -78,7 +80,8 @@ def _evaluations(ax, page, tracks):
 
 
 def _scale(ax, name, values):
-    """Axes that show the bulk of the values, not stretched by a single spike; perplexities and norms are always logarithmic."""
+    """Axes that show the bulk of the values, not stretched by a single spike; perplexities and norms are always
+    logarithmic."""
     from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation, MaxNLocator, NullFormatter
     low, high = np.min(values), np.max(values)
     body = np.percentile(values, 99.5)
@@ -171,7 +174,8 @@ def tracks_of(runs_by_log):
         start = 0.0
         for i, run in enumerate(runs):
             label = f"{run.header.get('stage', '')} {run.header.get('start', '')}".strip() or (f"#{i + 1}" if len(runs) > 1 else log)
-            if len(runs_by_log) > 1:                    # the log's name tells them apart; a .jsonl has stage and start in it
+            # The log's name tells them apart; a .jsonl has stage and start in it
+            if len(runs_by_log) > 1:
                 label = log if len(runs) == 1 else f"{log} · {label}"
             tracks.append(Track(run, label, COLORS[len(tracks) % len(COLORS)], start))
             start += run.step[-1] if len(run) else 0
@@ -191,9 +195,11 @@ def _runs(path):
 
 
 def draw_plt(process_name, log_name, out_dir=None, smooth=None):
-    """Draw <process>_loss.png, _ppx_1.png, _ppx_2.png, _lr.png and the overview <process>_curves.png; returns their paths.
+    """Draw <process>_loss.png, _ppx_1.png, _ppx_2.png, _lr.png and the overview <process>_curves.png; returns their
+    paths.
 
-    The newest run whose stage is `process_name` (any case) is drawn, or every run of the log where no stage has that name.
+    The newest run whose stage is `process_name` (any case) is drawn, or every run of the log where no stage has that
+    name.
     out_dir: by default `logs` beside the log, where there is one, else the log's own folder."""
     import matplotlib
     runs = _runs(log_name)

@@ -31,34 +31,41 @@ MOST = 6            # runs that can be told apart in one picture
 
 
 def build(subjects, check=True):
-    """[subject] or [A, B, …] -> the page's data. check: look at the training data again where the log holds no check-up."""
+    """[subject] or [A, B, …] -> the page's data. check: look at the training data again where the log holds no
+    check-up."""
     for one in subjects:
         for run in one["runs"]:
             run["data_check"] = run["data_check"] or (_checked(run["config"]) if check else None)
             run["preset"], run["changed"] = changed_keys(run)
-    tasks = {task for one in subjects for score in ((one["report"] or {}).get("scores") or {}).values() if isinstance(score, dict)
-             for task in score.get("by_task") or {}}
-    return {"subjects": subjects, "made": time.strftime("%Y-%m-%d %H:%M"), "help": {name: key.help for name, key in KEYS.items()},
+    scores = [score for one in subjects for score in ((one["report"] or {}).get("scores") or {}).values()]
+    tasks = {task for score in scores if isinstance(score, dict) for task in score.get("by_task") or {}}
+    return {"subjects": subjects, "made": time.strftime("%Y-%m-%d %H:%M"),
+            "help": {name: key.help for name, key in KEYS.items()},
             "groups": {name: key.group for name, key in KEYS.items()}, "stages": STAGE_TITLES,
-            "tasks": {name: task_title(name) for name in tasks}, "differences": differences(*subjects) if len(subjects) > 1 else []}
+            "tasks": {name: task_title(name) for name in tasks},
+            "differences": differences(*subjects) if len(subjects) > 1 else []}
 
 
 def changed_keys(run):
-    """-> (preset, keys of the run's configuration that differ from it): the preset that comes nearest, None for the plain defaults.
+    """-> (preset, keys of the run's configuration that differ from it): the preset that comes nearest, None for the
+    plain defaults.
 
     Folders differ everywhere, and what null or auto became was the machine's choice; neither counts.
     """
     if run["stage"] not in STAGES or not run["config"]:
         return None, []
     presets = ConfigManager(stage=run["stage"]).config["presets"]
-    found = {name: _differing(run["config"], ConfigManager(preset=name, stage=run["stage"]).stage()) for name in (None, *presets)}
+    found = {name: _differing(run["config"], ConfigManager(preset=name, stage=run["stage"]).stage())
+             for name in (None, *presets)}
     return min(found.items(), key=lambda item: len(item[1]))
 
 
 def _differing(config, usual):
-    shown = [name for name in config if name in usual and (KEYS[name].kind not in ("path", "paths") or name == "json_data_path")]
+    shown = [name for name in config
+             if name in usual and (KEYS[name].kind not in ("path", "paths") or name == "json_data_path")]
     own = [name for name in shown if comparable(KEYS[name], config[name]) != comparable(KEYS[name], usual[name])]
-    return [name for name in own if name not in CHOSEN or usual[name] not in (None, "auto") and config["max_epochs"] != UNTIL_TIME]
+    by_clock = config["max_epochs"] == UNTIL_TIME
+    return [name for name in own if name not in CHOSEN or usual[name] not in (None, "auto") and not by_clock]
 
 
 UNTIL_TIME = 1000           # epochs of a run that ends by the clock, as run.py's do
@@ -77,14 +84,15 @@ def _checked(config):
 
 
 def write_report(path, subjects, title="TinySeek 训练报告"):
-    """Write the page of [subject] or of several to compare; -> its path. An existing page is replaced whole. UserError 2 or 7."""
+    """Write the page of [subject] or of several to compare; -> its path. An existing page is replaced whole. UserError
+    2 or 7."""
     write_bytes(path, page(build(subjects), title).encode("utf-8", "replace"))
     return Path(path)
 
 
 def report_of(options):
-    """The report of the newest runs with these options (out_dir, name, log_dir, log_file) -> path of report.html in the folder of
-    their checkpoints, or None where nothing was logged: for the end of a pipeline."""
+    """The report of the newest runs with these options (out_dir, name, log_dir, log_file) -> path of report.html in the
+    folder of their checkpoints, or None where nothing was logged: for the end of a pipeline."""
     try:
         return write_report(Path(options["out_dir"], options["name"] or "", "report.html"), [subject(None, options)])
     except UserError as error:

@@ -6,7 +6,8 @@ from tools.config.values import show
 
 
 def help_text(parser, description, stage=None, names=(), manager=None):
-    """The whole help as one string. names: the keys to show. Values shown are those of `manager` (the file), else the table's defaults."""
+    """The whole help as one string. names: the keys to show. Values shown are those of `manager` (the file), else the
+    table's defaults."""
     positional = [_metavar(action) for action in parser.own if not action.option_strings]
     lines = [" ".join(["用法：python", parser.prog, *positional, "[选项]"]), ""]
     lines += [description, ""] if description else []
@@ -31,7 +32,8 @@ def help_text(parser, description, stage=None, names=(), manager=None):
 def _key_line(name, key, stage, manager):
     value = default_of(name, stage)
     if manager is not None:
-        place = manager.config if key.scope != "stage" else manager.config[stage or (key.stages[0] if len(key.stages) < len(STAGE_TITLES) else "pre")]
+        usual = stage or (key.stages[0] if len(key.stages) < len(STAGE_TITLES) else "pre")
+        place = manager.config[usual] if key.scope == "stage" else manager.config
         value = place[name]
     choices = f"，可选 {' '.join(key.choices)}" if key.choices else ""
     return _line(f"--{name}", f"{key.help}{choices}（{show(value)}）")

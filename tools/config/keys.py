@@ -5,7 +5,8 @@ toolkit is one new line here.
 
 kind     int float bool str choice; path paths (one or several, patterns and `hf:name` allowed); strings ints (lists)
 scope    "model": the network's shape, flat at the top; "run": flat at the top; "stage": one value per stage section
-change   what a resume makes of another value: "never", "ask" (only with --allow_change), "raise" (raising is free), "free"
+change   what a resume makes of another value: "never", "ask" (only with --allow_change), "raise" (raising is free),
+"free"
 """
 from collections import namedtuple
 

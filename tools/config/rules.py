@@ -16,7 +16,8 @@ def check_all(config):
 
 
 def is_device(path):
-    """Whether a part of a path is one of the names that Windows takes for a device, with any ending: aux, NUL.txt, com1."""
+    """Whether a part of a path is one of the names that Windows takes for a device, with any ending: aux, NUL.txt,
+    com1."""
     return any(re.fullmatch(r"(?i)(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[1-9¹²³])[ .]*(\..*)?", part)
                for part in re.split(r"[\\/]", str(path)))
 

@@ -51,7 +51,8 @@ def _text_config(path, head):
 
 
 def thinned(x, y):
-    """At most POINTS points: {"x", "y"} and, where buckets were made, their extremes {"low", "high"}; None without a number."""
+    """At most POINTS points: {"x", "y"} and, where buckets were made, their extremes {"low", "high"}; None without a
+    number."""
     y = np.asarray(y, dtype=float) if len(y) and not isinstance(y, list) else np.zeros(0)
     if not np.isfinite(y).any():
         return None
@@ -78,7 +79,8 @@ def _plain(values):
 
 
 def heat_map(steps, loads):
-    """loads: per line (L, E) shares or None -> {"steps", "values": [layer][expert][column] relative to an even share} or None."""
+    """loads: per line (L, E) shares or None -> {"steps", "values": [layer][expert][column] relative to an even share}
+    or None."""
     kept = [(s, np.asarray(load, dtype=float)) for s, load in zip(steps, loads or ()) if isinstance(load, list)]
     kept = [(s, load) for s, load in kept if load.ndim == 2 and load.shape == kept[-1][1].shape]
     if not kept:
@@ -111,7 +113,8 @@ def ended(run):
 
 
 def seconds_of(run):
-    """Seconds of work: the gaps between lines, a standstill counted as one usual gap. None where no time was written."""
+    """Seconds of work: the gaps between lines, a standstill counted as one usual gap. None where no time was
+    written."""
     times = run.get("time")
     if isinstance(times, list) or np.isfinite(times).sum() < 2:
         last = run.get("batch_t")

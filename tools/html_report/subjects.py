@@ -1,4 +1,5 @@
-"""Whose runs a report is about: what a user named -> its logs, and the scores of out/report.json that are theirs; what differs."""
+"""Whose runs a report is about: what a user named -> its logs, and the scores of out/report.json that are theirs; what
+differs."""
 import json
 from pathlib import Path
 
@@ -19,8 +20,8 @@ CHOSEN = ("max_steps", "max_epochs", "mixed_precision", "compile")      # run.py
 def subject(spec, config):
     """What a user named -> {"name", "runs": [run_data], "report": dict or None, "left_out": [stage]}. UserError 2.
 
-    spec: a .jsonl, a log.txt, the name of a run (`--name`, or of its .jsonl), an out folder, or None for the newest run of every
-    stage. config: where logs and checkpoints usually lie.
+    spec: a .jsonl, a log.txt, the name of a run (`--name`, or of its .jsonl), an out folder, or None for the newest run
+    of every stage. config: where logs and checkpoints usually lie.
     """
     logs, path = Path(config["log_dir"]), Path(spec) if spec else None
     if path is None:
@@ -101,7 +102,8 @@ def _report_of(path, runs, config):
 
 
 def read_report(path):
-    """A report.json, what is not finite in it as None and the time of the file under "written"; None where there is none to read."""
+    """A report.json, what is not finite in it as None and the time of the file under "written"; None where there is
+    none to read."""
     try:
         report = json.loads(Path(path).read_text(encoding="utf-8"))
         return {**finite(report), "written": Path(path).stat().st_mtime} if isinstance(report, dict) else None
@@ -110,7 +112,8 @@ def read_report(path):
 
 
 def fitting(report, runs):
-    """-> (the report with the stages that these runs are about, or None; the stages left out because another run was scored)."""
+    """-> (the report with the stages that these runs are about, or None; the stages left out because another run was
+    scored)."""
     if report is None:
         return None, []
     known = {run["stage"]: run for run in runs}
@@ -126,7 +129,8 @@ def fitting(report, runs):
 
 
 def _is_of(report, stage, run):
-    """Whether the figures of a stage in report.json were taken of this run: same configuration, same steps, and taken after it."""
+    """Whether the figures of a stage in report.json were taken of this run: same configuration, same steps, and taken
+    after it."""
     steps, told = (report.get("steps") or {}).get(stage), (report.get("config") or {}).get(stage)
     if steps is not None and steps != run["steps"]:
         return False
@@ -149,7 +153,8 @@ def conversations(samples):
 # ---------------------------------------------------------------- what differs
 
 def differences(*subjects):
-    """Two or more subjects -> list of [group, what, value in the first, in the second …] of everything that is not the same."""
+    """Two or more subjects -> list of [group, what, value in the first, in the second …] of everything that is not the
+    same."""
     rows, known = [], [{run["stage"]: run for run in one["runs"]} for one in subjects]
     shared = [stage for stage in STAGES if all(stage in runs for runs in known)]
     groups = [[runs[stage] for runs in known] for stage in shared] or [[one["runs"][-1] for one in subjects]]
@@ -157,13 +162,16 @@ def differences(*subjects):
         where = f"{runs[0]['title']} " if len(groups) > 1 else ""
         if len({run["stage"] for run in runs}) > 1:
             rows.append(["配置", "阶段", *(run["title"] for run in runs)])
-        rows += [["配置", where + name, *values] for name, *values in _changed([run["config"] for run in runs], list(KEYS))]
+        configs = [run["config"] for run in runs]
+        rows += [["配置", where + name, *values] for name, *values in _changed(configs, list(KEYS))]
         rows += [["数据", where + name, *values] for name, *values in _changed(list(map(data_of, runs)))]
-        rows += [["结果", where + name, *values] for name, *values in _changed([run["last"] for run in runs]) if name not in NOISY]
+        last = _changed([run["last"] for run in runs])
+        rows += [["结果", where + name, *values] for name, *values in last if name not in NOISY]
         rows += [["代码", where + name, *values] for name, *values in _changed(list(map(code_of, runs)))]
     scores = [flat_scores(one["report"]) for one in subjects]
     rows += [["分数", *row] for row in _changed(scores) if sum(row[0] in part for part in scores) > 1]
-    return sorted(rows, key=lambda row: GROUPS.index(row[0]))          # stable: within a group by stage, then as they come
+    # Stable: within a group by stage, then as they come
+    return sorted(rows, key=lambda row: GROUPS.index(row[0]))
 
 
 def _changed(parts, order=()):
@@ -171,7 +179,8 @@ def _changed(parts, order=()):
     order = sorted(order, key=lambda k: KEYS[k].kind in ("path", "paths") and k != "json_data_path")
     every = dict.fromkeys(name for part in parts for name in part)
     names = [name for name in order if name in every] + [name for name in every if name not in order]
-    return [(name, *values) for name in names for values in [[part.get(name) for part in parts]] if any(v != values[0] for v in values)]
+    rows = [(name, *(part.get(name) for part in parts)) for name in names]
+    return [row for row in rows if any(value != row[1] for value in row[2:])]
 
 
 def data_of(run):
@@ -189,7 +198,8 @@ def data_of(run):
 
 
 def code_of(run):
-    return {name: run["header"].get(key) for key, name in (("code", "代码版本"), ("torch", "PyTorch")) if run["header"].get(key)}
+    titles = (("code", "代码版本"), ("torch", "PyTorch"))
+    return {name: run["header"].get(key) for key, name in titles if run["header"].get(key)}
 
 
 def flat_scores(report):

@@ -20,8 +20,9 @@ WORDS = {"Loss": "loss", "Ppx_1": "ppx_1", "Ppx_2": "ppx_2", "Lexp": "lexp", "Ac
          "Step": "step"}                                # Loss: 2.3410
 
 class Run:
-    """One run of a log. header: dict; fields: name -> float array (n,), NaN where a line lacks it (`device` and its like: a list
-    of str or None); step: float array (n,), rising, the x of every curve; events: list of dict (kind under "event")."""
+    """One run of a log. header: dict; fields: name -> float array (n,), NaN where a line lacks it (`device` and its
+    like: a list of str or None); step: float array (n,), rising, the x of every curve; events: list of dict (kind under
+    "event")."""
 
     def __init__(self, header=()):
         self.header, self.events, self.rows = dict(header), [], []
@@ -35,7 +36,8 @@ class Run:
         return self.fields.get(field_key(name), np.full(len(self), np.nan))
 
     def evaluations(self):
-        """{name of the held-out set: (steps, losses)}, from evaluation events and from lines that carry an eval_loss."""
+        """{name of the held-out set: (steps, losses)}, from evaluation events and from lines that carry an
+        eval_loss."""
         points = {}
         for row in self.events + self.rows:
             if "eval_loss" in row and "step" in row:
@@ -49,7 +51,8 @@ class Run:
     def _close(self):
         """Rows -> columns."""
         last = Counter(next(reversed(row)) for row in self.rows if row).most_common(1)
-        for row in self.rows:                           # a half line lacks the usual last field: its own last may be cut through
+        # A half line lacks the usual last field: its own last may be cut through
+        for row in self.rows:
             if row and last[0][0] not in row:
                 row.popitem()
         for name in dict.fromkeys(name for row in self.rows for name in row):
@@ -63,8 +66,8 @@ class Run:
 
 
 def _steps(given):
-    """The x axis, rising: the logged steps. A step that was lost, or shortened by a cut (4 of 400), is taken from its neighbours'
-    spacing; where no line has one, lines are counted 1, 2, 3 ..."""
+    """The x axis, rising: the logged steps. A step that was lost, or shortened by a cut (4 of 400), is taken from its
+    neighbours' spacing; where no line has one, lines are counted 1, 2, 3 ..."""
     before = np.concatenate([[-np.inf], np.fmax.accumulate(given)[:-1]])
     place = np.flatnonzero(np.isfinite(given) & ~(given <= before))
     if not len(place):
@@ -116,7 +119,8 @@ def _read_text(lines):
         start = max(line.rfind(MARK + " |"), -1 if line.startswith("#") else line.rfind("Epoch "))
         if start > 0 and line[start - 2:start] != "| ":
             if run is not None and line.startswith("Epoch "):
-                run.rows.append({})                     # a half line with the next one stuck to it: its point is lost, its place is not
+                # A half line with the next one stuck to it: its point is lost, its place is not
+                run.rows.append({})
             line = line[start:]
         if line.startswith(MARK):
             head = named_fields(line)
@@ -150,9 +154,10 @@ def _read_json(lines):
 
 
 def read_log(path, budget=None):
-    """Parse a log.txt or a logs/*.jsonl by field name -> list[Run] in the order of their starts. budget: bytes; of a longer .jsonl
-    every k-th line is looked at, so many that they fill it, and every event: enough for a picture, in a tenth of the time.
-    Strangers' lines are passed over, half lines leave a gap. UserError 2 where there is no such file."""
+    """Parse a log.txt or a logs/*.jsonl by field name -> list[Run] in the order of their starts. budget: bytes; of a
+    longer .jsonl every k-th line is looked at, so many that they fill it, and every event: enough for a picture, in a
+    tenth of the time. Strangers' lines are passed over, half lines leave a gap. UserError 2 where there is no such
+    file."""
     try:
         size = os.path.getsize(path)
         if budget and size > budget and str(path).endswith(".jsonl"):

@@ -1,4 +1,5 @@
-"""Experiment trackers as an option: TensorBoard, Weights & Biases, SwanLab. Nobody needs them, and none can stop a training.
+"""Experiment trackers as an option: TensorBoard, Weights & Biases, SwanLab. Nobody needs them, and none can stop a
+training.
 
 A tracker is opened by name and gets plain numbers; a package that is not installed, or does not start, is one warning.
 """
@@ -81,7 +82,8 @@ class Guarded:
             work()
         except ImportError:
             self._give_up(f"没有安装 {PACKAGES[self.kind]}，不记录到 {self.kind}。需要的话：python -m pip install {PACKAGES[self.kind]}")
-        except Exception as error:                     # a network, a login, a full disk: whatever it is, it is not the training's
+        # A network, a login, a full disk: whatever it is, it is not the training's
+        except Exception as error:
             self._give_up(f"{self.kind} 不能用了（{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}），训练继续，只是不再记录到它。")
 
     def _give_up(self, text):
@@ -111,7 +113,8 @@ def open_tracker(kind, log_dir, run_id, config, step=0):
 
 
 def numbers_of(fields, rates=()):
-    """Fields of a log line -> {name: number}. rates: the learning rate of each parameter group, where there are several.
+    """Fields of a log line -> {name: number}. rates: the learning rate of each parameter group, where there are
+    several.
 
     loss is the cross-entropies alone, aux_loss what routing adds, total_loss their sum: what is optimised.
     """

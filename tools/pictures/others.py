@@ -1,4 +1,5 @@
-"""The pictures that belong to one stage or search each: learning-rate search, the gate's confusion matrix, a preference alignment."""
+"""The pictures that belong to one stage or search each: learning-rate search, the gate's confusion matrix, a preference
+alignment."""
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,8 @@ def _words(page):
 
 
 def draw_lr_curve(history, suggestion, path):
-    """history [{"lr", "loss"}], suggestion a rate or None -> path of the picture. UserError 2 or 7 where it cannot be written."""
+    """history [{"lr", "loss"}], suggestion a rate or None -> path of the picture. UserError 2 or 7 where it cannot be
+    written."""
     import matplotlib
     from matplotlib.figure import Figure
     page = Page()
@@ -74,7 +76,8 @@ PREFERENCE = {
 
 
 def draw_preference(log_dir, path=None):
-    """The newest run of the stage dpo in log_dir -> path of the picture (default log_dir/dpo_preference.png). UserError 2 or 7."""
+    """The newest run of the stage dpo in log_dir -> path of the picture (default log_dir/dpo_preference.png). UserError
+    2 or 7."""
     newest = max(Path(log_dir).glob("dpo_2*.jsonl"), key=lambda p: (p.stat().st_mtime, p.name))
     return draw_run(read_log(newest)[-1], path or Path(log_dir, "dpo_preference.png"))
 

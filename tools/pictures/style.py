@@ -67,7 +67,8 @@ class Page:
         self.families = [f for f in (family, "DejaVu Sans") if f]
         self.files = [fm.findfont(f) for f in self.families]
         heavy = {e.name for e in fm.fontManager.ttflist if e.weight in ("bold", "heavy", "black", 600, 700, 800, 900)}
-        self.bold = "bold" if set(self.families) <= heavy else "normal"      # matplotlib complains about a weight that is missing
+        # Matplotlib complains about a weight that is missing
+        self.bold = "bold" if set(self.families) <= heavy else "normal"
 
     def title(self, field):
         return TITLES[field][0 if self.chinese else 1]
@@ -125,8 +126,8 @@ def save(figure, path):
 # ---------------------------------------------------------------- values
 
 def smoothed(values, weight=0.9):
-    """Exponential moving average with bias correction (the first values are not pulled to 0). A value that is not finite
-    changes nothing: the curve holds its height there."""
+    """Exponential moving average with bias correction (the first values are not pulled to 0). A value that is not
+    finite changes nothing: the curve holds its height there."""
     out, mean, mass = np.full(len(values), np.nan), 0.0, 0.0
     for i, v in enumerate(values.tolist()):
         if math.isfinite(v):
@@ -137,9 +138,11 @@ def smoothed(values, weight=0.9):
 
 
 def curve(run, name, smooth=None, start=0):
-    """What is drawn of one field: (x, raw, smooth), float arrays of one length; raw is NaN where the log has no finite value.
+    """What is drawn of one field: (x, raw, smooth), float arrays of one length; raw is NaN where the log has no finite
+    value.
     smooth: weight of the past in [0, 1); None chooses it by length (about a sixtieth of the run, 3 to 100 points).
-    A perplexity is smoothed as its logarithm, the cross-entropy, and the learning rate, which has no noise, not at all."""
+    A perplexity is smoothed as its logarithm, the cross-entropy, and the learning rate, which has no noise, not at
+    all."""
     raw = run.get(name)
     raw = np.where(np.isfinite(raw), raw, np.nan) if isinstance(raw, np.ndarray) else np.full(len(run), np.nan)
     if smooth is None:

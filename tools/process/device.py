@@ -11,8 +11,10 @@ DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}   
 
 
 def choose_device(name="auto"):
-    """auto | cpu | cuda | cuda:0 | mps … -> torch.device. A device that is not there is a UserError 2, never a silent fallback."""
-    alone, here = (int(os.environ.get(word, 1)) <= 1 for word in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))       # torchrun's words
+    """auto | cpu | cuda | cuda:0 | mps … -> torch.device. A device that is not there is a UserError 2, never a silent
+    fallback."""
+    # Torchrun's words
+    alone, here = (int(os.environ.get(word, 1)) <= 1 for word in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if alone and _sound_mps() else "cpu"
     try:
@@ -27,7 +29,8 @@ def choose_device(name="auto"):
         raise UserError("指定了 --device cuda，但这台机器上的 PyTorch 看不到 CUDA 显卡。请改用 --device cpu，或安装带 CUDA 的 PyTorch。")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"没有编号为 {device.index} 的显卡，这台机器只有 {torch.cuda.device_count()} 块。")
-    others = getattr(torch, device.type, None)                     # torch.xpu, and torch.npu where its package is imported
+    # Torch.xpu, and torch.npu where its package is imported
+    others = getattr(torch, device.type, None)
     if device.type not in ("cpu", "cuda", "mps", "meta") and not (others and others.is_available()):
         raise UserError(f"指定了 --device {name}，但这台机器上的 PyTorch 用不了它。请改用 --device cpu。")
     if device.type == "mps" and not torch.backends.mps.is_available():
@@ -47,7 +50,8 @@ def _sound_mps():
 
 
 def computes_rightly(device, precision):
-    """Self-check on a small batch: product, softmax and the backward pass of an embedding agree with the CPU's float32."""
+    """Self-check on a small batch: product, softmax and the backward pass of an embedding agree with the CPU's
+    float32."""
     try:
         found, wanted = trial(device, DTYPES[precision]), trial("cpu", torch.float32)
     except (RuntimeError, NotImplementedError, TypeError):
@@ -57,7 +61,8 @@ def computes_rightly(device, precision):
 
 
 def trial(device, dtype):
-    """[probabilities (4, 16, 96), gradient of the embedding (96, 32), of the weight (32, 96)] of one batch, float32 on the CPU."""
+    """[probabilities (4, 16, 96), gradient of the embedding (96, 32), of the weight (32, 96)] of one batch, float32 on
+    the CPU."""
     numbers = torch.Generator().manual_seed(0)
     table, weight = (torch.randn(shape, generator=numbers) for shape in ((96, 32), (32, 96)))
     ids = torch.randint(96, (4, 16), generator=numbers)

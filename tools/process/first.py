@@ -28,7 +28,8 @@ def check_machine():
 
 
 def use_utf8():
-    """Chinese output on any console: UTF-8 on Windows and where the encoding has no Chinese; an odd character is no exception."""
+    """Chinese output on any console: UTF-8 on Windows and where the encoding has no Chinese; an odd character is no
+    exception."""
     for stream in (sys.stdout, sys.stderr):
         try:
             unfit = os.name == "nt" or not _writes_chinese(stream.encoding)

@@ -22,13 +22,14 @@ def cores():
 
 
 def _quotas(root="/sys/fs/cgroup", own="/proc/self/cgroup"):
-    """What the control groups above this process allow, in cores; [] without a limit. Version 2 says `200000 100000` in cpu.max,
-    version 1 the same in two files."""
+    """What the control groups above this process allow, in cores; [] without a limit. Version 2 says `200000 100000` in
+    cpu.max, version 1 the same in two files."""
     try:
         places = [line.split(":")[2].strip("/") for line in Path(own).read_text(encoding="utf-8").splitlines()]
     except (OSError, IndexError):
         places = []
-    folders = {Path(root, kind, *parts[:depth]) for kind in ("", "cpu", "cpu,cpuacct") for parts in [Path(p).parts for p in [*places, ""]]
+    paths = [Path(place).parts for place in [*places, ""]]
+    folders = {Path(root, kind, *parts[:depth]) for kind in ("", "cpu", "cpu,cpuacct") for parts in paths
                for depth in range(len(parts) + 1)}
     found = []
     for folder in folders:
@@ -44,8 +45,9 @@ def _quotas(root="/sys/fs/cgroup", own="/proc/self/cgroup"):
 class Workers(ProcessPoolExecutor):
     """Processes on `count` cores, each beginning with start(*settings).
 
-    A spawned process runs the caller's script again up to `if __name__ == "__main__":`; a first script rarely has that line and would
-    train once more in every worker. What is asked of these workers lies in modules, so the script is kept from them.
+    A spawned process runs the caller's script again up to `if __name__ == "__main__":`; a first script rarely has that
+    line and would train once more in every worker. What is asked of these workers lies in modules, so the script is
+    kept from them.
     """
 
     def __init__(self, count, start, settings):
