@@ -1,6 +1,7 @@
 """Attention inside each document of a packed batch: MLA (DeepSeek-V2) and grouped-query attention.
 
-N tokens of the flat batch, H heads, G key/value heads, d_h content and d_r rotary dimensions per head, d_c latent width.
+N tokens of the flat batch, H heads, G key/value heads, d_h content and d_r rotary dimensions per head, d_c latent
+width.
 """
 
 import math
@@ -14,14 +15,15 @@ from model.layers import alibi_slopes, make_norm, rotate
 from model.segments import from_slots, to_slots
 
 QUERIES = 256     # that meet a bias (window, ALiBi) at once
-torch.backends.cuda.enable_cudnn_sdp(False)     # it plans anew for every shape, and packed documents bring new shapes with every batch
+# it plans anew for every shape, and packed documents bring new shapes with every batch
+torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 class MLA(nn.Module):
     """Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434, section 2.1).
 
-    Keys and values of a token come from one latent of width d_c; only it and one rotated key of width d_r shared by all heads
-    need to be kept for decoding.
+    Keys and values of a token come from one latent of width d_c; only it and one rotated key of width d_r shared by all
+    heads need to be kept for decoding.
     """
 
     def __init__(self, config):
@@ -86,7 +88,8 @@ class MLA(nn.Module):
         return self.out(mixed)
 
     def decode(self, x, step, memory):
-        """x (N, d_model): B rows of T new tokens -> (N, d_model). Their latents are added to `memory` (S, C, d_c + d_r)."""
+        """x (N, d_model): B rows of T new tokens -> (N, d_model). Their latents are added to `memory` (S, C, d_c +
+        d_r)."""
         q = self.queries(x, step.tables)
         step.write(memory, torch.cat(self.latents(x, step.tables), -1))
         past = step.read(memory)                                                  # (B, L, d_c + d_r)
@@ -95,20 +98,24 @@ class MLA(nn.Module):
         return self.finish(q, mixed)
 
     def absorbed(self, q, past, step):
-        """Attention to the latents themselves: the key half of kv_up is folded into the query, the value half applied after."""
+        """Attention to the latents themselves: the key half of kv_up is folded into the query, the value half applied
+        after."""
         c = self.config
         up = self.kv_up.weight.view(c.n_head, 2, c.d_h, c.d_c)
         content = q[..., :c.d_h].transpose(0, 1)                                  # (H, N, d_h)
         query = torch.bmm(content, up[:, 0]).transpose(0, 1)                      # (N, H, d_c)
         if self.rotary:
             query = torch.cat((query, q[..., c.d_h:]), -1)                        # (N, H, d_c + d_r)
-        past = past[:, None]                                                      # (B, 1, L, d_c + d_r): one key head for all
-        mixed = grouped(query, past, past, step, self.scale)[..., :c.d_c]         # (N, H, d_c); the rotary columns are dropped
+        # (B, 1, L, d_c + d_r): one key head for all
+        past = past[:, None]
+        # (N, H, d_c); the rotary columns are dropped
+        mixed = grouped(query, past, past, step, self.scale)[..., :c.d_c]
         return torch.bmm(mixed.transpose(0, 1), up[:, 1].transpose(1, 2)).transpose(0, 1).flatten(1)
 
 
 class GQA(nn.Module):
-    """Multi-head attention in which H / G query heads share one key/value head (Ainslie et al. 2023, arXiv:2305.13245)."""
+    """Multi-head attention in which H / G query heads share one key/value head (Ainslie et al. 2023,
+    arXiv:2305.13245)."""
 
     def __init__(self, config):
         super().__init__()
@@ -157,13 +164,15 @@ class GQA(nn.Module):
         return self.out(mixed)
 
     def decode(self, x, step, memory):
-        """x (N, d_model): B rows of T new tokens -> (N, d_model). Keys and values are added to `memory` (S, C, 2 * G * d_h)."""
+        """x (N, d_model): B rows of T new tokens -> (N, d_model). Keys and values are added to `memory` (S, C, 2 * G *
+        d_h)."""
         q = self.queries(x, step.tables)
         step.write(memory, torch.cat(self.latents(x, step.tables), -1))
         keys, values = step.read(memory).chunk(2, -1)                             # (B, L, G * d_h)
         if not step.absorb:
             return self.finish(q, naive(q, *self.expand(keys, values), step, self.scale))
-        keys, values = (t.unflatten(-1, (self.config.kv_heads, -1)).transpose(1, 2) for t in (keys, values))    # (B, G, L, d_h)
+        # (B, G, L, d_h)
+        keys, values = (t.unflatten(-1, (self.config.kv_heads, -1)).transpose(1, 2) for t in (keys, values))
         return self.finish(q, grouped(q, keys, values, step, self.scale).flatten(1))
 
 
@@ -181,7 +190,8 @@ def attend(q, k, v, layout, config, scale):
 
 
 def grouped(q, k, v, step, scale):
-    """Few new tokens against a cache. q (N, H, d_k); k, v (B, G, L, d): G key heads, each read by H / G query heads -> (N, H, d)."""
+    """Few new tokens against a cache. q (N, H, d_k); k, v (B, G, L, d): G key heads, each read by H / G query heads ->
+    (N, H, d)."""
     rows, groups, heads, length = k.shape[0], k.shape[1], q.shape[1], step.length
     if groups == 1 or length == 1:
         q = q.reshape(rows, groups, -1, q.shape[-1])                              # (B, G, T * g, d_k), T = 1 or G = 1
@@ -200,7 +210,8 @@ def naive(q, k, v, step, scale):
     width = v.shape[-1]
     if k.shape[-1] != width and q.device.type == "cpu":
         v = F.pad(v, (0, k.shape[-1] - width))                                    # as in _causal
-    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=step.bias, is_causal=step.bias is None and step.causal, scale=scale)
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=step.bias, is_causal=step.bias is None and step.causal,
+                                           scale=scale)
     return mixed[..., :width].transpose(1, 2).flatten(2).flatten(0, 1)
 
 
@@ -222,12 +233,14 @@ def _causal(q, k, v, config, scale):
 
 
 def _biased(q, k, v, config, window, scale):
-    """(D, H, L, d) each -> (D, H, L, d). QUERIES at a time, against the keys that they can see: no bias over the whole square."""
+    """(D, H, L, d) each -> (D, H, L, d). QUERIES at a time, against the keys that they can see: no bias over the whole
+    square."""
     parts, length = [], q.shape[2]
     for first in range(0, length, QUERIES):
         last = min(first + QUERIES, length)
         low = max(0, first - window + 1) if window else 0
-        bias = attention_bias(config, q.shape[1], torch.arange(first, last, device=q.device), torch.arange(low, last, device=q.device))
+        bias = attention_bias(config, q.shape[1], torch.arange(first, last, device=q.device),
+                              torch.arange(low, last, device=q.device))
         parts.append(F.scaled_dot_product_attention(q[:, :, first:last], k[:, :, low:last], v[:, :, low:last],
                                                     attn_mask=bias.to(q.dtype), scale=scale))
     return torch.cat(parts, 2)

@@ -19,15 +19,17 @@ APPLY = {"lora": apply_lora, "prefix": apply_prefix, "memory": apply_memory}
 def build(chain, shared=None):
     """chain: payloads with "kind", "config", "weights", "adapter" -> TinySeek in eval mode, or GatedExperts for a gate.
 
-    The model takes the tensors of the chain over instead of copying them. shared: a dict kept between calls; chains that begin
-    with the same payload object then share one set of base tensors. ValueError when the parts do not fit together.
+    The model takes the tensors of the chain over instead of copying them. shared: a dict kept between calls; chains
+    that begin with the same payload object then share one set of base tensors. ValueError when the parts do not fit
+    together.
     """
     if chain[-1]["kind"] == "gate":
         return build_gate(chain[-1])
     if chain[0]["kind"] != "model":
         raise ValueError(f"a chain must begin with a model, not with {chain[0]['kind']!r}")
     if any((payload["adapter"] or {}).get("train_base") for payload in chain[1:]):
-        base = {**chain[0], "weights": {n: t.clone() for n, t in chain[0]["weights"].items()}}     # it will be overwritten
+        # it will be overwritten
+        base = {**chain[0], "weights": {n: t.clone() for n, t in chain[0]["weights"].items()}}
         model = build_base(base, {})
     else:
         model = build_base(chain[0], {} if shared is None else shared)
@@ -38,7 +40,8 @@ def build(chain, shared=None):
 
 
 def build_base(payload, shared):
-    """A TinySeek around the tensors of `payload`, brought to float32 where they are less; its Parameters are kept in `shared`.
+    """A TinySeek around the tensors of `payload`, brought to float32 where they are less; its Parameters are kept in
+    `shared`.
 
     Models share Parameter objects, not just memory: so they stay one when they are moved to another device.
     """
@@ -46,7 +49,8 @@ def build_base(payload, shared):
         model = TinySeek(ModelConfig.from_dict(payload["config"]))
     if id(payload) not in shared:
         learned = dict(model.named_parameters(remove_duplicate=False))
-        wide = {n: t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for n, t in payload["weights"].items()}
+        wide = {n: t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
+                for n, t in payload["weights"].items()}
         shared[id(payload)] = {n: nn.Parameter(t, requires_grad=False) if n in learned else t for n, t in wide.items()}
     _load(model, shared[id(payload)], assign=True)
     if model.config.tie_embedding:
@@ -62,7 +66,8 @@ def _load(model, weights, assign=False):
 
 
 def attach(model, adapter):
-    """Put an untrained adapter on `model` as its description says; only its own tensors have gradients afterwards. ValueError."""
+    """Put an untrained adapter on `model` as its description says; only its own tensors have gradients afterwards.
+    ValueError."""
     adapter = dict(adapter or {})
     kind = adapter.pop("type", None)
     if kind not in APPLY:
@@ -79,9 +84,11 @@ def own_weights(model):
 
 
 def load_adapter(model, weights):
-    """Fill the adapter that was attached last with exactly its own tensors. ValueError for any other names or shapes."""
+    """Fill the adapter that was attached last with exactly its own tensors. ValueError for any other names or
+    shapes."""
     own = own_weights(model)
-    wrong = sorted(set(own) ^ set(weights)) + sorted(n for n in own if n in weights and own[n].shape != weights[n].shape)
+    wrong = sorted(set(own) ^ set(weights)) + sorted(n for n in own if n in weights
+                                                     and own[n].shape != weights[n].shape)
     if wrong:
         raise ValueError(f"{len(wrong)} tensors of the adapter do not fit the model, {wrong[0]} first")
     for name, tensor in own.items():
@@ -89,7 +96,8 @@ def load_adapter(model, weights):
 
 
 def build_gate(payload):
-    """payload: a gate's checkpoint with "experts", the list of its experts' chains -> GatedExperts. A shared base is held once."""
+    """payload: a gate's checkpoint with "experts", the list of its experts' chains -> GatedExperts. A shared base is
+    held once."""
     shape = {k: v for k, v in payload["adapter"].items() if k in ("vocab_size", "hidden", "turn")}
     gate = Gate(experts=len(payload["experts"]), **shape)
     _load(gate, payload["weights"])

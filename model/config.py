@@ -52,7 +52,8 @@ class ModelConfig:
     router_z_loss: float = 0.0
     max_position: int | None = None  # learned positions only
     qk_norm: bool = False            # gqa only: queries and keys of every head are normalised before they turn
-    counted: int = 0                 # longest n-gram whose counts are mixed into head 1, 0 = none (model/kernels/ngram_head.py)
+    # longest n-gram whose counts are mixed into head 1, 0 = none (model/kernels/ngram_head.py)
+    counted: int = 0
     init_std: float = 0.02
     norm_eps: float = 1e-6           # what DeepSeek-V2's latent norms are built with
 
@@ -73,7 +74,8 @@ class ModelConfig:
         if self.qk_norm and self.attention != "gqa":
             raise ValueError("qk_norm belongs to attention 'gqa'; 'mla' normalises its latents already")
         if self.counted and not (2 <= self.counted and self.vocab_size ** (self.counted - 1) < 2 ** 63):
-            raise ValueError(f"counted {self.counted} must be 0 or at least 2, and small enough for a vocabulary of {self.vocab_size}")
+            raise ValueError(
+                f"counted {self.counted} must be 0 or at least 2, and small enough for a vocabulary of {self.vocab_size}")
         if self.counted and self.use_fc2:
             raise ValueError("counted needs use_fc2 false: there are no counts for the second next token")
         if self.position == "learned" and not self.max_position:

@@ -81,12 +81,14 @@ class GatedExperts(nn.Module):
         return self.experts[self.gate.choose([ids])[0]]
 
     def groups(self, conversations):
-        """Conversations (lists of ids) -> [(model, [places of the conversations it should answer])], every place once."""
+        """Conversations (lists of ids) -> [(model, [places of the conversations it should answer])], every place
+        once."""
         picks = self.gate.choose(conversations)
         return [(self.experts[i], [at for at, pick in enumerate(picks) if pick == i]) for i in sorted(set(picks))]
 
     def forward(self, input_ids):
-        """input_ids (B, T), every row a conversation without padding -> logits_1 (B, T, V), each row from its own expert."""
+        """input_ids (B, T), every row a conversation without padding -> logits_1 (B, T, V), each row from its own
+        expert."""
         out = None
         for model, places in self.groups(input_ids.tolist()):
             logits = model(input_ids[places]).logits_1

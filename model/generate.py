@@ -32,7 +32,8 @@ class Reply:
 
 
 def generate(model, ids, max_new_tokens, **options):
-    """The reply to a prompt: list of ids -> list of new ids, without the stop id. Options as in `stream`; greedy by default."""
+    """The reply to a prompt: list of ids -> list of new ids, without the stop id. Options as in `stream`; greedy by
+    default."""
     return generate_reply(model, ids, max_new_tokens, **options).ids
 
 
@@ -45,12 +46,13 @@ def generate_reply(model, ids, max_new_tokens, **options):
 
 
 def stream(model, ids, max_new_tokens, *, seed=None, speculate=None, guard=True, reply=None, **sampling):
-    """Yields the ids of the reply to the prompt `ids` one by one; `reply`, a Reply given by the caller, is filled on the way.
+    """Yields the ids of the reply to the prompt `ids` one by one; `reply`, a Reply given by the caller, is filled on
+    the way.
 
-    **sampling: temperature, top_k, top_p, min_p, repetition_penalty, frequency_penalty, … (see Sampling). seed: same seed, same
-    reply. speculate: let head 2 draft (None: when the model has one); greedy replies are the same with and without, sampled ones
-    follow the same distribution. guard: end a reply that loops. ValueError for an empty prompt, ids that are not in the vocabulary,
-    or a prompt longer than the model's positions.
+    **sampling: temperature, top_k, top_p, min_p, repetition_penalty, frequency_penalty, … (see Sampling). seed: same
+    seed, same reply. speculate: let head 2 draft (None: when the model has one); greedy replies are the same with and
+    without, sampled ones follow the same distribution. guard: end a reply that loops. ValueError for an empty prompt,
+    ids that are not in the vocabulary, or a prompt longer than the model's positions.
     """
     how, reply = Sampling(**sampling), Reply() if reply is None else reply
     model = model.groups([ids])[0][0]
@@ -75,16 +77,19 @@ def stream(model, ids, max_new_tokens, *, seed=None, speculate=None, guard=True,
 
 
 def generate_batch(model, prompts, max_new_tokens, batch_size=128, **options):
-    """Replies to many prompts: list of lists of ids -> list of lists of ids in the same order. Options as in `generate_replies`."""
+    """Replies to many prompts: list of lists of ids -> list of lists of ids in the same order. Options as in
+    `generate_replies`."""
     return [r.ids for r in generate_replies(model, prompts, max_new_tokens, batch_size, **options)]
 
 
 @torch.inference_mode()
-def generate_replies(model, prompts, max_new_tokens, batch_size=128, *, seed=None, guard=True, progress=None, **sampling):
+def generate_replies(model, prompts, max_new_tokens, batch_size=128, *, seed=None, guard=True, progress=None,
+                     **sampling):
     """`batch_size` replies are written side by side; prompts of similar length go together. -> list of Reply
 
-    Options as in `stream`; there is no speculation here, a full batch already keeps the machine busy. With a seed, prompt i gets its own
-    random numbers, whatever stands beside it. progress: called with the number of replies finished since the last call.
+    Options as in `stream`; there is no speculation here, a full batch already keeps the machine busy. With a seed,
+    prompt i gets its own random numbers, whatever stands beside it. progress: called with the number of replies
+    finished since the last call.
     """
     how, replies = Sampling(**sampling), [Reply() for _ in prompts]
     rooms = {}
@@ -140,7 +145,8 @@ def _write(jobs, model, how):
 
 @torch.inference_mode()
 def prefill(model, cache, prompts, slots=None, chunk=CHUNK):
-    """Read prompts (B lists of ids) into the first B slots, or `slots`, a chunk at a time -> hidden state of each last id (B, d)."""
+    """Read prompts (B lists of ids) into the first B slots, or `slots`, a chunk at a time -> hidden state of each last
+    id (B, d)."""
     slots = list(range(len(prompts))) if slots is None else slots
     device, last, done = model.embed.weight.device, [None] * len(prompts), 0
     while True:

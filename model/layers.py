@@ -36,7 +36,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x):
         wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        if x.device.type != "cpu" or not torch.is_grad_enabled():                # elsewhere torch's own is one kernel each way
+        # elsewhere torch's own is one kernel each way
+        if x.device.type != "cpu" or not torch.is_grad_enabled():
             return F.rms_norm(wide, self.weight.shape, self.weight, self.eps).to(compute_dtype(x))
         return _RMSNorm.apply(wide, self.weight, self.eps, compute_dtype(x))
 
@@ -79,7 +80,8 @@ def alibi_slopes(heads, device=None):
 
 GATED = {"swiglu": F.silu, "geglu": F.gelu}
 GATED_BACKWARD = {"swiglu": torch.ops.aten.silu_backward, "geglu": torch.ops.aten.gelu_backward}
-PLAIN = {"gelu": F.gelu, "relu": F.relu, "relu2": lambda x: _SquaredReLU.apply(x) if torch.is_grad_enabled() else F.relu(x).square_()}
+PLAIN = {"gelu": F.gelu, "relu": F.relu,
+         "relu2": lambda x: _SquaredReLU.apply(x) if torch.is_grad_enabled() else F.relu(x).square_()}
 
 
 def is_gated(activation):
@@ -149,5 +151,6 @@ class FeedForward(nn.Module):
 
 
 def residual_std(config):
-    """Projections back into the residual stream start smaller, so that its variance does not grow with depth (GPT-2)."""
+    """Projections back into the residual stream start smaller, so that its variance does not grow with depth
+    (GPT-2)."""
     return config.init_std / math.sqrt(2 * config.n_layer)

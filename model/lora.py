@@ -1,4 +1,5 @@
-"""LoRA (Hu et al. 2021, arXiv:2106.09685): a frozen projection W plus a learned B A of low rank, W x + alpha / rank * B (A x).
+"""LoRA (Hu et al. 2021, arXiv:2106.09685): a frozen projection W plus a learned B A of low rank, W x + alpha / rank * B
+(A x).
 
 B starts at zero, so that a new adapter changes nothing; A starts as Normal(0, scale).
 """
@@ -29,7 +30,8 @@ class LowRank(nn.Module):
         return F.linear(F.linear(self.dropout(x), a), b) * self.factor
 
     def delta(self):
-        """What has to be added to the weight: (out, in) or (E, out, in). Dropout, in training, hits whole input columns."""
+        """What has to be added to the weight: (out, in) or (E, out, in). Dropout, in training, hits whole input
+        columns."""
         a = self.a
         if self.training and self.dropout.p:
             a = a * self.dropout(torch.ones_like(a[..., :1, :]))
@@ -49,7 +51,8 @@ class LoraLinear(nn.Module):
 
     @property
     def weight(self):
-        """The weight in effect, with a gradient: right for whoever multiplies by hand (the loss, absorbed attention, a merge)."""
+        """The weight in effect, with a gradient: right for whoever multiplies by hand (the loss, absorbed attention, a
+        merge)."""
         return self.base.weight + self.lora.delta()
 
 
@@ -57,7 +60,8 @@ GROUPS = ("all", "attention", "mlp", "experts", "shared", "router", "heads")
 
 
 def projections(model):
-    """{dotted name: (module, attribute)} of all that LoRA can adapt, e.g. blocks.0.attention.q_up, blocks.1.mlp.experts.down."""
+    """{dotted name: (module, attribute)} of all that LoRA can adapt, e.g. blocks.0.attention.q_up,
+    blocks.1.mlp.experts.down."""
     found = {}
     for i, block in enumerate(model.blocks):
         for name, child in block.attention.named_children():
@@ -68,15 +72,17 @@ def projections(model):
             found[f"{place}.router"] = (mlp.router, "weight")
             found |= {f"{place}.experts.{name}": (mlp, name) for name in ("up", "down")}
             mlp = mlp.shared
-        found |= {f"{place}.shared.{name}": (mlp, name) for name in ("up", "down")}     # without experts all tokens share the whole
-    return found | {f"heads.{name}": (model, name) for name in ("fc1", "fc2") if hasattr(model, name) and not model.config.counted}
+        # without experts all tokens share the whole
+        found |= {f"{place}.shared.{name}": (mlp, name) for name in ("up", "down")}
+    return found | {f"heads.{name}": (model, name) for name in ("fc1", "fc2") if hasattr(model, name)
+                    and not model.config.counted}
 
 
 def chosen(model, targets):
     """The projections that `targets` (one name or several) means: `all`, or any run of parts of a dotted name.
 
-    "attention" is every projection of every attention, "q_up" one in each layer, "blocks.0" a whole layer, "heads" both heads.
-    ValueError for a name that matches nothing; it lists the names there are.
+    "attention" is every projection of every attention, "q_up" one in each layer, "blocks.0" a whole layer, "heads" both
+    heads. ValueError for a name that matches nothing; it lists the names there are.
     """
     every, picked = projections(model), {}
     for target in [targets] if isinstance(targets, str) else targets:
@@ -97,7 +103,8 @@ def target_names(model):
 
 
 def add_lora(model, rank=8, alpha=None, targets="attention", scale=0.02, dropout=0.0):
-    """Put LoRA on the projections that `targets` means and leave every other weight's gradient as it is. ValueError if it cannot."""
+    """Put LoRA on the projections that `targets` means and leave every other weight's gradient as it is. ValueError if
+    it cannot."""
     places = [(module, name, getattr(module, name)) for module, name in chosen(model, targets).values()]
     room = max(min(matrix(projection).shape[-2:]) for _, _, projection in places)
     if not 1 <= rank <= room:
@@ -117,7 +124,8 @@ def matrix(projection):
 
 
 def apply_lora(model, rank=8, alpha=None, targets="attention", scale=0.02, dropout=0.0):
-    """Freeze `model`, put LoRA on the projections named by `targets` (see `chosen`) and return it. ValueError if it cannot.
+    """Freeze `model`, put LoRA on the projections named by `targets` (see `chosen`) and return it. ValueError if it
+    cannot.
 
     alpha: output factor alpha / rank, None = rank; scale: the spread that A starts with.
     """

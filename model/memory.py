@@ -1,7 +1,7 @@
 """A memory adapter: latent rows in chapters, of which every token reads a few by cross-attention.
 
-The router looks at one token at a time. (One that pools the sequence would tell early tokens about later ones; it is not offered.)
-N tokens, C chapters, k of them per token, M rows in all, w their width, H heads.
+The router looks at one token at a time. (One that pools the sequence would tell early tokens about later ones; it is
+not offered.) N tokens, C chapters, k of them per token, M rows in all, w their width, H heads.
 """
 
 import math
@@ -74,7 +74,8 @@ class Memory(nn.Module):
         return logits, logits.topk(self.topk, -1).indices
 
     def openness(self, logits, chapters):
-        """(N, M) to add to the attention scores: -inf for the rows of closed chapters, log p of their chapter for the others.
+        """(N, M) to add to the attention scores: -inf for the rows of closed chapters, log p of their chapter for the
+        others.
 
         So a chapter is read in proportion to its probability, and the router learns from the model's own loss.
         """
@@ -83,10 +84,11 @@ class Memory(nn.Module):
 
 
 def apply_memory(model, tokens=64, chapters=8, topk=2, layers=None, lora=None, train_base=False):
-    """Give `model` a memory of `tokens` rows in `chapters`, read in `layers` (numbers from 0, None = all). Returns the model.
+    """Give `model` a memory of `tokens` rows in `chapters`, read in `layers` (numbers from 0, None = all). Returns the
+    model.
 
-    Only the adapter has gradients afterwards, and everything if train_base. lora: keywords of `apply_lora`, to train both at once.
-    ValueError for numbers that do not go together.
+    Only the adapter has gradients afterwards, and everything if train_base. lora: keywords of `apply_lora`, to train
+    both at once. ValueError for numbers that do not go together.
     """
     count = model.config.n_layer
     layers = list(range(count)) if layers is None else layers

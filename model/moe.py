@@ -1,4 +1,5 @@
-"""Mixture of experts: a router, routed experts, and shared experts that see every token (DeepSeekMoE, arXiv:2401.06066).
+"""Mixture of experts: a router, routed experts, and shared experts that see every token (DeepSeekMoE,
+arXiv:2401.06066).
 
 N tokens, E routed experts, K of them per token, d width of the model, h hidden width of one expert.
 """
@@ -18,7 +19,8 @@ GATHER_UP_TO = 64     # assignments for which a GPU copies the experts' matrices
 
 @dataclass
 class Routing:
-    """What one layer's router did with one batch. `load` (E,) counts assignments; the losses are scalars with a gradient."""
+    """What one layer's router did with one batch. `load` (E,) counts assignments; the losses are scalars with a
+    gradient."""
 
     loss: torch.Tensor
     z_loss: torch.Tensor
@@ -27,9 +29,11 @@ class Routing:
 
 
 class Router(nn.Module):
-    """Scores every expert in float32 and picks K. `softmax` is DeepSeek-V2's, `sigmoid` with a balancing bias DeepSeek-V3's.
+    """Scores every expert in float32 and picks K. `softmax` is DeepSeek-V2's, `sigmoid` with a balancing bias
+    DeepSeek-V3's.
 
-    The bias decides which experts are picked and has no part in their weights; `balance` moves it after each training step.
+    The bias decides which experts are picked and has no part in their weights; `balance` moves it after each training
+    step.
     """
 
     def __init__(self, config):
@@ -61,7 +65,8 @@ class Router(nn.Module):
 
     @torch.no_grad()
     def balance(self, load):
-        """load (E,): assignments of the last step. The bias of an expert with less than its share rises, the others' fall
+        """load (E,): assignments of the last step. The bias of an expert with less than its share rises, the others'
+        fall
         (Wang et al. 2024, arXiv:2408.15664)."""
         load = load.to(self.bias)
         self.bias += self.config.router_bias_rate * torch.sign(load.mean() - load)
@@ -113,7 +118,8 @@ class MoE(nn.Module):
         back[order] = torch.arange(len(order), device=order.device)
         gathered = _Dispatch.apply(x, order, back, experts.shape[1])              # (N * K, d), expert by expert
         numbers = torch.arange(self.config.other_experts, device=x.device)
-        counts = (experts.view(-1, 1) == numbers).sum(0)                          # bincount would ask the device for its largest
+        # bincount would ask the device for its largest
+        counts = (experts.view(-1, 1) == numbers).sum(0)
         results = self.experts(gathered, counts)
         per_token = _Reorder.apply(results, back, order).view(*experts.shape, -1)  # (N, K, d)
         return (per_token * weights.to(per_token.dtype)[..., None]).sum(1)
@@ -133,7 +139,8 @@ class MoE(nn.Module):
         return bool(self.up_lora or self.down_lora)
 
     def decode(self, x, folded=None):
-        """x (N, d) -> (N, d) without statistics; for few tokens only the chosen experts' weights are touched, and nothing is sorted.
+        """x (N, d) -> (N, d) without statistics; for few tokens only the chosen experts' weights are touched, and
+        nothing is sorted.
 
         folded: what the caller has prepared of this block (see folded.py), or None.
         """
@@ -146,7 +153,8 @@ class MoE(nn.Module):
         return self.shared(x) + self.routed(x, weights, experts)
 
     def _gathered(self, x, weights, experts):
-        """Copies of the chosen experts' matrices, and no word to the host: what a GPU likes. x (N, d), weights, experts (N, K) -> (N, d)."""
+        """Copies of the chosen experts' matrices, and no word to the host: what a GPU likes. x (N, d), weights, experts
+        (N, K) -> (N, d)."""
         chosen, keep = experts.flatten(), self.config.keep
         inner = torch.bmm(self.up[chosen], x.repeat_interleave(keep, 0)[..., None])[..., 0]
         mixed = torch.bmm(self.down[chosen], activate(inner, self.config.activation)[..., None])[..., 0]
@@ -181,7 +189,8 @@ class MoE(nn.Module):
 
 
 def balance_routers(model, load):
-    """After a training step: every router of `model` that learns and has a bias moves it. load (layers, E): assignments of the step."""
+    """After a training step: every router of `model` that learns and has a bias moves it. load (layers, E): assignments
+    of the step."""
     routers = [module for module in model.modules() if isinstance(module, Router)]
     for router, own in zip(routers, load):
         if router.config.router == "sigmoid" and router.config.router_bias_rate and router.weight.requires_grad:
@@ -197,7 +206,8 @@ def lexp(load_share, mean_probability):
 
 
 def sequence_balance(chosen, probabilities, share, sequences, keep):
-    """Sequence-wise auxiliary loss: mean over sequences of sum_i (count_i * E / (T * K)) * mean_t p_ti; 1 when uniform."""
+    """Sequence-wise auxiliary loss: mean over sequences of sum_i (count_i * E / (T * K)) * mean_t p_ti; 1 when
+    uniform."""
     E = probabilities.shape[-1]
     chosen, probabilities, share = (t.unflatten(0, (sequences, -1)) for t in (chosen, probabilities, share))
     tokens = share.sum(1, keepdim=True).clamp_min(1)                              # (B, 1)
@@ -208,7 +218,8 @@ def sequence_balance(chosen, probabilities, share, sequences, keep):
 
 
 class _Dispatch(torch.autograd.Function):
-    """x (N, d) -> (N * K, d) in expert order. The gradient is a gather and a sum over K instead of a slow scatter-add."""
+    """x (N, d) -> (N * K, d) in expert order. The gradient is a gather and a sum over K instead of a slow
+    scatter-add."""
 
     @staticmethod
     def forward(ctx, x, order, back, keep):

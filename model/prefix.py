@@ -13,7 +13,8 @@ from torch.nn import functional as F
 class Prefix(nn.Module):
     """P learned keys and values that every query of one attention layer reads, whatever its position.
 
-    They have a softmax of their own, and what is read is added through a gate per head. The gate starts at zero and the values do
+    They have a softmax of their own, and what is read is added through a gate per head. The gate starts at zero and the
+    values do
     not: the first step is the base model's, and yet the gate has a gradient (as in LLaMA-Adapter, arXiv:2303.16199).
     """
 
@@ -56,7 +57,8 @@ class RoleEmbedding(nn.Module):
 def apply_prefix(model, kind="kv", length=16, ids=()):
     """Freeze `model`, give it a prefix and return it. ValueError if it cannot.
 
-    kind "kv": `length` learned keys and values in every layer. kind "role": the embeddings of the tokens `ids` are learned anew.
+    kind "kv": `length` learned keys and values in every layer. kind "role": the embeddings of the tokens `ids` are
+    learned anew.
     """
     model.requires_grad_(False)
     if kind == "role":

@@ -1,8 +1,9 @@
 """How the tokens of a packed batch are arranged for attention.
 
-Documents of different lengths lie one after the other in the flat batch. Attention must stay inside each of them, and its cost
-must not grow with the row. So the documents are sorted into a few buckets of similar length; each bucket is one dense causal
-attention over (documents, length). Padding sits at the end of a document, where a causal query never looks: no mask is needed.
+Documents of different lengths lie one after the other in the flat batch. Attention must stay inside each of them, and
+its cost must not grow with the row. So the documents are sorted into a few buckets of similar length; each bucket is
+one dense causal attention over (documents, length). Padding sits at the end of a document, where a causal query never
+looks: no mask is needed.
 """
 
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ SHRINK = 0.8   # a new bucket starts when a document is shorter than this share 
 
 @dataclass
 class Layout:
-    """`gather` (M,): flat token of each slot. `scatter` (N,): slot of each flat token. `shapes`: (documents, length) per bucket.
+    """`gather` (M,): flat token of each slot. `scatter` (N,): slot of each flat token. `shapes`: (documents, length)
+    per bucket.
 
     `gather` is None when the batch is one dense bucket already, the slots then are the tokens themselves.
     """
@@ -41,7 +43,8 @@ class Layout:
             longest = int(sizes[first])
             offsets = torch.arange(longest)
             real = offsets < sizes[first:last, None]                             # (D_b, L)
-            flat = starts[order[first:last], None] + offsets * real              # padding repeats the document's first token
+            # padding repeats the document's first token
+            flat = starts[order[first:last], None] + offsets * real
             gather.append(flat.flatten())
             slots = base + torch.arange(flat.numel()).view_as(flat)
             scatter[flat[real]] = slots[real]
@@ -52,7 +55,8 @@ class Layout:
     def to(self, device):
         if self.gather is None:
             return self
-        return Layout(self.shapes, self.gather.to(device, non_blocking=True), self.scatter.to(device, non_blocking=True))
+        return Layout(self.shapes, self.gather.to(device, non_blocking=True),
+                      self.scatter.to(device, non_blocking=True))
 
     def pin_memory(self):
         return self if self.gather is None else Layout(self.shapes, self.gather.pin_memory(), self.scatter.pin_memory())
@@ -69,7 +73,8 @@ def _buckets(sizes):
 
 
 class _ToSlots(torch.autograd.Function):
-    """x (N, ...) -> slots (M, ...). Every token has exactly one real slot, so the gradient is a plain gather, not a scatter-add.
+    """x (N, ...) -> slots (M, ...). Every token has exactly one real slot, so the gradient is a plain gather, not a
+    scatter-add.
 
     The gradient of a padding slot is dropped. It is zero: no real query sees it and its own output is never read.
     """

@@ -82,7 +82,8 @@ class Block(nn.Module):
         return x, routings
 
     def decode(self, x, step, memory, folded=None):
-        """The block for new tokens only, x (N, d) -> (N, d); `memory`: this layer's part of a DecodeCache, `folded`: a Folded."""
+        """The block for new tokens only, x (N, d) -> (N, d); `memory`: this layer's part of a DecodeCache, `folded`: a
+        Folded."""
         attention = folded.attention if folded and folded.attention and step.absorb else self.attention
         x = x + attention.decode(self.attention_norm(x), step, memory)
         if self.memories:
@@ -119,7 +120,8 @@ class TinySeek(nn.Module):
             self.fc1.weight = self.embed.weight
 
     def initialise(self):
-        """Normal(0, init_std), smaller where a branch returns to the residual stream: the first loss is close to ln V."""
+        """Normal(0, init_std), smaller where a branch returns to the residual stream: the first loss is close to ln
+        V."""
         back = residual_std(self.config)
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
@@ -141,7 +143,8 @@ class TinySeek(nn.Module):
         self.checkpointing = True
 
     def groups(self, conversations):
-        """[(model, places of the conversations that it answers)]: all of them go to this one. See GatedExperts for several."""
+        """[(model, places of the conversations that it answers)]: all of them go to this one. See GatedExperts for
+        several."""
         return [(self, list(range(len(conversations))))]
 
     def heads(self):
@@ -152,8 +155,9 @@ class TinySeek(nn.Module):
         """One pass over a batch.
 
         input_ids (B, T); positions (B, T) and layout describe packed documents, None = every row is one document;
-        valid (B, T) bool, False = padding. `labels` (B, T) are the ids themselves and are shifted here; `labels_1`, `labels_2`
-        come shifted. Negative labels are no targets. Logits are made when there are no labels, or when asked for.
+        valid (B, T) bool, False = padding. `labels` (B, T) are the ids themselves and are shifted here; `labels_1`,
+        `labels_2` come shifted. Negative labels are no targets. Logits are made when there are no labels, or when asked
+        for.
         each: the losses of head 1's targets one by one (losses_1) instead of the heads' sums.
         left_out (B, T): where a counted head has counted the target itself, see `orders_held`; None = nowhere.
         """
@@ -181,8 +185,9 @@ class TinySeek(nn.Module):
         return out
 
     def ahead(self, hidden, following):
-        """What head 2 reads: hidden states (N, d), with as much of its gradient let through as `fc2_gradient` says, and, where
-        `fc2_token` is set, the token that comes next, `following` (N,) ids (DeepSeek-V3, arXiv:2412.19437, section 2.2).
+        """What head 2 reads: hidden states (N, d), with as much of its gradient let through as `fc2_gradient` says,
+        and, where `fc2_token` is set, the token that comes next, `following` (N,) ids (DeepSeek-V3, arXiv:2412.19437,
+        section 2.2).
         """
         share = self.config.fc2_gradient if self.training else 1.0
         let_through = (lambda x: x) if share == 1.0 else lambda x: x.detach().lerp(x, share)
@@ -192,7 +197,8 @@ class TinySeek(nn.Module):
         return let_through(hidden) + self.follow(F.rms_norm(known, known.shape[-1:]))
 
     def following(self, input_ids, hidden, labels_1):
-        """(N,) the id after each position: the label, the next input, or at a row's end without either what head 1 would choose."""
+        """(N,) the id after each position: the label, the next input, or at a row's end without either what head 1
+        would choose."""
         if not self.config.fc2_token:
             return None
         following = input_ids.roll(-1, 1)
@@ -228,9 +234,10 @@ class TinySeek(nn.Module):
     def decode(self, ids, cache, slots=None, counts=None, absorb=None):
         """Read the next tokens of some sequences, as `encode` would after everything before them.
 
-        ids (B, T): T next tokens for each of B different slots of `cache` (a DecodeCache); slots: B ints, None = all, in order.
-        Rows shorter than T are padded at the end with any id and named by counts (B ints, None = all T). `cache.lengths` grows by
-        T or by counts; the cache itself grows as needed. absorb: None = by T, else force one of both forms of attention.
+        ids (B, T): T next tokens for each of B different slots of `cache` (a DecodeCache); slots: B ints, None = all,
+        in order. Rows shorter than T are padded at the end with any id and named by counts (B ints, None = all T).
+        `cache.lengths` grows by T or by counts; the cache itself grows as needed. absorb: None = by T, else force one
+        of both forms of attention.
         -> hidden states (B, T, d) after the final norm, see `cache.logits`; those of padding mean nothing. The model
         must be in eval mode. ValueError beyond max_position (learned positions).
         """
@@ -256,7 +263,8 @@ class TinySeek(nn.Module):
         """ids, positions (N,) -> (N, d)."""
         x = self.embed(ids)
         if self.config.position == "learned":
-            if not torch.compiler.is_compiling() and positions.numel() and int(positions.max()) >= self.config.max_position:
+            if not torch.compiler.is_compiling() and positions.numel() and int(
+                    positions.max()) >= self.config.max_position:
                 raise ValueError(f"position {int(positions.max())} is beyond max_position {self.config.max_position}")
             x = x + self.place(positions)
         return self.dropout(x)

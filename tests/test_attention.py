@@ -13,7 +13,8 @@ from model.segments import Layout
 from toy import toy_config, toy_model
 
 LENGTHS = [5, 1, 9, 3]
-KINDS = [{}, {"position": "alibi"}, {"position": "learned", "max_position": 99}, {"sliding_window": 1}, {"sliding_window": 3},
+KINDS = [{}, {"position": "alibi"}, {"position": "learned", "max_position": 99}, {"sliding_window": 1},
+         {"sliding_window": 3},
          {"sliding_window": 4, "position": "alibi"}]
 
 
@@ -98,13 +99,15 @@ def test_A7_A3_A1_attention_is_the_plain_one(kind, changes, queries, monkeypatch
     x = torch.randn(sum(LENGTHS), config.d_model, dtype=torch.float64)
     plain = plain_mla if kind == "mla" else plain_gqa
     expected = torch.cat([plain(layer, part, config) for part in x.split(LENGTHS)])
-    torch.testing.assert_close(run(layer, config, x, LENGTHS), expected, rtol=1e-6, atol=1e-6)   # the angles' tables are float32
+    # the angles' tables are float32
+    torch.testing.assert_close(run(layer, config, x, LENGTHS), expected, rtol=1e-6, atol=1e-6)
 
 
 def test_A7_mla_widths_and_latent():
     layer, config = attention("mla")
     assert layer.scale == 1 / math.sqrt(config.d_h + config.d_r)
-    latent, turning = layer.latents(torch.randn(6, config.d_model, dtype=torch.float64), rotary_tables(torch.arange(6), config.d_r, 1e4))
+    latent, turning = layer.latents(torch.randn(6, config.d_model, dtype=torch.float64),
+                                    rotary_tables(torch.arange(6), config.d_r, 1e4))
     assert latent.shape == (6, config.d_c) and turning.shape == (6, config.d_r)
     key, value = layer.expand(latent, turning)
     assert key.shape == (6, 4, config.d_h + config.d_r) and value.shape == (6, 4, config.d_h)
@@ -125,9 +128,11 @@ def test_A1_alibi_replaces_rotation_and_is_computed_not_stored(kind):
 def test_A3_window_mask():
     bias = attention_bias(toy_config(sliding_window=2), 1, torch.arange(5), torch.arange(5))[0]
     assert [[j for j in range(5) if bias[i, j] == 0] for i in range(5)] == [[0], [0, 1], [1, 2], [2, 3], [3, 4]]
-    full = attention_bias(toy_config(sliding_window=5), 1, torch.arange(5), torch.arange(5))             # W >= T is full
+    # W >= T is full
+    full = attention_bias(toy_config(sliding_window=5), 1, torch.arange(5), torch.arange(5))
     assert torch.equal(full, attention_bias(toy_config(), 1, torch.arange(5), torch.arange(5)))
-    late = attention_bias(toy_config(sliding_window=2), 1, torch.tensor([7]), torch.arange(8))[0]        # one decoded token
+    # one decoded token
+    late = attention_bias(toy_config(sliding_window=2), 1, torch.tensor([7]), torch.arange(8))[0]
     assert [j for j in range(8) if late[0, j] == 0] == [6, 7]
 
 
@@ -148,12 +153,15 @@ def test_A5_fused_is_plain_in_float32_and_free_of_nan(kind, changes):
 def test_A5_the_path_for_short_documents_is_torchs_attention(length):
     """Values and gradients, over the borders of its blocks of queries."""
     make = torch.Generator().manual_seed(length)
-    q, k, v = (torch.randn(2, length, 2, width, dtype=torch.float64, generator=make).requires_grad_() for width in (6, 6, 4))
+    q, k, v = (torch.randn(2, length, 2, width, dtype=torch.float64, generator=make).requires_grad_()
+               for width in (6, 6, 4))
     short = short_causal_attention(q, k, v, 0.3)
-    fused = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)), is_causal=True, scale=0.3).transpose(1, 2)
+    fused = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)), is_causal=True,
+                                           scale=0.3).transpose(1, 2)
     torch.testing.assert_close(short, fused)
     weight = torch.randn(short.shape, dtype=torch.float64, generator=make)
-    for made, expected in zip(torch.autograd.grad(short, [q, k, v], weight), torch.autograd.grad(fused, [q, k, v], weight)):
+    for made, expected in zip(torch.autograd.grad(short, [q, k, v], weight),
+                              torch.autograd.grad(fused, [q, k, v], weight)):
         torch.testing.assert_close(made, expected)
 
 

@@ -29,7 +29,8 @@ def save_model(path, vocab, stage="SFT", seed=0, **changes):
     config = toy.toy_config(init_std=0.2)
     model = TinySeek(type(config)(**{**config.to_dict(), "vocab_size": len(vocab)}))
     payload = {"format": 1, "kind": "model", "stage": stage, "config": model.config.to_dict(), "vocab_hash": vocab.hash,
-               "vocab": vocab.state(), "weights": model.state_dict(), "adapter": None, "base": None, "step": 1, "metrics": {},
+               "vocab": vocab.state(), "weights": model.state_dict(), "adapter": None, "base": None, "step": 1,
+               "metrics": {},
                "run": {"max_len": 48}}
     write_torch(path, {**payload, **changes})
     return str(path)
@@ -41,7 +42,8 @@ def saved(ram_path, vocab):
 
 
 def say(user, assistant=None):
-    return [{"role": "user", "content": user}] + ([] if assistant is None else [{"role": "assistant", "content": assistant}])
+    return [{"role": "user", "content": user}] + ([] if assistant is None
+                                                  else [{"role": "assistant", "content": assistant}])
 
 
 # ---------------------------------------------------------------- characters
@@ -77,12 +79,15 @@ def test_oldest_whole_turns_go_first(vocab):
         assert kept[1:] in (messages[1:], messages[3:], messages[5:])
         assert size <= limit or len(kept) == 2
         longer = {len(messages): None, 4: messages[1:], 2: messages[3:]}[len(kept)]
-        assert longer is None or len(render_prompt(messages[:1] + longer, vocab)) > limit      # and no more went than had to
+        # and no more went than had to
+        assert longer is None or len(render_prompt(messages[:1] + longer, vocab)) > limit
 
 
 def test_turns_begin_with_a_user():
-    system, parts = turns([{"role": "system", "content": "s"}, {"role": "assistant", "content": "hi"}, *say("a", "b"), *say("c")])
-    assert [m["content"] for m in system] == ["s"] and [[m["content"] for m in p] for p in parts] == [["hi"], ["a", "b"], ["c"]]
+    system, parts = turns(
+        [{"role": "system", "content": "s"}, {"role": "assistant", "content": "hi"}, *say("a", "b"), *say("c")])
+    assert [m["content"] for m in system] == ["s"] and [[m["content"] for m in p] for p in parts] == [["hi"],
+        ["a", "b"], ["c"]]
 
 
 def test_a_session_remembers_and_forgets(vocab, saved):
@@ -90,7 +95,8 @@ def test_a_session_remembers_and_forgets(vocab, saved):
     talk = Session(model, vocab, context_of(model, payload), system="小船")
     first = "".join(talk.ask("苹果呢？", 12))
     assert talk.messages == [{"role": "system", "content": "小船"}, *say("苹果呢？", first)] and len(talk.reply.ids) <= 12
-    assert "".join(talk.retry(12)) == first and len(talk.messages) == 3                # greedy: the same again, in its place
+    # greedy: the same again, in its place
+    assert "".join(talk.retry(12)) == first and len(talk.messages) == 3
     list(talk.ask("书呢？", 12))
     assert len(talk.messages) == 5
     talk.clear()
@@ -164,7 +170,8 @@ def answer(capsys, *words):
 def test_prompt_prints_the_reply_alone(saved, tmp_path):
     """As a process, from another folder: stdout holds the reply and a line end."""
     path = saved()
-    run = subprocess.run([sys.executable, ROOT / "chat_agent" / "chat.py", "--model", path, "--prompt", "苹果呢？", "--max_new_tokens", "7",
+    run = subprocess.run(
+        [sys.executable, ROOT / "chat_agent" / "chat.py", "--model", path, "--prompt", "苹果呢？", "--max_new_tokens", "7",
                           "--device", "cpu"], capture_output=True, cwd=tmp_path, env=None, encoding="utf-8")
     model, vocab, payload = load(path)
     expected = "".join(Session(model, vocab, 48).ask("苹果呢？", 7))
@@ -178,13 +185,15 @@ def test_options_reach_the_model(saved, capsys):
         return answer(capsys, "--model", path, "--prompt", "苹果", "--max_new_tokens", 9, *words)[1]
 
     assert reply() == reply("--no_speculate") == reply("--seed", 3)
-    assert reply("--temperature", 1, "--seed", 3) == reply("--temperature", 1, "--seed", 3) != reply("--temperature", 1, "--seed", 4)
+    assert reply("--temperature", 1, "--seed", 3) == reply("--temperature", 1, "--seed", 3) != reply("--temperature",
+        1, "--seed", 4)
     assert reply("--temperature", 1, "--top_k", 1, "--seed", 3) == reply() != reply("--repetition_penalty", 3)
     assert len(reply("--max_new_tokens", 2)) < len(reply())
 
 
 def test_several_models_side_by_side(saved, capsys):
-    code, out, _ = answer(capsys, "--model", saved("TinySeek_SFT_final.pkl"), "--model", saved("b.pkl", seed=1), "--prompt", "苹果",
+    code, out, _ = answer(capsys, "--model", saved("TinySeek_SFT_final.pkl"), "--model", saved("b.pkl", seed=1),
+                          "--prompt", "苹果",
                           "--max_new_tokens", 5)
     assert code == 0 and out.startswith("【SFT_final】\n") and "\n【b】\n" in out
 
@@ -206,7 +215,8 @@ def converse(monkeypatch, capsys, lines, *words):
 
 def test_commands(saved, capsys, monkeypatch, tmp_path):
     place = tmp_path / "对话.jsonl"
-    lines = ["/stats", "苹果呢？", "/retry", f"/save {place}", "/clear", "/retry", f"/load {place}", f"/save {tmp_path / 'again.jsonl'}", "/help", "/nonsense",
+    lines = ["/stats", "苹果呢？", "/retry", f"/save {place}", "/clear", "/retry", f"/load {place}",
+             f"/save {tmp_path / 'again.jsonl'}", "/help", "/nonsense",
              "/load", "/load /nowhere", "", "/quit", "unread"]
     code, out, err = converse(monkeypatch, capsys, lines, "--model", saved(), "--max_new_tokens", 6, "--seed", 1)
     assert out.count("这次用 0.8") == 1                                  # not said where there is nothing to answer again
@@ -223,7 +233,8 @@ def test_a_saved_conversation_is_training_data(saved, capsys, monkeypatch, tmp_p
     assert [row.kind for row in read_rows([place])] == ["dialogue"]
 
 
-BAD_FILES = ["", "[]", '{"messages": 3}', '{"messages": [{"role": "boss", "content": "x"}]}', "[" * 9000, '{"messages": [{"role": "user"}]}']
+BAD_FILES = ["", "[]", '{"messages": 3}', '{"messages": [{"role": "boss", "content": "x"}]}', "[" * 9000,
+             '{"messages": [{"role": "user"}]}']
 
 
 @pytest.mark.parametrize("content", BAD_FILES)
@@ -251,7 +262,8 @@ def test_save_appends_and_load_takes_the_last(tmp_path):
     assert kept.save(str(link), [TALK]) == 5 and link.is_symlink() and path.stat().st_mode & 0o777 == 0o600
 
 
-@pytest.mark.parametrize("content", [b for b in BAD_FILES if b] + ['{"text": "一行训练数据"}\n', "随便什么\n", '{"messages": []}\n{"text": "x"}\n', "\xff"])
+@pytest.mark.parametrize("content", [b for b in BAD_FILES if b]
+                         + ['{"text": "一行训练数据"}\n', "随便什么\n", '{"messages": []}\n{"text": "x"}\n', "\xff"])
 def test_save_never_changes_a_file_that_holds_something_else(tmp_path, content):
     path = tmp_path / "x.jsonl"
     path.write_bytes(content.encode("latin-1" if content == "\xff" else "utf-8"))
@@ -300,16 +312,19 @@ def test_words_that_leave(saved, capsys, monkeypatch, word):
 def test_settings_are_changed_shown_and_checked(saved, capsys, monkeypatch):
     seen = []
     monkeypatch.setattr(session, "stream", lambda *a, **how: seen.append(how) or iter(()))
-    lines = ["/set temperature 0.7", "茶", "/set top_p=0", "/set top_p 7", "/set nonsense 1", "/set temperature x", "/set seed 3", "茶", "/set"]
+    lines = ["/set temperature 0.7", "茶", "/set top_p=0", "/set top_p 7", "/set nonsense 1", "/set temperature x",
+             "/set seed 3", "茶", "/set"]
     out = converse(monkeypatch, capsys, lines, "--model", saved())[1]
     assert (seen[0]["temperature"], seen[0]["top_p"], seen[0]["seed"]) == (0.7, 1.0, None)
     assert (seen[1]["temperature"], seen[1]["top_p"], seen[1]["seed"]) == (0.7, 0.0, 3)
-    assert "top_p 应在 0 到 1 之间，而不是 7.0" in out and "不能设 nonsense" in out and "应是数" in out and out.rstrip().endswith("seed 3")
+    assert "top_p 应在 0 到 1 之间，而不是 7.0" in out and "不能设 nonsense" in out and "应是数" in out and out.rstrip().endswith(
+        "seed 3")
 
 
 def test_system_and_model_can_change_on_the_way(saved, capsys, monkeypatch):
     other = saved("other.pkl", seed=1)
-    lines = ["/system", "/system 小船", "苹果", "/clear", "/system none", "/model", f"/model {other}", "/model /nowhere.pkl", "苹果", "/modle"]
+    lines = ["/system", "/system 小船", "苹果", "/clear", "/system none", "/model", f"/model {other}",
+             "/model /nowhere.pkl", "苹果", "/modle"]
     out = converse(monkeypatch, capsys, lines, "--model", saved(), "--max_new_tokens", 4)[1]
     assert "没有系统提示" in out and "系统提示：小船" in out and "other：一次看 48 个词元" in out and "/nowhere.pkl" in out
     assert "是不是想写 /model" in out
@@ -331,7 +346,8 @@ def test_an_empty_reply_is_said(saved, capsys, monkeypatch):
 def test_stop_words_end_a_reply_and_are_not_part_of_it(saved, capsys, monkeypatch):
     whole = answer(capsys, "--model", saved(), "--prompt", "苹果", "--max_new_tokens", 9)[1]
     stop = whole[3:5]
-    code, out, err = answer(capsys, "--model", saved(), "--prompt", "苹果", "--max_new_tokens", 9, "--stop", stop, "--stop", "不会有的话")
+    code, out, err = answer(capsys, "--model", saved(), "--prompt", "苹果", "--max_new_tokens", 9, "--stop", stop,
+                            "--stop", "不会有的话")
     assert code == 0 and out == whole[:whole.index(stop)] + "\n"
     with pytest.raises(UserError):
         chat.main(["--model", saved(), "--prompt", "x", "--stop", ""])
@@ -340,7 +356,8 @@ def test_stop_words_end_a_reply_and_are_not_part_of_it(saved, capsys, monkeypatc
 def test_top_p_zero_is_the_best_one_alone(saved, capsys):
     path = saved()
     greedy = answer(capsys, "--model", path, "--prompt", "苹果", "--max_new_tokens", 9)[1]
-    assert answer(capsys, "--model", path, "--prompt", "苹果", "--max_new_tokens", 9, "--temperature", 1, "--top_p", 0, "--top_k", -1)[1] == greedy
+    assert answer(capsys, "--model", path, "--prompt", "苹果", "--max_new_tokens", 9, "--temperature", 1, "--top_p", 0,
+                  "--top_k", -1)[1] == greedy
 
 
 def test_a_shopping_list_reads_like_one(capsys):
@@ -352,7 +369,8 @@ def test_a_shopping_list_reads_like_one(capsys):
         show(iter_with_close(pieces), as_list=True)
         assert capsys.readouterr().out == readable("".join(pieces)) + "\n"
     show(iter_with_close(list(text)))
-    assert capsys.readouterr().out == text + "\n"                                        # what is graded is never changed
+    # what is graded is never changed
+    assert capsys.readouterr().out == text + "\n"
 
 
 def iter_with_close(pieces):
@@ -369,13 +387,16 @@ def test_ctrl_c_ends_the_reply_not_the_chat(saved, capsys, monkeypatch):
         return real(self, text, **how)
 
     monkeypatch.setattr(Session, "ask", ask)
-    code, out, _ = converse(monkeypatch, capsys, ["停", "苹果", KeyboardInterrupt], "--model", saved(), "--max_new_tokens", 3)
+    code, out, _ = converse(monkeypatch, capsys, ["停", "苹果", KeyboardInterrupt], "--model", saved(),
+                            "--max_new_tokens", 3)
     assert code == 0 and calls == ["停", "苹果"] and "已打断" in out
 
 
 @pytest.mark.parametrize("words, code", [
-    (["--model", "/nowhere.pkl"], 3), (["--temperature", "-1"], 2), (["--top_p", "7"], 2), (["--max_new_tokens", "0"], 2),
-    (["--temperature", "3"], 2), (["--repetition_penalty", "0"], 2), (["--top_k", "-2"], 2), (["--presence_penalty", "inf"], 2),
+    (["--model", "/nowhere.pkl"], 3), (["--temperature", "-1"], 2), (["--top_p", "7"], 2),
+    (["--max_new_tokens", "0"], 2),
+    (["--temperature", "3"], 2), (["--repetition_penalty", "0"], 2), (["--top_k", "-2"], 2),
+    (["--presence_penalty", "inf"], 2),
     (["--n_layer", "3"], 2), (["--temperature", "nan"], 2), (["--context", "1"], 2), (["--nonsense"], 2)])
 def test_mistakes_are_explained(words, code, capsys):
     with pytest.raises(UserError) as error:
@@ -386,7 +407,8 @@ def test_mistakes_are_explained(words, code, capsys):
 # ---------------------------------------------------------------- loading
 
 def test_files_that_do_not_fit(saved, vocab, ram_path):
-    cases = {"hash": dict(vocab_hash="00"), "shape": dict(config={"vocab_size": 300}), "keys": dict(config={"nonsense": 1}),
+    cases = {"hash": dict(vocab_hash="00"), "shape": dict(config={"vocab_size": 300}),
+             "keys": dict(config={"nonsense": 1}),
              "weights": dict(weights={"fc1.weight": torch.zeros(2, 2)})}
     for name, change in cases.items():
         with pytest.raises(UserError) as error:
@@ -422,7 +444,8 @@ def test_a_reply_stays_within_the_context(saved):
 
 def test_learned_positions_bound_what_is_wanted():
     learned = toy.toy_model(position="learned", max_position=48)
-    assert context_of(learned, {"run": {"max_len": 40}}, 4096) == 48 and context_of(learned, {"run": {"max_len": 40}}) == 40
+    assert context_of(learned, {"run": {"max_len": 40}}, 4096) == 48 and context_of(learned,
+        {"run": {"max_len": 40}}) == 40
     assert context_of(toy.toy_model(), {"run": {"max_len": 40}}, 4096) == 4096
 
 
@@ -432,9 +455,11 @@ def test_loaded_conversations_hold_no_half_characters():
 
 
 @pytest.mark.parametrize("word, said", [
-    ("--do_sample", "--temperature"), ("--num_beams", "束搜索"), ("--max_tokens", "请写 --max_new_tokens"), ("--temp", "请写 --temperature"),
+    ("--do_sample", "--temperature"), ("--num_beams", "束搜索"), ("--max_tokens", "请写 --max_new_tokens"),
+    ("--temp", "请写 --temperature"),
     ("--repeat_penalty", "--repetition_penalty"), ("--num_return_sequences", "--seed"), ("--model_path", "请写 --model"),
-    ("--temprature", "是不是想写 --temperature"), ("--n_of_sampl", "--help"), ("--dry_run", "不训练"), ("--plan", "不训练"), ("--resume", "不训练")])
+    ("--temprature", "是不是想写 --temperature"), ("--n_of_sampl", "--help"), ("--dry_run", "不训练"), ("--plan", "不训练"),
+    ("--resume", "不训练")])
 def test_words_of_other_programs_get_a_hint_that_helps(word, said):
     with pytest.raises(UserError) as error:
         chat.main([word, "1", "--prompt", "x"])
@@ -445,7 +470,8 @@ def test_words_of_other_programs_get_a_hint_that_helps(word, said):
 
 def test_a_name_chooses_the_last_finished_model_of_that_run(saved, ram_path, capsys):
     (ram_path / "out" / "expA").mkdir(parents=True)
-    for number, (name, seed) in enumerate((("expA/TinySeek_Pre_final", 1), ("expA/TinySeek_SFT_final", 2), ("TinySeek_SFT_final", 3))):
+    for number, (name, seed) in enumerate(
+            (("expA/TinySeek_Pre_final", 1), ("expA/TinySeek_SFT_final", 2), ("TinySeek_SFT_final", 3))):
         path = Path(saved(f"out/{name}.pkl", seed=seed))
         os.utime(path, (1000 + number, 1000 + number))
     common = ["--out_dir", ram_path / "out", "--prompt", "苹果", "--max_new_tokens", 8]
@@ -463,9 +489,11 @@ def test_evaluate_and_export_know_names_too(saved, ram_path, capsys):
     (ram_path / "out" / "expA").mkdir(parents=True)
     path, out = saved("out/expA/TinySeek_SFT_final.pkl"), str(ram_path / "out")
     (ram_path / "t.jsonl").write_text('{"text": "苹果"}\n', encoding="utf-8")
-    assert evaluate.main(["--name", "expA", "--out_dir", out, "--task", "bpc", "--data", str(ram_path / "t.jsonl")]) == 0
+    assert evaluate.main(
+        ["--name", "expA", "--out_dir", out, "--task", "bpc", "--data", str(ram_path / "t.jsonl")]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["models"][0]["model"] == path
-    export.main(["--name", "expA", "--out_dir", out, "--to", "safetensors", "--output", str(ram_path / "x.safetensors")])
+    export.main(
+        ["--name", "expA", "--out_dir", out, "--to", "safetensors", "--output", str(ram_path / "x.safetensors")])
     assert (ram_path / "x.safetensors").exists()
 
 

@@ -39,7 +39,8 @@ class Terminal:
         modes[0] = modes[0] | 0x4000 if iutf8 else modes[0] & ~0x4000
         termios.tcsetattr(slave, termios.TCSANOW, modes)
         names = {"PYTHONPATH": str(ROOT), "TERM": "xterm", "LC_ALL": "C.UTF-8", **environment}
-        self.process = subprocess.Popen([sys.executable, "-c", SCRIPT.format(first=first)], stdin=slave, stdout=slave, stderr=slave,
+        self.process = subprocess.Popen([sys.executable, "-c", SCRIPT.format(first=first)], stdin=slave, stdout=slave,
+                                        stderr=slave,
                                         env={**os.environ, **names}, start_new_session=True)
         os.close(slave)
         os.set_blocking(self.master, False)
@@ -61,7 +62,8 @@ class Terminal:
             time.sleep(0.02)
 
     def lines(self, word="got"):
-        return [eval(line.split(" ", 1)[1]) for line in self.seen.decode(errors="replace").replace("\r", "\n").split("\n")
+        return [eval(line.split(" ", 1)[1])
+                for line in self.seen.decode(errors="replace").replace("\r", "\n").split("\n")
                 if line.startswith(word + " ")]
 
     def got(self, count, word="got"):
@@ -171,6 +173,7 @@ def test_ctrl_d_ends(terminal):
 
 
 def test_lines_from_a_pipe_are_questions_of_their_own():
-    done = subprocess.run([sys.executable, "-c", SCRIPT.format(first="")], input="甲\n乙\n".encode(), capture_output=True, timeout=30,
+    done = subprocess.run([sys.executable, "-c", SCRIPT.format(first="")], input="甲\n乙\n".encode(),
+                          capture_output=True, timeout=30,
                           env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"})
     assert [eval(line.split("got ")[1]) for line in done.stdout.decode().splitlines() if "got " in line] == ["甲", "乙"]

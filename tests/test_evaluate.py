@@ -75,7 +75,8 @@ def test_windows_compute_what_each_window_alone_gives(vocab):
 def test_bits_equal_a_plain_computation(vocab, variant, rows):
     model = model_for(vocab, **{**toy.VARIANTS[variant], **({"max_position": 256} if "learned" in variant else {})})
     found = scoring.bits_per_char(model, vocab, rows)
-    assert np.allclose((found["bits_per_char"], found["bits_per_byte"]), plain_bits(model, vocab, rows), rtol=0, atol=1e-9)
+    assert np.allclose((found["bits_per_char"], found["bits_per_byte"]), plain_bits(model, vocab, rows), rtol=0,
+                       atol=1e-9)
 
 
 def test_a_uniform_model_costs_log_v_per_token(vocab):
@@ -85,7 +86,8 @@ def test_a_uniform_model_costs_log_v_per_token(vocab):
     units = [u for row in TEXTS for u in row["text"].split("<|im_end|>")]
     assert found["characters"] == len("".join(units)) and found["bytes"] == len("".join(units).encode())
     assert found["tokens"] == sum(len(vocab.encode(u)) + 1 for u in units)
-    assert found["bits_per_char"] == pytest.approx(math.log2(len(vocab)) * found["tokens"] / found["characters"], abs=1e-9)
+    assert found["bits_per_char"] == pytest.approx(math.log2(len(vocab)) * found["tokens"] / found["characters"],
+                                                   abs=1e-9)
 
 
 def test_replies_alone_are_counted(vocab):
@@ -187,7 +189,9 @@ def test_csv_and_jsonl_give_the_same_questions(tmp_path):
     (tmp_path / "q.csv").write_text('question,A,B,C,D,answer,subject\n"一加一，\n等于几？",二,三,四,五,A,数学\n月亮？,方,圆,扁,尖,B,\n',
                                     encoding="utf-8-sig")
     expected = [Choice("一加一，\n等于几？", list("二三四五"), 0, "数学"), Choice("月亮？", list("方圆扁尖"), 1, "")]
-    assert eval_data.choice_rows(tmp_path / "q.csv") == expected == eval_data.choice_rows(toy.write_rows(tmp_path / "q.jsonl", rows))
+    assert eval_data.choice_rows(tmp_path
+                                 / "q.csv") == expected == eval_data.choice_rows(
+                                     toy.write_rows(tmp_path / "q.jsonl", rows))
     (tmp_path / "Q.csv").write_text(",Question,A,B,Answer\n0,月亮？,方,圆,B\n", encoding="utf-8")
     assert eval_data.choice_rows(tmp_path / "Q.csv") == [Choice("月亮？", ["方", "圆"], 1, "")]
 
@@ -195,7 +199,8 @@ def test_csv_and_jsonl_give_the_same_questions(tmp_path):
 def test_empty_cells_numbers_and_small_letters_are_fine(tmp_path):
     (tmp_path / "q.csv").write_text("question,A,B,C,D,E,answer\n二加二？,3,4,5,6,,b\n", encoding="utf-8")
     assert eval_data.choice_rows(tmp_path / "q.csv") == [Choice("二加二？", list("3456"), 1, "")]
-    assert eval_data.choice_rows([{"question": "二加二？", "A": 3, "B": 4, "answer": "B"}]) == [Choice("二加二？", ["3", "4"], 1, "")]
+    assert eval_data.choice_rows([{"question": "二加二？", "A": 3, "B": 4, "answer": "B"}]) == [
+        Choice("二加二？", ["3", "4"], 1, "")]
 
 
 def test_a_quote_that_never_ends_is_told(tmp_path):
@@ -204,9 +209,12 @@ def test_a_quote_that_never_ends_is_told(tmp_path):
         eval_data.choice_rows(tmp_path / "q.csv")
 
 
-@pytest.mark.parametrize("line", ['{"question": "问", "A": "甲", "answer": "A"}', '{"question": "问", "A": "甲", "B": "", "answer": "A"}',
-                                  '{"question": "问", "A": "甲", "B": "乙", "answer": "C"}', '{"question": " ", "A": "甲", "B": "乙", "answer": "A"}',
-                                  '{"question": "问", "A": "甲", "B": [3], "answer": "A"}', "[1]", "{", '{"question": "\\ud800", "A": "甲", "B": "乙", "answer": "A"}'])
+@pytest.mark.parametrize(
+    "line", ['{"question": "问", "A": "甲", "answer": "A"}', '{"question": "问", "A": "甲", "B": "", "answer": "A"}',
+                                  '{"question": "问", "A": "甲", "B": "乙", "answer": "C"}',
+                                  '{"question": " ", "A": "甲", "B": "乙", "answer": "A"}',
+                                  '{"question": "问", "A": "甲", "B": [3], "answer": "A"}', "[1]", "{",
+                                  '{"question": "\\ud800", "A": "甲", "B": "乙", "answer": "A"}'])
 def test_unusable_choices_are_bad_lines(line):
     assert isinstance(eval_data._choice_line(line.encode(), False), str)
 
@@ -222,7 +230,8 @@ def saved(vocab, ram_path, monkeypatch):
     def save(name, stage="SFT", seed=0, max_len=64, **run):
         model = model_for(vocab, seed, torch.float32)
         write_torch(ram_path / name, {
-            "format": 1, "kind": "model", "stage": stage, "config": model.config.to_dict(), "vocab_hash": vocab.hash, "vocab": vocab.state(),
+            "format": 1, "kind": "model", "stage": stage, "config": model.config.to_dict(), "vocab_hash": vocab.hash,
+            "vocab": vocab.state(),
             "weights": dict(model.state_dict()), "adapter": None, "base": None, "step": 7, "metrics": {},
             "run": {"max_len": max_len, **run}})
         return str(ram_path / name)
@@ -232,14 +241,17 @@ def saved(vocab, ram_path, monkeypatch):
 def command(*words):
     """Exit code of the script with these arguments."""
     with pytest.raises(SystemExit) as left:
-        guarded(lambda: evaluate.main([str(w) for w in [*words, "--device", "cpu", "--log_dir", "logs", "--log_file", "log.txt"]]))
+        guarded(
+            lambda: evaluate.main(
+                [str(w) for w in [*words, "--device", "cpu", "--log_dir", "logs", "--log_file", "log.txt"]]))
     return left.value.code
 
 
 def test_two_models_in_one_table_and_one_json_line(saved, ram_path, capsys, vocab):
     a, b = saved("TinySeek_甲.pkl", "Pre"), saved("TinySeek_乙.pkl", seed=1)
     text, exam = toy.write_rows(ram_path / "文 字.jsonl", TEXTS * 4), toy.write_rows(ram_path / "题.jsonl", QUESTIONS)
-    quiz = toy.write_rows(ram_path / "quiz.jsonl", [{"question": c.question, **dict(zip("ABCD", c.options)), "answer": "ABCD"[c.answer],
+    quiz = toy.write_rows(ram_path / "quiz.jsonl",
+                          [{"question": c.question, **dict(zip("ABCD", c.options)), "answer": "ABCD"[c.answer],
                                                     "subject": c.subject} for c in choices(12)])
     assert command("--model", a, "--model", b, "--data", text, exam, quiz, "--every", 2) == 0
     out = capsys.readouterr().out
@@ -258,7 +270,8 @@ def test_two_models_in_one_table_and_one_json_line(saved, ram_path, capsys, voca
 
 
 def test_one_task_alone_and_the_built_in_questions(saved, capsys, monkeypatch, ram_path):
-    monkeypatch.setattr(evaluate, "write_demo", lambda folder: {"eval": toy.write_rows(ram_path / "demo_eval.jsonl", QUESTIONS)})
+    monkeypatch.setattr(evaluate, "write_demo",
+                        lambda folder: {"eval": toy.write_rows(ram_path / "demo_eval.jsonl", QUESTIONS)})
     assert command("--model", saved("a.pkl"), "--task", "exact", "--failures") == 0
     out = capsys.readouterr().out
     found = json.loads(out.strip().splitlines()[-1])
@@ -276,34 +289,41 @@ def test_bpc_takes_the_held_out_rows_of_the_models_own_training_data(saved, caps
     """Whatever the configuration of the moment says about data, and without a word about having seen them."""
     data = str(toy.write_rows(ram_path / "我的.jsonl", toy.dialogue_rows(60)))
     found, table = told(capsys, "--model", saved("a.pkl", json_data_path=data, eval_share=0.02))
-    assert found["data"] == {"bpc": {"files": [data], "every": 50}} and found["models"][0]["bpc"]["rows"] == 2     # rows 0 and 50
+    # rows 0 and 50
+    assert found["data"] == {"bpc": {"files": [data], "every": 50}} and found["models"][0]["bpc"]["rows"] == 2
     assert "内置考题不适用于 a" in table and "0.0%" not in table and "见过" not in table and found["models"][0]["bpc"]["seen"] == []
-    for count, rows in ((120, 3), (60, 60)):                       # unasked: rows 0, 50, 100; of a small file nothing was held out
+    # unasked: rows 0, 50, 100; of a small file nothing was held out
+    for count, rows in ((120, 3), (60, 60)):
         file = str(toy.write_rows(ram_path / f"{count}.jsonl", toy.dialogue_rows(count)))
         found, table = told(capsys, "--model", saved("d.pkl", json_data_path=file, eval_share=None), "--task", "bpc")
         assert found["models"][0]["bpc"]["rows"] == rows and ("见过" in table) == (rows == 60)
     other = str(toy.write_rows(ram_path / "留出.jsonl", toy.dialogue_rows(7, seed=5)))
-    found, _ = told(capsys, "--model", saved("b.pkl", json_data_path=data, eval_share=0.02, eval_data_path=other), "--task", "bpc")
+    found, _ = told(capsys, "--model", saved("b.pkl", json_data_path=data, eval_share=0.02, eval_data_path=other),
+                    "--task", "bpc")
     assert found["data"]["bpc"] == {"files": [other], "every": 1} and found["models"][0]["bpc"]["rows"] == 7
 
 
 def test_rows_that_a_model_has_seen_are_named(saved, capsys, ram_path):
     data = str(toy.write_rows(ram_path / "我的.jsonl", toy.dialogue_rows(60)))
     copy = str(toy.write_rows(ram_path / "副本.jsonl", toy.dialogue_rows(60)))
-    own, strange = saved("a.pkl", json_data_path=data, eval_share=0.02), saved("b.pkl", json_data_path=copy + "没有", eval_share=0.02)
+    own, strange = saved("a.pkl", json_data_path=data, eval_share=0.02), saved("b.pkl", json_data_path=copy + "没有",
+        eval_share=0.02)
     for file in (data, copy):
         found, table = told(capsys, "--model", own, "--model", strange, "--task", "bpc", "--data", file)
-        assert [m["bpc"]["seen"] for m in found["models"]] == [[file], []] and "a 训练时见过" in table and "b 训练时见过" not in table
+        assert [m["bpc"]["seen"] for m in found["models"]] == [[file],
+                                                               []] and "a 训练时见过" in table and "b 训练时见过" not in table
     assert "见过" not in told(capsys, "--model", own, "--task", "bpc", "--data", data, "--every", 50)[1]
     all_of_it = saved("c.pkl", json_data_path=data, eval_share=0.0)
     assert "c 训练时见过" in told(capsys, "--model", all_of_it, "--task", "bpc")[1]
-    found, table = told(capsys, "--model", own, "--model", all_of_it, "--task", "bpc")           # the same rows for both
+    # the same rows for both
+    found, table = told(capsys, "--model", own, "--model", all_of_it, "--task", "bpc")
     assert {m["bpc"]["rows"] for m in found["models"]} == {2} and "c 训练时见过" in table and "a 训练时见过" not in table
 
 
 def test_the_built_in_exam_is_for_models_that_learned_the_built_in_data(saved, capsys, ram_path, monkeypatch):
     rows = [{**q, "task": "sum"} for q in QUESTIONS]
-    monkeypatch.setattr(evaluate, "write_demo", lambda folder: {"eval": toy.write_rows(ram_path / "demo_eval.jsonl", rows)})
+    monkeypatch.setattr(evaluate, "write_demo",
+                        lambda folder: {"eval": toy.write_rows(ram_path / "demo_eval.jsonl", rows)})
     mine = str(toy.write_rows(ram_path / "我的.jsonl", toy.dialogue_rows(60)))
     demo = str(toy.write_rows(ram_path / "demo_sft.jsonl", toy.dialogue_rows(60)))
     a, b = saved("a.pkl", json_data_path=mine, eval_share=0.02), saved("b.pkl", json_data_path=demo, eval_share=0.02)
@@ -313,19 +333,25 @@ def test_the_built_in_exam_is_for_models_that_learned_the_built_in_data(saved, c
     assert found["models"][0]["exact"]["by_task"] == {"sum": 0} and "两位数加法" in table and "sum" not in table
     found, table = told(capsys, "--model", a, "--model", b, "--task", "exact")
     assert "exact" not in found["models"][0] and "内置考题不适用于 a" in table and "不适用" in table.splitlines()[3]
-    assert told(capsys, "--model", a, "--task", "exact", "--data", toy.write_rows(ram_path / "题.jsonl", QUESTIONS))[0]["models"][0]["exact"]
+    assert told(capsys, "--model", a, "--task", "exact", "--data",
+                toy.write_rows(ram_path / "题.jsonl", QUESTIONS))[0]["models"][0]["exact"]
 
 
 def test_data_of_the_hub_can_be_evaluated(saved, capsys, ram_path, monkeypatch):
     file = str(toy.write_rows(ram_path / "fetched.jsonl", toy.dialogue_rows(9)))
     asked = []
-    monkeypatch.setattr(evaluate, "local_files", lambda paths, options: asked.append((paths, options["hf_split"])) or [file])
-    assert told(capsys, "--model", saved("a.pkl"), "--task", "bpc", "--data", "hf:me/set")[0]["models"][0]["bpc"]["rows"] == 9
+    monkeypatch.setattr(evaluate, "local_files",
+                        lambda paths, options: asked.append((paths, options["hf_split"])) or [file])
+    assert told(capsys, "--model", saved("a.pkl"), "--task", "bpc", "--data",
+                "hf:me/set")[0]["models"][0]["bpc"]["rows"] == 9
     assert asked == [(["hf:me/set"], "train")]
 
 
 def test_chance_is_that_of_the_whole_set(saved, capsys, ram_path):
-    rows = [{"task": "甲", "conversations": [{"role": "user", "content": f"{i}？"}, {"role": "assistant", "content": f"答{i % 10}"}]}
+    rows = [
+        {
+            "task": "甲", "conversations": [{"role": "user", "content": f"{i}？"},
+                                           {"role": "assistant", "content": f"答{i % 10}"}]}
             for i in range(40)]
     file = toy.write_rows(ram_path / "题.jsonl", rows)
     found, _ = told(capsys, "--model", saved("a.pkl"), "--task", "exact", "--data", file, "--every", 20)
@@ -334,26 +360,34 @@ def test_chance_is_that_of_the_whole_set(saved, capsys, ram_path):
 
 def test_every_answer_can_be_kept_and_two_models_compared(saved, capsys, ram_path):
     exam, kept = toy.write_rows(ram_path / "题.jsonl", QUESTIONS), ram_path / "回答" / "a.jsonl"
-    words = ["--model", saved("a.pkl"), "--model", saved("b.pkl", seed=1), "--task", "exact", "--data", exam, "--save", kept]
+    words = ["--model", saved("a.pkl"), "--model", saved("b.pkl", seed=1), "--task", "exact", "--data", exam, "--save",
+             kept]
     found, table = told(capsys, *words)
     rows = [json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines()]
-    assert [row["model"] for row in rows] == ["a"] * 8 + ["b"] * 8 and all(row["right"] is False and row["reply"] for row in rows)
+    assert [row["model"] for row in rows] == ["a"] * 8 + ["b"] * 8 and all(row["right"] is False and row["reply"]
+        for row in rows)
     assert rows[1]["question"] == "书呢？" and rows[1]["expected"] == "放在桌上。" and rows[1]["messages"][0]["role"] == "user"
-    assert found["paired"]["exact"] == {"both": 0, "first": 0, "second": 0, "neither": 8, "p": 1.0} and "可能只是偶然" in table
+    assert found["paired"]["exact"] == {"both": 0, "first": 0, "second": 0, "neither": 8,
+                                        "p": 1.0} and "可能只是偶然" in table
     before = kept.read_bytes()
     assert command(*words) == 2 and kept.read_bytes() == before
 
 
 def test_the_sign_test():
-    assert scoring.paired([True] * 6 + [False], [False] * 6 + [True]) == {"both": 0, "first": 6, "second": 1, "neither": 0, "p": 0.125}
+    assert scoring.paired([True] * 6 + [False], [False] * 6 + [True]) == {"both": 0, "first": 6, "second": 1,
+        "neither": 0, "p": 0.125}
     assert scoring.paired([True, False], [True, False])["p"] == 1
 
 
 @pytest.mark.parametrize("code, words", [
-    (3, ["--model", "没有.pkl"]), (2, ["--model", "a.pkl", "--task", "bpc", "--data", "没有.jsonl"]), (2, ["--model", "a.pkl", "--task", "mcq"]),
-    (2, ["--model", "a.pkl", "--task", "bpb"]), (2, ["--model", "a.pkl", "--every", "0"]), (2, ["--model", "a.pkl", "--n_layer", "3"]),
-    (2, ["--model", "a.pkl", "--task", "bpc", "--data", "空.jsonl"]), (8, ["--model", "a.pkl", "--task", "bpc", "--data", "坏.jsonl"]),
-    (8, ["--model", "a.pkl", "--task", "mcq", "--data", "字.jsonl"]), (8, ["--model", "a.pkl", "--task", "exact", "--data", "字.jsonl"]),
+    (3, ["--model", "没有.pkl"]), (2, ["--model", "a.pkl", "--task", "bpc", "--data", "没有.jsonl"]),
+    (2, ["--model", "a.pkl", "--task", "mcq"]),
+    (2, ["--model", "a.pkl", "--task", "bpb"]), (2, ["--model", "a.pkl", "--every", "0"]),
+    (2, ["--model", "a.pkl", "--n_layer", "3"]),
+    (2, ["--model", "a.pkl", "--task", "bpc", "--data", "空.jsonl"]),
+    (8, ["--model", "a.pkl", "--task", "bpc", "--data", "坏.jsonl"]),
+    (8, ["--model", "a.pkl", "--task", "mcq", "--data", "字.jsonl"]),
+    (8, ["--model", "a.pkl", "--task", "exact", "--data", "字.jsonl"]),
     (2, ["--model", "a.pkl", "--devise", "cuda"])])
 def test_mistakes_are_explained_in_chinese(saved, capsys, ram_path, code, words):
     saved("a.pkl")

@@ -31,7 +31,10 @@ def fit(model, documents, steps, rate=1e-2):
     return model
 
 
-QUESTIONS = [{"task": task, "conversations": [{"role": "user", "content": f"{thing}呢？"}, {"role": "assistant", "content": doing + "。"}]}
+QUESTIONS = [
+    {
+        "task": task, "conversations": [{"role": "user", "content": f"{thing}呢？"},
+                                        {"role": "assistant", "content": doing + "。"}]}
              for task, thing, doing in zip(["甲", "乙"] * 4, toy.THINGS, toy.DOINGS)]
 
 
@@ -63,7 +66,8 @@ def test_sample_conversation_keeps_the_history(vocab, monkeypatch):
 
 def test_questions_too_long_for_the_positions_are_wrong_not_fatal(vocab):
     model = model_for(vocab, position="learned", max_position=12)
-    long = [{"task": "甲", "conversations": [{"role": "user", "content": "书" * 30}, {"role": "assistant", "content": "茶"}]}]
+    long = [
+        {"task": "甲", "conversations": [{"role": "user", "content": "书" * 30}, {"role": "assistant", "content": "茶"}]}]
     assert scoring.exact_scores(model, vocab, QUESTIONS + long)["n"] == 9
 
 
@@ -125,6 +129,7 @@ def test_a_model_overfitted_on_the_items_scores_high(vocab):
     model = model_for(vocab, dtype=torch.float32, init_std=0.05)
     before = scoring.mcq_scores(model, vocab, rows)
     assert before["low"] <= 0.25 <= before["high"]
-    turns = [[{"role": "user", "content": r.question}, {"role": "assistant", "content": r.options[r.answer]}] for r in rows]
+    turns = [[{"role": "user", "content": r.question}, {"role": "assistant", "content": r.options[r.answer]}]
+             for r in rows]
     fit(model, [template.render(t, vocab) for t in turns], 150)
     assert scoring.mcq_scores(model, vocab, rows)["accuracy"] > 0.95

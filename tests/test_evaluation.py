@@ -55,7 +55,8 @@ def test_E2_eval_mode_no_gradient_and_back_to_train(options):
     assert evaluate(model, data, CPU, "no") == first                              # no dropout, no noise
     assert set(modes) == {(False, False)} and model.training
     assert torch.equal(torch.get_rng_state(), state)
-    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items()) and all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items()) and all(p.grad is None
+        for p in model.parameters())
     model.eval()
     evaluate(model, data, CPU, "no")
     assert not model.training
@@ -71,7 +72,8 @@ def test_held_out_rows_without_any_target_are_not_a_perfect_score(options):
     """Questions longer than a row: nothing of the answers is left."""
     rows = [{"prompt": "月亮" * 30, "response": "茶"}] * 20 + [{"prompt": "书", "response": "茶"}]
     built = build_stage(options("sft", rows, max_len=16), "sft")
-    result = evaluate(built.model, PackedData(built.train.cache, range(20), built.options, truncate=True, shuffle=False), CPU, "no")
+    result = evaluate(
+        built.model, PackedData(built.train.cache, range(20), built.options, truncate=True, shuffle=False), CPU, "no")
     assert math.isnan(result["loss"]) and math.isnan(result["ce_1"])
 
 

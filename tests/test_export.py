@@ -45,11 +45,14 @@ def adapter(path, base_path, base, stage, description, fill=0.05):
 
 
 @pytest.mark.parametrize("changes, word", [
-    ({"position": "alibi"}, "alibi"), ({"activation": "geglu"}, "geglu"), ({"activation": "relu"}, "relu"), ({"norm": "layer"}, "layer"),
+    ({"position": "alibi"}, "alibi"), ({"activation": "geglu"}, "geglu"), ({"activation": "relu"}, "relu"),
+    ({"norm": "layer"}, "layer"),
     ({"sliding_window": 16}, "窗口"), ({**GQA, "use_moe": True}, "MoE"), ({"norm_eps": 1e-5}, "norm_eps"),
-    ({**GPT2, "n_kv_head": 2}, "n_kv_head"), ({**GPT2, "use_moe": True}, "use_moe"), ({**GPT2, "attention": "mla"}, "attention"),
+    ({**GPT2, "n_kv_head": 2}, "n_kv_head"), ({**GPT2, "use_moe": True}, "use_moe"),
+    ({**GPT2, "attention": "mla"}, "attention"),
     ({**GPT2, "activation": "relu"}, "relu"), ({"router": "sigmoid", "other_experts": 1, "keep": 1}, "2 个路由专家"),
-    ({"activation": "relu2"}, "relu2"), ({**GQA, "qk_norm": True}, "qk_norm"), ({"counted": 2, "use_fc2": False}, "counted"),
+    ({"activation": "relu2"}, "relu2"), ({**GQA, "qk_norm": True}, "qk_norm"),
+    ({"counted": 2, "use_fc2": False}, "counted"),
 ])
 def test_A6_what_transformers_cannot_express_is_refused_with_reason_and_way_out(tmp_path, vocab, changes, word):
     path = saved(tmp_path / "m.pkl", toy_payload(vocab, **changes)[0])
@@ -74,7 +77,8 @@ def test_a_dense_model_does_not_mind_settings_of_experts(tmp_path, vocab):
 
 
 @pytest.mark.parametrize("stage, description, word", [
-    ("Lora", {"type": "lora", "rank": 2}, "--to merged"), ("Prefix", {"type": "prefix", "kind": "kv", "length": 3}, "底座"),
+    ("Lora", {"type": "lora", "rank": 2}, "--to merged"),
+    ("Prefix", {"type": "prefix", "kind": "kv", "length": 3}, "底座"),
     ("Memory", {"type": "memory", "tokens": 8, "chapters": 4, "topk": 2}, "底座")])
 def test_adapters_are_refused_and_told_what_to_do(tmp_path, vocab, stage, description, word):
     base, _ = toy_payload(vocab)
@@ -89,7 +93,8 @@ def test_adapters_are_refused_and_told_what_to_do(tmp_path, vocab, stage, descri
 
 
 @pytest.mark.parametrize("changes", [{}, {"tie_embedding": True}])
-@pytest.mark.parametrize("description", [{"type": "lora", "rank": 4, "targets": "all"}, {"type": "lora", "rank": 2, "alpha": 8.0},
+@pytest.mark.parametrize("description",
+                         [{"type": "lora", "rank": 4, "targets": "all"}, {"type": "lora", "rank": 2, "alpha": 8.0},
                                          {"type": "prefix", "kind": "role", "ids": [9, 10, 11]}])
 def test_merged_computes_what_base_and_adapter_compute(tmp_path, vocab, description, changes):
     base, _ = toy_payload(vocab, **changes)
@@ -114,7 +119,8 @@ def test_merged_computes_what_base_and_adapter_compute(tmp_path, vocab, descript
 
 def test_a_gate_is_refused(tmp_path, vocab):
     base, _ = toy_payload(vocab)
-    path = saved(tmp_path / "g.pkl", {**base, "kind": "gate", "stage": "gate", "weights": {}, "adapter": {"experts": []}})
+    path = saved(
+        tmp_path / "g.pkl", {**base, "kind": "gate", "stage": "gate", "weights": {}, "adapter": {"experts": []}})
     for kind in ("hf", "gguf", "merged"):
         assert "专家" in refused(["--model", path, "--to", kind, "--output", tmp_path / "x"])
 
@@ -144,14 +150,17 @@ def test_P3_plain_files_in_other_precisions(tmp_path, vocab):
     assert {t.dtype for n, t in half.items() if not n.endswith("router.bias")} == {torch.bfloat16}
     export.main(["--model", path, "--to", "safetensors", "--output", str(tmp_path / "w.safetensors")])
     with safe_open(tmp_path / "w.safetensors", "pt") as file:
-        assert {n: True for n in file.keys()} == {n: torch.equal(file.get_tensor(n), t) for n, t in payload["weights"].items()}
+        assert {n: True for n in file.keys()} == {n: torch.equal(file.get_tensor(n), t)
+                                                  for n, t in payload["weights"].items()}
         assert file.metadata()["vocab_hash"] == vocab.hash
 
 
 @pytest.mark.parametrize("argv, word", [
-    (["--to", "hf", "--output", "x"], "--model"), (["--model", "m", "--output", "x"], "--to"), (["--model", "m", "--to", "hf"], "--output"),
+    (["--to", "hf", "--output", "x"], "--model"), (["--model", "m", "--output", "x"], "--to"),
+    (["--model", "m", "--to", "hf"], "--output"),
     (["--from", "hf", "d", "--to", "hf", "--output", "x"], "选一"), (["--from", "gguf", "d", "--output", "x"], "--from"),
-    (["--from", "hf", "d", "--model", "m", "--output", "x"], "--model"), (["--to", "onnx", "--model", "m", "--output", "x"], "onnx"),
+    (["--from", "hf", "d", "--model", "m", "--output", "x"], "--model"),
+    (["--to", "onnx", "--model", "m", "--output", "x"], "onnx"),
     (["--model", "m", "--to", "gguf", "--precision", "bf16", "--output", "x"], "bf16"),
     (["--model", "m", "--to", "hf", "--precision", "q8_0", "--output", "x"], "q8_0"),
     (["--model", "m", "--to", "hf", "--output", "x", "--n_layer", "3"], "n_layer"),
@@ -163,7 +172,9 @@ def test_wrong_commands_are_explained(argv, word):
 def test_a_checkpoint_that_contradicts_itself_is_refused(tmp_path, vocab):
     def export_of(**changes):
         payload, _ = toy_payload(vocab)
-        return refused(["--model", saved(tmp_path / "m.pkl", {**payload, **changes}), "--to", "hf", "--output", tmp_path / "hf"], 4)
+        return refused(
+            ["--model", saved(tmp_path / "m.pkl", {**payload, **changes}), "--to", "hf", "--output", tmp_path / "hf"],
+            4)
     payload, _ = toy_payload(vocab)
     assert "哈希" in export_of(vocab_hash="00")
     assert "fc1.weight" in export_of(weights={n: t for n, t in payload["weights"].items() if n != "fc1.weight"})
@@ -201,7 +212,8 @@ def test_what_systems_and_git_leave_in_a_folder_is_no_hindrance_and_stays(tmp_pa
         (out / name).write_text(name)
     (out / "config.json").write_text("old")
     export.main(command)
-    assert (out / ".git" / "HEAD").read_text() == ".git/HEAD" and (out / ".DS_Store").exists() and (out / "._config.json").exists()
+    assert (out / ".git" / "HEAD").read_text() == ".git/HEAD" and (out / ".DS_Store").exists() and (out
+        / "._config.json").exists()
     assert (out / "config.json").read_text() != "old" and sorted(p.name for p in tmp_path.iterdir()) == ["hf", "m.pkl"]
 
 
@@ -229,7 +241,8 @@ def test_exported_files_can_be_read_by_others(tmp_path, vocab):
     path = saved(tmp_path / "m.pkl", toy_payload(vocab)[0])
     before = os.umask(0o022)
     try:
-        for kind, name in (("hf", "hf"), ("gguf", "g/x.gguf"), ("safetensors", "s/x.safetensors"), ("merged", "p/x.pkl")):
+        for kind, name in (("hf", "hf"), ("gguf", "g/x.gguf"), ("safetensors", "s/x.safetensors"),
+                           ("merged", "p/x.pkl")):
             export.main(["--model", path, "--to", kind, "--output", str(tmp_path / name)])
     finally:
         os.umask(before)
@@ -271,7 +284,8 @@ def test_without_the_extras_the_message_says_how_to_get_them(tmp_path, vocab, mo
 def test_as_a_script_and_as_a_module_from_another_folder(tmp_path, vocab):
     saved(tmp_path / "模型 一.pkl", toy_payload(vocab)[0])
     script = [sys.executable, str(ROOT / "chat_agent" / "export.py")]
-    done = subprocess.run([*script, "--model", "模型 一.pkl", "--to", "hf", "--output", "导 出"], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run([*script, "--model", "模型 一.pkl", "--to", "hf", "--output", "导 出"], cwd=tmp_path,
+                          capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     back = ["--from", "hf", str(tmp_path / "导 出"), "--output", str(tmp_path / "b.pkl")]
     done = subprocess.run([sys.executable, "-m", "chat_agent.export", *back], cwd=ROOT, capture_output=True, text=True)

@@ -25,7 +25,8 @@ def path(vocab, tmp_path, monkeypatch):
 def test_a_faithful_export_passes(path):
     found = export_transformers.check(path, hand_texts()[:3], "你好")
     assert found["names_equal"] and found["round_trip"] and found["equal"] + found["ties"] == found["continuations"] == 3
-    assert found["logit_difference"] < 1e-4 and found["reply"] and found["own_reply"]     # random weights: theirs may write reserved ids
+    # random weights: theirs may write reserved ids
+    assert found["logit_difference"] < 1e-4 and found["reply"] and found["own_reply"]
     assert export_check.judge(nothing() | {"transformers": {"m": found}})[1] == []
 
 
@@ -61,8 +62,10 @@ def test_tokenizer_and_template_are_compared_string_by_string(vocab, monkeypatch
 
 
 def test_llama_figures_are_judged():
-    good = {"prompts": 20, "equal": 19, "ties": 1, "same_best_token": 1.0, "positions": 9, "logit_difference": 1e-5, "bytes": 1}
-    body = {"f32": good, "f16": good | {"equal": 3}, "q8_0": good | {"equal": 0}, "version": "0", "strings": 5, "other_ids": ["x"],
+    good = {"prompts": 20, "equal": 19, "ties": 1, "same_best_token": 1.0, "positions": 9, "logit_difference": 1e-5,
+            "bytes": 1}
+    body = {"f32": good, "f16": good | {"equal": 3}, "q8_0": good | {"equal": 0}, "version": "0", "strings": 5,
+            "other_ids": ["x"],
             "other_text": [], "talks": 2, "talks_equal": 2, "modelfile": True, "example": ["a", "b"]}
     assert export_check.judge(nothing() | {"llama": {"m": body}})[1] == []
     for wrong in ({"f32": good | {"ties": 0}}, {"talks_equal": 1}, {"modelfile": False}):

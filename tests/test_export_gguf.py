@@ -82,17 +82,21 @@ def test_f16_and_q8_0_are_rounded_and_nothing_else(tmp_path, vocab, shape):
         if t.name in kept:
             assert t.tensor_type == gguf.GGMLQuantizationType.F16 and t.shape[0] % 32
     for name, tensor in to_ours(parts(config), values(reader)).items():
-        step = weights[name].abs().max() / 127                           # its float16 rounding shifts the ends by another 6 %
+        # its float16 rounding shifts the ends by another 6 %
+        step = weights[name].abs().max() / 127
         assert (tensor - weights[name]).abs().max() <= step * 0.57, name
 
 
 def test_settings_of_a_deepseek_model(tmp_path, vocab):
     _, c, reader, _ = written(tmp_path, vocab, router="sigmoid", norm_eps=1e-5)
-    wanted = {"block_count": 3, "context_length": 128, "embedding_length": 64, "feed_forward_length": 80, "attention.head_count": 4,
-              "attention.head_count_kv": 1, "attention.q_lora_rank": 40, "attention.kv_lora_rank": 32, "attention.key_length": 40,
+    wanted = {"block_count": 3, "context_length": 128, "embedding_length": 64, "feed_forward_length": 80,
+              "attention.head_count": 4,
+              "attention.head_count_kv": 1, "attention.q_lora_rank": 40, "attention.kv_lora_rank": 32,
+              "attention.key_length": 40,
               "attention.value_length": 32, "attention.key_length_mla": 24, "attention.value_length_mla": 16,
               "leading_dense_block_count": 1, "expert_count": 6, "expert_used_count": 2, "expert_shared_count": 2,
-              "expert_feed_forward_length": 48, "expert_weights_norm": True, "expert_gating_func": 2, "rope.dimension_count": 8,
+              "expert_feed_forward_length": 48, "expert_weights_norm": True, "expert_gating_func": 2,
+              "rope.dimension_count": 8,
               "vocab_size": c.vocab_size}
     assert {k: setting(reader, f"deepseek2.{k}") for k in wanted} == wanted
     assert setting(reader, "deepseek2.expert_weights_scale") == 1.5
@@ -113,7 +117,8 @@ def test_tokens_scores_and_types(tmp_path, vocab):
     T = gguf.TokenType
     assert types[3] == T.UNKNOWN and types[9] == types[-1] == T.CONTROL
     assert (types[16:272] == T.BYTE).all() and (types[words] == T.NORMAL).all()
-    assert setting(reader, "tokenizer.ggml.eos_token_id") == 1 and setting(reader, "tokenizer.ggml.add_bos_token") is False
+    assert setting(reader, "tokenizer.ggml.eos_token_id") == 1 and setting(reader,
+        "tokenizer.ggml.add_bos_token") is False
 
 
 def test_scores_beyond_what_llama_can_tell_apart_are_refused(tmp_path, vocab):
@@ -147,7 +152,8 @@ def test_modelfile_and_second_head_lie_beside(tmp_path, vocab, capsys):
     assert torch.equal(found["fc2.weight"], payload["weights"]["fc2.weight"])
     lines = (tmp_path / "g" / "Modelfile").read_text(encoding="utf-8")
     assert "FROM ./TinySeek-q8_0.gguf\n" in lines and "PARAMETER num_ctx 128\n" in lines
-    export.main(["--model", path, "--to", "gguf", "--output", str(tmp_path / "g" / "x.gguf")])           # ours: replaced
+    # ours: replaced
+    export.main(["--model", path, "--to", "gguf", "--output", str(tmp_path / "g" / "x.gguf")])
     assert "FROM ./x.gguf\n" in (tmp_path / "g" / "Modelfile").read_text(encoding="utf-8")
     (tmp_path / "g" / "Modelfile").write_text("FROM somebody\n", encoding="utf-8")
     with pytest.raises(UserError) as caught:
@@ -161,8 +167,10 @@ def test_modelfile_writes_our_dialogue(tmp_path, vocab):
     payload, _ = toy_payload(vocab)
     write_modelfile(tmp_path / "m.gguf", read_source(saved(tmp_path / "m.pkl", payload)))
     template = re.search(r'TEMPLATE """(.*)"""', (tmp_path / "Modelfile").read_text(encoding="utf-8")).group(1)
-    before, loop, after = re.fullmatch(r"(.*?)\{\{ range \.Messages \}\}(.*)\{\{ end \}\}\{\{ end \}\}(.*?)", template).groups()
-    branches = dict(zip(re.findall(r'eq \.Role "(\w+)"', loop), re.split(r"\{\{ (?:else )?if eq \.Role \"\w+\" \}\}", loop)[1:]))
+    before, loop, after = re.fullmatch(r"(.*?)\{\{ range \.Messages \}\}(.*)\{\{ end \}\}\{\{ end \}\}(.*?)",
+                                       template).groups()
+    branches = dict(
+        zip(re.findall(r'eq \.Role "(\w+)"', loop), re.split(r"\{\{ (?:else )?if eq \.Role \"\w+\" \}\}", loop)[1:]))
     talk = [{"role": "system", "content": "甲"}, {"role": "user", "content": "乙"}, {"role": "assistant", "content": "丙"},
             {"role": "user", "content": "丁"}]
     text = before + "".join(branches[m["role"]].replace("{{ .Content }}", m["content"]) for m in talk) + after

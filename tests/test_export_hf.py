@@ -66,7 +66,8 @@ def test_greedy_replies_equal_those_of_transformers(tmp_path, vocab, shape):
     _, model, folder = exported(tmp_path, vocab, **SHAPES[shape])
     theirs, step = load(folder), plain_step(model)
     for ids in prompts(vocab, 2, 12):
-        out = theirs.generate(torch.tensor([ids]), max_new_tokens=16, min_new_tokens=16, do_sample=False, eos_token_id=None)
+        out = theirs.generate(torch.tensor([ids]), max_new_tokens=16, min_new_tokens=16, do_sample=False,
+                              eos_token_id=None)
         assert compare_greedy(step, out[0, len(ids):].tolist(), ids) == "equal"
 
 
@@ -77,7 +78,8 @@ def test_names_and_shapes_are_those_that_transformers_writes(tmp_path, vocab, sh
 
     def listed(place):
         with safe_open(place / "model.safetensors", "pt") as file:
-            return {name: (file.get_slice(name).get_shape(), file.get_slice(name).get_dtype()) for name in file.keys()}, file.metadata()
+            return {name: (file.get_slice(name).get_shape(), file.get_slice(name).get_dtype())
+                    for name in file.keys()}, file.metadata()
     assert listed(folder) == listed(tmp_path / "again")
 
 
@@ -90,7 +92,8 @@ def test_class_exists_and_needs_no_remote_code(tmp_path, vocab):
         assert "auto_map" not in config and not list(folder.glob("*.py"))
         classes[shape] = type(load(folder)).__name__
         assert config["architectures"] == [classes[shape]]
-    assert classes == {"moe": "DeepseekV2ForCausalLM", "dense": "DeepseekV2ForCausalLM", "sigmoid": "DeepseekV3ForCausalLM",
+    assert classes == {"moe": "DeepseekV2ForCausalLM", "dense": "DeepseekV2ForCausalLM",
+                       "sigmoid": "DeepseekV3ForCausalLM",
                        "llama": "LlamaForCausalLM", "gpt2": "GPT2LMHeadModel"}
 
 
@@ -167,8 +170,10 @@ def test_fifty_rows_and_64_tokens(tmp_path, vocab, shape):
     worst, spread = differences(model, theirs, rows)
     results = []
     for ids in rows:
-        out = theirs.generate(torch.tensor([ids[:24]]), max_new_tokens=64, min_new_tokens=64, do_sample=False, eos_token_id=None)
+        out = theirs.generate(torch.tensor([ids[:24]]), max_new_tokens=64, min_new_tokens=64, do_sample=False,
+                              eos_token_id=None)
         results.append(compare_greedy(step, out[0, len(ids[:24]):].tolist(), ids[:24]))
-    print(f"{shape}: worst {worst:.2e}, spread {spread:.2f}, equal {results.count('equal')}, tie {results.count('tie')} of 50")
+    print(
+        f"{shape}: worst {worst:.2e}, spread {spread:.2f}, equal {results.count('equal')}, tie {results.count('tie')} of 50")
     assert worst < 1e-4 and spread > 1
     assert set(results) <= {"equal", "tie"} and results.count("tie") <= 1

@@ -78,7 +78,8 @@ def test_without_tinyseek_json_the_model_still_comes_back(tmp_path, vocab, shape
     write_hf(read_source(saved(tmp_path / "m.pkl", payload)), tmp_path / "hf")
     (tmp_path / "hf" / "tinyseek.json").unlink()
     back = read_hf(tmp_path / "hf")
-    assert back["vocab_hash"] == payload["vocab_hash"] and weights_hash(back["weights"]) == weights_hash(payload["weights"])
+    assert back["vocab_hash"] == payload["vocab_hash"] and weights_hash(back["weights"]) == weights_hash(
+        payload["weights"])
     again = read_source(saved(tmp_path / "back.pkl", back))
     same = type(model)(again.config)
     same.load_state_dict(again.weights, strict=True)
@@ -105,9 +106,11 @@ def test_after_transformers_saved_the_folder_again(tmp_path, vocab, shape):
     assert weights_hash(back["weights"]) == weights_hash(payload["weights"])
 
 
-@pytest.mark.parametrize("key, value", [("num_hidden_layers", 2), ("routed_scaling_factor", 1.0), ("norm_topk_prob", True),
+@pytest.mark.parametrize(
+    "key, value", [("num_hidden_layers", 2), ("routed_scaling_factor", 1.0), ("norm_topk_prob", True),
                                         ("model_type", "qwen2"), ("rope_scaling", {"type": "yarn"}), ("n_group", 2),
-                                        ("attention_bias", True), ("rope_parameters", {"rope_type": "default", "rope_theta": 1e6}),
+                                        ("attention_bias", True),
+                                        ("rope_parameters", {"rope_type": "default", "rope_theta": 1e6}),
                                         ("hidden_size", None), ("vocab_size", 500)])
 def test_a_changed_config_is_refused(folder, key, value):
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -137,7 +140,8 @@ def test_wrong_parts_are_refused(folder, tmp_path):
     assert code_of(tmp_path / "nowhere") == 2
 
 
-@pytest.mark.parametrize("key, value", [("kind", "adapter"), ("metrics", 5), ("config", []), ("base", {}), ("step", "x"), ("format", 2)])
+@pytest.mark.parametrize(
+    "key, value", [("kind", "adapter"), ("metrics", 5), ("config", []), ("base", {}), ("step", "x"), ("format", 2)])
 def test_a_changed_tinyseek_json_is_refused(folder, key, value):
     known = json.loads((folder / "tinyseek.json").read_text(encoding="utf-8"))
     (folder / "tinyseek.json").write_text(json.dumps(known | {key: value}), encoding="utf-8")

@@ -1,4 +1,5 @@
-"""GGUF files in llama.cpp itself, where llama-cpp-python is installed: pip install llama-cpp-python (builds for minutes)."""
+"""GGUF files in llama.cpp itself, where llama-cpp-python is installed: pip install llama-cpp-python (builds for
+minutes)."""
 import pytest
 import torch
 
@@ -11,7 +12,8 @@ import numpy as np                                                       # noqa:
 from chat_agent.exports.gguf.file import write_gguf                      # noqa: E402
 from chat_agent.exports.source import read_source                        # noqa: E402
 from tools.template import render, render_prompt                         # noqa: E402
-from toy_export import (GQA, SHARED, compare_greedy, hand_texts, marked, plain_step, random_texts, rows_of,  # noqa: E402
+from toy_export import (GQA, SHARED, compare_greedy, hand_texts, marked, plain_step, random_texts,
+                        rows_of,  # noqa: E402
                         saved, toy_payload, toy_vocab)
 
 F32 = 0                             # ggml's number for float32, for the cache
@@ -20,7 +22,8 @@ SHAPES = {"moe": {}, "dense_tied": {"use_moe": False, "tie_embedding": True}, "s
 
 
 def opened(path, **options):
-    return llama_cpp.Llama(str(path), n_ctx=256, n_threads=1, n_threads_batch=1, logits_all=True, verbose=False, **options)
+    return llama_cpp.Llama(str(path), n_ctx=256, n_threads=1, n_threads_batch=1, logits_all=True, verbose=False,
+                           **options)
 
 
 def exact(path):
@@ -66,7 +69,8 @@ def test_logits_and_replies_in_float32(tmp_path, vocab, shape):
         with torch.no_grad():
             ours = model(torch.tensor([ids])).logits_1[0].numpy()
         worst = max(worst, float(np.abs(llama.scores[:len(ids)] - ours).max()))
-    print(f"{shape}: worst logit difference {worst:.2e}, equal {results.count('equal')}, tie {results.count('tie')} of 20")
+    print(
+        f"{shape}: worst logit difference {worst:.2e}, equal {results.count('equal')}, tie {results.count('tie')} of 20")
     assert worst < 1e-3 and set(results) <= {"equal", "tie"} and results.count("tie") <= 1
 
 
@@ -81,7 +85,8 @@ def test_agreement_of_the_smaller_precisions(tmp_path, vocab, precision, least):
             ours = model(torch.tensor([ids])).logits_1[0].argmax(-1).numpy()
         same += int((llama.scores[:len(ids)].argmax(-1) == ours).sum())
         total += len(ids)
-    print(f"{precision}: the same best token at {same} of {total} positions ({same / total:.1%}), {path.stat().st_size} bytes")
+    print(
+        f"{precision}: the same best token at {same} of {total} positions ({same / total:.1%}), {path.stat().st_size} bytes")
     assert same / total > least
 
 
@@ -98,7 +103,8 @@ def test_its_own_tokeniser(tmp_path, kind):
         texts = [t for t in texts if t and not marked(t)]
         wrong = [t for t in texts if llama.tokenize(t.encode(), add_bos=False, special=False) != vocab.encode(t)]
         back = [t for t in texts if llama.detokenize(vocab.encode(t)).decode() != t]
-        print(f"{kind} {name}: {len(texts) - len(wrong)} of {len(texts)} strings tokenised alike, {len(back)} decode differently")
+        print(
+            f"{kind} {name}: {len(texts) - len(wrong)} of {len(texts)} strings tokenised alike, {len(back)} decode differently")
         assert len(wrong) <= len(texts) * 0.001 and not back
 
 
@@ -107,12 +113,16 @@ def test_special_tokens_and_chat_template(tmp_path, vocab):
     llama = opened(path, vocab_only=True)
     assert llama.token_eos() == llama.token_bos() == vocab.id("<|im_end|>")
     assert llama.tokenize("<|User|>：".encode(), add_bos=False, special=False) == vocab.encode("<|User|>：")
-    talk = [{"role": "system", "content": "你是小寻。"}, {"role": "user", "content": "你好 😀\n"}, {"role": "assistant", "content": "您好！"}]
+    talk = [{"role": "system", "content": "你是小寻。"}, {"role": "user", "content": "你好 😀\n"},
+            {"role": "assistant", "content": "您好！"}]
     from llama_cpp.llama_chat_format import Jinja2ChatFormatter
-    form = Jinja2ChatFormatter(template=llama.metadata["tokenizer.chat_template"], eos_token="<|im_end|>", bos_token="<|im_end|>",
+    form = Jinja2ChatFormatter(template=llama.metadata["tokenizer.chat_template"], eos_token="<|im_end|>",
+                               bos_token="<|im_end|>",
                                add_generation_prompt=True)
     text = form(messages=talk[:2]).prompt
     assert llama.tokenize(text.encode(), add_bos=False, special=True) == render_prompt(talk[:2], vocab)
-    form = Jinja2ChatFormatter(template=llama.metadata["tokenizer.chat_template"], eos_token="<|im_end|>", bos_token="<|im_end|>",
+    form = Jinja2ChatFormatter(template=llama.metadata["tokenizer.chat_template"], eos_token="<|im_end|>",
+                               bos_token="<|im_end|>",
                                add_generation_prompt=False)
-    assert llama.tokenize(form(messages=talk).prompt.encode(), add_bos=False, special=True) == render(talk, vocab)[0].tolist()
+    assert llama.tokenize(form(messages=talk).prompt.encode(), add_bos=False, special=True) == render(talk,
+        vocab)[0].tolist()

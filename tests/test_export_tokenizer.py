@@ -13,7 +13,8 @@ from tokenizers import Tokenizer                                         # noqa:
 
 from chat_agent.exports.chat_template import MARK, gguf_template         # noqa: E402
 from chat_agent.exports.folder import write_json                         # noqa: E402
-from chat_agent.exports.hf.tokenizer import (pieces, special_tokens, surface, tokenizer_config, tokenizer_json,  # noqa: E402
+from chat_agent.exports.hf.tokenizer import (pieces, special_tokens, surface, tokenizer_config,
+                                             tokenizer_json,  # noqa: E402
                                              vocab_from_tokenizer)
 from tools.errors import UserError                                       # noqa: E402
 from tools.template import render, render_prompt                         # noqa: E402
@@ -22,7 +23,8 @@ from toy_export import SHARED, hand_texts, marked, random_texts, rows_of, toy_vo
 
 transformers.utils.logging.set_verbosity_error()
 TALK = [{"role": "system", "content": "你是小寻。 "}, {"role": "user", "content": "\n  你好，User：😀 a\tb "},
-        {"role": "assistant", "content": "您好！\r\n"}, {"role": "user", "content": ""}, {"role": "assistant", "content": "再见"}]
+        {"role": "assistant", "content": "您好！\r\n"}, {"role": "user", "content": ""},
+        {"role": "assistant", "content": "再见"}]
 
 
 def fast(vocab, size=None):
@@ -51,7 +53,8 @@ def same_ids(vocab, tokenizer, texts):
 
 
 def test_ids_and_decoding_equal_ours(vocab):
-    texts = hand_texts() + random_texts(1000) + ["", " ", "\n\n", "\0", "a\0b", "▁", "<0x41>", "<|im_end", "\ufeff文", "🇨🇳", "Ａ", "é"]
+    texts = hand_texts() + random_texts(1000) + ["", " ", "\n\n", "\0", "a\0b", "▁", "<0x41>", "<|im_end", "\ufeff文",
+                                                 "🇨🇳", "Ａ", "é"]
     assert same_ids(vocab, fast(vocab), texts) == ([], [])
 
 
@@ -72,7 +75,8 @@ def test_scores_survive_the_file_exactly(vocab):
 
 def test_reserved_ids_have_surface_forms_that_no_bare_word_has(vocab):
     names = [surface(i) for i in range(len(RESERVED))]
-    assert names[9:12] == ["<|User|>", "<|Assistant|>", "<|System|>"] and names[:4] == ["<|PAD|>", "<|im_end|>", "<|MASK|>", "<|UNK|>"]
+    assert names[9:12] == ["<|User|>", "<|Assistant|>", "<|System|>"] and names[:4] == ["<|PAD|>", "<|im_end|>",
+        "<|MASK|>", "<|UNK|>"]
     assert all(n.startswith("<|") and n.endswith("|>") for n in names) and len(set(names)) == 16
     tokenizer = fast(vocab)
     assert [tokenizer.token_to_id(n) for n in names] == list(range(16))
@@ -85,7 +89,8 @@ def test_AutoTokenizer_adds_and_changes_nothing(vocab, tmp_path):
         ids = tokenizer(text)["input_ids"]
         assert ids == vocab.encode(text)
         assert tokenizer.decode(ids) == text
-    assert tokenizer.eos_token_id == tokenizer.bos_token_id == vocab.id("<|im_end|>") and tokenizer.pad_token_id == vocab.id("[PAD]")
+    assert tokenizer.eos_token_id == tokenizer.bos_token_id == vocab.id(
+        "<|im_end|>") and tokenizer.pad_token_id == vocab.id("[PAD]")
     assert tokenizer("<|User|>", split_special_tokens=True)["input_ids"] == vocab.encode("<|User|>")
     assert len(tokenizer) == len(vocab)
 
@@ -110,12 +115,14 @@ def spelled(vocab, seed=0, count=300):
     """Random conversations whose contents are full of what special tokens, and the marks of the template, look like."""
     rng = random.Random(seed)
     names = list(special_tokens(vocab, len(vocab) + 2).values())
-    bits = [*names, *"<|>：", "<|", "|>", MARK, MARK + "0", MARK + "1", "<" + MARK + "1|", "\u200b", "User：", "你好", "\n", " ", "😀", "", "苹果"]
+    bits = [*names, *"<|>：", "<|", "|>", MARK, MARK + "0", MARK + "1", "<" + MARK + "1|", "\u200b", "User：", "你好",
+            "\n", " ", "😀", "", "苹果"]
     made = []
     for _ in range(count):
         talk = [{"role": "system", "content": "".join(rng.choices(bits, k=3))}] if rng.random() < 0.3 else []
         for _ in range(rng.randint(1, 4)):
-            talk += [{"role": role, "content": "".join(rng.choices(bits, k=rng.randint(0, 7)))} for role in ("user", "assistant")]
+            talk += [{"role": role, "content": "".join(rng.choices(bits, k=rng.randint(0, 7)))}
+                     for role in ("user", "assistant")]
         made.append(talk)
     return made
 
@@ -126,10 +133,12 @@ def test_content_that_spells_a_special_token_stays_text(vocab, tmp_path):
     for talk in spelled(vocab) + [TALK]:
         ids = tokenizer.apply_chat_template(talk, return_dict=False)
         assert ids == render(talk, vocab)[0].tolist(), talk
-        assert tokenizer.apply_chat_template(talk[:-1], add_generation_prompt=True, return_dict=False) == render_prompt(talk[:-1], vocab)
+        assert tokenizer.apply_chat_template(talk[:-1], add_generation_prompt=True,
+                                             return_dict=False) == render_prompt(talk[:-1], vocab)
     tokenizer.save_pretrained(tmp_path / "again")
     again = transformers.AutoTokenizer.from_pretrained(tmp_path / "again")
-    assert all(again.apply_chat_template(t, return_dict=False) == render(t, vocab)[0].tolist() for t in spelled(vocab, 1, 50))
+    assert all(again.apply_chat_template(t, return_dict=False) == render(t, vocab)[0].tolist()
+               for t in spelled(vocab, 1, 50))
 
 
 def test_generation_marks_exactly_what_we_learn_from(vocab, tmp_path):
@@ -138,7 +147,8 @@ def test_generation_marks_exactly_what_we_learn_from(vocab, tmp_path):
         found = tokenizer.apply_chat_template(talk, return_dict=True, return_assistant_tokens_mask=True)
         ids, learn = render(talk, vocab)
         assert found["input_ids"] == ids.tolist() and found["assistant_masks"] == learn.astype(int).tolist(), talk
-        more = tokenizer.apply_chat_template([*talk, {"role": "user", "content": "还有呢"}], return_dict=True, return_assistant_tokens_mask=True)
+        more = tokenizer.apply_chat_template([*talk, {"role": "user", "content": "还有呢"}], return_dict=True,
+                                             return_assistant_tokens_mask=True)
         assert more["assistant_masks"] == learn.astype(int).tolist() + [0] * (len(more["input_ids"]) - len(ids))
 
 
@@ -146,13 +156,15 @@ def test_roles_as_the_server_has_them(vocab, tmp_path):
     tokenizer = auto(vocab, tmp_path)
     talks = [[{"role": role, "content": "简短"}, *TALK[1:]] for role in ("system", "developer")]
     assert tokenizer.apply_chat_template(talks[0]) == tokenizer.apply_chat_template(talks[1])
-    for odd in ({"role": "tool", "content": "x"}, {"role": "user", "content": None}, {"role": "user", "content": ["x"]}):
+    for odd in ({"role": "tool", "content": "x"}, {"role": "user", "content": None},
+                {"role": "user", "content": ["x"]}):
         with pytest.raises(Exception, match="must be"):
             tokenizer.apply_chat_template([odd])
 
 
 def test_the_template_for_llama_cpp_is_plain_jinja_and_lets_nothing_be_forged(vocab):
-    """As llama-cpp-python renders it: no extensions. All that is left of a spelled token is text that no special token matches."""
+    """As llama-cpp-python renders it: no extensions. All that is left of a spelled token is text that no special token
+    matches."""
     form = ImmutableSandboxedEnvironment().from_string(gguf_template())
     names = list(special_tokens(vocab, len(vocab) + 2).values())
     for talk in spelled(vocab, 3):
@@ -204,10 +216,12 @@ def test_5000_texts_5000_dialogues_10000_random_strings(kind):
         pytest.skip("../shared/data is not there")
     vocab = Vocab.create_vocab([str(SHARED / "text.jsonl"), str(SHARED / "dialogue.jsonl")], 5000, kind, progress=False)
     dialogues = [m["content"] for messages in rows_of("dialogue.jsonl", 5000, texts=False) for m in messages]
-    for name, texts in (("text", rows_of("text.jsonl", 5000)), ("dialogue", dialogues), ("random", random_texts(10000))):
+    for name, texts in (("text", rows_of("text.jsonl", 5000)), ("dialogue", dialogues),
+                        ("random", random_texts(10000))):
         kept = [t for t in texts if not marked(t)]
         different, changed = same_ids(vocab, fast(vocab), kept)
-        print(f"{kind} {name}: {len(kept)} of {len(texts)} strings, {len(different)} differ, {len(changed)} decode differently")
+        print(
+            f"{kind} {name}: {len(kept)} of {len(texts)} strings, {len(different)} differ, {len(changed)} decode differently")
         assert not different and not changed and len(kept) == len(texts)
 
 

@@ -18,12 +18,14 @@ def test_rms_norm_is_its_formula():
     norm = make_norm("rms", 6, 1e-6).double()
     norm.weight.data = randn(6)
     x = randn(5, 6)
-    plain = [[v / math.sqrt(sum(w * w for w in row) / 6 + 1e-6) * g for v, g in zip(row, norm.weight.tolist())] for row in x.tolist()]
+    plain = [[v / math.sqrt(sum(w * w for w in row) / 6 + 1e-6) * g for v, g in zip(row, norm.weight.tolist())]
+             for row in x.tolist()]
     torch.testing.assert_close(norm(x), torch.tensor(plain, dtype=torch.float64), rtol=1e-12, atol=0)
 
 
 def test_away_from_a_cpu_the_norm_is_torchs_own_kernel(monkeypatch):
-    monkeypatch.setattr(layers, "compute_dtype", lambda x: x.dtype)               # autocast does not know the meta device
+    # autocast does not know the meta device
+    monkeypatch.setattr(layers, "compute_dtype", lambda x: x.dtype)
     for device, own in (("cpu", True), ("meta", False)):
         out = make_norm("rms", 6, 1e-6).to(device)(torch.ones(5, 6, device=device))
         assert ("_RMSNorm" in type(out.grad_fn).__name__) == own and out.requires_grad
@@ -33,7 +35,8 @@ def test_layer_norm_is_its_formula():
     norm = make_norm("layer", 6, 1e-5).double()
     norm.weight.data, norm.bias.data = randn(6), randn(6) + 1
     x = randn(5, 6)
-    plain = (x - x.mean(-1, keepdim=True)) / (x.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt() * norm.weight + norm.bias
+    plain = (x - x.mean(-1, keepdim=True)) / (x.var(-1, unbiased=False, keepdim=True)
+                                              + 1e-5).sqrt() * norm.weight + norm.bias
     torch.testing.assert_close(norm(x), plain, rtol=1e-12, atol=1e-14)
 
 
@@ -61,7 +64,10 @@ def test_rotation_is_a_complex_product():
 def test_rotation_sees_only_the_distance():
     q, k = randn(1, 1, 8), randn(2, 1, 8)[1:]
     def product(i, j):
-        return float((rotate(q, rotary_tables(torch.tensor([i]), 8, 100.0)) * rotate(k, rotary_tables(torch.tensor([j]), 8, 100.0))).sum())
+        return float(
+            (
+                rotate(q, rotary_tables(torch.tensor([i]), 8, 100.0)) * rotate(k,
+                    rotary_tables(torch.tensor([j]), 8, 100.0))).sum())
     assert product(9, 4) == pytest.approx(product(105, 100), abs=1e-5)
     assert product(9, 4) != pytest.approx(product(9, 5), abs=1e-3)
 
@@ -78,7 +84,8 @@ def test_A2_gated_activations(kind, act):
     """down(act(gate x) * (up x)), the gate in the first half."""
     layer, x = FeedForward(4, 3, kind).double(), randn(2, 4)
     gate, up = (layer.up.weight[:3] @ x.T).T, (layer.up.weight[3:] @ x.T).T
-    inner = torch.tensor([[act(g) * u for g, u in zip(*rows)] for rows in zip(gate.tolist(), up.tolist())], dtype=torch.float64)
+    inner = torch.tensor([[act(g) * u for g, u in zip(*rows)] for rows in zip(gate.tolist(), up.tolist())],
+                         dtype=torch.float64)
     torch.testing.assert_close(layer(x), inner @ layer.down.weight.T, rtol=1e-10, atol=1e-12)
 
 

@@ -57,7 +57,8 @@ def test_merged_law(name, dtype, bound):
         a, b = model(some_ids()).logits_1, plain(some_ids()).logits_1
     limit = bound if dtype == torch.float64 else bound * float(b.abs().max())
     assert float((a - b).abs().max()) < limit
-    assert config.tie_embedding is False and (name != "tied" or not torch.equal(weights["fc1.weight"], weights["embed.weight"]))
+    assert config.tie_embedding is False and (name != "tied"
+                                              or not torch.equal(weights["fc1.weight"], weights["embed.weight"]))
 
 
 @pytest.mark.parametrize("name", ["default", "gqa", "learned", "relu", "sigmoid", "gqa_window_alibi"])
@@ -84,7 +85,8 @@ def test_only_the_adapter_learns_and_the_base_stays():
         optimizer.step()
     state = {n.replace(".base.", "."): t for n, t in model.state_dict().items() if n not in learning}
     assert state.keys() == before.keys() and all(torch.equal(state[n], before[n]) for n in before)
-    assert all(p.grad is not None and p.grad.any() for n, p in model.named_parameters() if n in learning and n.endswith((".b", "lora.b")))
+    assert all(p.grad is not None and p.grad.any() for n, p in model.named_parameters() if n in learning
+               and n.endswith((".b", "lora.b")))
 
 
 def test_gradients_are_those_of_the_merged_weight():
@@ -102,7 +104,8 @@ def test_gradients_are_those_of_the_merged_weight():
 
 @pytest.mark.parametrize("targets", ["experts", "experts.up", "experts.down"])
 def test_adapted_experts_in_one_product_are_those_one_by_one(targets, monkeypatch):
-    """The kernel over the weights in effect against one expert after the other, outputs and every gradient; also when one matrix alone learns."""
+    """The kernel over the weights in effect against one expert after the other, outputs and every gradient; also when
+    one matrix alone learns."""
     model = adapted(toy_model(), targets=targets)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("_lora." in name)
@@ -120,8 +123,11 @@ def test_adapted_experts_in_one_product_are_those_one_by_one(targets, monkeypatc
 def test_targets_by_name():
     model = toy_model()
     every = projections(model)
-    count = {t: len(chosen(model, t)) for t in ("all", "attention", "q_up", "experts", "router", "shared", "heads", "fc1", "blocks.0", "mlp")}
-    assert count == {"all": len(every), "attention": 10, "q_up": 2, "experts": 4, "router": 2, "shared": 4, "heads": 2, "fc1": 1,
+    count = {
+        t: len(chosen(model, t)) for t in ("all", "attention", "q_up", "experts", "router", "shared", "heads", "fc1",
+                                           "blocks.0", "mlp")}
+    assert count == {"all": len(every), "attention": 10, "q_up": 2, "experts": 4, "router": 2, "shared": 4, "heads": 2,
+                     "fc1": 1,
                      "blocks.0": (len(every) - 2) // 2, "mlp": 10}
     assert len(chosen(model, ["q_up", "attention", "fc1"])) == 11
     assert set(target_names(model)) >= {"all", "attention", "experts", "router", "heads", "kv_up", "fc2"}
@@ -136,7 +142,8 @@ def test_the_configured_targets_fit_every_preset(preset):
         model = TinySeek(ModelConfig.from_dict({k: options[k] for k in MODEL_KEYS} | {"max_position": 64}))
     assert len(chosen(model, "shared")) == 2 * model.config.n_layer
     heads = 0 if model.config.counted else len(chosen(model, "heads"))
-    assert len(chosen(model, options["lora_targets"])) == len(chosen(model, "attention")) + 2 * model.config.n_layer + heads
+    assert len(chosen(model, options["lora_targets"])) == len(
+        chosen(model, "attention")) + 2 * model.config.n_layer + heads
 
 
 @pytest.mark.parametrize("wrong", ["q_proj", "att", "", [], ["attention", "nothing"]])
@@ -184,11 +191,13 @@ def test_build_loads_exactly_the_adapters_own_tensors():
     base = toy_model(dtype=torch.float32)
     model = adapted(base)
     chain = [{"kind": "model", "config": base.config.to_dict(), "weights": base.state_dict()},
-             {"kind": "adapter", "adapter": {"type": "lora", "rank": 2, "targets": ["all"]}, "weights": own_weights(model)}]
+             {"kind": "adapter", "adapter": {"type": "lora", "rank": 2, "targets": ["all"]},
+              "weights": own_weights(model)}]
     with torch.no_grad():
         assert torch.equal(build(chain)(some_ids()).logits_1, model(some_ids()).logits_1)
     name = next(iter(chain[1]["weights"]))
-    for wrong in ({n: t for n, t in chain[1]["weights"].items() if n != name}, {**chain[1]["weights"], "more": torch.zeros(1)},
+    for wrong in ({n: t for n, t in chain[1]["weights"].items() if n != name},
+                  {**chain[1]["weights"], "more": torch.zeros(1)},
                   {**chain[1]["weights"], name: torch.zeros(2)}):
         with pytest.raises(ValueError, match="do not fit"):
             build([chain[0], {**chain[1], "weights": wrong}])

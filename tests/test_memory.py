@@ -52,7 +52,8 @@ def test_every_token_reads_its_own_chapters_only():
     memory = adapted(toy_model()).blocks[0].memories[0]
     x = torch.randn(40, 16, dtype=torch.float64)
     found, routing = memory(x)
-    assert routing.logits.shape == (40, 4) and routing.chapters.shape == (40, 2) and len(set(map(tuple, routing.chapters.tolist()))) > 2
+    assert routing.logits.shape == (40, 4) and routing.chapters.shape == (40,
+        2) and len(set(map(tuple, routing.chapters.tolist()))) > 2
     assert torch.allclose(memory(x[7:8])[0], found[7:8], atol=1e-12)
     closed = next(c for c in range(4) if c not in routing.chapters[7].tolist())
     with torch.no_grad():
@@ -75,7 +76,8 @@ def test_attention_against_a_plain_loop():
         for h in range(memory.heads):
             cut = slice(h * width, (h + 1) * width)
             q = (memory.query.weight @ normed[n])[cut]
-            scores = torch.stack([(memory.key.weight @ memory.bank.rows[r])[cut] @ q / width ** 0.5 + p[r // 3].log() for r in rows])
+            scores = torch.stack(
+                [(memory.key.weight @ memory.bank.rows[r])[cut] @ q / width ** 0.5 + p[r // 3].log() for r in rows])
             values = torch.stack([(memory.value.weight @ memory.bank.rows[r])[cut] for r in rows])
             parts.append(scores.softmax(0) @ values)
         assert torch.allclose(memory.out.weight @ torch.cat(parts), found[n], atol=1e-10)
@@ -126,7 +128,8 @@ def test_layers_and_one_bank():
     assert copy.deepcopy(model).blocks[0].memories[0].bank is not model.blocks[0].memories[0].bank
 
 
-@pytest.mark.parametrize("wrong", [{"layers": [2]}, {"layers": [0, 0]}, {"layers": []}, {"chapters": 5}, {"topk": 5}, {"topk": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"layers": [2]}, {"layers": [0, 0]}, {"layers": []}, {"chapters": 5}, {"topk": 5}, {"topk": 0}])
 def test_wrong_numbers(wrong):
     with pytest.raises(ValueError, match="memory"):
         apply_memory(toy_model(), **{**SMALL, **wrong})

@@ -67,7 +67,8 @@ def test_output_and_gradients_are_those_of_a_loop_over_tokens(changes):
 
 @pytest.mark.parametrize("activation", ["swiglu", "gelu"])
 def test_P2_under_bfloat16_output_and_gradients_stay_close(activation):
-    layer = layer_of(activation=activation)[0].bfloat16().float()                # weights and inputs that bfloat16 holds exactly
+    # weights and inputs that bfloat16 holds exactly
+    layer = layer_of(activation=activation)[0].bfloat16().float()
     x, results = inputs(60).bfloat16().float(), []
     for enabled in (False, True):
         leaf = x.clone().requires_grad_()
@@ -82,7 +83,8 @@ def test_P2_under_bfloat16_output_and_gradients_stay_close(activation):
 
 def test_softmax_weights_are_not_renormalised_sigmoid_ones_are():
     x = inputs()
-    softmax, sigmoid = (layer_of(router=kind, routed_scaling=3.0)[0].router(x)[0] / 3 for kind in ("softmax", "sigmoid"))
+    softmax, sigmoid = (layer_of(router=kind, routed_scaling=3.0)[0].router(x)[0] / 3
+                        for kind in ("softmax", "sigmoid"))
     assert (softmax.sum(-1) < 0.999).all()
     torch.testing.assert_close(sigmoid.sum(-1), torch.ones(9, dtype=torch.float64))
 
@@ -180,7 +182,8 @@ def test_L3_sequence_loss_is_one_when_uniform_and_E_over_keep_when_collapsed(seq
 def test_L3_sequence_loss_is_its_formula_and_leaves_padding_out():
     layer, _ = layer_of(moe_loss="aux")
     x = inputs(12)
-    valid = torch.tensor([1, 1, 1, 0, 1, 1, 1, 1, 0, 0, 0, 0]).bool()                # three sequences of four, the last empty
+    # three sequences of four, the last empty
+    valid = torch.tensor([1, 1, 1, 0, 1, 1, 1, 1, 0, 0, 0, 0]).bool()
     _, experts, probabilities, _ = layer.router(x)
     per_sequence = []
     for rows in ([0, 1, 2], [4, 5, 6, 7]):
@@ -206,7 +209,8 @@ def test_L7_router_z_loss():
     x = inputs()
     expected = torch.logsumexp(x @ layer.router.weight.T, -1).pow(2).mean()
     assert float(layer(x)[1].z_loss) == pytest.approx(float(expected))
-    with_z, without = (toy_model(router_z_loss=z)(torch.randint(16, 300, (1, 8), generator=torch.Generator().manual_seed(0)))
+    with_z, without = (
+        toy_model(router_z_loss=z)(torch.randint(16, 300, (1, 8), generator=torch.Generator().manual_seed(0)))
                        for z in (0.5, 0.0))
     z = sum(float(r.z_loss) for r in with_z.routings)
     assert float(with_z.aux_loss - without.aux_loss) == pytest.approx(0.5 * z)
@@ -216,7 +220,8 @@ def test_L7_router_z_loss():
 
 def test_A4_foreign_names_mean_the_same_model():
     """MiniMind's words for our keys; use_moe false is a dense model without a router."""
-    foreign = ConfigManager(overrides={"n_routed_experts": 6, "num_experts_per_tok": 3, "n_shared_experts": 1, "hidden_size": 64,
+    foreign = ConfigManager(
+        overrides={"n_routed_experts": 6, "num_experts_per_tok": 3, "n_shared_experts": 1, "hidden_size": 64,
                                        "num_attention_heads": 4, "num_hidden_layers": 2}).model()
     assert (foreign["other_experts"], foreign["keep"], foreign["shared_experts"]) == (6, 3, 1)
     assert (foreign["d_model"], foreign["n_head"], foreign["n_layer"]) == (64, 4, 2)
@@ -248,13 +253,15 @@ def test_grouped_products_of_a_gpu_are_the_loop_over_experts(activation):
     layer.float()
     counts = torch.tensor([3, 0, 5, 2])
     results = []
-    for path in (lambda x: grouped_experts(x, counts, layer.up, layer.down, activation), lambda x: layer.experts(x, counts)):
+    for path in (lambda x: grouped_experts(x, counts, layer.up, layer.down, activation),
+                 lambda x: layer.experts(x, counts)):
         leaf = inputs(10).float().requires_grad_()
         out = path(leaf)
         results.append([out, *torch.autograd.grad((out * torch.sin(out)).sum(), [leaf, layer.up, layer.down])])
     for made, expected in zip(*results):
         torch.testing.assert_close(made, expected, rtol=1e-5, atol=1e-6)
-    assert results[0][2][1].abs().max() == 0                                      # an expert without tokens learns nothing
+    # an expert without tokens learns nothing
+    assert results[0][2][1].abs().max() == 0
 
 
 def test_grouped_products_only_where_they_run():
@@ -313,7 +320,8 @@ def test_sigmoid_routers_are_balanced_by_their_bias_in_a_run(options):
     assert not biases[0.0].any() and biases[0.01].any()
     steps = biases[0.01] / 0.01
     torch.testing.assert_close(steps, steps.round(), atol=1e-3, rtol=0)
-    saved = read_checkpoint(Path(options(name="rate0.01")["out_dir"]) / "rate0.01" / "TinySeek_Pre_final.pkl")["weights"]
+    saved = read_checkpoint(Path(options(name="rate0.01")["out_dir"]) / "rate0.01"
+                            / "TinySeek_Pre_final.pkl")["weights"]
     assert torch.equal(saved["blocks.1.mlp.router.bias"], biases[0.01][1])
 
 

@@ -43,7 +43,8 @@ def test_zero_law(kind, name, dtype):
 def test_T4_only_the_prefix_moves(kind):
     model = apply_prefix(toy_model(), **KINDS[kind]).train()
     learning = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    expected = {"kv": {f"blocks.{i}.attention.prefixes.0.{n}" for i in range(2) for n in ("keys", "values", "gate")}, "role": {"embed.rows"}}
+    expected = {"kv": {f"blocks.{i}.attention.prefixes.0.{n}" for i in range(2) for n in ("keys", "values", "gate")},
+                "role": {"embed.rows"}}
     assert set(learning) == expected[kind]
     before = {n: t.clone() for n, t in model.state_dict().items()}
     optimizer = torch.optim.SGD(learning.values(), lr=1.0)
@@ -92,7 +93,8 @@ def test_a_prefix_cannot_be_merged():
         merged(adapted(toy_model(), "kv"))
 
 
-@pytest.mark.parametrize("wrong", [{"kind": "kv", "length": 0}, {"kind": "role", "ids": []}, {"kind": "role", "ids": [300]}, {"kind": "x"}])
+@pytest.mark.parametrize(
+    "wrong", [{"kind": "kv", "length": 0}, {"kind": "role", "ids": []}, {"kind": "role", "ids": [300]}, {"kind": "x"}])
 def test_wrong_numbers(wrong):
     with pytest.raises(ValueError):
         apply_prefix(toy_model(), **wrong)

@@ -120,7 +120,8 @@ def test_packed_is_unpacked_in_float64_and_float32(variant):
 
 @pytest.mark.parametrize("variant", ["default", "gqa", "window", "alibi"])
 def test_P2_packed_is_unpacked_under_bfloat16(variant):
-    """The reduced-precision paths have code of their own; they must keep documents apart and the future hidden as well."""
+    """The reduced-precision paths have code of their own; they must keep documents apart and the future hidden as
+    well."""
     model = toy_model(dtype=torch.float32, use_moe=False, **VARIANTS[variant]).eval()
     documents = toy_documents(9, 13)
     batch, starts = pack(documents, 20)
@@ -159,7 +160,8 @@ def test_E6_every_trainable_tensor_gets_a_gradient(variant):
 
 
 def test_E6_exceptions_by_name():
-    """Without a load-balance loss and with one kept expert of one, softmax routing has nothing to decide: the router."""
+    """Without a load-balance loss and with one kept expert of one, softmax routing has nothing to decide: the
+    router."""
     model = toy_model(other_experts=1, keep=1)
     ids = some_ids(4, 16)
     model(ids, labels=ids).total_loss.backward()
@@ -261,7 +263,9 @@ def test_learned_positions_end_somewhere():
 
 def test_A6_gpt2_preset_runs():
     """Learned positions, LayerNorm, GELU, plain multi-head attention, dense or with experts."""
-    values = ConfigManager(preset="gpt2", overrides={"d_model": 32, "n_head": 4, "n_kv_head": 4, "n_layer": 2}).model() | {"vocab_size": 300}
+    values = ConfigManager(preset="gpt2",
+                           overrides={"d_model": 32, "n_head": 4, "n_kv_head": 4, "n_layer": 2}).model() | {
+                               "vocab_size": 300}
     for use_moe in (False, True):
         model = TinySeek(ModelConfig.from_dict({**values, "use_moe": use_moe, "hidden": 16}))
         kinds = {type(m).__name__ for m in model.modules()}
@@ -282,7 +286,8 @@ def test_config_round_trip_and_mistakes():
     assert ModelConfig.from_dict(config.to_dict()) == config and set(config.to_dict()) == set(MODEL_KEYS)
     with pytest.raises(ValueError, match="n_heads"):
         ModelConfig.from_dict({"vocab_size": 300, "n_heads": 2})
-    wrong = [{"n_head": 3}, {"activation": "tanh"}, {"position": "learned"}, {"d_r": 3}, {"attention": "gqa", "n_kv_head": 3, "n_head": 4},
+    wrong = [{"n_head": 3}, {"activation": "tanh"}, {"position": "learned"}, {"d_r": 3},
+             {"attention": "gqa", "n_kv_head": 3, "n_head": 4},
              {"norm": "batch"}, {"router": "hash"}, {"moe_loss": "none"}]
     for changes in wrong:
         with pytest.raises(ValueError):

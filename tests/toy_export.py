@@ -17,7 +17,8 @@ SHARED = ROOT.parent / "shared" / "data"
 GQA = dict(attention="gqa", n_kv_head=2, use_moe=False)
 GPT2 = dict(attention="gqa", position="learned", max_position=160, norm="layer", activation="gelu", use_moe=False)
 SHAPES = {
-    "moe": {}, "moe_tied": {"tie_embedding": True}, "dense": {"use_moe": False}, "dense_tied": {"use_moe": False, "tie_embedding": True},
+    "moe": {}, "moe_tied": {"tie_embedding": True}, "dense": {"use_moe": False},
+    "dense_tied": {"use_moe": False, "tie_embedding": True},
     "all_moe": {"n_dense_layer": 0, "d_q": None, "use_fc2": False}, "sigmoid": {"router": "sigmoid"},
     "llama": GQA, "llama_tied": {**GQA, "tie_embedding": True, "norm_eps": 1e-5, "ro_theta": 5000.0},
     "gpt2": GPT2, "gpt2_tied": {**GPT2, "tie_embedding": True, "use_fc2": False},
@@ -46,7 +47,8 @@ def rows_of(name, count, texts=True):
 
 
 def plain_step(model):
-    """ids -> (logits of the next id (V,), smallest distance between the k-th and the next router score of the last token)."""
+    """ids -> (logits of the next id (V,), smallest distance between the k-th and the next router score of the last
+    token)."""
     margins = []
 
     def watch(router, _, out):
@@ -69,8 +71,8 @@ def plain_step(model):
 def compare_greedy(step, theirs, ids, tie=1e-4):
     """Follow `theirs`, the ids that another program wrote after the prompt `ids`, with our plain greedy path.
 
-    "equal"; "tie" when they part after the path was undecided (best two logits, or k-th and next router score, within `tie`);
-    else the position where they part.
+    "equal"; "tie" when they part after the path was undecided (best two logits, or k-th and next router score, within
+    `tie`); else the position where they part.
     """
     ids, undecided = list(ids), False
     for position, new in enumerate(theirs):

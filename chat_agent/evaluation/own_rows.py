@@ -17,7 +17,8 @@ HUB = {"hf_subset": None, "hf_split": "train", "hf_streaming": False}
 
 
 def runs_of(path, payload):
-    """The configurations of the stages that made the model, as far as the checkpoint at `path` knows; its own is the last."""
+    """The configurations of the stages that made the model, as far as the checkpoint at `path` knows; its own is the
+    last."""
     chain = load_chain(path) if payload["kind"] == "adapter" else [payload]
     return [one["run"] for one in chain if isinstance(one["run"], dict)]
 
@@ -29,7 +30,8 @@ def is_built_in(runs):
 
 
 def held_rows(run, cache_dir):
-    """(files, every): the rows that this run did not learn from; all, every = 1, where it held none out. UserError 2 if gone."""
+    """(files, every): the rows that this run did not learn from; all, every = 1, where it held none out. UserError 2 if
+    gone."""
     if not run.get("json_data_path"):
         raise UserError("这个检查点没有记下训练数据，找不到留出的行。请用 --data 给出文件。")
     if run.get("eval_data_path"):
@@ -66,7 +68,8 @@ def _listed(paths):
 
 
 def _files(paths, run, cache_dir):
-    """The files of a key of `run`; built-in data is written where it is missing, and found in a folder that was moved."""
+    """The files of a key of `run`; built-in data is written where it is missing, and found in a folder that was
+    moved."""
     paths = _listed(local_files(_listed(paths), {**HUB, **run, "cache_dir": cache_dir}))
     demo = [Path(p).name.startswith("demo_") and not Path(p).exists() for p in paths]
     home = demo_home(Path(cache_dir).parent)

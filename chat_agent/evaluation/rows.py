@@ -1,7 +1,7 @@
 """Data files as evaluation wants them: rows to score, questions with an expected reply, multiple choice.
 
-Every reader takes `every` (only rows whose zero-based number over all files is divisible by it, the rule by which training
-holds rows out) and `bad` (BadLines): unusable lines are counted there, too many are UserError 8.
+Every reader takes `every` (only rows whose zero-based number over all files is divisible by it, the rule by which
+training holds rows out) and `bad` (BadLines): unusable lines are counted there, too many are UserError 8.
 """
 import json
 import re
@@ -40,7 +40,8 @@ def scored_rows(data, every=1, text_field=None, bad=None):
 
 
 def question_rows(data, every=1, bad=None, text_field=None):
-    """-> list of {"conversations": messages, "task": name}: the last message is the expected reply. Without a `task` field
+    """-> list of {"conversations": messages, "task": name}: the last message is the expected reply. Without a `task`
+    field
     the file's name is the task."""
     if not _is_paths(data):
         return [_question(json.dumps(row).encode(), "对话") for row in list(data)[::every]]
@@ -74,7 +75,8 @@ def looks_like(path):
 
 
 def _is_paths(data):
-    return isinstance(data, (str, Path)) or (isinstance(data, (list, tuple)) and bool(data) and isinstance(data[0], (str, Path)))
+    return isinstance(data, (str, Path)) or (isinstance(data, (list, tuple)) and bool(data)
+                                             and isinstance(data[0], (str, Path)))
 
 
 def _collect(data, every, bad, parse):
@@ -139,7 +141,8 @@ def _text(value):
 
 
 def _small(row):
-    """A row whose fields' names are in small letters, the options' aside; some collections write Question and Answer."""
+    """A row whose fields' names are in small letters, the options' aside; some collections write Question and
+    Answer."""
     if not isinstance(row, dict):
         return row
     return {k.lower() if isinstance(k, str) and len(k) > 1 else k: v for k, v in row.items()}
@@ -152,7 +155,8 @@ def _choice(row):
     row = _small(row)
     if not isinstance(row, dict) or not isinstance(row.get("question"), str) or not row["question"].strip():
         raise ValueError("没有 question")
-    options = {k: _text(row[k]) for k in sorted(k for k in row if isinstance(k, str) and OPTION(k)) if row[k] not in (None, "")}
+    options = {k: _text(row[k]) for k in sorted(k for k in row if isinstance(k, str) and OPTION(k))
+               if row[k] not in (None, "")}
     letters, texts = list(options), list(options.values())
     if len(texts) < 2 or not all(isinstance(t, str) and t.strip() for t in texts):
         raise ValueError("至少要有 A、B 两个选项，都是非空的字符串")
@@ -161,4 +165,5 @@ def _choice(row):
     answer = str(row.get("answer", "")).strip().upper()
     if answer not in letters:
         raise ValueError("answer 应是某个选项的字母")
-    return Choice(row["question"].strip(), [t.strip() for t in texts], letters.index(answer), str(row.get("subject") or ""))
+    return Choice(row["question"].strip(), [t.strip() for t in texts], letters.index(answer),
+                  str(row.get("subject") or ""))

@@ -1,7 +1,7 @@
 """Three ways to put a number on a model: bits per character, exact answers, multiple choice by likelihood.
 
-All three look at head 1 alone and leave the model as they found it. Likelihoods are computed packed: documents lie one after
-the other in a flat batch, so that a thousand short dialogues cost as much as one long text.
+All three look at head 1 alone and leave the model as they found it. Likelihoods are computed packed: documents lie one
+after the other in a flat batch, so that a thousand short dialogues cost as much as one long text.
 """
 import math
 
@@ -25,13 +25,15 @@ BATCH_TOKENS = 8192     # tokens of one forward pass
 BLOCK_ROWS = 4096       # rows that are encoded before they are scored
 IGNORE = -100
 SHOWN_PER_TASK = 3      # failed questions that are quoted
-SPARE = 16              # tokens a reply may be longer than the longest right answer: beyond, it is wrong whatever follows
+# tokens a reply may be longer than the longest right answer: beyond, it is wrong whatever follows
+SPARE = 16
 
 
 # ---------------------------------------------------------------- likelihood of documents
 
 def windows(inputs, window):
-    """Cut `inputs` positions into overlapping (start, size, skip): the first `skip` of a window are context, scored before.
+    """Cut `inputs` positions into overlapping (start, size, skip): the first `skip` of a window are context, scored
+    before.
 
     Every position is scored once; from the second window on with at least half a window before it.
     windows(10, 4) -> (0, 4, 0), (2, 4, 2), (4, 4, 2), (6, 4, 2)
@@ -46,7 +48,8 @@ def windows(inputs, window):
 
 
 def document_losses(model, documents, window=WINDOW, batch_tokens=BATCH_TOKENS, precision="no"):
-    """documents: list of (ids (T,), supervised (T,)) -> nats (D,) float64 over the supervised ids, how many there were (D,).
+    """documents: list of (ids (T,), supervised (T,)) -> nats (D,) float64 over the supervised ids, how many there were
+    (D,).
 
     The first id is context only. precision: no | bf16 | fp16, the matrix products' type; sums are float64 always.
     """
@@ -103,7 +106,8 @@ def _score(model, documents, group, precision, counted=None):
         positions.append(np.arange(size))
         owners.append(np.full(size, number))
     device = next(model.parameters()).device
-    ids, positions, labels = (torch.from_numpy(np.concatenate(t).astype(np.int64)).to(device) for t in (ids, positions, labels))
+    ids, positions, labels = (torch.from_numpy(np.concatenate(t).astype(np.int64)).to(device)
+                              for t in (ids, positions, labels))
     layout, left_out = Layout.from_lengths([size for _, _, size, _ in group]).to(device), None
     if counted is not None:
         starts = torch.tensor([start for _, start, size, _ in group for _ in range(size)], device=device)
@@ -122,13 +126,15 @@ def bits_per_char(model, vocab, data, window=WINDOW, every=1, text_field=None, b
                   batch_tokens=BATCH_TOKENS, progress=False):
     """How many bits the model needs per character of `data` (paths, or rows): comparable across vocabularies.
 
-    Texts: all of every unit. Dialogues: the replies, each given all that was said before; of a preference pair the chosen
-    reply and those before it. The bits include every unit's or reply's <|im_end|>; the characters are those of the content.
+    Texts: all of every unit. Dialogues: the replies, each given all that was said before; of a preference pair the
+    chosen reply and those before it. The bits include every unit's or reply's <|im_end|>; the characters are those of
+    the content.
     -> {"bits_per_char", "bits_per_byte", "characters", "bytes", "tokens", "rows"}; tokens: targets that were scored.
     """
     rows = [_one_reply(row) for row in eval_data.scored_rows(data, every, text_field, bad)]
     nats, tokens, characters, size = [], 0, 0, 0
-    with tqdm(desc="评估", unit="字", unit_scale=True, total=sum(len(t) for r in rows for t in _content(r)), delay=2, leave=False,
+    with tqdm(desc="评估", unit="字", unit_scale=True, total=sum(len(t) for r in rows for t in _content(r)), delay=2,
+              leave=False,
               disable=not progress) as bar:
         for begin in range(0, len(rows), BLOCK_ROWS):
             block = rows[begin:begin + BLOCK_ROWS]
@@ -179,7 +185,8 @@ def exact_scores(model, vocab, data, every=1, bad=None, batch_size=128, progress
         if answers is not None:
             answers.append({**one, "right": marks[-1], "messages": row["conversations"][:-1]})
     by_chance = _chance(whole)
-    return {"overall": sum(map(sum, right.values())) / len(rows), "by_task": {t: sum(m) / len(m) for t, m in right.items()},
+    return {"overall": sum(map(sum, right.values())) / len(rows),
+            "by_task": {t: sum(m) / len(m) for t, m in right.items()},
             "chance": {task: by_chance[task] for task in right}, "n": len(rows), "failures": failures}
 
 
@@ -201,12 +208,14 @@ def _chance(rows):
     try:
         return chance(rows)
     except (IndexError, ZeroDivisionError):          # a user's own task with a built-in one's name and another form
-        return {task[:-1]: share for task, share in chance([{**row, "task": row["task"] + " "} for row in rows]).items()}
+        return {
+            task[:-1]: share for task, share in chance([{**row, "task": row["task"] + " "} for row in rows]).items()}
 
 
 # ---------------------------------------------------------------- multiple choice
 
-def mcq_scores(model, vocab, data, every=1, bad=None, window=WINDOW, batch_tokens=BATCH_TOKENS, precision="no", dialogue=True,
+def mcq_scores(model, vocab, data, every=1, bad=None, window=WINDOW, batch_tokens=BATCH_TOKENS, precision="no",
+               dialogue=True,
                progress=False, answers=None):
     """The option whose text is likeliest per character, as a reply to the question alone, counts as the model's choice.
 
@@ -218,7 +227,8 @@ def mcq_scores(model, vocab, data, every=1, bad=None, window=WINDOW, batch_token
     with tqdm(total=len(rows), desc="选择题", unit="题", delay=2, leave=False, disable=not progress) as bar:
         for begin in range(0, len(rows), BLOCK_ROWS):
             block = rows[begin:begin + BLOCK_ROWS]
-            nats, _ = document_losses(model, list(_option_documents(block, vocab, dialogue)), window, batch_tokens, precision)
+            nats, _ = document_losses(model, list(_option_documents(block, vocab, dialogue)), window, batch_tokens,
+                                      precision)
             per_option = iter(nats)
             scores += [[-next(per_option) / len(text) for text in row.options] for row in block]
             bar.update(len(block))
@@ -247,11 +257,13 @@ def _option_documents(rows, vocab, dialogue):
         else:
             prompt = [vocab.id(template.END), *vocab.encode(row.question + "\n")]
         for option in vocab.encode_many(row.options):
-            yield np.append(np.array(prompt, dtype=np.int32), option), np.arange(len(prompt) + len(option)) >= len(prompt)
+            yield np.append(np.array(prompt, dtype=np.int32),
+                            option), np.arange(len(prompt) + len(option)) >= len(prompt)
 
 
 def grade_choices(rows, scores):
-    """rows: list of Choice; scores: per row one number per option, larger is likelier. Equal best options share the point,
+    """rows: list of Choice; scores: per row one number per option, larger is likelier. Equal best options share the
+    point,
     so that a scorer that knows nothing gets its chance and no letter is favoured."""
     points = np.array([_point(row.answer, np.asarray(options)) for row, options in zip(rows, scores)])
     subjects = {}

@@ -41,7 +41,8 @@ TEMPLATE = """{%- set names = @NAMES@ -%}
 
 
 def hf_template():
-    """For transformers and what reads its folders. Replies and their ends, which a trainer learns from, are `generation`."""
+    """For transformers and what reads its folders. Replies and their ends, which a trainer learns from, are
+    `generation`."""
     return _filled(SAFE_HF, "{%- generation -%}", "{%- endgeneration -%}")
 
 

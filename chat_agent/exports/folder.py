@@ -19,7 +19,8 @@ def whole_folder(path, may_replace, mark):
     """Yields a new folder to fill; it gets the name `path` when everything in it is written.
 
     A folder that is already there is replaced when it is an earlier one of ours: it holds the file `mark` (or nothing),
-    and `may_replace(file name)` holds for all of it but what systems and git leave anywhere; that stays. Else UserError 2.
+    and `may_replace(file name)` holds for all of it but what systems and git leave anywhere; that stays. Else UserError
+    2.
     """
     path = Path(os.path.realpath(path))
     if path.exists() and not path.is_dir():

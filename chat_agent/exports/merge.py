@@ -6,7 +6,8 @@ from tools.errors import UserError
 
 
 def merged_payload(path):
-    """The payload of a full model that computes what the checkpoint at `path` and its base compute. A full model stays as it is.
+    """The payload of a full model that computes what the checkpoint at `path` and its base compute. A full model stays
+    as it is.
 
     UserError: 2 what it adds is no change of weights, 3 a file is missing or damaged, 4 the parts do not fit.
     """
@@ -27,6 +28,8 @@ def merged_payload(path):
         config, weights = merged(model)
     except ValueError:
         raise UserError(f"{path} 含有前缀或记忆，它们不是权重的改变，不能合并。请直接使用它，或导出它的底座。", 2) from None
-    taught = base["stage"] == "Pre" and top["run"].get("training_mode") != "pretraining"       # the adapter brought it to talk
-    return top | {"kind": "model", "stage": "SFT" if taught else base["stage"], "config": config.to_dict(), "weights": weights, "vocab": base["vocab"],
+    # the adapter brought it to talk
+    taught = base["stage"] == "Pre" and top["run"].get("training_mode") != "pretraining"
+    return top | {"kind": "model", "stage": "SFT" if taught else base["stage"], "config": config.to_dict(),
+                  "weights": weights, "vocab": base["vocab"],
                   "adapter": None, "base": None}

@@ -11,7 +11,8 @@ from tools.saving.archive import explain, write_torch
 
 
 def write_pkl(payload, output, precision=None):
-    """A full model as a checkpoint of the usual kind; returns its path. precision: f32, f16, bf16 or None = as it is."""
+    """A full model as a checkpoint of the usual kind; returns its path. precision: f32, f16, bf16 or None = as it
+    is."""
     path = _with_suffix(output, ".pkl")
     if path.exists():
         raise UserError(f"{path} 已存在，检查点从不覆盖。请用 --output 换一个名字。", 2)
@@ -25,11 +26,13 @@ def write_pkl(payload, output, precision=None):
 
 
 def write_safetensors(model, output, precision=None):
-    """The weights of one file under our own names, an adapter's too; what they are stands in the metadata. Returns the path."""
+    """The weights of one file under our own names, an adapter's too; what they are stands in the metadata. Returns the
+    path."""
     save_file = need("safetensors.torch", "导出 safetensors ").save_file
     payload, path = read_checkpoint(model), _with_suffix(output, ".safetensors")
     weights = payload["weights"] if precision is None else cast_weights(payload["weights"], CASTS[precision])
-    about = {"format": "pt", "vocab_hash": payload["vocab_hash"], "stage": payload["stage"], "config": json.dumps(payload["config"])}
+    about = {"format": "pt", "vocab_hash": payload["vocab_hash"], "stage": payload["stage"],
+             "config": json.dumps(payload["config"])}
     if payload["adapter"]:
         about["adapter"] = json.dumps(payload["adapter"])
     check_replace(path, b'"vocab_hash"', b'"__metadata__"')

@@ -9,7 +9,8 @@ from tools.errors import UserError
 
 
 class Part(NamedTuple):
-    """Some of our tensors that together make some of theirs. forward and backward: list of tensors -> list of tensors."""
+    """Some of our tensors that together make some of theirs. forward and backward: list of tensors -> list of
+    tensors."""
 
     ours: tuple
     theirs: tuple

@@ -32,7 +32,8 @@ TABLES = ("fc1.tables.", "fc1.documents")        # of counts; their sizes are th
 
 
 def read_source(path, precision=None):
-    """A full model. precision: f32, f16, bf16 or None = as stored. UserError 2 for adapters, 3 and 4 as read_checkpoint raises."""
+    """A full model. precision: f32, f16, bf16 or None = as stored. UserError 2 for adapters, 3 and 4 as read_checkpoint
+    raises."""
     payload = read_checkpoint(path)
     if payload["kind"] != "model":
         way = WAYS.get(payload["stage"], "请先合并成完整的模型再导出。")
@@ -51,7 +52,8 @@ def source_of(payload, name, precision=None):
     check_shapes(config, payload["weights"], name)
     weights = dict(payload["weights"])
     if precision is not None:
-        weights = cast_weights({n: t.float() if n.endswith("router.bias") else t for n, t in weights.items()}, CASTS[precision])
+        weights = cast_weights({n: t.float() if n.endswith("router.bias") else t for n, t in weights.items()},
+                               CASTS[precision])
     return Source(config, vocab, weights, {k: v for k, v in payload.items() if k != "weights"})
 
 
@@ -62,8 +64,10 @@ def expected(config):
 
 
 def check_shapes(config, weights, name):
-    """UserError 4 unless `weights` are exactly a TinySeek of this configuration, all float. Tables of counts have their text's size."""
-    wanted, weights = ({n: t for n, t in tensors.items() if not n.startswith(TABLES)} for tensors in (expected(config), weights))
+    """UserError 4 unless `weights` are exactly a TinySeek of this configuration, all float. Tables of counts have their
+    text's size."""
+    wanted, weights = ({n: t for n, t in tensors.items() if not n.startswith(TABLES)}
+                       for tensors in (expected(config), weights))
     wrong = sorted(set(wanted) ^ set(weights))
     wrong += [n for n, shape in wanted.items() if n in weights and tuple(weights[n].shape) != shape]
     wrong += [n for n, t in weights.items() if not t.is_floating_point()]

@@ -7,7 +7,8 @@ from chat_agent.terminal.shown import thin
 from tools.errors import UserError
 
 NUMBERS = {"temperature": float, "top_k": int, "top_p": float, "min_p": float, "repetition_penalty": float,
-           "frequency_penalty": float, "presence_penalty": float, "no_repeat_ngram": int, "max_new_tokens": int, "seed": int}
+           "frequency_penalty": float, "presence_penalty": float, "no_repeat_ngram": int, "max_new_tokens": int,
+           "seed": int}
 OFF = ("none", "null", "无")
 
 

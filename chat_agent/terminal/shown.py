@@ -35,7 +35,8 @@ def readable(text):
     """
     if not re.fullmatch(f"({ITEM})+", text.strip()):
         return text
-    items = ((good, amount, "" if special == NOTHING else f"（{special}）") for good, amount, special in re.findall(ITEM, text))
+    items = ((good, amount, "" if special == NOTHING else f"（{special}）")
+             for good, amount, special in re.findall(ITEM, text))
     return "\n".join(["购物清单：", *(f"  · {good}　{amount}{special}" for good, amount, special in items)])
 
 

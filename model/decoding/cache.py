@@ -1,7 +1,8 @@
-"""What a decoder remembers of the tokens it has read: d_c + d_r numbers per token and layer (MLA), or keys and values (GQA).
+"""What a decoder remembers of the tokens it has read: d_c + d_r numbers per token and layer (MLA), or keys and values
+(GQA).
 
-A cache has S slots, one sequence in each. Slots are independent: they have lengths of their own, are filled in chunks, cut back
-and emptied one by one, so that replies can come and go while others are being written (see `TinySeek.decode`).
+A cache has S slots, one sequence in each. Slots are independent: they have lengths of their own, are filled in chunks,
+cut back and emptied one by one, so that replies can come and go while others are being written (see `TinySeek.decode`).
 """
 
 import torch
@@ -13,11 +14,13 @@ from model.layers import alibi_slopes, rotary_tables
 
 
 class DecodeCache:
-    """S slots of up to `capacity` tokens; grows by itself. `lengths[s]`: tokens that slot s holds, a plain list of ints.
+    """S slots of up to `capacity` tokens; grows by itself. `lengths[s]`: tokens that slot s holds, a plain list of
+    ints.
 
         cache = DecodeCache.of(model, slots=2, capacity=64)
         hidden = model.decode(torch.tensor([[1, 9, 20]]), cache, slots=[0])       # reads a prompt into slot 0
-        hidden = model.decode(torch.tensor([[21], [30]]), cache, slots=[0, 1])    # one more token for slot 0, a first for slot 1
+        hidden = model.decode(torch.tensor([[21], [30]]), cache, slots=[0, 1])    # one more token for slot 0, a first
+        for slot 1
         cache.lengths                                                             # [4, 1]
         cache.truncate(0, 3)                                                      # forget the last token of slot 0
         cache.clear(1)                                                            # slot 1 is free again
@@ -26,16 +29,19 @@ class DecodeCache:
     def __init__(self, config, slots, capacity, device="cpu", dtype=torch.float32):
         self.config = config
         self.lengths = [0] * slots
-        self.memory = [torch.zeros(slots, 0, cache_width(config), device=device, dtype=dtype) for _ in range(config.n_layer)]
-        self.tokens = torch.zeros(slots, 0, 1, device=device, dtype=torch.long) if config.counted else None  # what was read
-        self.folded = [None] * config.n_layer   # a Folded per block, or None: then the blocks' own weights are used as they are
+        self.memory = [torch.zeros(slots, 0, cache_width(config), device=device, dtype=dtype)
+                       for _ in range(config.n_layer)]
+        # what was read
+        self.tokens = torch.zeros(slots, 0, 1, device=device, dtype=torch.long) if config.counted else None
+        # a Folded per block, or None: then the blocks' own weights are used as they are
+        self.folded = [None] * config.n_layer
         self.capacity = 0
         self.reserve(max(capacity, 1))
 
     @classmethod
     def of(cls, model, slots, capacity):
-        """A cache on the model's device and in its precision. It keeps products of the model's weights as they are now: make
-        another one when they have changed.
+        """A cache on the model's device and in its precision. It keeps products of the model's weights as they are now:
+        make another one when they have changed.
         """
         weight = model.embed.weight
         cache = cls(model.config, slots, capacity, weight.device, weight.dtype)
@@ -59,7 +65,8 @@ class DecodeCache:
             at = torch.arange(capacity, device=old[0].device)
             self.cos, self.sin = rotary_tables(at, self.config.rotary_width, self.config.ro_theta)
             wide = old[0].dtype in (torch.float32, torch.float64)
-            self.turns = torch.complex(self.cos.to(old[0].dtype), self.sin.to(old[0].dtype))[:, None] if wide else None   # (C, 1, d_r / 2)
+            # (C, 1, d_r / 2)
+            self.turns = torch.complex(self.cos.to(old[0].dtype), self.sin.to(old[0].dtype))[:, None] if wide else None
 
     def logits(self, last, slots=None):
         """Head 1 after the last token of each of `slots` (None = all, in order): hidden states (B, d) -> (B, V)."""
@@ -107,9 +114,9 @@ def cache_width(config):
 class Step:
     """The places of one decode call, worked out once for all layers: B rows of T new tokens, L keys that they may see.
 
-    `rows`: the slots, a slice where they are neighbours (then nothing is copied). `first`: where all rows begin, None when they
-    differ. `low`, `high`: the keys read, high - low = L. `bias` (B or 1, H or 1, T, L) or None. `absorb`: attend to latents as they
-    are (few new tokens) instead of expanding them to keys and values (many).
+    `rows`: the slots, a slice where they are neighbours (then nothing is copied). `first`: where all rows begin, None
+    when they differ. `low`, `high`: the keys read, high - low = L. `bias` (B or 1, H or 1, T, L) or None. `absorb`:
+    attend to latents as they are (few new tokens) instead of expanding them to keys and values (many).
     """
 
     ABSORB_UP_TO = 32
@@ -152,27 +159,33 @@ class Step:
     def _bias(self, config, device, dtype):
         alibi = config.position == "alibi"
         if not alibi and self.first is not None and (self.length == 1 or self.causal and not self.absorb):
-            return None                                # one query per row sees all that is read; whole prompts are plainly causal
+            # one query per row sees all that is read; whole prompts are plainly causal
+            return None
         if not alibi and self.first is not None and config.sliding_window is None:
-            later = torch.full((self.length, self.high), float("-inf"), device=device, dtype=dtype).triu_(self.first + 1)
+            later = torch.full((self.length, self.high), float("-inf"), device=device,
+                               dtype=dtype).triu_(self.first + 1)
             return later[None, None]
         keys = torch.arange(self.low, self.high, device=device)
-        distance = self.positions(device)[..., None] - keys                                                    # (B, T, L)
+        # (B, T, L)
+        distance = self.positions(device)[..., None] - keys
         hidden = distance < 0
         if config.sliding_window is not None:
             hidden |= distance >= config.sliding_window
         if alibi:
-            bias = -alibi_slopes(config.n_head, device)[:, None, None] * distance[:, None]                  # (B, H, T, L)
+            # (B, H, T, L)
+            bias = -alibi_slopes(config.n_head, device)[:, None, None] * distance[:, None]
         else:
             bias = torch.zeros_like(distance, dtype=torch.float32)[:, None]
         return bias.masked_fill_(hidden[:, None], float("-inf")).to(dtype)
 
     def grouped_bias(self, groups, heads):
-        """The bias for queries that share G key heads: (B or 1, G or 1, T * g, L), g = H / G, or None. The same in every layer."""
+        """The bias for queries that share G key heads: (B or 1, G or 1, T * g, L), g = H / G, or None. The same in
+        every layer."""
         if self.bias is None or self.length == 1 and self.bias.shape[1] == 1:
             return self.bias
         if self._grouped is None:
-            bias = self.bias.expand(-1, heads, -1, -1).unflatten(1, (groups, -1))                              # (B, G, g, T, L)
+            # (B, G, g, T, L)
+            bias = self.bias.expand(-1, heads, -1, -1).unflatten(1, (groups, -1))
             self._grouped = bias.transpose(2, 3).flatten(2, 3)
         return self._grouped
 

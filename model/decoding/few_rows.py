@@ -1,7 +1,8 @@
 """Products of a few rows with large matrices, as decoding on a CPU needs them.
 
-Writing a token reads every weight once and computes next to nothing with it: memory sets the pace. For one row the usual matrix
-product stays far below what memory can give; a weighted sum of the rows of the transposed matrix, torch's embedding_bag, does not.
+Writing a token reads every weight once and computes next to nothing with it: memory sets the pace. For one row the
+usual matrix product stays far below what memory can give; a weighted sum of the rows of the transposed matrix, torch's
+embedding_bag, does not.
 
 N rows, in and out: the widths of a weight (out, in).
 """
@@ -25,7 +26,8 @@ def few(x):
 
 
 def weighted_rows(table, places, amounts):
-    """table (R, out), places (B, n) of its rows, amounts B * n numbers -> (B, out): the sum of each bag's rows times their amounts."""
+    """table (R, out), places (B, n) of its rows, amounts B * n numbers -> (B, out): the sum of each bag's rows times
+    their amounts."""
     return torch.embedding_bag(table, places.reshape(-1), _bags(*places.shape), False, 0, False, amounts.reshape(-1))[0]
 
 
@@ -36,7 +38,8 @@ def _bags(count, size):
 
 
 class Matrix:
-    """x (N, in) -> x @ weight.T (N, out). The table for few rows is made when they first come: whole batches never need it."""
+    """x (N, in) -> x @ weight.T (N, out). The table for few rows is made when they first come: whole batches never need
+    it."""
 
     def __init__(self, weight):
         self.weight, self.table = weight, None
@@ -49,7 +52,8 @@ class Matrix:
         rows = len(x)
         if not self.halved or torch.get_num_threads() == 1:
             return weighted_rows(self.table, self.places.expand(rows, -1), x)
-        halves = self.places.view(2, 1, -1).expand(-1, rows, -1).reshape(2 * rows, -1)                # first all rows' first halves
+        # first all rows' first halves
+        halves = self.places.view(2, 1, -1).expand(-1, rows, -1).reshape(2 * rows, -1)
         return weighted_rows(self.table, halves, x.reshape(rows, 2, -1).transpose(0, 1)).view(2, rows, -1).sum(0)
 
     def _transpose(self):
@@ -83,19 +87,22 @@ class ExpertTables:
 
     def suits(self, x):
         c = self.moe.config
-        return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and len(x) * c.keep <= self.ROWS * c.other_experts
+        return x.device.type == "cpu" and x.dtype in (torch.float32,
+                                                      torch.float64) and len(x) * c.keep <= self.ROWS * c.other_experts
 
     def __call__(self, x, weights, experts):
         """x (N, d), weights, experts (N, K) -> routed and shared experts (N, d)."""
         if self.up is None:
             self._lay_out()
         rows, each = len(x), experts.shape[1] + self.shared
-        chosen = torch.cat((experts, self.always.expand(rows, -1)), 1).flatten()                      # (M,), M = N * (K + S)
+        # (M,), M = N * (K + S)
+        chosen = torch.cat((experts, self.always.expand(rows, -1)), 1).flatten()
         weights = torch.cat((weights, self.ones.expand(rows, -1)), 1).view(-1, 1)
         if rows <= IN_ORDER:
             mixed = self._products(x[:, None].expand(-1, each, -1), weights, chosen)
             return mixed.view(rows, each, -1).sum(1)
-        chosen, order = chosen.sort()                   # an expert's tokens one after the other: its matrices stay in the cache
+        # an expert's tokens one after the other: its matrices stay in the cache
+        chosen, order = chosen.sort()
         tokens = order // each
         return torch.zeros_like(x).index_add_(0, tokens, self._products(x[tokens], weights[order], chosen))
 

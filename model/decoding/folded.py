@@ -1,9 +1,10 @@
 """What decoding prepares of a model once, instead of at every token.
 
-All matrices are made ready for one row (see few_rows.py). Latent attention has its matrices multiplied out as well: half the
-products and a third of the steps per token.
-Three pairs of neighbouring projections become one each: q_down and kv_down read the same input; the key half of kv_up meets every
-query right after q_up; the value half of kv_up goes straight into out. What is computed stays the same up to rounding.
+All matrices are made ready for one row (see few_rows.py). Latent attention has its matrices multiplied out as well:
+half the products and a third of the steps per token.
+Three pairs of neighbouring projections become one each: q_down and kv_down read the same input; the key half of kv_up
+meets every query right after q_up; the value half of kv_up goes straight into out. What is computed stays the same up
+to rounding.
 """
 
 import torch
@@ -14,7 +15,8 @@ from model.layers import FeedForward, is_gated, rotate
 
 
 class FoldedMLA:
-    """Made from an MLA as its weights are now, adapters on its projections included; N, H, d_c, d_r as in attention.py."""
+    """Made from an MLA as its weights are now, adapters on its projections included; N, H, d_c, d_r as in
+    attention.py."""
 
     @staticmethod
     def fits(attention):
@@ -22,23 +24,30 @@ class FoldedMLA:
         return isinstance(attention, MLA) and not attention.prefixes
 
     def __init__(self, attention):
-        c, weight = attention.config, {name: child.weight for name, child in attention.named_children() if hasattr(child, "weight")}
+        c, weight = attention.config, {name: child.weight for name, child in attention.named_children()
+                                       if hasattr(child, "weight")}
         self.heads, self.latent, self.rotary, self.scale = c.n_head, c.d_c, attention.rotary, attention.scale
         self.q_norm, self.kv_norm = attention.q_norm, attention.kv_norm
         self.parts = [c.query_latent, c.d_c, self.rotary]
         self.paired = not any(width % 2 for width in (*self.parts, c.d_h))
         up = weight["kv_up"].view(c.n_head, 2, c.d_h, c.d_c)
-        query = weight["q_up"].view(c.n_head, attention.key_width, -1)                                # (H, d_h + d_r, d_q)
+        # (H, d_h + d_r, d_q)
+        query = weight["q_up"].view(c.n_head, attention.key_width, -1)
         content = torch.bmm(up[:, 0].transpose(1, 2), query[:, :c.d_h])                               # (H, d_c, d_q)
-        self.inward = Matrix(torch.cat((weight["q_down"], weight["kv_down"])))                        # (d_q + d_c + d_r, d_model)
-        self.query = Matrix(torch.cat((content, query[:, c.d_h:]), 1).flatten(0, 1))                  # (H * (d_c + d_r), d_q)
-        outward = weight["out"].view(-1, c.n_head, c.d_h).transpose(0, 1)                             # (H, d_model, d_h)
-        self.outward = Matrix(torch.bmm(outward, up[:, 1]).transpose(0, 1).flatten(1))                # (d_model, H * d_c)
+        # (d_q + d_c + d_r, d_model)
+        self.inward = Matrix(torch.cat((weight["q_down"], weight["kv_down"])))
+        # (H * (d_c + d_r), d_q)
+        self.query = Matrix(torch.cat((content, query[:, c.d_h:]), 1).flatten(0, 1))
+        # (H, d_model, d_h)
+        outward = weight["out"].view(-1, c.n_head, c.d_h).transpose(0, 1)
+        # (d_model, H * d_c)
+        self.outward = Matrix(torch.bmm(outward, up[:, 1]).transpose(0, 1).flatten(1))
 
     def decode(self, x, step, memory):
         """The same as MLA.decode with absorbed attention."""
         q, latent, turning = torch.split_with_sizes(self.inward(x), self.parts, -1)
-        q = self.query(self.q_norm(q)).view(len(x), self.heads, -1)                                   # (N, H, d_c + d_r)
+        # (N, H, d_c + d_r)
+        q = self.query(self.q_norm(q)).view(len(x), self.heads, -1)
         if self.rotary:
             self.turn(q[..., self.latent:], step)
             self.turn(turning[:, None], step)
@@ -56,7 +65,8 @@ class FoldedMLA:
 
 
 class Folded:
-    """What is prepared of one block. attention: a FoldedMLA or None; mlp: a DenseFeedForward, or ExpertTables, or None where
+    """What is prepared of one block. attention: a FoldedMLA or None; mlp: a DenseFeedForward, or ExpertTables, or None
+    where
     adapters stand in between."""
 
     def __init__(self, block):
@@ -64,11 +74,13 @@ class Folded:
         if isinstance(block.mlp, FeedForward):
             self.mlp = DenseFeedForward(block.mlp)
         else:
-            self.mlp = ExpertTables(block.mlp) if not block.mlp.adapted and is_gated(block.mlp.config.activation) else None
+            self.mlp = ExpertTables(block.mlp) if not block.mlp.adapted and is_gated(
+                block.mlp.config.activation) else None
 
 
 class FoldedModel:
-    """blocks: a Folded for each; heads: head 1 and, where there is one, head 2, hidden states (N, d) -> logits (N, V)."""
+    """blocks: a Folded for each; heads: head 1 and, where there is one, head 2, hidden states (N, d) -> logits (N,
+    V)."""
 
     def __init__(self, model):
         self.blocks = [Folded(block) for block in model.blocks]

@@ -1,9 +1,10 @@
 """One reply, id after id: plainly, or with head 2 as the draftsman (self-speculation).
 
-Head 2 reads the hidden state of position t and guesses id t + 2. The next pass reads the known id t + 1 and the guess together, and head
-1 judges the guess: confirmed, it makes two ids of one pass; refused, it is forgotten again. Greedy replies stay what they were.
-Sampled ones keep their distribution by rejection sampling (Leviathan et al. 2023, arXiv:2211.17192): a guess d drawn from q is kept
-with probability min(1, p(d) / q(d)), else the id is drawn from the positive part of p - q.
+Head 2 reads the hidden state of position t and guesses id t + 2. The next pass reads the known id t + 1 and the guess
+together, and head
+1 judges the guess: confirmed, it makes two ids of one pass; refused, it is forgotten again. Greedy replies stay what
+they were. Sampled ones keep their distribution by rejection sampling (Leviathan et al. 2023, arXiv:2211.17192): a guess
+d drawn from q is kept with probability min(1, p(d) / q(d)), else the id is drawn from the positive part of p - q.
 """
 
 import torch
@@ -15,7 +16,8 @@ WORTH = 0.3   # head 2 must give its guess this probability, or the second row c
 
 @torch.inference_mode()
 def plain_ids(model, cache, last, how, numbers, reply, room):
-    """Yields up to `room` ids. last (1, d): hidden state of the prompt's last id. The caller keeps reply.ids up to date."""
+    """Yields up to `room` ids. last (1, d): hidden state of the prompt's last id. The caller keeps reply.ids up to
+    date."""
     for place in range(room):
         new = how.pick(cache.logits(last), [reply.ids], _numbers(how, numbers))[0]
         yield new
@@ -25,7 +27,8 @@ def plain_ids(model, cache, last, how, numbers, reply, room):
 
 @torch.inference_mode()
 def drafted_ids(model, cache, last, how, numbers, reply, room, worth=WORTH):
-    """Like `plain_ids`; counts reply.drafted and reply.accepted. `worth` changes the speed only, never the distribution."""
+    """Like `plain_ids`; counts reply.drafted and reply.accepted. `worth` changes the speed only, never the
+    distribution."""
     new = how.pick(cache.logits(last), [reply.ids], _numbers(how, numbers))[0]
     left = room
     while True:
@@ -57,7 +60,8 @@ def drafted_ids(model, cache, last, how, numbers, reply, room, worth=WORTH):
 
 
 def _guess(cache, ahead, how, numbers, reply, worth):
-    """ahead (1, d): what head 2 reads. Its id and the distribution (1, V) it was drawn from (None when greedy); id None where it is not sure enough."""
+    """ahead (1, d): what head 2 reads. Its id and the distribution (1, V) it was drawn from (None when greedy); id None
+    where it is not sure enough."""
     logits = how.allowed(cache.heads[1](ahead), [reply.ids])
     if how.greedy:
         best, guess = logits.softmax(-1).max(-1)
@@ -69,7 +73,8 @@ def _guess(cache, ahead, how, numbers, reply, worth):
 
 
 def _judged(logits, guess, q, how, numbers, reply):
-    """Head 1's verdict, logits (2, V): the guess itself or the id that stands in its place, and, where it is known already, the next."""
+    """Head 1's verdict, logits (2, V): the guess itself or the id that stands in its place, and, where it is known
+    already, the next."""
     if how.greedy and how.forgetful:
         return how.pick(logits, [reply.ids] * 2, None)
     if how.greedy:

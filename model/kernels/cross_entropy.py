@@ -1,6 +1,7 @@
 """Cross-entropy straight from hidden states, without ever holding all logits.
 
-The logits of some hundred positions are made, turned into their gradient and dropped, chunk by chunk. At 4,096 tokens and
+The logits of some hundred positions are made, turned into their gradient and dropped, chunk by chunk. At 4,096 tokens
+and
 5,000 words this replaces several float32 tensors of 80 MB each by one of a few MB that stays in cache.
 """
 
@@ -15,11 +16,13 @@ GPU_CHUNK = 2048
 
 def chunk_size(device):
     return CHUNK if device.type == "cpu" else GPU_CHUNK
-ERRORS = 1 << 23      # of several chunks make one product for the weight's gradient: a (V, d) sum per chunk would cost more than they do
+# of several chunks make one product for the weight's gradient: a (V, d) sum per chunk would cost more than they do
+ERRORS = 1 << 23
 
 
 class WeightGradient:
-    """The sum over all chunks of error.T @ rows: the gradient (V, d) of a head's weight, made for several chunks at once."""
+    """The sum over all chunks of error.T @ rows: the gradient (V, d) of a head's weight, made for several chunks at
+    once."""
 
     def __init__(self, rows, words, size, wide):
         """rows (N, d): all hidden states, in chunks of `size`; the sum is kept in dtype `wide`."""
@@ -37,7 +40,8 @@ class WeightGradient:
 
 
 def softmax_and_norm(logits, wide):
-    """logits (C, V) -> probabilities and the logarithm of their normaliser (C, 1), both in dtype `wide`, in one pass over exponentials."""
+    """logits (C, V) -> probabilities and the logarithm of their normaliser (C, 1), both in dtype `wide`, in one pass
+    over exponentials."""
     probabilities = logits.softmax(-1, dtype=wide)
     # logsumexp = largest logit - log of its probability, which is at least 1 / V
     return probabilities, logits.amax(-1, True).to(wide) - probabilities.amax(-1, True).log()
@@ -46,7 +50,8 @@ def softmax_and_norm(logits, wide):
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, targets, dtype):
-        need, learns = any(ctx.needs_input_grad[:2]), ctx.needs_input_grad[1]      # the weight of a frozen head does not learn
+        # the weight of a frozen head does not learn
+        need, learns = any(ctx.needs_input_grad[:2]), ctx.needs_input_grad[1]
         h, w = hidden.to(dtype), weight.to(dtype)
         wide = torch.promote_types(dtype, torch.float32)
         total = torch.zeros((), dtype=wide, device=h.device)
@@ -60,7 +65,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             error, norm = softmax_and_norm(logits, wide)
             total += (norm - logits.gather(1, goal).to(wide)).sum()
             if need:
-                error.scatter_add_(1, goal, torch.full_like(goal, -1, dtype=wide))      # softmax minus the one-hot target
+                # softmax minus the one-hot target
+                error.scatter_add_(1, goal, torch.full_like(goal, -1, dtype=wide))
                 error = of_weight.add(start, error) if learns else error.to(dtype)
                 torch.mm(error, w, out=grad_h[part])
         if need:
@@ -76,14 +82,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def without_gradient(*tensors):
-    """The tensors as they are, or detached where no gradient is asked for: a Function is told of weights that learn even then."""
+    """The tensors as they are, or detached where no gradient is asked for: a Function is told of weights that learn
+    even then."""
     return tensors if torch.is_grad_enabled() else [t.detach() for t in tensors]
 
 
 def linear_cross_entropy(hidden, weight, labels):
     """Sum of cross-entropies of softmax(hidden @ weight.T) over labels >= 0, and how many there were.
 
-    hidden: (N, d), weight: (V, d), labels: (N,), negative = not a target. Returns two scalars; the first has a gradient.
+    hidden: (N, d), weight: (V, d), labels: (N,), negative = not a target. Returns two scalars; the first has a
+    gradient.
     """
     hidden, labels = chosen(labels, hidden, labels)
     total = _LinearCrossEntropy.apply(*without_gradient(hidden, weight), labels, compute_dtype(hidden))

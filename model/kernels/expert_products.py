@@ -1,8 +1,9 @@
 """All routed experts in one differentiable step, with the buffers and passes it takes and no more.
 
-Left to autograd, every expert's slice costs its own views, casts and concatenations; on a CPU those outweigh the products. Here one
-expert after the other is gathered, multiplied and activated while its rows are still in the cache, and nothing is kept for the
-backward pass that a gather brings back. M = N * K assignments, P >= M slots, sorted by expert.
+Left to autograd, every expert's slice costs its own views, casts and concatenations; on a CPU those outweigh the
+products. Here one expert after the other is gathered, multiplied and activated while its rows are still in the cache,
+and nothing is kept for the backward pass that a gather brings back. M = N * K assignments, P >= M slots, sorted by
+expert.
 """
 
 from dataclasses import dataclass
@@ -12,15 +13,17 @@ from torch.nn import functional as F
 
 from model.layers import activate, gated, gated_backward
 
-QUANTUM = 32     # an expert's slots are a multiple of it: oneDNN compiles a kernel for every new shape, which costs more than the product
+# an expert's slots are a multiple of it: oneDNN compiles a kernel for every new shape, which costs more than the
+# product
+QUANTUM = 32
 
 
 @dataclass
 class Slots:
     """Where the assignments lie once they are sorted by expert.
 
-    tokens (P,): the token in each slot; padding slots hold token 0. places (N, K): the slot of each assignment. parts: for each
-    expert that has any, (expert, slice of its slots). counts (E,): assignments per expert.
+    tokens (P,): the token in each slot; padding slots hold token 0. places (N, K): the slot of each assignment. parts:
+    for each expert that has any, (expert, slice of its slots). counts (E,): assignments per expert.
     """
 
     tokens: torch.Tensor
@@ -35,7 +38,8 @@ class Slots:
         counts = torch.bincount(flat, minlength=number)
         padded = (counts + quantum - 1) // quantum * quantum
         ends, order = padded.cumsum(0), flat.argsort(stable=True)
-        shift = ends - padded - (counts.cumsum(0) - counts)                       # of an expert's slots against its sorted assignments
+        # of an expert's slots against its sorted assignments
+        shift = ends - padded - (counts.cumsum(0) - counts)
         slots = torch.arange(len(flat), device=flat.device) + shift.repeat_interleave(counts)
         places = torch.empty_like(order)
         places[order] = slots
@@ -69,18 +73,21 @@ class RoutedExperts(torch.autograd.Function):
         x, weights, before, up, down = ctx.saved_tensors
         slots, learns = ctx.slots, any(ctx.needs_input_grad[3:5])
         tokens, grad = slots.tokens, grad.contiguous()
-        scale = weights.new_zeros(len(tokens)).index_copy_(0, slots.places.flatten(), weights.flatten()).to(grad.dtype)[:, None]
+        scale = weights.new_zeros(len(tokens)).index_copy_(0, slots.places.flatten(),
+                                                           weights.flatten()).to(grad.dtype)[:, None]
         to_weights = weights.new_empty(len(tokens))
         grad_x = grad.new_empty(len(tokens), grad.shape[1])
         grad_up, grad_down = (torch.zeros_like(up), torch.zeros_like(down)) if learns else (None, None)
         for e, part in slots.parts:
             rows = grad.index_select(0, tokens[part])
             after, to_after = gated(before[part], ctx.activation), torch.mm(rows, down[e])
-            # weight * expert output is linear in both, so one product serves the weight's gradient and the activation's.
+            # weight * expert output is linear in both, so one product serves the weight's gradient and the
+            # activation's.
             to_weights[part] = (to_after * after).sum(-1)
             to_before = gated_backward(to_after.mul_(scale[part]), before[part], ctx.activation)
             torch.mm(to_before, up[e], out=grad_x[part])
-            if learns:                                                            # a padding slot has weight 0 and adds nothing
+            # a padding slot has weight 0 and adds nothing
+            if learns:
                 torch.mm(rows.t(), after.mul_(scale[part]), out=grad_down[e])
                 torch.mm(to_before.t(), x.index_select(0, tokens[part]), out=grad_up[e])
         if learns:
@@ -90,7 +97,8 @@ class RoutedExperts(torch.autograd.Function):
 
 
 def can_group(device, dtype, *widths):
-    """Whether torch has a kernel for grouped products here: bfloat16, rows of whole 16 bytes, compute capability 9 or 10.
+    """Whether torch has a kernel for grouped products here: bfloat16, rows of whole 16 bytes, compute capability 9 or
+    10.
 
     Elsewhere it would fetch the group's ends to the host for every product, where our own loop fetches them once.
     """

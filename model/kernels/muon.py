@@ -1,9 +1,11 @@
-"""Muon: momentum, then the nearest orthogonal matrix as the step (Keller Jordan 2024), for matrices and for stacks of experts.
+"""Muon: momentum, then the nearest orthogonal matrix as the step (Keller Jordan 2024), for matrices and for stacks of
+experts.
 
-Matrices of one shape go through the iteration together. Of a stack (E, m, n) every expert is a matrix of its own; each step moves one
-in `turns` of them, `turns` times as far, from the momentum gathered meanwhile: an expert sees K / E of the tokens, and the iteration for
-all of them would cost half as much as the step's forward and backward pass. The iteration's coefficients are Polar Express's
-(Amsel et al. 2025, arXiv:2505.16932, table of the degree-5 polynomials), the step's size is AdamW's (Moonlight, arXiv:2502.16982).
+Matrices of one shape go through the iteration together. Of a stack (E, m, n) every expert is a matrix of its own; each
+step moves one in `turns` of them, `turns` times as far, from the momentum gathered meanwhile: an expert sees K / E of
+the tokens, and the iteration for all of them would cost half as much as the step's forward and backward pass. The
+iteration's coefficients are Polar Express's (Amsel et al. 2025, arXiv:2505.16932, table of the degree-5 polynomials),
+the step's size is AdamW's (Moonlight, arXiv:2502.16982).
 """
 
 import math
@@ -11,9 +13,12 @@ import math
 import torch
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-# For five iterations on singular values up to 1 / 1.02, each polynomial shrunk so that bfloat16's rounding cannot push one out of range.
-COEFFICIENTS = ((8.156554524902461, -22.48329292557795, 15.878769915207462), (4.042929935166739, -2.808917465908714, 0.5000178451051316),
-                (3.8916678022926607, -2.772484153217685, 0.5060648178503393), (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
+# For five iterations on singular values up to 1 / 1.02, each polynomial shrunk so that bfloat16's rounding cannot push
+# one out of range.
+COEFFICIENTS = ((8.156554524902461, -22.48329292557795, 15.878769915207462),
+                (4.042929935166739, -2.808917465908714, 0.5000178451051316),
+                (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
+                (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
                 (2.3465413258596377, -1.7097828382687081, 0.42323551169305323))
 MARGIN = 1.02
 AS_ADAMW = 0.2          # root mean square of an AdamW step
@@ -32,7 +37,8 @@ def orthogonal(matrices, iterations=5):
 
 
 class Muon(torch.optim.Optimizer):
-    """params: matrices (m, n) and stacks (E, m, n), whole or sharded along their first dimension. turns: see the module."""
+    """params: matrices (m, n) and stacks (E, m, n), whole or sharded along their first dimension. turns: see the
+    module."""
 
     def __init__(self, params, lr, weight_decay=0.1, momentum=0.95, turns=4):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "turns": turns})
@@ -45,7 +51,8 @@ class Muon(torch.optim.Optimizer):
                 continue
             directions = dict(zip(learning, self.directions(learning, group["momentum"])))
             for same in by_shape([p for p in learning if p.ndim == 2]):
-                move(same, orthogonal(torch.stack([whole(directions[p]) for p in same])), group["lr"], group["weight_decay"])
+                move(same, orthogonal(torch.stack([whole(directions[p]) for p in same])), group["lr"],
+                     group["weight_decay"])
             for p in learning:
                 if p.ndim == 3:
                     self.move_some(p, directions[p], group)
@@ -67,7 +74,8 @@ class Muon(torch.optim.Optimizer):
         first = (turn - first_here(stack)) % turns
         local, direction = (t.to_local() if isinstance(t, DTensor) else t for t in (stack, direction))
         if first < len(local):
-            move([local[first::turns]], orthogonal(direction[first::turns])[None], group["lr"] * turns, group["weight_decay"])
+            move([local[first::turns]], orthogonal(direction[first::turns])[None], group["lr"] * turns,
+                 group["weight_decay"])
 
 
 def by_shape(parameters):

@@ -202,7 +202,8 @@ class CountedHead(nn.Linear):
         """Sum of -log p(label) over labels >= 0 and how many there were, as `linear_cross_entropy`."""
         hidden, before, labels, left_out = chosen(labels, hidden, before, labels, left_out)
         own, counted = self.shares(hidden, before, labels, left_out)
-        total = _MixedCrossEntropy.apply(*without_gradient(hidden, self.weight), labels, own, counted, compute_dtype(hidden))
+        total = _MixedCrossEntropy.apply(*without_gradient(hidden, self.weight), labels, own, counted,
+                                         compute_dtype(hidden))
         return total, torch.full((), len(labels), device=hidden.device)
 
     def losses(self, hidden, labels, before, left_out=None):

@@ -1,7 +1,8 @@
 """Causal attention over short documents on a CPU, by plain batched products.
 
-torch's fused CPU kernel wins where the score matrix no longer fits the cache. The documents of a dialogue corpus are far shorter:
-there three batched products with one saved matrix are several times faster, in the backward pass most of all.
+torch's fused CPU kernel wins where the score matrix no longer fits the cache. The documents of a dialogue corpus are
+far shorter: there three batched products with one saved matrix are several times faster, in the backward pass most of
+all.
 """
 
 import torch
@@ -20,7 +21,8 @@ class ShortCausalAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q, k, v, scale):
-        q = q * scale                                                             # here it is d_k wide, later it would be L wide
+        # here it is d_k wide, later it would be L wide
+        q = q * scale
         blocks, saved = _blocks(q.shape[1]), []
         out = torch.empty(q.shape[0], q.shape[1], v.shape[2], dtype=v.dtype, device=v.device)
         for first, last in blocks:

@@ -18,15 +18,19 @@ from tools.vocab import FIRST_BYTE, FIRST_WORD
 
 ARCHITECTURES = {"deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2", "llama": "llama"}
 PRECISIONS = ("f32", "f16", "q8_0")
-SCORE_UNIT = 1e4        # llama.cpp's Viterbi rounds score * 1e4 to an integer: there our integers come back as they were
-SCORE_LIMIT = 8_000_000     # … as long as a float32 holds them finely enough and none is worse than its unknown character
-WHOLE = ("ffn_gate_inp.weight", "exp_probs_b.bias")     # the router stays in float32, as llama.cpp's own converter keeps it
+# llama.cpp's Viterbi rounds score * 1e4 to an integer: there our integers come back as they were
+SCORE_UNIT = 1e4
+# … as long as a float32 holds them finely enough and none is worse than its unknown character
+SCORE_LIMIT = 8_000_000
+# the router stays in float32, as llama.cpp's own converter keeps it
+WHOLE = ("ffn_gate_inp.weight", "exp_probs_b.bias")
 
 
 def write_gguf(source, output, precision):
     """Write the file and a Modelfile beside it. Returns (path, names of tensors that kept float16 under q8_0).
 
-    precision: f32, f16 or q8_0, for matrices; norms and router are float32. UserError 2 when the model cannot be expressed.
+    precision: f32, f16 or q8_0, for matrices; norms and router are float32. UserError 2 when the model cannot be
+    expressed.
     """
     gguf = need("gguf", "导出 GGUF ")
     architecture = ARCHITECTURES[family(source.config, GGUF)]
@@ -127,7 +131,8 @@ def _describe_deepseek(gguf, w, c):
 
 
 def _tokens(gguf, w, source):
-    """PLaMo-2's tokenizer is the one of llama.cpp that does what ours does: a Viterbi search over scores, with byte fallback."""
+    """PLaMo-2's tokenizer is the one of llama.cpp that does what ours does: a Viterbi search over scores, with byte
+    fallback."""
     vocab, size = source.vocab, source.config.vocab_size
     if min(vocab.scores, default=0) <= -SCORE_LIMIT:
         raise UserError("词表里有分数低得出奇的词，llama.cpp 的分词器放不下。请用默认方式重建词表后再训练。", 2)

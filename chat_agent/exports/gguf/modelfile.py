@@ -7,7 +7,8 @@ from tools.template import COLON, END
 
 FIRST_LINE = "# TinySeek 导出，用法：ollama create tinyseek -f Modelfile && ollama run tinyseek"
 WARNING = "# Ollama 把模板当文字填写：消息里写的 <|User|>、<|im_end|> 会被当成标记。要接收不可信的消息，请改用 chat_agent/serve.py。"
-TURNS = ('{{ range .Messages }}{{ if eq .Role "system" }}<|System|>@{{ .Content }}{{ else if eq .Role "user" }}<|User|>@{{ .Content }}'
+TURNS = (
+    '{{ range .Messages }}{{ if eq .Role "system" }}<|System|>@{{ .Content }}{{ else if eq .Role "user" }}<|User|>@{{ .Content }}'
          '{{ else if eq .Role "assistant" }}<|Assistant|>@{{ .Content }}' + END + '{{ end }}{{ end }}<|Assistant|>@')
 
 
@@ -18,7 +19,8 @@ def check_place(path):
         raise UserError(f"{place} 已存在且不是本程序写的，不会覆盖。请用 --output 换一个文件夹。", 2)
 
 
-NAMES = {"max_new_tokens": "num_predict", "repetition_penalty": "repeat_penalty"}    # Ollama's words; the others are ours
+# Ollama's words; the others are ours
+NAMES = {"max_new_tokens": "num_predict", "repetition_penalty": "repeat_penalty"}
 UNKNOWN = ("no_repeat_ngram",)                          # and what it cannot do
 
 

@@ -22,7 +22,8 @@ def parts(config):
              same("fc1.weight", "output.weight")]
     for i in range(config.n_layer):
         a, b = f"blocks.{i}.", f"blk.{i}."
-        found += [same(f"{a}attention_norm.weight", f"{b}attn_norm.weight"), same(f"{a}mlp_norm.weight", f"{b}ffn_norm.weight"),
+        found += [same(f"{a}attention_norm.weight", f"{b}attn_norm.weight"),
+                  same(f"{a}mlp_norm.weight", f"{b}ffn_norm.weight"),
                   *attention(config, f"{a}attention.", b),
                   *(_experts(config, f"{a}mlp.", b) if config.is_moe_layer(i) else _dense(f"{a}mlp.", b, ""))]
     return found

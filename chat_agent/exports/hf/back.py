@@ -1,4 +1,5 @@
-"""An exported folder back into a payload, bit for bit; also after transformers has trained it further and saved it again."""
+"""An exported folder back into a payload, bit for bit; also after transformers has trained it further and saved it
+again."""
 
 from pathlib import Path
 
@@ -9,11 +10,13 @@ from chat_agent.exports.hf.weights import SECOND_HEAD, from_hf
 from chat_agent.exports.source import check_shapes, expected, need
 from tools.errors import UserError
 
-FRESH = {"format": 1, "kind": "model", "stage": "SFT", "adapter": None, "base": None, "step": 0, "metrics": {}, "run": {}}
+FRESH = {"format": 1, "kind": "model", "stage": "SFT", "adapter": None, "base": None, "step": 0, "metrics": {},
+         "run": {}}
 
 
 def read_hf(folder):
-    """-> payload of a checkpoint. UserError 2 no such folder, 3 files missing or damaged, 4 not a TinySeek or not one set."""
+    """-> payload of a checkpoint. UserError 2 no such folder, 3 files missing or damaged, 4 not a TinySeek or not one
+    set."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"找不到文件夹 {folder}。--from hf 后面要写 --to hf 导出的文件夹。", 2)
@@ -25,13 +28,15 @@ def read_hf(folder):
     check_shapes(config, found, folder)
     weights = {name: found[name] for name in expected(config)}
     return FRESH | {k: known[k] for k in (*FRESH, "talk") if k in known} | {
-        "config": known.get("config", config.to_dict()), "vocab_hash": vocab.hash, "vocab": vocab.state(), "weights": weights}
+        "config": known.get("config", config.to_dict()), "vocab_hash": vocab.hash, "vocab": vocab.state(),
+        "weights": weights}
 
 
 def _remembered(path):
     """What tinyseek.json says, {} without one. UserError 4 when it cannot be of a full model."""
     found = read_json(path) if path.exists() else {}
-    right = all(type(found[k]) is type(v) for k, v in FRESH.items() if k in found) and isinstance(found.get("config", {}), dict)
+    right = all(type(found[k]) is type(v) for k, v in FRESH.items()
+                if k in found) and isinstance(found.get("config", {}), dict)
     if not right or any(found.get(k, FRESH[k]) != FRESH[k] for k in ("format", "kind", "adapter", "base")):
         raise UserError(f"{path} 不是完整模型的记录。请重新导出，或删去它再试。", 4)
     return found

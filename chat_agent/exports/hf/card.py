@@ -46,7 +46,8 @@ print(tokenizer.decode(reply[0, inputs["input_ids"].shape[1]:], skip_special_tok
 def model_card(source, config, dtype):
     """source: Source; config: its config.json as a dict. -> Markdown"""
     return CARD.format(architecture=config["architectures"][0], shape=_table("项", "值", _shape(source, dtype)),
-                       training=_table("指标", "值", _training(source.payload)), notes="\n".join(f"- {n}" for n in _notes(source)))
+                       training=_table("指标", "值", _training(source.payload)),
+                       notes="\n".join(f"- {n}" for n in _notes(source)))
 
 
 def _table(left, right, rows):
@@ -57,7 +58,8 @@ def _shape(source, dtype):
     c = source.config
     tied = {"fc1.weight"} if c.tie_embedding else set()
     count = sum(t.numel() for n, t in source.weights.items() if n not in {SECOND_HEAD, *tied})
-    rows = [("参数量（不含第二个预测头）", f"{count:,}"), ("精度", dtype), ("词表", f"{len(source.vocab):,} 项（{source.vocab.token_kind}）"),
+    rows = [("参数量（不含第二个预测头）", f"{count:,}"), ("精度", dtype),
+            ("词表", f"{len(source.vocab):,} 项（{source.vocab.token_kind}）"),
             ("层数", c.n_layer), ("宽度", c.d_model), ("注意力", f"{c.attention.upper()}，{c.n_head} 头"),
             ("训练时的最大长度", source.context)]
     if has_experts(c):
@@ -70,7 +72,8 @@ def _training(payload):
     """Stage, step, and every number that the checkpoint carries."""
     rows = [("阶段", STAGES.get(payload["stage"], payload["stage"])), ("优化步数", payload["step"])]
     for name, value in payload["metrics"].items():
-        rows.append((name, f"{value:.6g}" if isinstance(value, float) else str(value).replace("|", "\\|").replace("\n", " ")))
+        rows.append(
+            (name, f"{value:.6g}" if isinstance(value, float) else str(value).replace("|", "\\|").replace("\n", " ")))
     return rows
 
 

@@ -8,8 +8,10 @@ from tools.vocab import RESERVED
 CLASSES = {"deepseek_v2": "DeepseekV2ForCausalLM", "deepseek_v3": "DeepseekV3ForCausalLM", "llama": "LlamaForCausalLM",
            "gpt2": "GPT2LMHeadModel"}
 END, PAD = RESERVED.index("<|im_end|>"), RESERVED.index("[PAD]")
-# Says how a folder was written, not what the model computes: transformers may change these when it saves the folder again.
-NOT_SHAPE = ("max_position_embeddings", "torch_dtype", "initializer_range", "use_cache", "rope_theta", "rope_parameters", "n_group",
+# Says how a folder was written, not what the model computes: transformers may change these when it saves the folder
+# again.
+NOT_SHAPE = ("max_position_embeddings", "torch_dtype", "initializer_range", "use_cache", "rope_theta",
+             "rope_parameters", "n_group",
              "topk_group")
 OPTIONAL = ("moe_layer_freq", "scoring_func", "topk_method")
 
@@ -17,7 +19,8 @@ OPTIONAL = ("moe_layer_freq", "scoring_func", "topk_method")
 def hf_config(config, context, dtype):
     """ModelConfig -> dict. context: positions the model was trained for; dtype: "float32", "float16" or "bfloat16"."""
     kind = family(config, HF)
-    shape = {"deepseek_v2": _deepseek_v2, "deepseek_v3": _deepseek_v3, "llama": _llama, "gpt2": _gpt2}[kind](config, context)
+    shape = {"deepseek_v2": _deepseek_v2, "deepseek_v3": _deepseek_v3, "llama": _llama, "gpt2": _gpt2}[kind](config,
+        context)
     return {"architectures": [CLASSES[kind]], "model_type": kind, **shape, "vocab_size": config.vocab_size,
             "tie_word_embeddings": config.tie_embedding, "initializer_range": config.init_std, "use_cache": True,
             "bos_token_id": END, "eos_token_id": END, "pad_token_id": PAD, "torch_dtype": dtype}
@@ -31,7 +34,8 @@ def _transformer(c, context):
 
 
 def _mla(c, context):
-    return {**_transformer(c, context), "num_key_value_heads": c.n_head, "q_lora_rank": c.query_latent, "kv_lora_rank": c.d_c,
+    return {**_transformer(c, context), "num_key_value_heads": c.n_head, "q_lora_rank": c.query_latent,
+            "kv_lora_rank": c.d_c,
             "qk_nope_head_dim": c.d_h, "qk_rope_head_dim": c.d_r, "v_head_dim": c.d_h,
             "first_k_dense_replace": dense_layers(c), "moe_layer_freq": 1, "n_group": 1, "topk_group": 1,
             "n_routed_experts": c.other_experts, "n_shared_experts": c.shared_experts, "num_experts_per_tok": c.keep,
@@ -39,7 +43,8 @@ def _mla(c, context):
 
 
 def _deepseek_v2(c, context):
-    return {**_mla(c, context), "mlp_bias": False, "topk_method": "greedy", "scoring_func": "softmax", "norm_topk_prob": False}
+    return {**_mla(c, context), "mlp_bias": False, "topk_method": "greedy", "scoring_func": "softmax",
+            "norm_topk_prob": False}
 
 
 def _deepseek_v3(c, context):
@@ -52,7 +57,8 @@ def _llama(c, context):
 
 
 def _gpt2(c, context):
-    return {"n_embd": c.d_model, "n_inner": c.dense_width, "n_layer": c.n_layer, "n_head": c.n_head, "n_positions": c.max_position,
+    return {"n_embd": c.d_model, "n_inner": c.dense_width, "n_layer": c.n_layer, "n_head": c.n_head,
+            "n_positions": c.max_position,
             "activation_function": "gelu", "layer_norm_epsilon": c.norm_eps, "scale_attn_weights": True,
             "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
 
@@ -79,14 +85,16 @@ def model_config(found, known=None, second_head=False):
 def _read_gpt2(f):
     return {"vocab_size": f["vocab_size"], "n_layer": f["n_layer"], "n_head": f["n_head"], "d_model": f["n_embd"],
             "dense_hidden": f["n_inner"], "max_position": f["n_positions"], "norm_eps": f["layer_norm_epsilon"],
-            "tie_embedding": f["tie_word_embeddings"], "init_std": f["initializer_range"], "attention": "gqa", "position": "learned",
+            "tie_embedding": f["tie_word_embeddings"], "init_std": f["initializer_range"], "attention": "gqa",
+            "position": "learned",
             "norm": "layer", "activation": "gelu", "use_moe": False}
 
 
 def _read_rope(f, kind):
     theta = (f.get("rope_parameters") or f)["rope_theta"]
     keys = {"vocab_size": f["vocab_size"], "n_layer": f["num_hidden_layers"], "n_head": f["num_attention_heads"],
-            "d_model": f["hidden_size"], "dense_hidden": f["intermediate_size"], "norm_eps": f["rms_norm_eps"], "ro_theta": theta,
+            "d_model": f["hidden_size"], "dense_hidden": f["intermediate_size"], "norm_eps": f["rms_norm_eps"],
+            "ro_theta": theta,
             "tie_embedding": f["tie_word_embeddings"], "init_std": f["initializer_range"]}
     if kind == "llama":
         return keys | {"attention": "gqa", "n_kv_head": f["num_key_value_heads"], "use_moe": False}

@@ -1,7 +1,8 @@
 """A folder that transformers, vLLM and their kin load without any code of ours.
 
-    config.json, model.safetensors (or several, with an index), tokenizer.json, tokenizer_config.json, generation_config.json,
-    README.md, second_head.safetensors where the model has two heads, tinyseek.json: what only the way back needs
+    config.json, model.safetensors (or several, with an index), tokenizer.json, tokenizer_config.json,
+    generation_config.json, README.md, second_head.safetensors where the model has two heads, tinyseek.json: what only
+    the way back needs
 """
 
 import re
@@ -37,7 +38,8 @@ def write_hf(source, output, shard=SHARD):
         write_json(folder / "tinyseek.json", {**known, "token_kind": source.vocab.token_kind})
         _write_weights(folder, tensors, shard, save_file)
         if SECOND_HEAD in source.weights:
-            save_file({SECOND_HEAD: source.weights[SECOND_HEAD].clone()}, folder / "second_head.safetensors", {"format": "pt"})
+            save_file({SECOND_HEAD: source.weights[SECOND_HEAD].clone()}, folder / "second_head.safetensors",
+                      {"format": "pt"})
         (folder / "README.md").write_text(model_card(source, config, dtype), encoding="utf-8", newline="\n")
     return config["architectures"][0]
 
@@ -49,10 +51,12 @@ def _write_weights(folder, tensors, shard, save_file):
     for number, names in enumerate(tqdm(groups, desc="写权重", delay=2), 1):
         file = "model.safetensors" if len(groups) == 1 else f"model-{number:05d}-of-{len(groups):05d}.safetensors"
         # Several of our tensors are cut into views; a file needs each on its own.
-        save_file({n: tensors[n].clone(memory_format=torch.contiguous_format) for n in names}, folder / file, {"format": "pt"})
+        save_file({n: tensors[n].clone(memory_format=torch.contiguous_format) for n in names}, folder / file,
+                  {"format": "pt"})
         where.update(dict.fromkeys(names, file))
     total = sum(t.numel() * t.element_size() for t in tensors.values())
-    write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))})
+    write_json(folder / "model.safetensors.index.json",
+               {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))})
 
 
 def _groups(tensors, shard):

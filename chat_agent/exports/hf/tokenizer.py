@@ -1,7 +1,8 @@
 """tokenizer.json: our vocabulary as a Unigram model with byte fallback, and the way back.
 
-transformers' Unigram finds the same path as segment.py: the sum of the scores decides, of equal paths the one whose last word is
-longer wins. The scores are written as the integers they are, so that no rounding can break a tie. Reserved ids are special
+transformers' Unigram finds the same path as segment.py: the sum of the scores decides, of equal paths the one whose
+last word is longer wins. The scores are written as the integers they are, so that no rounding can break a tie. Reserved
+ids are special
 tokens: their surface forms have to look like <|User|>, because a tokenizer file knows no id that text cannot reach.
 """
 
@@ -10,7 +11,8 @@ from tools.errors import UserError
 from tools.template import COLON
 from tools.vocab import FIRST_BYTE, FIRST_WORD, RESERVED, Vocab
 
-NEVER = -(1 << 30)      # score of what text must never be cut into; sixteen characters of the rarest words still cost less
+# score of what text must never be cut into; sixteen characters of the rarest words still cost less
+NEVER = -(1 << 30)
 
 
 def surface(index):
@@ -34,7 +36,8 @@ def special_tokens(vocab, size):
 
 
 def pieces(vocab, size):
-    """(surface form, score) of all ids. size: rows of the embedding, at least len(vocab). UserError 4 if it cannot be."""
+    """(surface form, score) of all ids. size: rows of the embedding, at least len(vocab). UserError 4 if it cannot
+    be."""
     if size < len(vocab):
         raise UserError(f"词表有 {len(vocab)} 项，模型只有 {size} 行。检查点与词表不是一套，请用别的检查点。", 4)
     reserved = [(surface(i), NEVER) for i in range(FIRST_BYTE)] + [(byte_name(b), NEVER) for b in range(256)]
@@ -56,7 +59,9 @@ def _check(vocab, names):
 
 def tokenizer_json(vocab, size):
     """The content of tokenizer.json. size: rows of the model's embedding."""
-    added = [{"id": i, "content": name, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    added = [
+        {"id": i, "content": name, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
+         "special": True}
              for i, name in special_tokens(vocab, size).items()]
     return {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": unmarked(),
             "pre_tokenizer": None, "post_processor": None,
@@ -68,7 +73,8 @@ def tokenizer_json(vocab, size):
 def tokenizer_config(vocab, size, context):
     """The content of tokenizer_config.json, with the chat template."""
     end = surface(vocab.id("<|im_end|>"))
-    return {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": end, "eos_token": end, "pad_token": surface(vocab.id("[PAD]")),
+    return {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": end, "eos_token": end,
+            "pad_token": surface(vocab.id("[PAD]")),
             "unk_token": surface(vocab.id("[UNK]")), "add_bos_token": False, "add_eos_token": False,
             "clean_up_tokenization_spaces": False, "model_max_length": context,
             "chat_template": hf_template()}

@@ -42,7 +42,8 @@ def parts(config):
         found += [same(f"{a}attention_norm.weight", f"{b}input_layernorm.weight"),
                   same(f"{a}mlp_norm.weight", f"{b}post_attention_layernorm.weight"),
                   *attention(config, f"{a}attention.", f"{b}self_attn."),
-                  *(_experts(config, f"{a}mlp.", f"{b}mlp.") if config.is_moe_layer(i) else _dense(f"{a}mlp.", f"{b}mlp."))]
+                  *(_experts(config, f"{a}mlp.", f"{b}mlp.") if config.is_moe_layer(i)
+                    else _dense(f"{a}mlp.", f"{b}mlp."))]
     return found
 
 
@@ -72,7 +73,8 @@ def _experts(config, a, b):
 
 
 def _llama_attention(config, a, b):
-    """Llama rotates dimension i together with i + d_h / 2, we rotate neighbours: its rows are ours, evens before odds."""
+    """Llama rotates dimension i together with i + d_h / 2, we rotate neighbours: its rows are ours, evens before
+    odds."""
     d = config.d_h
 
     def halves(t):
