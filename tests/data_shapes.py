@@ -25,6 +25,14 @@ def bot(text):
     return "assistant", text
 
 
+class Twice(dict):
+    """A row whose JSON text has `earlier` keys once more, before the others."""
+
+    def __init__(self, earlier, **fields):
+        super().__init__(fields)
+        self.earlier = earlier
+
+
 def said(*turns, role="role", content="content", names=None):
     return [{role: (names or {}).get(r, r), content: text} for r, text in turns]
 
@@ -316,6 +324,12 @@ READ = {
         one,
         ("reasoning_content",),
     ),
+    "a key written twice": (
+        lambda i: Twice(instruction=q(i), output=a(i), earlier={"output": b(i)}),
+        D,
+        one,
+        ("写了两次的 output",),
+    ),
     "think tags": (
         lambda i: {"instruction": q(i), "output": f"<think>\n先想想{i}。\n</think>\n\n{a(i)}"},
         D,
@@ -456,6 +470,7 @@ def pair_two(i):
 
 # name: (row of number i, (prompt's turns, chosen, rejected) of number i)
 PAIRS = {
+    "two responses": (lambda i: {"prompt": q(i), "response": [a(i), b(i)]}, pair),
     "prompt, chosen, rejected": (lambda i: {"prompt": q(i), "chosen": a(i), "rejected": b(i)}, pair),
     "LLaMA-Factory's conversations": (
         lambda i: {

@@ -32,7 +32,9 @@ def vocab():
 
 
 def line(row):
-    return json.dumps(row, ensure_ascii=False).encode()
+    text = json.dumps(row, ensure_ascii=False)
+    earlier = getattr(row, "earlier", None)
+    return (json.dumps(earlier, ensure_ascii=False)[:-1] + ", " + text[1:] if earlier else text).encode()
 
 
 def write(path, rows):
@@ -43,7 +45,7 @@ def write(path, rows):
 def strings(value, name=""):
     """(key, string) of every string in a row; JSON written into a string is looked into."""
     if isinstance(value, dict):
-        for key, one in value.items():
+        for key, one in [*value.items(), *getattr(value, "earlier", {}).items()]:
             yield from strings(one, key)
     elif isinstance(value, list):
         for one in value:

@@ -23,6 +23,19 @@ from tools.reading.row import REJECTED, SURROGATE, Bad, Row, Source             
 from tools.reading.shapes import check_strings, shape, text_row
 
 
+def _object_of(pairs):
+    """A JSON object as a dict; of a key written twice JSON takes the last, the earlier one stays to be counted."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        for i, (name, value) in enumerate(pairs):
+            if any(name == later for later, _ in pairs[i + 1:]):
+                found[f"写了两次的 {name}"] = value
+    return found
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_object_of)
+
+
 def parse_line(raw, text_field=None, plain_text=False):
     """One line's bytes -> Row, or the reason (Chinese str) why it is bad. plain_text: a paragraph of a .txt file.
 
@@ -56,7 +69,7 @@ def _paragraph(text):
 def _object(text, text_field):
     text = text.removeprefix("\ufeff").strip().removesuffix(",")        # one object a line with commas between them
     try:
-        value = json.loads(text)
+        value = DECODER.decode(text)
     except ValueError:
         raise Bad("不是合法的 JSON") from None
     if isinstance(value, list) and len(value) > 1 and isinstance(value[0], (str, dict)):

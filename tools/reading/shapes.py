@@ -15,7 +15,7 @@ PAIRS = (("chosen", "rejected"), ("chosen", "reject"), ("pos_resp", "neg_resp"),
 SUSPECT = {"role", "from", "kto_tag", "label", "answer", "choices", "options", "message_id", "message_tree_id", "paragraphs", "qas",
            "responses_and_scores", "completions", *PICTURES}
 COMPARED = {"rejected", "reject", "neg_resp", "response_k", "answer_bad", "rejected_response", "rejected_messages", "output",
-            "better_response_id", "safer_response_id"}
+            "response", "answer", "completion", "better_response_id", "safer_response_id"}
 DOCUMENTED = (("prompt", "response"), ("instruction", "output"))
 BODIES = ("content", "completion", "article", "body", "document", "passage", "raw_content", "正文", "内容")
 
@@ -152,7 +152,7 @@ def _pair(source, question, answer):
         value = value["text"]
     if answer == "answers" and isinstance(value, list) and value and isinstance(value[0], str):
         value = value[0]
-    if isinstance(value, list):
+    if isinstance(value, list) and not any(isinstance(one, str) for one in value):
         replies = conversation(source, value, answer)
     else:
         replies = [reply(source, source.take(_checked(value, answer)))]
@@ -252,9 +252,10 @@ def _two(source):
         if better is None:
             raise Bad(f"有 {worse}，却没有好的回答")
         return (source.get(better), better), (source.get(worse), worse)
-    output = source.get("output")
-    if isinstance(output, list) and len(output) == 2 and all(isinstance(one, str) for one in output):
-        return (output[0], "output"), (output[1], "output")
+    for name in ("output", "response", "answer", "completion"):
+        both = source.get(name)
+        if isinstance(both, list) and len(both) == 2 and all(isinstance(one, str) for one in both):
+            return (both[0], name), (both[1], name)
     best = next((source.get(n) for n in ("better_response_id", "safer_response_id") if n in source), None)
     if best in (0, 1) and "response_0" in source and "response_1" in source:
         return tuple((source.get(f"response_{i}"), f"response_{i}") for i in (best, 1 - best))

@@ -61,7 +61,7 @@ def _text_of(file):
 
 def create_dataloader(dataset_name, tokenizer, batch_size=4, max_length=512, split="train", subset=None, text_field=None,
                       training_mode="instruction_finetuning", num_workers=0, shuffle=True, num_samples=None, seed=0,
-                      cache_dir=None, streaming=False):
+                      cache_dir=None, streaming=False, columns=None):
     """An iterable of packed batches, dicts for `outputs = model(**batch)`; each walk over it is the next epoch. len() = batches.
 
     dataset_name: a file, pattern or list of them, a folder or name of the `datasets` package; tokenizer: a Vocab or its path.
@@ -70,7 +70,7 @@ def create_dataloader(dataset_name, tokenizer, batch_size=4, max_length=512, spl
     vocab = tokenizer if isinstance(tokenizer, Vocab) else Vocab.load_vocab(tokenizer)
     given = {"batch_size": batch_size, "max_len": max_length, "hf_split": split, "hf_subset": subset, "text_field": text_field,
              "training_mode": training_mode, "num_workers": num_workers, "seed": seed, "n_of_samples": num_samples,
-             "hf_streaming": streaming}
+             "hf_streaming": streaming, "columns": columns}
     options = {name: default_of(name, "pre") for name in KEYS} | {name: check_value(name, value) for name, value in given.items()}
     options |= {"cache_dir": str(cache_dir or Path("out", "cache")), "log_dir": str(cache_dir or "logs"), "max_epochs": 1 << 30,
                 "n_of_samplings": 1 if num_samples else None, "accumulation_steps": 1}
