@@ -74,8 +74,9 @@ def projections(model):
             mlp = mlp.shared
         # without experts all tokens share the whole
         found |= {f"{place}.shared.{name}": (mlp, name) for name in ("up", "down")}
-    return found | {f"heads.{name}": (model, name) for name in ("fc1", "fc2") if hasattr(model, name)
-                    and not model.config.counted}
+    if model.config.counted:
+        return found | {"heads.fc1": (model.fc1, "weight")}
+    return found | {f"heads.{name}": (model, name) for name in ("fc1", "fc2") if hasattr(model, name)}
 
 
 def chosen(model, targets):

@@ -141,7 +141,7 @@ def test_the_configured_targets_fit_every_preset(preset):
     with torch.device("meta"):
         model = TinySeek(ModelConfig.from_dict({k: options[k] for k in MODEL_KEYS} | {"max_position": 64}))
     assert len(chosen(model, "shared")) == 2 * model.config.n_layer
-    heads = 0 if model.config.counted else len(chosen(model, "heads"))
+    heads = len(chosen(model, "heads")) if "heads" in options["lora_targets"] else 0
     assert len(chosen(model, options["lora_targets"])) == len(
         chosen(model, "attention")) + 2 * model.config.n_layer + heads
 

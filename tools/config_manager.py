@@ -44,23 +44,27 @@ class ConfigManager:
         for raw, base in files:                         # a preset of the user's takes the place of one with that name
             presets |= _preset_layers(raw.pop("presets", {}), base)
         layers = [(_Layer(raw, base), STAGES) for raw, base in files]
-        if usual is not None and preset is None and (len(files) > 1 or _is_shipped(self.path)):
+        below = int(len(files) > 1 or _is_shipped(self.path))               # layers that are not the user's own
+        if usual is not None and preset is None and below:
             layers.insert(1, (_pick_preset(usual, presets), STAGES))
+            below = 2
         if preset is not None:
             layers.append((_pick_preset(preset, presets), STAGES))
         command = _Layer(overrides or {}, os.getcwd(), command_line=True, stage=stage)
         layers.append((command, STAGES if stage is None else (stage,)))
         self.config = _merge(layers)
+        self.own_shape = _own_shape(layers[:min(below, 1)], layers[below:])
         self.config["presets"] = {name: layer.raw for name, layer in presets.items()}
         check_all(self.config)
 
     def stage(self, name=None):
-        """One flat dict for a trainer: run keys, model keys and the keys of that stage (default: the one given)."""
+        """One flat dict for a trainer: run keys, model keys and the keys of that stage (default: the one given); `own_shape`
+        names the model keys that the user has set."""
         name = name or self.stage_name
         if name not in STAGES:
             raise UserError(f"没有 {name} 这个阶段，可选：{' '.join(STAGES)}。")
         flat = {key: self.config[key] for key in RUN_KEYS + MODEL_KEYS}
-        return {**flat, **self.config[name]}
+        return {**flat, **self.config[name], "own_shape": self.own_shape}
 
     def model(self):
         """The keys that shape the network, as `model.config.ModelConfig.from_dict` takes them."""
@@ -85,6 +89,13 @@ def _with_base(files, path):
 def _is_shipped(path):
     shipped = os.path.join(ROOT, "model_config.json")
     return path is not None and os.path.isfile(shipped) and os.path.samefile(path, shipped)
+
+
+def _own_shape(shipped, own):
+    """The model keys that the user has set: in layers of his own, or by changing the project's file."""
+    said = {key for layer, _ in own for key in layer.sections[None]}
+    said |= {key for layer, _ in shipped for key, value in layer.sections[None].items() if value != default_of(key)}
+    return [key for key in MODEL_KEYS if key in said]
 
 
 def find_file(path):

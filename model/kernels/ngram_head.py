@@ -129,6 +129,7 @@ class CountedHead(nn.Linear):
         self.tables = nn.ModuleList(Table(order, config.vocab_size) for order in range(2, config.counted + 1))
         read = config.d_model + 2 * self.past
         self.gate = nn.Sequential(nn.Linear(read, GATE), nn.SiLU(), nn.Linear(GATE, 1 + self.past))
+        self.weight_lora = nn.ModuleList()                                        # see model/lora.py
         self.register_buffer("documents", torch.zeros(0, dtype=torch.long))
 
     def _load_from_state_dict(self, state, prefix, *rest):
@@ -172,7 +173,7 @@ class CountedHead(nn.Linear):
 
     def forward(self, hidden, before):
         """hidden (N, d), before (N, P) -> log-probabilities (N, V)."""
-        logits = F.linear(hidden, self.weight)
+        logits = sum((lora(hidden) for lora in self.weight_lora), F.linear(hidden, self.weight))
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         totals, kinds, _ = zip(*(table.facts(before) for table in self.tables))
         weights = self.weights(hidden, totals, kinds)
@@ -180,6 +181,10 @@ class CountedHead(nn.Linear):
         for table, weight in zip(self.tables, weights[:, 1:].exp().unbind(-1)):
             mixture = table.add_to(mixture, before, weight)
         return mixture.clamp_min(TINY).log()
+
+    def in_effect(self):
+        """The network's weight (V, d) with what LoRA adds to it."""
+        return sum((lora.delta() for lora in self.weight_lora), self.weight)
 
     def weights(self, hidden, totals, kinds):
         """hidden (N, d), totals and kinds: (N,) of each order -> log of the mixture's weights (N, 1 + K); a context
@@ -202,14 +207,14 @@ class CountedHead(nn.Linear):
         """Sum of -log p(label) over labels >= 0 and how many there were, as `linear_cross_entropy`."""
         hidden, before, labels, left_out = chosen(labels, hidden, before, labels, left_out)
         own, counted = self.shares(hidden, before, labels, left_out)
-        total = _MixedCrossEntropy.apply(*without_gradient(hidden, self.weight), labels, own, counted,
-                                         compute_dtype(hidden))
+        inputs = *without_gradient(hidden, self.in_effect()), labels, own, counted
+        total = _MixedCrossEntropy.apply(*inputs, compute_dtype(hidden))
         return total, torch.full((), len(labels), device=hidden.device)
 
     def losses(self, hidden, labels, before, left_out=None):
         """-log p(label) of each position (N,), 0 where labels are negative; plain autograd."""
         own, counted = self.shares(hidden, before, labels.clamp_min(0), left_out)
-        network = own - plain_losses(F.linear(hidden, self.weight), labels)
+        network = own - plain_losses(F.linear(hidden, self.in_effect()), labels)
         return -torch.logaddexp(network, counted) * (labels >= 0)
 
 

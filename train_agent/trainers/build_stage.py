@@ -9,6 +9,7 @@ import torch
 from model import ModelConfig, TinySeek
 from model.config import MODEL_KEYS
 from tools.checkpoint import load_chain, read_checkpoint, weights_hash
+from tools.config_manager import ConfigManager
 from tools.errors import UserError
 from tools.formats import dropped_text, fields_of
 from tools.reading.hub import is_hf, local_files
@@ -117,17 +118,35 @@ def wanted_shape(options, vocab):
 
 
 def fitting_shape(options, vocab, base):
-    """The ModelConfig to go on with from `base`; UserError 4 where the configuration asks for other tensors."""
-    had, wanted = ModelConfig.from_dict(base["config"]), wanted_shape(options, vocab)
+    """The ModelConfig to go on with from `base`: its own shape where the user says nothing. UserError 4 where he asks for other
+    tensors."""
+    had, own = ModelConfig.from_dict(base["config"]), options.get("own_shape", MODEL_KEYS)
+    wanted = wanted_shape({**options, **{k: v for k, v in shape_of(had).items() if k not in own}}, vocab)
     differing = [(k, getattr(had, k), getattr(wanted, k)) for k in MODEL_KEYS
                  if k not in NOT_SHAPE and getattr(had, k) != getattr(wanted, k)]
     if differing:
         listed = "；".join(f"{k}: 模型 {old}，配置 {new}" for k, old, new in differing[:5])
-        raise UserError(f"起点模型的结构和配置不同（{listed}）。请改回配置，或用新的结构重新预训练。", 4)
+        preset = preset_of(had)
+        way = f"它是预设 {preset} 的结构：请用 --preset {preset}" if preset else "请去掉这些键（结构跟着起点模型走）"
+        raise UserError(f"起点模型的结构和配置不同（{listed}）。{way}，或用新的结构重新预训练。", 4)
     if had.position == "learned" and had.max_position < options["max_len"]:
         raise UserError(f"起点模型只学过 {had.max_position} 个位置，这个阶段的 max_len={options['max_len']}。"
                         f"请用 --max_len {had.max_position}，或用更大的 max_position 重新预训练。", 4)
     return replace(wanted, vocab_size=had.vocab_size, max_position=had.max_position)
+
+
+def shape_of(config):
+    """{key: value} of a ModelConfig, as far as it shapes tensors."""
+    return {k: getattr(config, k) for k in MODEL_KEYS if k not in NOT_SHAPE}
+
+
+def preset_of(config):
+    """The name of the preset that makes models of this shape, or None."""
+    for name in ConfigManager().config["presets"]:
+        keys = ConfigManager(preset=name).model()
+        if all(keys[k] == v for k, v in shape_of(config).items()):
+            return name
+    return None
 
 
 def cached(options, vocab, data):
@@ -165,6 +184,7 @@ def full_model_stage(name, label, options, ways_on):
     known = Path(options["vocab_trg_path"]).exists()
     vocab = open_vocab(options, base)
     model = build_model(options, vocab, base)
+    options = {**options, **shape_of(model.config)}
     try:
         train, held, identity, notes = packed_data(options, vocab)
     except UserError:                                  # of data that is not fit for use no vocabulary stays either

@@ -21,7 +21,7 @@ from train_agent.trainers.hardware import machine
 from train_agent.trainers.data.count_ngrams import leave_out
 from train_agent.trainers.losses import share_of_step
 from train_agent.trainers.data.preference_pairs import PreferenceData, both, joined, usable_pairs
-from train_agent.trainers.build_stage import build_model, cached, load_base, open_vocab, prepare_machine
+from train_agent.trainers.build_stage import build_model, cached, load_base, open_vocab, prepare_machine, shape_of
 from train_agent.trainers.data.split import divided
 from train_agent.trainers.stage import Stage
 from train_agent.trainers.run_stage import asked, start
@@ -96,6 +96,7 @@ def build_stage(options):
         raise UserError('偏好对齐要有偏好数据：--json_data_path 文件.jsonl，每行 {"prompt": …, "chosen": …, "rejected": …}。')
     vocab = open_vocab(options, base)
     model, digest = build_model(options, vocab, base), weights_hash(base["weights"])
+    options = {**options, **shape_of(model.config)}
     for head in model.heads()[1:]:
         head.requires_grad_(False)                                               # only head 1 speaks; the second has no loss here
     split = divided(options, partial(pair_cache, options, vocab), partial(usable_pairs, width=options["max_len"]))

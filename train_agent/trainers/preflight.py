@@ -23,7 +23,7 @@ SEEN = 8                                # documents whose beginning is looked at
 SPARE = 0.8                             # share of the memory there that a run may plan with
 ADAM_STATES = {"adam": 2, "adamw": 2, "muon": 1.5, "sgd": 0}
 PARTS = (("embed", "词向量"), ("place", "位置"), ("fc", "输出头"), ("attention", "注意力"), ("router", "路由"), ("mlp.shared", "共享专家"),
-         ("mlp.up", "路由专家"), ("mlp.down", "路由专家"), ("mlp", "前馈"), ("norm", "归一化"))
+         ("mlp.up$", "路由专家"), ("mlp.down$", "路由专家"), ("mlp", "前馈"), ("norm", "归一化"))
 
 
 def preflight(stage, seconds=5.0, done=0, say=print, share=1.0):
@@ -102,7 +102,7 @@ def parameters(stage):
     """{"total", "active" (a token's share of the routed experts), "trainable", "parts": {Chinese name: count}}"""
     parts, routed, total, trainable = {}, 0, 0, 0
     for name, parameter in stage.model.named_parameters():
-        part = next((title for key, title in PARTS if key in name), "适配器")
+        part = next((title for key, title in PARTS if key in f"{name}$"), "适配器")
         parts[part] = parts.get(part, 0) + parameter.numel()
         routed += parameter.numel() if part == "路由专家" else 0
         total += parameter.numel()
