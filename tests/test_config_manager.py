@@ -81,7 +81,8 @@ def test_stage_gives_one_flat_dict(make):
     flat = manager.stage()
     assert flat == manager.stage("sft")
     assert (flat["n_layer"], flat["batch_size"], flat["device"]) == (2, 3, "auto")
-    assert set(flat) == {*MODEL_KEYS, *RUN_KEYS, *stage_keys("sft")} and "rank" not in flat
+    assert set(flat) == {*MODEL_KEYS, *RUN_KEYS, *stage_keys("sft"), "own_shape"} and "rank" not in flat
+    assert flat["own_shape"] == ["n_layer"]
     assert manager.stage("lora")["rank"] == 8 and manager.stage("dpo")["beta"] == 0.1
     json.dumps(flat)
     with pytest.raises(UserError):
