@@ -16,6 +16,7 @@ from tools.saving.archive import write_torch
 from toy import build_stage, dialogue_rows, same_tensors, text_rows, toy_config, toy_options, train
 from train_agent.trainers.data import count_ngrams
 from train_agent.trainers.dataset import Position
+from train_agent.trainers.preflight import preflight
 from train_agent.trainers.trainer import Trainer
 
 COUNTED = dict(counted=4, use_fc2=False, max_steps=2, logging_steps=None)
@@ -265,3 +266,39 @@ def test_two_processes_count_once_and_share(tmp_path, vocab):
     for name in ("ddp", "fsdp"):
         saved = read_checkpoint(tmp_path / f"out/{name}/TinySeek_Pre_final.pkl")["weights"]
         assert same_tensors(tables(saved), tables(loop.model))
+
+
+# ---- what the preflight says ----
+
+def natural(count, seed):
+    """Rows of characters drawn at random: what one says tells nothing of another, so tables know little of new rows."""
+    rng = np.random.default_rng(seed)
+    letters = "".join(toy.THINGS)
+    return ["".join(rng.choice(list(letters), 40)) for _ in range(count)]
+
+
+def said(stage):
+    found = preflight(stage, seconds=0, say=None)["first_loss"]
+    return found["level"], found["text"]
+
+
+def test_a_healthy_counted_run_is_no_leak(tmp_path, vocab):
+    rows = toy.text_rows(120)
+    stage = build_stage(toy_options(tmp_path, vocab, rows=rows, eval_share=0.2, batch_size=8, **COUNTED))
+    level, text = said(stage)
+    assert level == "ok" and "来自计数表" in text and stage.train.counted[stage.train.documents].all()
+
+
+def test_counted_text_cut_in_another_way_is_a_leak(tmp_path, vocab):
+    texts = natural(60, 1)
+    keys = dict(COUNTED, eval_share=0.2, batch_size=8, max_len=100)
+    train(toy_options(tmp_path, vocab, rows=[{"text": t} for t in texts], name="base", **{**keys, "eval_share": 0.0}))
+    joined = [{"text": a + b} for a, b in zip(texts[::2], texts[1::2])]
+    other = [{"text": t} for t in natural(8, 2)]
+    rows = [other.pop() if i % 5 == 0 and other else joined.pop() for i in range(30)]        # every fifth is held out
+    path = str(tmp_path / "out/base/TinySeek_Pre_final.pkl")
+    stage = build_stage(toy_options(tmp_path, vocab, rows=rows, name="again", init_from=path, **keys))
+    level, text = said(stage)
+    assert level == "warn" and "换了分段" in text
+    stage = build_stage(toy_options(tmp_path, vocab, rows=[{"text": t} for t in natural(30, 3)], name="new", init_from=path, **keys))
+    assert said(stage)[0] == "ok"

@@ -13,6 +13,7 @@ from tools.errors import UserError
 from tools.vocab import Vocab
 from train_agent.trainers import parallel, schedules
 from train_agent.trainers.running import resume
+from train_agent.trainers.data import count_ngrams
 from train_agent.trainers.dataset import Position, loader
 from train_agent.trainers.hardware.ram import memory_there
 from train_agent.trainers.trying.step_time import measure
@@ -20,6 +21,7 @@ from train_agent.trainers.data.split import announced
 
 SAVE_RATE = 200e6                       # bytes per second of a checkpoint written, flushed, hashed and read back
 SEEN = 8                                # documents whose beginning is looked at
+LEAKY = 3                               # times as much of the held-out data as of the training data is new to tables of counts
 SPARE = 0.8                             # share of the memory there that a run may plan with
 ADAM_STATES = {"adam": 2, "adamw": 2, "muon": 1.5, "sgd": 0}
 PARTS = (("embed", "词向量"), ("place", "位置"), ("fc", "输出头"), ("attention", "注意力"), ("router", "路由"), ("mlp.shared", "共享专家"),
@@ -45,7 +47,8 @@ def preflight(stage, seconds=5.0, done=0, say=print, share=1.0):
         result["first_loss"] = first_preference(measured["metrics"], done)
     else:
         choices = len(stage.about["adapter"]["experts"]) if stage.about["kind"] == "gate" else stage.about["config"]["vocab_size"]
-        result["first_loss"] = first_loss(measured["metrics"], choices, fresh=done == 0 and not from_weights(stage))
+        fresh, tables = done == 0 and not from_weights(stage), count_ngrams.recall(stage, group)
+        result["first_loss"] = first_loss(measured["metrics"], choices, fresh, tables)
     result["memory"] = memory(stage, measured)
     result |= time_left(stage, measured, result["parameters"], done)
     result["suggestion"] = suggestion(stage, result)
@@ -114,8 +117,11 @@ def parameters(stage):
 
 # ---------------------------------------------------------------- what the numbers mean
 
-def first_loss(metrics, choices, fresh):
-    """The first cross-entropies beside ln V, the loss of a guess among V words. level: ok | warn"""
+def first_loss(metrics, choices, fresh, tables=None):
+    """The first cross-entropies beside ln V, the loss of a guess among V words. level: ok | warn
+
+    tables: of a model that counts, what its tables know of the first batch and of the held-out data, see `recall`.
+    """
     guess, ce = math.log(choices), metrics.get("ce_1")
     found = {"ce_1": ce, "ce_2": metrics.get("ce_2"), "loss": metrics.get("loss"), "ln_vocab": guess, "level": "ok"}
     if ce is None:
@@ -124,6 +130,12 @@ def first_loss(metrics, choices, fresh):
         found["level"], why = "warn", "不是有限数：请检查起点模型，或改用 --mixed_precision no"
     elif ce > guess + 0.5:
         found["level"], why = "warn", "比乱猜还差：起点模型和这批数据或词表可能不配" if not fresh else "比乱猜还差：init_std 可能太大"
+    elif tables and tables["held"] is not None and 1 - tables["held"] > LEAKY * (1 - tables["train"]) + 0.02:
+        found["level"], why = "warn", (f"计数表认得这批训练数据的 {tables['train']:.0%}，留出数据只有 {tables['held']:.0%}："
+                                       "同样的文字多半换了分段数过一遍，或数据里重复很多，模型会盲信计数表。请去重，"
+                                       "或从没数过这些文字的模型开始")
+    elif fresh and tables and ce < guess - 1:
+        why = "正常：网络还没学过，比乱猜好的部分来自计数表（每个目标先从表里去掉了自己）"
     elif fresh and ce < guess - 1:
         found["level"], why = "warn", "没学过却比乱猜好得多：答案可能泄漏给了模型，请检查数据和 max_len"
     elif fresh:

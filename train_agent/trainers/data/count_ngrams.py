@@ -7,8 +7,10 @@ import time
 import numpy as np
 import torch
 
-from model.kernels.ngram_head import UNLISTED
+from model.kernels.cross_entropy import chosen
+from model.kernels.ngram_head import UNLISTED, last_ids
 from train_agent.trainers import parallel
+from train_agent.trainers.dataset import Position
 
 MOST = 32_000_000       # tokens counted at once; sorting them takes some 3 GB and a minute
 AT_ONCE = 4_000_000     # tokens looked at together
@@ -77,6 +79,28 @@ def new_text(data):
         print(f"counted：没数过的训练文本有 {sizes.sum():,} 个词元，一次最多数 {MOST:,} 个（再多内存不够）：只数其中均匀的 "
               f"{fitting:,} 段，其余照常训练。想全部都数请减少数据；不想数，从零训练时用 --counted 0。", file=sys.stderr)
     return text_of(data.cache, documents)
+
+
+@torch.no_grad()
+def recall(stage, group):
+    """Which share of the targets the tables know, themselves left out: {"train": of the batches `group`, "held": of held-out
+    data, None without}; None without tables. The two look alike, unless the tables have the same text once more."""
+    head = head_of(stage.model)
+    if head is None or getattr(stage.train, "counted", None) is None:
+        return None
+    held = next((data for name, data in stage.held.items() if name != "general"), None)
+    places = [Position(0, 0, i) for i in range(min(len(group), held.batches_in(0, 0)))] if held else []
+    return {"train": share_known(head, group), "held": share_known(head, map(held.batch, places)) if held else None}
+
+
+def share_known(head, batches):
+    known, table = [], [table for table in head.tables if table.least == 1][-1]              # the longest that drops nothing
+    for batch in batches:
+        labels = (batch.labels_1 if hasattr(batch, "labels_1") else batch.labels).flatten()
+        before = last_ids(batch.ids.flatten(), batch.positions.flatten(), head.past)
+        labels, before, left_out = (t.to(head.weight.device) for t in chosen(labels, labels, before, batch.left_out.flatten()))
+        known.append(table.facts(before, labels, left_out)[2] > 0)
+    return float(torch.cat(known).float().mean())
 
 
 def known(head, cache, documents):
