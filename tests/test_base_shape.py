@@ -1,4 +1,4 @@
-"""A stage takes the shape of the model it starts from; only a user who asks for another one is refused, and told the preset."""
+"""A stage takes the shape of the model it starts from; a user who asks for another one is refused, and told the preset."""
 import json
 
 import pytest
@@ -49,8 +49,9 @@ def test_who_writes_out_the_shape_asks_for_the_same_run(base, tmp_path, capsys):
     assert "从头开始：上次的训练已经完成" in capsys.readouterr().err                # not: the shape has changed
 
 
-@pytest.mark.parametrize("asked, words", [(["--n_layer", "3"], "n_layer: 模型 4，配置 3"), (["--preset", "small"], "--preset fast"),
-                                          (["--n_layer", "3", "--hidden", "16"], "--preset fast"), ("file", "--preset fast")])
+@pytest.mark.parametrize("asked, words", [
+    (["--n_layer", "3"], "n_layer: 模型 4，配置 3"), (["--preset", "small"], "--preset fast"),
+    (["--n_layer", "3", "--hidden", "16"], "--preset fast"), ("file", "--preset fast")])
 def test_who_asks_for_another_shape_is_told_the_preset(base, tmp_path, asked, words):
     data = toy.write_rows(tmp_path / "sft.jsonl", toy.dialogue_rows(20))
     if asked == "file":
@@ -65,6 +66,7 @@ def test_which_keys_a_user_has_set():
     shipped = ConfigManager(ROOT / "model_config.json")
     plain = ConfigManager({"base": None}).config
     assert all(shipped.config[k] != plain[k] for k in shipped.stage("sft")["own_shape"])
-    assert ConfigManager({"n_layer": 4}).own_shape == ["n_layer"] == ConfigManager({"base": None, "n_layer": 4}).own_shape
+    assert ConfigManager({"n_layer": 4}).own_shape == ["n_layer"]
+    assert ConfigManager({"base": None, "n_layer": 4}).own_shape == ["n_layer"]
     assert ConfigManager(overrides={"num_hidden_layers": "4"}, stage="sft").own_shape == ["n_layer"]
     assert "counted" in ConfigManager(preset="fast").own_shape

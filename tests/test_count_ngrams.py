@@ -174,7 +174,7 @@ def test_replayed_text_is_left_out(world, vocab):
     general = toy.write_rows(world / "general.jsonl", text_rows(30) + text_rows(10, 7))
     keys = dict(rows=dialogue_rows(24, 3), replay_share=0.3, replay_data_path=str(general), max_epochs=3)
     stage = build_stage(options(world, vocab, name="replay", **keys), "sft")
-    assert all((stage.train._order(epoch) >= 24).any() for epoch in range(3))
+    assert all((stage.train._order(epoch)[0] >= 24).any() for epoch in range(3))
     assert stage.train.counted[stage.train.ever()].all() and (left_out(stage.train) > 0).all()
     lora = build_stage(options(world, vocab, "lora", name="replay_lora", **keys), "lora")
     assert 0 < lora.train.counted.sum() < len(lora.train.ever())
@@ -300,5 +300,6 @@ def test_counted_text_cut_in_another_way_is_a_leak(tmp_path, vocab):
     stage = build_stage(toy_options(tmp_path, vocab, rows=rows, name="again", init_from=path, **keys))
     level, text = said(stage)
     assert level == "warn" and "换了分段" in text
-    stage = build_stage(toy_options(tmp_path, vocab, rows=[{"text": t} for t in natural(30, 3)], name="new", init_from=path, **keys))
+    rows = [{"text": t} for t in natural(30, 3)]
+    stage = build_stage(toy_options(tmp_path, vocab, rows=rows, name="new", init_from=path, **keys))
     assert said(stage)[0] == "ok"

@@ -58,8 +58,8 @@ class ConfigManager:
         check_all(self.config)
 
     def stage(self, name=None):
-        """One flat dict for a trainer: run keys, model keys and the keys of that stage (default: the one given); `own_shape`
-        names the model keys that the user has set."""
+        """One flat dict for a trainer: run keys, model keys and the keys of that stage (default: the one given);
+        `own_shape` names the model keys that the user has set."""
         name = name or self.stage_name
         if name not in STAGES:
             raise UserError(f"没有 {name} 这个阶段，可选：{' '.join(STAGES)}。")

@@ -11,7 +11,8 @@ from tools.saving.start_files import start_name
 from train_agent.trainers.running import resume
 from train_agent.trainers.data.count_ngrams import leave_out
 from train_agent.trainers.losses import next_tokens_loss
-from train_agent.trainers.build_stage import fitting_shape, found_start, open_vocab, packed_data, prepare_machine, shape_of
+from train_agent.trainers.build_stage import (fitting_shape, found_start, open_vocab, packed_data, prepare_machine,
+                                              shape_of)
 from train_agent.trainers.stage import Stage
 
 BASE_KEY = "pretraining_model_path"

@@ -118,8 +118,8 @@ def wanted_shape(options, vocab):
 
 
 def fitting_shape(options, vocab, base):
-    """The ModelConfig to go on with from `base`: its own shape where the user says nothing. UserError 4 where he asks for other
-    tensors."""
+    """The ModelConfig to go on with from `base`: its own shape where the user says nothing. UserError 4 where he asks for
+    other tensors."""
     had, own = ModelConfig.from_dict(base["config"]), options.get("own_shape", MODEL_KEYS)
     wanted = wanted_shape({**options, **{k: v for k, v in shape_of(had).items() if k not in own}}, vocab)
     differing = [(k, getattr(had, k), getattr(wanted, k)) for k in MODEL_KEYS

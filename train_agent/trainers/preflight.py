@@ -21,7 +21,7 @@ from train_agent.trainers.data.split import announced
 
 SAVE_RATE = 200e6                       # bytes per second of a checkpoint written, flushed, hashed and read back
 SEEN = 8                                # documents whose beginning is looked at
-LEAKY = 3                               # times as much of the held-out data as of the training data is new to tables of counts
+LEAKY = 3                               # times as much held-out as training data is new to tables that leak
 SPARE = 0.8                             # share of the memory there that a run may plan with
 ADAM_STATES = {"adam": 2, "adamw": 2, "muon": 1.5, "sgd": 0}
 PARTS = (("embed", "词向量"), ("place", "位置"), ("fc", "输出头"), ("attention", "注意力"), ("router", "路由"), ("mlp.shared", "共享专家"),

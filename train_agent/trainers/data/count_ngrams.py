@@ -83,8 +83,8 @@ def new_text(data):
 
 @torch.no_grad()
 def recall(stage, group):
-    """Which share of the targets the tables know, themselves left out: {"train": of the batches `group`, "held": of held-out
-    data, None without}; None without tables. The two look alike, unless the tables have the same text once more."""
+    """Which share of the targets the tables know, themselves left out: {"train": of the batches `group`, "held": of
+    held-out data, None without}; None without tables. The two look alike, unless the tables have the text once more."""
     head = head_of(stage.model)
     if head is None or getattr(stage.train, "counted", None) is None:
         return None
@@ -94,11 +94,12 @@ def recall(stage, group):
 
 
 def share_known(head, batches):
-    known, table = [], [table for table in head.tables if table.least == 1][-1]              # the longest that drops nothing
+    known, table = [], [table for table in head.tables if table.least == 1][-1]       # the longest that drops nothing
     for batch in batches:
         labels = (batch.labels_1 if hasattr(batch, "labels_1") else batch.labels).flatten()
         before = last_ids(batch.ids.flatten(), batch.positions.flatten(), head.past)
-        labels, before, left_out = (t.to(head.weight.device) for t in chosen(labels, labels, before, batch.left_out.flatten()))
+        parts = chosen(labels, labels, before, batch.left_out.flatten())
+        labels, before, left_out = (t.to(head.weight.device) for t in parts)
         known.append(table.facts(before, labels, left_out)[2] > 0)
     return float(torch.cat(known).float().mean())
 
