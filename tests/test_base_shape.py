@@ -70,3 +70,4 @@ def test_which_keys_a_user_has_set():
     assert ConfigManager({"base": None, "n_layer": 4}).own_shape == ["n_layer"]
     assert ConfigManager(overrides={"num_hidden_layers": "4"}, stage="sft").own_shape == ["n_layer"]
     assert "counted" in ConfigManager(preset="fast").own_shape
+    assert ConfigManager(ConfigManager({"n_layer": 4}).stage("sft")).own_shape == ["n_layer"]

@@ -39,6 +39,7 @@ class ConfigManager:
         given = isinstance(path, dict)                  # from Python: the values themselves
         self.path, self.preset, self.stage_name = None if given else find_file(path), preset, stage
         files = [(dict(path), os.getcwd())] if given else [(read_file(self.path), os.path.dirname(self.path))]
+        brought = files[0][0].pop("own_shape", None) if given else None     # the flat options of another manager
         files = _with_base(files, self.path)
         presets = {}
         for raw, base in files:                         # a preset of the user's takes the place of one with that name
@@ -53,7 +54,7 @@ class ConfigManager:
         command = _Layer(overrides or {}, os.getcwd(), command_line=True, stage=stage)
         layers.append((command, STAGES if stage is None else (stage,)))
         self.config = _merge(layers)
-        self.own_shape = _own_shape(layers[:min(below, 1)], layers[below:])
+        self.own_shape = _own_shape(layers[:min(below, 1)], layers[below:]) if brought is None else brought
         self.config["presets"] = {name: layer.raw for name, layer in presets.items()}
         check_all(self.config)
 
