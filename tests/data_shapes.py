@@ -276,7 +276,8 @@ READ = {
     "### Human in a text": (lambda i: {"text": f"### Human: {q(i)}### Assistant: {a(i)}"}, D, one, ()),
     "ChatML in a text": (
         lambda i: {
-            "text": f"<|im_start|>system\n{s(i)}<|im_end|>\n<|im_start|>user\n{q(i)}<|im_end|>\n<|im_start|>assistant\n{a(i)}<|im_end|>\n"
+            "text": f"<|im_start|>system\n{s(i)}<|im_end|>\n<|im_start|>user\n{q(i)}<|im_end|>\n"
+            f"<|im_start|>assistant\n{a(i)}<|im_end|>\n"
         },
         D,
         lambda i: [("system", s(i)), *one(i)],
@@ -284,7 +285,8 @@ READ = {
     ),
     "[INST]": (
         lambda i: {
-            "text": f"<s>[INST] <<SYS>>\n{s(i)}\n<</SYS>>\n\n{q(i)} [/INST] {a(i)} </s><s>[INST] {q(i, 2)} [/INST] {a(i, 2)} </s>"
+            "text": f"<s>[INST] <<SYS>>\n{s(i)}\n<</SYS>>\n\n{q(i)} [/INST] {a(i)} </s>"
+            f"<s>[INST] {q(i, 2)} [/INST] {a(i, 2)} </s>"
         },
         D,
         sys_two,

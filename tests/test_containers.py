@@ -1,4 +1,4 @@
-"""A file is read for what its first bytes say it is: encodings, arrays, objects, tables; the rest is refused with its cure."""
+"""A file is read for what its first bytes say it is: encodings, arrays, objects, tables; the rest is refused."""
 
 import gzip
 import io

@@ -1,4 +1,4 @@
-"""Every shape of the field's data through the real reader and the real token cache: what was in a row and what came out.
+"""Every shape of the field's data through the real reader and the real token cache: what went in and what came out.
 
 A string of a row is learned, or context, or counted by name as dropped. Nothing else can happen to it.
 """
@@ -19,7 +19,8 @@ from train_agent.trainers.data.token_cache import open_cache
 
 ROWS = 30
 LABELS = re.compile(
-    r"Human:|Assistant:|User:|###|\[\|(?:Human|AI)\|\]|<\|(?:Human|MOSS)\|>:|<\|im_(?:start|end)\|>(?:user|system|assistant)?|"
+    r"Human:|Assistant:|User:|###|\[\|(?:Human|AI)\|\]|<\|(?:Human|MOSS)\|>:|"
+    r"<\|im_(?:start|end)\|>(?:user|system|assistant)?|"
     r"<\|(?:Inner Thoughts|Commands|Results)\|>: None<eo[tcr]>|</?s>|\[/?INST\]|<</?SYS>>|</?think>|<eo[hm]>|[\s，]+"
 )
 STRUCTURE = ("role", "from", "type")

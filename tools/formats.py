@@ -1,7 +1,7 @@
 """Reading people's files: which of the known shapes is this row?
 
 A file is JSON lines, a JSON array or object, a CSV table or plain text, zipped or not; its first bytes tell
-(reading/containers.py). The shapes of an object are tried in this order, the first that it fits decides (reading/shapes.py):
+(reading/containers.py). An object's shapes are tried in this order, the first that it fits decides (reading/shapes.py):
     chosen + rejected        a preference pair; or rejected_response beside a reply, output: [good, bad], HH transcripts
     messages, conversations  [{"role" or "from", "content" or "value"}, …]
     prompt + response        optionally system, history [[question, answer], …]
@@ -105,7 +105,7 @@ def read_rows(paths, text_field=None, bad=None):
 
 
 def read_range(path, start=0, end=None, text_field=None, bad=None):
-    """Rows of the lines that begin in [start, end) bytes; row.line counts from `start`. Without `bad` one is an error."""
+    """Rows of the lines that begin in [start, end) bytes; row.line counts from `start`. Without `bad` one raises."""
     plain = is_plain_text(path)
     for number, raw in iter_lines(path, start, end):
         row = parse_line(raw, text_field, plain)

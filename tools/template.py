@@ -102,7 +102,7 @@ def _documents(row):
 
 
 def supervised_from_mask(ids, vocab):
-    """The same `supervised` as `render` gives for a dialogue, from its ids alone, through mask_from_id_to_id. (T,) bool"""
+    """The same `supervised` as `render` gives for a dialogue (without weights), from its ids alone. (T,) bool"""
     ids = np.asarray(ids)
     user, assistant, system = (vocab.id(name) for name in ("User", "Assistant", "System"))
     context = mask_from_id_to_id(ids, user, assistant) | mask_from_id_to_id(ids, system, assistant)

@@ -19,7 +19,7 @@ LONGEST = 4 << 20       # of a first line
 LINES = 20
 COMMONEST = set("的一是不了在人有我他这个们中来上大为和国地到以说时要就出会可也你对生能而子那得于着下自之年过发后作里用道行所然家种事成方多经么去"
                 "法学如都同现当没动面起看定天分还进好小部其些主样理心她本前开但因只从想实日军者意无力它与长把机十民第问答，。、：？！")
-COPIES = {"lines": ".tinyseek-rows", "paragraphs": ".tinyseek-paragraphs"}      # our own plain copies: one row of them stays one row
+COPIES = {"lines": ".tinyseek-rows", "paragraphs": ".tinyseek-paragraphs"}      # our plain copies: a row stays a row
 Kind = namedtuple("Kind", "form zipped encoding")       # form: lines paragraphs values table
 
 _HUB = "装上 datasets（python -m pip install datasets）后写 --json_data_path hf:{}"

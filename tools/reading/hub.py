@@ -1,8 +1,8 @@
-"""`hf:name` as training data: a data set of the `datasets` package, written once as JSON lines that everything else can read.
+"""`hf:name` as training data: a data set of the `datasets` package, written once as JSON lines for everything else.
 
-hf:NAME        a name on the hub, e.g. hf:allenai/c4, a Parquet or Arrow file, or a folder: of data files, or from `save_to_disk`
+hf:NAME        a name on the hub, e.g. hf:allenai/c4, a Parquet or Arrow file, a folder of files or of `save_to_disk`
 hf:NAME#SPLIT  another split than `hf_split`, e.g. for eval_data_path
-The lines lie in cache_dir/hf; the file's name is a digest of all that was asked for, so the package and the network are needed once.
+The lines lie in cache_dir/hf; the file's name is a digest of all that was asked for: the network is needed once.
 """
 import hashlib
 import json
@@ -22,10 +22,10 @@ def is_hf(path):
 
 
 def local_files(paths, options):
-    """paths (one or a list) with every hf: among them replaced by its file of JSON lines, fetched where it is not there yet.
+    """paths (one or a list) with every hf: among them replaced by its file of JSON lines, fetched where it is missing.
 
-    options: hf_subset, hf_split, hf_streaming, cache_dir; with hf_streaming and n_of_samples times n_of_samplings both given, only so
-    many rows are fetched. Raises UserError 2.
+    options: hf_subset, hf_split, hf_streaming, cache_dir; with hf_streaming and n_of_samples times n_of_samplings both
+    given, only so many rows are fetched. Raises UserError 2.
     """
     if isinstance(paths, (list, tuple)):
         return [local_files(one, options) for one in paths]
@@ -71,15 +71,16 @@ def _open(name, subset, split, streaming):
         raise UserError(f"读取 hf:{name} 需要 datasets：python -m pip install datasets。也可以先把数据另存为 .jsonl 文件。") from None
     try:
         if os.path.isfile(name):                            # one file of a kind that this package reads: Parquet, Arrow
-            kind = {".csv": "csv", ".parquet": "parquet", ".arrow": "arrow"}.get(os.path.splitext(name)[1].lower(), "json")
+            ending = os.path.splitext(name)[1].lower()[1:]
+            kind = ending if ending in ("csv", "parquet", "arrow") else "json"
             return datasets.load_dataset(kind, data_files=name, split="train", streaming=streaming)
-        if os.path.isfile(os.path.join(name, "dataset_info.json")) or os.path.isfile(os.path.join(name, "dataset_dict.json")):
+        if any(os.path.isfile(os.path.join(name, f"dataset_{kind}.json")) for kind in ("info", "dict")):
             saved = datasets.load_from_disk(name)
             return saved[split] if isinstance(saved, dict) else saved
         return datasets.load_dataset(name, subset, split=split, streaming=streaming)
     except KeyError:
         raise UserError(f"hf:{name} 里没有 {split} 这个划分，可选：{' '.join(saved)}。请改 hf_split。") from None
-    except Exception as error:                              # the package raises a dozen kinds, for names, networks and files alike
+    except Exception as error:                              # the package raises a dozen kinds, for whatever goes wrong
         first = (str(error).splitlines() or [""])[0][:200]
         raise UserError(f"打不开数据集 hf:{name}（子集 {subset}，划分 {split}）：{type(error).__name__}: {first}。"
                         "请检查名字、hf_subset、hf_split 和网络。") from None

@@ -113,8 +113,9 @@ class Recoded(io.RawIOBase):
 
 
 def unpacked(path, folder, limit=None):
-    """`path` itself, or a plain copy of its rows in `folder`, where it is not `rangeable`; rows keep their numbers. limit: bytes that
-    are enough. -> (path, whether all rows are there)
+    """`path` itself, or where it is not `rangeable` a plain copy of its rows in `folder`; rows keep their numbers.
+
+    limit: bytes that are enough. -> (path, whether all rows are there)
     """
     if rangeable(path):
         return str(path), True

@@ -12,10 +12,11 @@ LISTS = ("messages", "conversations", "conversation", "dialogue", "dialog", "dia
 SYSTEMS = ("system", "system_prompt", "meta_instruction")
 PAIRS = (("chosen", "rejected"), ("chosen", "reject"), ("pos_resp", "neg_resp"), ("response_j", "response_k"),
          ("answer_good", "answer_bad"))
-SUSPECT = {"role", "from", "kto_tag", "label", "answer", "choices", "options", "message_id", "message_tree_id", "paragraphs", "qas",
+SUSPECT = {*"role from kto_tag label answer choices options message_id message_tree_id paragraphs qas".split(),
            "responses_and_scores", "completions", *PICTURES}
-COMPARED = {"rejected", "reject", "neg_resp", "response_k", "answer_bad", "rejected_response", "rejected_messages", "output",
-            "response", "answer", "completion", "better_response_id", "safer_response_id"}
+BOTH = ("output", "response", "answer", "completion")       # fields that may hold [better, worse]
+COMPARED = {*"rejected reject neg_resp response_k answer_bad rejected_response rejected_messages".split(),
+            "better_response_id", "safer_response_id", *BOTH}
 DOCUMENTED = (("prompt", "response"), ("instruction", "output"))
 BODIES = ("content", "completion", "article", "body", "document", "passage", "raw_content", "正文", "内容")
 
@@ -252,7 +253,7 @@ def _two(source):
         if better is None:
             raise Bad(f"有 {worse}，却没有好的回答")
         return (source.get(better), better), (source.get(worse), worse)
-    for name in ("output", "response", "answer", "completion"):
+    for name in BOTH:
         both = source.get(name)
         if isinstance(both, list) and len(both) == 2 and all(isinstance(one, str) for one in both):
             return (both[0], name), (both[1], name)

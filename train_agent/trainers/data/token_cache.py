@@ -80,8 +80,8 @@ def _mapped(path, dtype):
 def open_cache(data, vocab, mode, cache_dir, text_field=None, max_bad_share=0.001, bad_log=None, verify=True):
     """The token cache of these files, built where it is not there or damaged.
 
-    data: path, pattern or list; mode: pretraining (all of it is learned) | instruction_finetuning | preference (what is no pair is a bad line).
-    text_field: as parse_line takes it, columns as a dict among it. meta["dropped"]: {what: [rows, characters]} that no model sees.
+    data: path, pattern or list; mode: pretraining (all of it is learned) | instruction_finetuning | preference (what is
+    no pair is a bad line). text_field: as parse_line takes it. meta["dropped"]: {what: [rows, characters]} not learned.
     verify=False: another process of this machine has just read all of it.
     """
     paths = formats.expand_paths(data)
