@@ -138,7 +138,7 @@ def run_job(job):
 
 
 def watch_dtypes(model):
-    """{name of a module: dtypes of its input, of its output and of its own weights} as the first forward pass in training finds them."""
+    """{name of a module: dtypes of its input, its output and its own weights} as the first forward pass in training has them."""
     found = {}
 
     def see(name, module, inputs, output):
@@ -152,7 +152,7 @@ def watch_dtypes(model):
 
 
 def watch_moves(model):
-    """[(name of a module, share of its weights that is not sharded yet)] for every module that is moved to a device from now on."""
+    """[(name, share of the weights that is not sharded yet)] for every module that is moved to a device from now on."""
     from torch.distributed.tensor import DTensor
     moved = []
 

@@ -183,7 +183,8 @@ def test_C7_C5_cadences_are_positive_or_null(make):
         for value in (0, -1, 2.5, True):
             refused(make, {key: value}, key)
     defaults = make().config["pre"]
-    assert (defaults["logging_steps"], defaults["eval_steps"], defaults["save_steps"], defaults["save_total_limit"]) == ("auto", "auto", 500, 3)
+    usual = {"logging_steps": "auto", "eval_steps": "auto", "save_steps": 500, "save_total_limit": 3}
+    assert {key: defaults[key] for key in usual} == usual
     assert make({"eval_steps": " AUTO"}).config["pre"]["eval_steps"] == "auto"
     refused(make, {"save_steps": "auto"}, "save_steps")
     assert defaults["save_frq"] is None

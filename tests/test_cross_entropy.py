@@ -95,14 +95,14 @@ def products(work):
 
 
 @pytest.mark.parametrize("name", toy.VARIANTS)
-def test_without_gradients_a_loss_costs_what_the_logits_cost(name):
+def test_without_gradients_a_loss_costs_no_more_than_the_logits(name):
     """Nothing is computed for a backward pass that nobody will make, in any part of the model."""
     model = toy.toy_model(**toy.VARIANTS[name]).eval()
     ids = torch.randint(16, 300, (2, 20))
     with torch.no_grad():
         logits = products(lambda: model(ids))
         loss = products(lambda: model(ids, labels_1=ids, labels_2=ids))
-    assert loss == logits > 0
+    assert 0 < loss <= logits      # less where the logits of head 2 have to choose a token first
     assert products(lambda: model(ids, labels_1=ids, labels_2=ids)) > loss
 
 

@@ -139,7 +139,8 @@ def test_D6_records_are_data_rows_however_many_documents_they_hold(make):
     assert len(data.documents) == 100 and data.chunks == 4
     for epoch in range(2):
         chunks = [[int(r) for r in data.cache.rows[data._in_chunk(epoch, c)]] for c in range(4)]
-        assert all(len(set(chunk)) == 10 for chunk in chunks) and sorted(sum(chunks, [])) == sorted(data.cache.rows.tolist())
+        assert all(len(set(chunk)) == 10 for chunk in chunks)
+        assert sorted(sum(chunks, [])) == sorted(data.cache.rows.tolist())
         assert len(set.union(*map(set, chunks))) == 40
     assert chunks != [[int(r) for r in data.cache.rows[data._in_chunk(0, c)]] for c in range(4)]
 

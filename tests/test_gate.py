@@ -209,7 +209,8 @@ def test_learned_positions_and_dialogues_longer_than_the_table(vocab, positions)
     kept = torch.from_numpy(ids[-positions - 1:])[None]
     goal = torch.where(torch.arange(positions + 1) > positions - 5, kept, -100)
     with torch.no_grad():
-        out = expert(kept[:, :-1], labels_1=goal[:, 1:], labels_2=torch.nn.functional.pad(goal[:, 2:], (0, 1), value=-100))
+        second = torch.nn.functional.pad(goal[:, 2:], (0, 1), value=-100)
+        out = expert(kept[:, :-1], labels_1=goal[:, 1:], labels_2=second)
     assert float(found[0]) == pytest.approx(float(out.loss), abs=1e-5)
 
 

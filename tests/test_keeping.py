@@ -40,7 +40,8 @@ def test_drift_is_the_mean_square_of_what_the_adapter_adds(world, vocab):
     assert drift(stage.model, moments) == 0, "a new adapter changes nothing"
     seen = {}
     for name in ("blocks.0.attention.q_down", "blocks.1.attention.out"):
-        adapted(stage.model)[name].register_forward_pre_hook(lambda _, args, n=name: seen.setdefault(n, []).append(args[0][batch.valid.flatten()]))
+        adapted(stage.model)[name].register_forward_pre_hook(
+            lambda _, args, n=name: seen.setdefault(n, []).append(args[0][batch.valid.flatten()]))
     with torch.no_grad():
         stage.model.eval()
         for number in range(data.batches_in(0, 0)):

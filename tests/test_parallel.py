@@ -57,6 +57,7 @@ def runs(world):
     """name -> [what rank 0 did, what rank 1 did]; all in one pair of processes."""
     fsdp = {"distributed": "fsdp"}
     zero2 = {**fsdp, "fsdp_sharding": "SHARD_GRAD_OP"}
+    twice = {"mixed_precision": "bf16", "accumulation_steps": 2}
     jobs = {
         "ddp": {"options": world.options("ddp", max_steps=50, optimizer="sgd", init_lr=0.05), "gradients": 0},
         "ddp sgd": {"options": world.options("ddp_sgd", optimizer="sgd"), "gradients": 3},
@@ -74,9 +75,8 @@ def runs(world):
         "fp16 full": {"options": world.options("fp16_full", mixed_precision="fp16", **fsdp), "nan_at": (1, 3), "float64": False},
         "bf16 full": {"options": world.options("bf16_full", mixed_precision="bf16", **fsdp), "float64": False},
         "bf16 ddp": {"options": world.options("bf16_ddp", mixed_precision="bf16"), "float64": False},
-        "bf16 zero2": {"options": world.options("bf16_zero2", mixed_precision="bf16", gradient_checkpointing=True, accumulation_steps=2,
-                                                **zero2), "float64": False},
-        "bf16 ddp 2": {"options": world.options("bf16_ddp_2", mixed_precision="bf16", accumulation_steps=2), "float64": False},
+        "bf16 zero2": {"options": world.options("bf16_zero2", gradient_checkpointing=True, **twice, **zero2), "float64": False},
+        "bf16 ddp 2": {"options": world.options("bf16_ddp_2", **twice), "float64": False},
         "fp16 ddp": {"options": world.options("fp16_ddp", mixed_precision="fp16"), "nan_at": (1, 3), "float64": False},
         "sigmoid": {"options": world.options("sigmoid", router="sigmoid", router_bias_rate=0.02)},
         "sigmoid full": {"options": world.options("sigmoid_full", router="sigmoid", router_bias_rate=0.02, **fsdp)},
@@ -215,7 +215,7 @@ def test_X2_each_rank_holds_half(runs):
 @pytest.mark.parametrize("name, same, tolerance", [("bf16 full", "bf16 ddp", 1e-5), ("bf16 zero2", "bf16 ddp 2", 1e-5),
                                                    ("fp16 full", "fp16 ddp", 1e-3)])
 def test_X2_low_precision_is_the_model_that_ddp_trains(runs, name, same, tolerance):
-    """The residual stream, norms and routers in float32, the choice of experts the same; only the blocks' matrices travel in less."""
+    """Residual stream, norms and routers in float32, the same experts chosen; only the blocks' matrices travel in less."""
     ours, theirs = runs[name][0], runs[same][0]
     for h, g in zip(ours["history"], theirs["history"], strict=True):
         if math.isfinite(g["grad_norm"]):

@@ -120,12 +120,14 @@ def test_suggestion_keeps_the_rows_of_a_step(stage):
     assert divisors(12) == [1, 2, 3, 4, 6, 12]
 
 
-@pytest.mark.parametrize("batch, limit, words", [(4, 8, ["✓ --batch_size 4 --accumulation_steps 1 现在这样就好"]), (4, 5000, ["⚠ 总共只有", "减小 batch_size"]),
-                                                 (1, None, ["⚠ 总共只有", "加大 max_epochs"])])
+@pytest.mark.parametrize("batch, limit, words", [
+    (4, 8, ["✓ --batch_size 4 --accumulation_steps 1 现在这样就好"]), (4, 5000, ["⚠ 总共只有", "减小 batch_size"]),
+    (1, None, ["⚠ 总共只有", "加大 max_epochs"])])
 def test_no_advice_against_what_was_asked_for(options, batch, limit, words):
     """Few steps because the user said so need no other batch; nor does a value that is already as small as it gets."""
-    said = []
-    preflight(build_stage(options(rows=30 if batch > 1 else 8, batch_size=batch, max_steps=limit, max_epochs=2)), seconds=0, say=said.append)
+    said, rows = [], 30 if batch > 1 else 8
+    stage = build_stage(options(rows=rows, batch_size=batch, max_steps=limit, max_epochs=2))
+    preflight(stage, seconds=0, say=said.append)
     assert all(word in said[-1] for word in words) and "建议 --" not in said[-1]
     assert batch > 1 or "减小" not in said[-1]
 

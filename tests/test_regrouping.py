@@ -39,7 +39,8 @@ def test_the_schedule_ends_where_the_data_does(options, scheduler, had, has):
 
 
 @pytest.mark.parametrize("scheduler", ["linear", "cosine"])
-@pytest.mark.parametrize("had, has, limit, stop", [(2, 1, 20, 10), (2, 4, 20, 10), (1, 6, 40, 20), (1, 6, 40, 4), (3, 1, 20, 5)])
+@pytest.mark.parametrize("had, has, limit, stop", [(2, 1, 20, 10), (2, 4, 20, 10), (1, 6, 40, 20), (1, 6, 40, 4),
+                                                   (3, 1, 20, 5)])
 def test_the_rate_goes_on_where_it_was_with_a_limit_of_steps(options, scheduler, had, has, limit, stop):
     """Also where the new steps no longer reach the limit, and in the middle of the warm-up."""
     keys = dict(rows=60, max_len=16, batch_size=1, scheduler=scheduler, max_epochs=1, max_steps=limit, warmup_steps=6)

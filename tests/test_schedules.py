@@ -120,7 +120,8 @@ def test_no_step_of_a_run_is_taken_at_rate_zero(changes, warmup):
     assert 0 < made[-1] < 0.1 and max(made) == made[max(0, warmup - 1)] == 1 and min(made) > 0
 
 
-@pytest.mark.parametrize("total, evaluations, lines", [(3, 1, 1), (30, 3, 1), (300, 30, 6), (1000, 100, 10), (4000, 400, 10), (100_000, 500, 10)])
+@pytest.mark.parametrize("total, evaluations, lines", [
+    (3, 1, 1), (30, 3, 1), (300, 30, 6), (1000, 100, 10), (4000, 400, 10), (100_000, 500, 10)])
 def test_C7_auto_gives_short_runs_points_enough(total, evaluations, lines):
     auto = {"eval_steps": "auto", "logging_steps": "auto", "save_steps": 500}
     assert [schedules.every(auto, key, total) for key in auto] == [evaluations, lines, 500]

@@ -75,7 +75,7 @@ def weights_hash(weights):
 
 
 def cast_weights(weights, precision):
-    """{name: tensor} with the float tensors in fp32, fp16 or bf16; integers, bools and the routers' bias stay what they are.
+    """{name: tensor} with the float tensors in fp32, fp16 or bf16; integers, bools and routers' bias stay as they are.
 
     The bias decides which experts are chosen; every program keeps it in float32.
     """

@@ -21,7 +21,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from model.kernels.cross_entropy import WeightGradient, chosen, chunk_size, plain_losses, softmax_and_norm, without_gradient
+from model.kernels.cross_entropy import (WeightGradient, chosen, chunk_size, plain_losses, softmax_and_norm,
+                                         without_gradient)
 from model.layers import compute_dtype
 
 NOTHING = 0         # the id before a document's first token: padding, which no text contains

@@ -217,8 +217,8 @@ STAGE_DEFAULTS = {
              "lora_targets": ["attention", "shared", "heads"]},
     "prefix": {**_ADAPTER, "init_lr": 5e-3},
     "memory": {**_ADAPTER, "rank": 0, "memory_lr": 2e-3, "lora_lr": 1e-3},
-    "gate": {**_ADAPTER, "pretraining_model_path": None, "init_lr": 3e-3, "batch_size": 32, "max_epochs": 10, "max_steps": 200,
-             "eval_steps": "auto"},
+    "gate": {**_ADAPTER, "pretraining_model_path": None, "init_lr": 3e-3, "batch_size": 32, "max_epochs": 10,
+             "max_steps": 200, "eval_steps": "auto"},
     "dpo": {**_ADAPTER, "json_data_path": None, "init_lr": 1e-4, "min_lr": 1e-6, "batch_size": 8, "max_epochs": 3, "max_steps": None,
             "eval_steps": "auto"},
 }

@@ -28,8 +28,8 @@ from train_agent.trainers.stage import Stage
 from train_agent.trainers.data.token_cache import open_cache
 
 # These may differ between a checkpoint and the run that goes on from its weights: they shape training, not tensors.
-NOT_SHAPE = ("vocab_size", "pad_idx", "dropout", "alpha", "router_noise", "router_bias_rate", "gradient_checkpointing", "moe_loss",
-             "router_z_loss", "init_std", "max_position", "fc2_every", "fc2_gradient")
+NOT_SHAPE = ("vocab_size", "pad_idx", "dropout", "alpha", "router_noise", "router_bias_rate", "gradient_checkpointing",
+             "moe_loss", "router_z_loss", "init_std", "max_position", "fc2_every", "fc2_gradient")
 
 
 _told = set()           # caches of which it was said

@@ -161,8 +161,8 @@ class PackedData(Dataset):
         return self.documents
 
     def _records(self, chosen):
-        """Where each of the records that chunks are counted in begins in `documents`: data rows, which may be several documents, in
-        chunks of a chosen size; else every document is one."""
+        """Where each of the records that chunks are counted in begins in `documents`: data rows, which may be several
+        documents, in chunks of a chosen size; else every document is one."""
         if not chosen or self.cache is None:
             return np.arange(len(self.documents))
         return np.flatnonzero(np.diff(np.asarray(self.cache.rows)[self.documents], prepend=-1))
@@ -228,8 +228,9 @@ class PackedData(Dataset):
                     mine = [Position(epoch, chunk, b) for b in range(at + rank, stop, world)]
                     # After a chunk comes the next one, even where this run has none: a prolonged run may.
                     after = Position(epoch, chunk, stop) if stop < count else Position(epoch, chunk + 1, 0)
-                    # As many on every rank: a sharded model's forward and backward passes are steps that all take together.
-                    yield mine + [Position(epoch, chunk, NOTHING)] * (-(-(stop - at) // world) - len(mine)), after, count
+                    # As many on every rank: a sharded model's passes are steps that all take together.
+                    idle = -(-(stop - at) // world) - len(mine)
+                    yield mine + [Position(epoch, chunk, NOTHING)] * idle, after, count
 
     def settled(self, position):
         """The same place; the end of an epoch is written as the beginning of the next."""

@@ -135,7 +135,8 @@ class Loop:
 
     def rate_factor(self, chunk):
         """The rule counts steps from `shift`, which is 0 unless the run was regrouped."""
-        return schedules.rate_factor(self.options, self.step - self.shift, self.total_steps - self.shift, chunk, self.decays)
+        step, total = self.step - self.shift, self.total_steps - self.shift
+        return schedules.rate_factor(self.options, step, total, chunk, self.decays)
 
     def clip(self):
         """The global gradient norm before clipping; max_norm 0 only measures."""
@@ -150,7 +151,7 @@ class Loop:
             self.journal.event("skipped", step=self.step + 1, loss=loss, grad_norm=norm, rows=self.rows_of(group))
         elif self.spikes.is_spike(loss):
             self.journal.event("spike", step=self.step + 1, loss=loss, rows=self.rows_of(group))
-        scaling = self.scaler.is_enabled() and math.isfinite(loss)      # the loss itself is not scaled: no scale will mend it
+        scaling = self.scaler.is_enabled() and math.isfinite(loss)      # no scale would mend the loss itself
         return self.guard.check(finite, self.scaler.get_scale() if scaling else None)
 
     def rows_of(self, group):
@@ -188,7 +189,8 @@ class Loop:
         now, train = time.perf_counter(), self.stage.train
         rate = (self.tokens - self.since_tokens) / max(1e-9, now - self.since)
         self.since, self.since_tokens = now, self.tokens
-        fields = {"step": self.step, "epoch": here.epoch + 1, "epochs": self.epochs(here), "batch": self.batch_number(here, in_chunk),
+        fields = {"step": self.step, "epoch": here.epoch + 1, "epochs": self.epochs(here),
+                  "batch": self.batch_number(here, in_chunk),
                   "batches": in_chunk, "index": here.chunk + 1, "indexes": train.chunks, **self.metrics,
                   "tok_s": rate, "device": str(self.device), "batch_t": self.seconds / self.step,
                   "remaining": (self.total_steps - self.step) * self.seconds / self.step, "tokens": self.tokens}
@@ -294,7 +296,8 @@ class Loop:
             self.more_steps = regrouping.more_steps(self.stage.train, self.position, self.step, self.planned)
         self.total_steps = self.steps_in_all()
         if had and had != has and "total_steps" in state:
-            self.shift = regrouping.shift(self.step, self.shift, state["total_steps"], self.total_steps, self.options["warmup_steps"])
+            self.shift = regrouping.shift(self.step, self.shift, state["total_steps"], self.total_steps,
+                                          self.options["warmup_steps"])
 
     def state(self):
         """All that a resume needs beside the weights; plain tensors, numbers and lists."""

@@ -46,7 +46,8 @@ def preflight(stage, seconds=5.0, done=0, say=print, share=1.0):
     if stage.name == "dpo":
         result["first_loss"] = first_preference(measured["metrics"], done)
     else:
-        choices = len(stage.about["adapter"]["experts"]) if stage.about["kind"] == "gate" else stage.about["config"]["vocab_size"]
+        gate = stage.about["kind"] == "gate"
+        choices = len(stage.about["adapter"]["experts"]) if gate else stage.about["config"]["vocab_size"]
         fresh, tables = done == 0 and not from_weights(stage), count_ngrams.recall(stage, group)
         result["first_loss"] = first_loss(measured["metrics"], choices, fresh, tables)
     result["memory"] = memory(stage, measured)
@@ -179,7 +180,8 @@ def time_left(stage, measured, parameters, done):
     evaluating = rounds * measured["forward"] if stage.held else 0.0
     saving = saves * 4 * (parameters["total"] + 2 * parameters["trainable"]) / SAVE_RATE
     tokens = stage.train.width * stage.train.batch_size * group / max(1e-9, measured["step"])
-    return {"seconds_per_step": measured["step"], "steps": steps, "total_steps": measured["total_steps"], "seconds_left": training + evaluating + saving,
+    return {"seconds_per_step": measured["step"], "steps": steps, "total_steps": measured["total_steps"],
+            "seconds_left": training + evaluating + saving,
             "seconds": {"training": training, "evaluating": evaluating, "saving": saving}, "tokens_per_second": tokens,
             "device": str(measured["device"]), "precision": measured["precision"]}
 
@@ -201,7 +203,8 @@ def suggestion(stage, result):
     if total < 50 and total != stage.options["max_steps"]:             # else it is what was asked for
         smaller = f"，或减小 {'accumulation_steps' if steps > 1 else 'batch_size'}" if batch * steps > 1 else ""
         notes.append(f"总共只有 {total} 步，偏少：可加大 max_epochs{smaller}")
-    return {"batch_size": best, "accumulation_steps": batch * steps // best, "text": "；".join(notes), "changed": best != batch}
+    return {"batch_size": best, "accumulation_steps": batch * steps // best, "text": "；".join(notes),
+            "changed": best != batch}
 
 
 def divisors(n):

@@ -37,7 +37,7 @@ def is_held(options, chunk):
     return chunk <= options["keep_temp_index"]
 
 
-AUTO = {"eval_steps": (10, 500), "logging_steps": (50, 10)}     # how many points a run gets, and steps that lie between two at most
+AUTO = {"eval_steps": (10, 500), "logging_steps": (50, 10)}     # points of a run, and steps between two of them at most
 
 
 def every(options, cadence, total_steps):
@@ -51,7 +51,8 @@ def every(options, cadence, total_steps):
 def rate_factor(options, step, total_steps, chunk=1, decays=0):
     """The factor for the optimizer step number `step` (0-based) of a stage's options.
 
-    chunk: number of the data chunk, from 1 and on through the epochs; decays: how many steps the exponential rule has decayed so far.
+    chunk: number of the data chunk, from 1 and on through the epochs; decays: how many steps the exponential rule has
+    decayed so far.
     """
     name, warmup = options["scheduler"], options["warmup_steps"]
     ahead = int(warmup > 0)                                  # a first step at 0 would be none, and so would a last one

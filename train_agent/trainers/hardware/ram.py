@@ -45,7 +45,8 @@ class SavedBytes:
         self.hooks = torch.autograd.graph.saved_tensors_hooks(self.pack, lambda tensor: tensor)
 
     def pack(self, tensor):
-        if isinstance(tensor if tensor._base is None else tensor._base, torch.nn.Parameter):     # one that was put together for a moment
+        owner = tensor if tensor._base is None else tensor._base
+        if isinstance(owner, torch.nn.Parameter):              # also a sharded one, put together for a moment
             return tensor
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in self.seen:

@@ -57,7 +57,7 @@ class OpenedLoop(Loop):
             try:
                 for prompt, reply in samples(self.stage):
                     self.journal.event("sample", prompt=prompt, reply=reply)
-            except Exception as error:                    # no room, no kernel, too long: nothing here is a reason to end a training
+            except Exception as error:                    # no room, no kernel, too long: no reason to end a training
                 self.journal.event("warning", text=f"样例没能生成：{(str(error) or repr(error)).splitlines()[0][:120]}")
             took = time.perf_counter() - begin
             self.next_samples = begin + PAUSE * took

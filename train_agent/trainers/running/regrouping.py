@@ -20,9 +20,9 @@ def regrouped(position, had, has):
 
 
 def shift(step, before, had_total, total, warmup):
-    """From which step on the schedule has to count so that its rate goes on where it was and ends with the run's `total` steps.
+    """From which step the schedule has to count so that its rate goes on where it was and ends with the run's `total` steps.
 
-    before, had_total: what it counted from so far, and to. A schedule that still warms up, or has ended, stays as it is.
+    before, had_total: what it counted from so far, and to. A schedule that still warms up, or has ended, stays as is.
     """
     done = (step - before - warmup) / max(1e-9, had_total - before - warmup)      # of what follows the warm-up
     return (step - done * total) / (1 - done) - warmup if 0 < done < 1 else before

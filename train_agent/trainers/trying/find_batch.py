@@ -67,7 +67,8 @@ def find_batch(stage, say=print):
                 why = f"{rows} 行约需 {gigabytes(expected)} 激活，超过可用内存的 {SPARE:.0%}"      # a CPU gives no second chance
                 break
             each = parallel.gathered(loop.step_with(rows))             # ranks go on, and stop, together
-            seconds, kept = max(took for took, _ in each), None if any(one is None for _, one in each) else max(one for _, one in each)
+            seconds, sizes = max(took for took, _ in each), [size for _, size in each]
+            kept = None if None in sizes else max(sizes)
             if kept is None:
                 why = f"{rows} 行放不下"
                 break

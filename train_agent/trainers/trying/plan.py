@@ -160,7 +160,7 @@ def flops(active, tokens, config, length=None):
 def memory(shape, options, strategy, processes, precision, on_cpu=True):
     """Bytes of tensors per process at its peak -> {"weights", "gradients", "optimizer", "activations", "passing", "total"}.
 
-    A sharded run begins with whole weights in the memory of every process; on_cpu: that is the least that `total` can be.
+    A sharded run begins with whole weights in every process's memory; on_cpu: that is the least that `total` can be.
     """
     low = precision in ("bf16", "fp16")
     states = ADAM_STATES[options["optimizer"]] or (1 if options["beta1"] else 0)      # sgd keeps its momentum
@@ -219,7 +219,8 @@ def make_plan(options):
         moving = sent / (request["bandwidth_gbit"] / 8 * 1e9 * LINK_SHARE)
         step = computing + max(0.0, moving - OVERLAP * computing)
         speed = tokens * processes / step
-        return {"strategy": strategy, "memory": memory(shape, options, strategy, processes, precision, on_cpu=gloo), "traffic": sent,
+        needed = memory(shape, options, strategy, processes, precision, on_cpu=gloo)
+        return {"strategy": strategy, "memory": needed, "traffic": sent,
                 "computing": computing, "moving": moving, "step": step, "tokens_per_s": speed,
                 "days": request["tokens"] / speed / 86400 if request["tokens"] else None}
     return {"request": request, "shape": shape, "precision": precision, "rate": rate, "rows": [row(s) for s in STRATEGIES]}
