@@ -50,8 +50,12 @@ class Loop:
             if not self.complete:
                 self.train()
                 self.finish()
+            self.closing()
             self.saver.end()
         return {**self.metrics, **self.held}
+
+    def closing(self):
+        """What else belongs to the run: as long as it is not done, the same command comes back to it instead of training anew."""
 
     @contextlib.contextmanager
     def at_work(self):

@@ -22,9 +22,8 @@ def start(build_stage, options):
     checked = check_up(options) if wanted in (None, "dry_run") else None
     stage = build_stage(options) if wanted else timed_stage(build_stage, options)
     if not wanted:
-        metrics = OpenedLoop(stage, checked, ahead=not options["minutes"]).run()      # minutes: its speed has just been measured
-        draw_curves(stage)
-        return metrics
+        ahead = not options["minutes"]                          # else its speed has just been measured
+        return OpenedLoop(stage, checked, ahead, closing=lambda: draw_curves(stage)).run()
     home, name = INSTEAD[wanted]
     with parallel.watched():
         return getattr(import_module(f"train_agent.trainers.{home}"), name)(stage)

@@ -32,10 +32,12 @@ PAUSE = 20                      # samples that took t seconds are followed by ot
 
 
 class OpenedLoop(Loop):
-    """A Loop that keeps a diary. checked: result of `check_up`; ahead: whether to measure what lies ahead."""
+    """A Loop that keeps a diary. checked: result of `check_up`; ahead: whether to measure what lies ahead;
+    closing(): called when all is saved."""
 
-    def __init__(self, stage, checked=None, ahead=True):
+    def __init__(self, stage, checked=None, ahead=True, closing=None):
         super().__init__(stage)
+        self.closing = closing or self.closing
         self.checked, self.ahead, self.next_samples = checked, ahead, 0.0
         stage.notes |= {"code": code_version(), "identity": stage.identity, "machine": machine.describe(self.device)}
 
