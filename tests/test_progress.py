@@ -11,6 +11,7 @@ import toy
 from test_pipeline import RUN, TINY
 from toy_checkpoint import toy_payload
 from tools.checkpoint import read_checkpoint, write_torch
+from tools.process import signals
 from tools.saving.atomic import finite
 from tools.saving.progress import Progress, digest
 
@@ -103,6 +104,7 @@ class House:
         return [str(word) for word in (*usual, *more)]
 
     def run(self, *more):
+        signals.heard = False                           # what another test may have asked this process for
         run.main(self.words(*more))
         return json.loads((self.folder / "out/report.json").read_text(encoding="utf-8"))
 
