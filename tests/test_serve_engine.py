@@ -320,6 +320,7 @@ def test_words_of_other_servers_mean_the_same():
     assert (got.how.temperature, got.how.top_k, got.new_tokens) == (0.25, 9, LIMITS.new_tokens)
     assert reading(ask(max_tokens=12.0, seed=1.0)).new_tokens == 12 and reading(ask(seed=1.0)).seed == 1
     assert reading(ask(max_completion_tokens=5, max_tokens=None)).new_tokens == 5
+    assert reading({"max_completion_tokens": 5, **ask(max_tokens=9)}).new_tokens == 5 == reading(ask(max_tokens=9, max_completion_tokens=5)).new_tokens
 
 
 def test_what_nobody_here_knows_is_left_out_and_named():

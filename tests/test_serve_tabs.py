@@ -17,6 +17,10 @@ READY = "document.querySelector('#model').options.length > 0"
 KEPT = """Object.fromEntries(Object.keys(localStorage).filter((k) => k.startsWith("tinyseek.chat.")).map((k) =>
     [k.slice(14), JSON.parse(localStorage.getItem(k)).messages.filter((m) => m.role === "user").map((m) => m.content)]))"""
 
+# Type a name and press Enter; real keys and focus belong to one tab only.
+NAME = """(() => { const i = document.querySelector('.rename'); if (!i) return; i.value = '%s';
+    i.dispatchEvent(new KeyboardEvent('keydown', { key: 'Enter' })); })()"""
+
 
 @pytest.fixture(scope="module")
 def tabs(tmp_path_factory):
@@ -24,6 +28,8 @@ def tabs(tmp_path_factory):
     with serving(folder, models={"one": write_model(folder / "one.pkl")}) as server, browser.browsing() as first:
         first.server = server
         with first.another_tab() as second:
+            for tab in (first, second):
+                tab.size(1300, 820)                     # with the list beside the conversation
             yield first, second
 
 
@@ -108,7 +114,7 @@ def test_names_given_in_one_tab_reach_the_other_and_survive_a_reply(tabs):
     send(one, "原来的名字")
     two.wait("document.querySelectorAll('.entry').length === 1")
     two.run("document.querySelector('.list [aria-label^=改名]').click()")
-    two.run("document.querySelector('.rename').value = '新名字'; document.querySelector('.rename').blur()")
+    two.run(NAME % "新名字")
     quiet(one)
     for tab in tabs:
         tab.wait("document.querySelector('.entry')?.textContent === '新名字'")
@@ -152,7 +158,7 @@ def interleave(tabs, count, seed):
             tab.run(f"document.querySelectorAll('.entry')[{place}]?.click()")
         elif shown and act == "rename":
             tab.run(f"document.querySelectorAll('.list [aria-label^=改名]')[{place}]?.click()")
-            tab.run(f"(() => {{ const i = document.querySelector('.rename'); if (i) {{ i.value = '名{number}'; i.blur(); }} }})()")
+            tab.run(NAME % f"名{number}")
         elif shown and act == "delete":
             before = set(tab.run(KEPT))
             tab.run(f"document.querySelectorAll('.list [aria-label^=删除]')[{place}]?.click()")

@@ -121,6 +121,7 @@ class Request(BaseModel):
         said."""
         options = body.get("options") if isinstance(body.get("options"), dict) else {}
         given = [(name, value) for part in (options, body) for name, value in part.items() if value is not None]
+        given.sort(key=lambda one: (one[0] in body, one[0] in SAME))       # of two words for one thing: max_completion_tokens
         return {SAME.get(name, name): value for name, value in given}
 
     @field_validator("stop")

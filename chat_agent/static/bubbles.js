@@ -82,7 +82,7 @@ export class Bubbles {
   // The bubble becomes a text field; what came after it is asked anew.
   edit(i) {
     const { chat } = this;
-    if (chat.busy) return;
+    if (chat.busy || !chat.model) return;
     const item = $("messages").querySelectorAll(".message")[i];
     const area = make("textarea", { "aria-label": "编辑消息", maxlength: 20000 });
     area.value = chat.current.messages[i].content;

@@ -161,14 +161,14 @@ export class Chat {
   }
 
   send(text) {
-    if (this.busy) return;
+    if (this.busy || !this.model) return;
     this.current.messages.push({ role: "user", content: text });
     this.ask();
   }
 
   retry() {
     const { messages } = this.current;
-    if (this.busy || !messages.length) return;
+    if (this.busy || !this.model || !messages.length) return;
     if (messages.at(-1).role === "assistant") messages.pop();
     this.ask(true);
   }

@@ -14,7 +14,7 @@ const SLIDERS = [
   { name: "max_tokens", title: "最长回答", min: 16, max: 1024, step: 16, ends: ["短", "长"],
     help: "一个回答最多多少个词元，一个词元大约是一个词或一个字；不会超过模型的记忆。" },
 ];
-// once stored although nobody had moved them
+// an earlier version stored all of them under "settings", moved or not
 const EARLIER = { temperature: 0.3, top_p: 0.9, repetition_penalty: 1, max_tokens: 256 };
 
 let table = { temperature: 0, top_p: 1, repetition_penalty: 1, max_tokens: 256 };  // the model's own, see useModel
@@ -54,7 +54,7 @@ function slider({ name, title, min, step, ends, help }) {
     input.style.setProperty("--at", ((value - min) / (max - min)) * 100 + "%");
   };
   input.addEventListener("input", () => { own[name] = Number(input.value); show(); });
-  input.addEventListener("change", () => write("settings", own));
+  input.addEventListener("change", () => write("sampling", own));
   inputs[name] = show;
   show();
   return make("div", { class: "slider" },
@@ -73,7 +73,7 @@ function seedField() {
     if (input.value === "" || !(seed >= 0 && seed <= 4294967295)) delete own.seed;
     else own.seed = seed;
     show();
-    write("settings", own);
+    write("sampling", own);
   });
   inputs.seed = show;
   show();
@@ -83,10 +83,11 @@ function seedField() {
 }
 
 function stored() {
-  const found = read("settings", {}) || {};
-  const unmoved = Object.entries(EARLIER).every(([name, value]) => found[name] === value);
+  const earlier = read("settings", {}) || {};
+  const moved = ([name, value]) => value !== EARLIER[name];
+  const found = read("sampling", null) || Object.fromEntries(Object.entries(earlier).filter(moved));
   const kept = {};
-  for (const { name, min, max } of unmoved ? [] : SLIDERS) {
+  for (const { name, min, max } of SLIDERS) {
     if (typeof found[name] === "number" && found[name] >= min && found[name] <= max) kept[name] = found[name];
   }
   if (Number.isInteger(found.seed) && found.seed >= 0) kept.seed = found.seed;
@@ -100,7 +101,7 @@ export function startSettings(onSystem, onKey) {
   $("reset").addEventListener("click", () => {
     own = {};
     Object.values(inputs).forEach((show) => show());
-    write("settings", own);
+    write("sampling", own);
   });
   $("system").addEventListener("change", () => onSystem($("system").value));
   addEventListener("pagehide", () => onSystem($("system").value));
