@@ -8,6 +8,7 @@ Each file of committed JSON lines is one table: equal conditions within, the bes
 """
 
 import json
+import math
 import statistics
 import sys
 from pathlib import Path
@@ -57,6 +58,28 @@ def default_bits(groups):
     return next((mean_bits(group) for label, group in groups if label == "default"), None)
 
 
+def at_equal_steps(lines):
+    """{label: (mean bits per character, their standard deviation)} brought to the steps of the default, and those steps; {} and None
+    without a default or without two runs of any label.
+
+    One slope of bits against ln(steps), fitted within labels: how many steps a run made is mostly the machine's doing.
+    """
+    groups = by_label(lines)
+    base = next((group for label, group in groups if label == "default"), None)
+    offsets = [(math.log(line["steps"]) - center, final_bits(line) - mean_bits(group)) for _, group in groups
+               for center in [statistics.fmean(math.log(one["steps"]) for one in group)] for line in group]
+    spread = sum(x * x for x, _ in offsets)
+    if base is None or not spread:
+        return {}, None
+    slope = sum(x * y for x, y in offsets) / spread
+    steps = round(statistics.fmean(line["steps"] for line in base))
+    found = {}
+    for label, group in groups:
+        bits = [final_bits(line) - slope * math.log(line["steps"] / steps) for line in group]
+        found[label] = statistics.fmean(bits), statistics.stdev(bits) if len(bits) > 1 else None
+    return found, steps
+
+
 def by_label(lines):
     """[(label, its lines)], the best mean first."""
     found = {}
@@ -68,17 +91,26 @@ def by_label(lines):
 def table(lines):
     groups = by_label(lines)
     base = default_bits(groups)
-    rows = ["| label | bits/char | worst | vs default | seeds | seconds | tokens/s | steps | parameters | keys | commit |",
-            "|---|---:|---:|---:|---|---:|---:|---:|---:|---|---|"]
+    equal, steps = at_equal_steps(lines)
+    rows = [f"| label | bits/char | worst | vs default | at {steps or 'equal'} steps (sd) | seeds | seconds | tokens/s | steps | parameters "
+            "| keys | commit |", "|---|---:|---:|---:|---:|---|---:|---:|---:|---:|---|---|"]
     for label, group in groups:
         bits = [final_bits(line) for line in group]
         first, mean = group[0], mean_bits(group)
         keys = " ".join(f"{k}={v}" for k, v in _own_keys(first).items())
         rows.append(f"| {label} | {mean:.3f} | {max(bits):.3f} | {'' if base is None else f'{mean - base:+.3f}'} | "
-                    f"{','.join(str(line['seed']) for line in group)} | {first['train_seconds']:.0f} {first['clock']} × {first['threads']} | "
+                    f"{told(equal.get(label))} | {','.join(str(line['seed']) for line in group)} | {first['train_seconds']:.0f} {first['clock']} × {first['threads']} | "
                     f"{statistics.fmean(line['tokens_per_s'] for line in group):.0f} | {first['steps']} | {first['parameters'] / 1e6:.2f} M | "
                     f"{keys} | {first['commit']} |")
     return "\n".join(rows)
+
+
+def told(found):
+    """A pair of `at_equal_steps` as a cell."""
+    if found is None:
+        return ""
+    mean, deviation = found
+    return f"{mean:.3f}" + (f" ({deviation:.3f})" if deviation is not None else "")
 
 
 def _own_keys(line):
@@ -101,10 +133,11 @@ def options_table(lines, header):
     """The README's table: one line per option, the best first."""
     groups = by_label(lines)
     base = default_bits(groups)
-    rows = ["| " + " | ".join(header) + " |", "|---|---:|---:|---:|---:|"]
+    equal, _ = at_equal_steps(lines)
+    rows = ["| " + " | ".join(header) + " |", "|---|---:|---:|---:|---:|---:|"]
     for label, group in groups:
         bits = mean_bits(group)
-        rows.append(f"| `{label}` | {bits:.3f} | {bits - base:+.3f} | {statistics.fmean(line['tokens_per_s'] for line in group):,.0f} | {len(group)} |")
+        rows.append(f"| `{label}` | {bits:.3f} | {bits - base:+.3f} | {equal[label][0] - equal['default'][0]:+.3f} | {statistics.fmean(line['tokens_per_s'] for line in group):,.0f} | {len(group)} |")
     return "\n".join(rows)
 
 

@@ -1,5 +1,6 @@
 """The page of bench results is made of committed lines alone; the bench trains for the time it was given."""
 import json
+import math
 
 from bench import quality_per_minute, results_page
 from toy import SHAPE, text_rows, write_rows
@@ -17,7 +18,7 @@ def test_a_table_groups_seeds_and_puts_the_best_first(tmp_path):
     text = results_page.page(results_page.read(tmp_path))
     table = [row for row in text.splitlines() if row.startswith("| ")][1:]
     assert [row.split(" | ")[0] for row in table] == ["| good", "| default", "| bad"]
-    assert "| good | 5.200 | 5.400 | -0.800 | 0,1 | 600 wall × 2 |" in table[0] and "n_layer=4" in table[0] and "threads=" not in table[0]
+    assert "| good | 5.200 | 5.400 | -0.800 |  | 0,1 | 600 wall × 2 |" in table[0] and "n_layer=4" in table[0] and "threads=" not in table[0]
     assert "## 甲" in text and "乙" in text and "**结论**：丙" in text
 
 
@@ -52,3 +53,15 @@ def test_held_out_rows_are_those_divisible_by_fifty(tmp_path):
     train, held = quality_per_minute.split([str(tmp_path / "d.jsonl")], tmp_path)
     lines = (tmp_path / "d.jsonl").read_bytes().splitlines()
     assert open(held, "rb").read().splitlines() == [lines[0], lines[50], lines[100]] and len(open(train, "rb").read().splitlines()) == 98
+
+
+def test_equal_steps_take_out_the_speed_of_the_machine():
+    """Runs on one line of bits against ln(steps), whatever their speeds: what is left is the option's own difference."""
+    runs = [dict(line(label, 8 - 0.5 * math.log(steps) + own, seed=seed), steps=steps)
+            for label, own in (("default", 0.0), ("better", -0.1)) for seed, steps in enumerate((300, 400, 700))]
+    runs += [dict(line("fast machine", 8 - 0.5 * math.log(900) + 0.2), steps=900)]
+    found, steps = results_page.at_equal_steps(runs)
+    assert steps == round((300 + 400 + 700) / 3)
+    assert [round(found[label][0] - found["default"][0], 6) for label in ("better", "fast machine")] == [-0.1, 0.2]
+    assert found["default"][1] < 1e-9 and found["fast machine"][1] is None
+    assert results_page.at_equal_steps(runs[:1]) == ({}, None) == results_page.at_equal_steps([])
