@@ -134,3 +134,22 @@ def test_a_chat_in_a_notebook_without_input_ends(kernel, tmp_path):
     assert status == "ok" and "Traceback" not in shown
     status, shown = kernel(f"main(['--model', {path!r}, '--prompt', '苹果', '--max_new_tokens', '3'])")
     assert status == "ok" and "Traceback" not in shown
+
+
+@pytest.mark.parametrize("own", [None, "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"])
+def test_idle_threads_sleep_soon_unless_the_user_says_otherwise(own):
+    code = "import os; from tools.process.first import WAITING, check_machine; check_machine(); print([os.environ.get(n) for n in WAITING])"
+    clean = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={**clean, **({own: "7"} if own else {})}, capture_output=True, text=True)
+    expected = {None: ["1000", "1"], "OMP_WAIT_POLICY": [None, None], "GOMP_SPINCOUNT": ["7", None], "KMP_BLOCKTIME": [None, "7"]}
+    assert done.stdout.strip() == str(expected[own])
+
+
+@pytest.mark.parametrize("script", ["run.py", "train_agent/pre_train.py", "chat_agent/chat.py", "bench/train_speed.py"])
+def test_it_is_said_before_torch_is_loaded(script):
+    code = (f"import sys, os, runpy; sys.argv = ['x', '--help']\n"
+            "class Watch:\n    def find_spec(self, name, *_):\n        if name == 'torch':\n            print('spin', os.environ.get('GOMP_SPINCOUNT')); os._exit(0)\n"
+            f"sys.meta_path.insert(0, Watch())\nrunpy.run_path({script!r}, run_name='__main__')")
+    clean = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=clean, capture_output=True, text=True)
+    assert done.stdout.strip() == "spin 1000", done.stderr
