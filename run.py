@@ -27,6 +27,7 @@ from chat_agent.evaluation.rows import left_out
 from chat_agent.evaluation.scoring import bits_per_char, exact_scores
 from tools.cli import guarded, parse
 from tools.checkpoint import final_name, read_checkpoint, read_pair
+from tools.config.stages import TABLE
 from tools.config_manager import ROOT, fingerprint
 from tools.demo_data import TASKS, write_demo
 from tools.errors import UserError
@@ -40,16 +41,14 @@ from train_agent.demo_specialists import train_specialists
 from train_agent.trainers.hardware import machine
 from train_agent.trainers.running.diary import OpenedLoop, check_up
 from train_agent.trainers.running.minutes import EPOCHS, timed_stage
-from train_agent.trainers.pre_training import build_stage as pre_stage
-from train_agent.trainers.sft_training import build_stage as sft_stage
 from train_agent.trainers.run_stage import asked
+from train_agent.trainers.stages import builder
 
 EXTRA = [("--minutes", {"type": float, "default": 10.0, "metavar": "N", "help": "总时长（分钟），默认 10"}),
          ("--quick", {"action": "store_true", "help": "一分钟以内的试跑：只确认每一步都能工作"}),
          ("--with", {"dest": "extras", "choices": ["adapters"], "help": "adapters：再训练三个 LoRA、前缀、记忆和选择门"})]
 FIXED = 40           # seconds that go to data, vocabulary, measuring, scoring and drawing
 SHARES = {"pre": 0.4, "sft": 0.6}
-TITLES = {"pre": "预训练", "sft": "指令微调（SFT）"}
 CONVERSATIONS = [["你好", "你是谁？", "34加57等于几？", "把“山水花”倒过来写"], ["我要买三斤苹果和两袋大米", "今天星期三，五天后是星期几？"],
                  ["我叫林小雨", "给“高兴”找一个反义词", "我叫什么名字？"]]
 
@@ -68,11 +67,11 @@ def own_base(options, out):
     return str(out / Path(base).name) if base and Path(base).parent == Path(options["out_dir"]) else base
 
 
-def train(build, options, seconds):
+def train(name, options, seconds):
     """Train one stage for so many seconds, or for the steps that the configuration names."""
     checked = check_up(options)
     timed = {**options, "max_epochs": EPOCHS, "minutes": None if options["max_steps"] else round(seconds / 60, 3)}
-    stage = timed_stage(build, timed, None if options["max_steps"] else seconds)
+    stage = timed_stage(builder(name), timed, None if options["max_steps"] else seconds)
     loop = OpenedLoop(stage, checked, ahead=False)           # its speed has just been measured
     return {"metrics": loop.run(), "steps": loop.step, "tokens": loop.tokens, "seconds": round(loop.seconds, 1)}
 
@@ -148,11 +147,11 @@ def main(argv=None):
     paths = demo_data(options["pre"])
     key = {**{name: fingerprint(one) for name, one in options.items()}, "quick": command.quick, "minutes": command.minutes}
     progress, done = Progress(out, key, afresh=options["pre"]["resume"] == "none"), {}
-    for name, build, label in (("pre", pre_stage, "Pre"), ("sft", sft_stage, "SFT")):
-        base, final = options[name]["pretraining_model_path"], out / final_name(label)
-        done[name] = progress.once(name, TITLES[name], lambda: train(build, options[name], seconds * SHARES[name]), made=final,
+    for name in SHARES:
+        base, final = options[name]["pretraining_model_path"], out / final_name(TABLE[name].label)
+        done[name] = progress.once(name, TABLE[name].title, lambda: train(name, options[name], seconds * SHARES[name]), made=final,
                                    needs=[base] if base else [], taken_over=taken_over)
-        done[name]["score"] = progress.once(f"score_{name}", f"打分（{TITLES[name]}后）",
+        done[name]["score"] = progress.once(f"score_{name}", f"打分（{TABLE[name].title}后）",
                                             lambda: score(final, paths, options["pre"], command.quick), needs=[final])
         if options[name]["logging_steps"]:
             draw_plt(name, options[name]["log_file"], options[name]["log_dir"])

@@ -16,13 +16,14 @@ if __name__ == "__main__":
 
 import torch
 
-from chat_agent.load import TITLES, context_of, load, model_paths, talk_of
+from chat_agent.load import context_of, load, model_paths, talk_of
 from chat_agent.session import Session
 from chat_agent.terminal.commands import Commands
 from chat_agent.terminal.shown import remarks, show, thin
 from chat_agent.terminal.typing import LEAVE, Keyboard
 from model.sampling import DEFAULTS, RANGES
 from tools.cli import guarded, parse
+from tools.config.stages import made_by
 from tools.errors import UserError
 from tools.process.signals import ctrl_c_interrupts
 
@@ -89,7 +90,7 @@ def checked(how):
 def open_session(path, device, options):
     model, vocab, payload = load(path, device)
     completes = payload["stage"] == "Pre"
-    title, size = TITLES.get(payload["stage"], payload["stage"]), sum(p.numel() for p in model.parameters()) / 1e6
+    title, size = made_by(payload["stage"]), sum(p.numel() for p in model.parameters()) / 1e6
     if options.prompt is None or completes:             # who asks for one reply wants nothing else
         about = "，还没学过对话，只会接着写" if completes else ""
         print(f"{path}：{title}，{size:.1f} M 参数{about}", file=sys.stderr)

@@ -10,9 +10,6 @@ from tools.errors import UserError
 from tools.process.device import choose_device
 from tools.vocab import Vocab
 
-TITLES = {"Pre": "预训练模型", "SFT": "对话模型", "Lora": "LoRA 适配器", "Prefix": "前缀适配器", "Memory": "记忆适配器",
-          "DPO": "偏好对齐模型", "gate": "专家选择门"}
-
 USUAL = "TinySeek_SFT_final.pkl"
 
 

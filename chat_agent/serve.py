@@ -18,6 +18,7 @@ if __name__ == "__main__":
     end_on_signals()            # first: importing torch takes seconds
 
 from tools.cli import guarded, parse
+from tools.config.stages import made_by
 from tools.errors import UserError
 from tools.process.first import in_notebook
 
@@ -152,7 +153,7 @@ def open_models(options, config):
 def load_all(paths, config, options):
     """--model values -> list of Served. UserError as `load` raises them; 2 for two models of one name."""
     from chat_agent.chat import short_names
-    from chat_agent.load import TITLES, context_of, load, talk_of
+    from chat_agent.load import context_of, load, talk_of
     from chat_agent.server.models import Served
     named = [split_name(path) for path in paths]
     names = [name or short for (name, _), short in zip(named, short_names([path for _, path in named]))]
@@ -161,7 +162,7 @@ def load_all(paths, config, options):
     served = []
     for name, (own, path) in zip(names, named):
         model, vocab, payload = load(path, config["device"])
-        title = TITLES.get(payload["stage"], payload["stage"])
+        title = made_by(payload["stage"])
         label = own or (f"{title}（{name}）" if len(paths) > 1 else title)
         served.append(Served(name, model, vocab, context_of(model, payload, options.context), payload["stage"] == "Pre",
                              title, int(Path(path).stat().st_mtime), label, **talk_of(payload)))

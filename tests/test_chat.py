@@ -458,7 +458,7 @@ def test_loaded_conversations_hold_no_half_characters():
     ("--do_sample", "--temperature"), ("--num_beams", "束搜索"), ("--max_tokens", "请写 --max_new_tokens"),
     ("--temp", "请写 --temperature"),
     ("--repeat_penalty", "--repetition_penalty"), ("--num_return_sequences", "--seed"), ("--model_path", "请写 --model"),
-    ("--temprature", "是不是想写 --temperature"), ("--n_of_sampl", "--help"), ("--dry_run", "不训练"), ("--plan", "不训练"),
+    ("--temprature", "是不是想写 --temperature"), ("--n_of_sampl", "--help"), ("--dry_run", "不训练"), ("--find_batch", "不训练"),
     ("--resume", "不训练")])
 def test_words_of_other_programs_get_a_hint_that_helps(word, said):
     with pytest.raises(UserError) as error:

@@ -154,4 +154,4 @@ def test_one_thing_at_a_time(options):
     with pytest.raises(UserError) as error:
         run_stage.start(None, options(find_lr=True, check_gradients=True))
     assert error.value.code == 2 and "--find_lr" in str(error.value)
-    assert run_stage.asked(options()) is None and run_stage.asked(options(plan="gpus=2")) == "plan"
+    assert run_stage.asked(options()) is None and run_stage.asked(options(find_batch=True)) == "find_batch"

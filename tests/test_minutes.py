@@ -1,6 +1,5 @@
 """--minutes: as many steps as fit, chosen once; the schedule ends with them, and resumed = uninterrupted."""
 import time
-from importlib import import_module
 
 import pytest
 
@@ -9,7 +8,7 @@ from test_start_files import chosen, ending, world, copies  # noqa: F401  (fixtu
 from toy import same_tensors
 from train_agent.trainers.running import minutes
 from train_agent.trainers.running.minutes import steps_within, timed_stage
-from train_agent.trainers.trainer import HOMES
+from train_agent.trainers.stages import builder
 
 
 @pytest.fixture
@@ -25,7 +24,7 @@ def speed(monkeypatch):
 
 
 def run(options, stage="pre", **interruption):
-    loop = toy.ToyLoop(timed_stage(import_module(f"train_agent.trainers.{HOMES[stage]}").build_stage, options), **interruption)
+    loop = toy.ToyLoop(timed_stage(builder(stage), options), **interruption)
     try:
         loop.run()
         loop.exit = 0

@@ -3,7 +3,6 @@ import json
 import random
 from dataclasses import fields
 from functools import lru_cache
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from tools.checkpoint import read_pair, read_checkpoint
 from tools.config_manager import ConfigManager
 from tools.vocab import Vocab
 from train_agent.trainers.loop import Loop
-from train_agent.trainers.trainer import HOMES
+from train_agent.trainers.stages import builder
 
 THINGS = ["苹果", "书", "小船", "月亮", "茶", "雨伞", "铅笔", "面包"]
 DOINGS = ["很好看", "放在桌上", "是圆的", "在河边", "要三元", "被风吹走了", "不见了", "刚刚洗过"]
@@ -210,7 +209,7 @@ def toy_options(folder, vocab, stage="pre", rows=30, **keys):
 
 
 def build_stage(options, stage="pre"):
-    return import_module(f"train_agent.trainers.{HOMES[stage]}").build_stage(options)
+    return builder(stage)(options)
 
 
 class Killed(Exception):

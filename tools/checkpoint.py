@@ -14,7 +14,6 @@ from tools.saving.start_files import moved_places
 FIELDS = ("format", "kind", "stage", "config", "vocab_hash", "vocab", "weights", "adapter", "base", "step", "metrics", "run")
 FORMAT = 1
 PRECISIONS = {"fp32": DTYPES["no"], "fp16": DTYPES["fp16"], "bf16": DTYPES["bf16"]}
-STAGE_LABELS = {"pre": "Pre", "sft": "SFT", "lora": "Lora", "prefix": "Prefix", "memory": "Memory", "dpo": "DPO", "gate": "gate"}
 
 
 def checkpoint_name(label, index, epoch, step=None, batch=None):

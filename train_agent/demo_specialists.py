@@ -5,7 +5,8 @@ Each has its own folder under out/. They learn small built-in sets: another name
 
 from pathlib import Path
 
-from tools.checkpoint import STAGE_LABELS, final_name
+from tools.checkpoint import final_name
+from tools.config.stages import TABLE
 from tools.demo.adapters import write_adapters
 from train_agent.trainers.gated_training import gate_train
 from train_agent.trainers.lora_tuning import lora_train
@@ -40,7 +41,7 @@ def train_specialists(manager, progress, score, base, quick=False):
 
 
 def final(options, folder, stage):
-    return Path(options["out_dir"]) / folder / final_name(STAGE_LABELS[stage])
+    return Path(options["out_dir"]) / folder / final_name(TABLE[stage].label)
 
 
 def run(stage, options, paths, data, folder, quick):

@@ -133,6 +133,7 @@ _AUTOMATIC = "注意力会自动选用最快的实现"
 _LAUNCHER = "进程由启动命令决定，请用 torchrun"
 _DEVICE, _SMALL = "请写 device，如 cpu、cuda:0、mps", "训练不量化；要小的文件请导出 gguf：chat_agent/export.py --to gguf --precision q8_0"
 REFUSED = {
+    "plan": "多机的估算去掉了，请用 --dry_run 在一张卡上实测",
     "shuffle": "数据总是按 seed 打乱", "drop_last": "最后不满的一批也会用上", "warmup_ratio": "请写 warmup_steps",
     "head_dim": "每头宽度由 d_model / n_head 决定", "n_of_experts": "请写 other_experts 和 shared_experts",
     "norm_topk_prob": "选中专家的权重不再归一化，请用 routed_scaling", "capacity_factor": "专家没有容量上限，不丢 token",

@@ -1,4 +1,4 @@
-"""What a stage script does: train, or what --plan, --dry_run, --find_lr ... ask for instead."""
+"""What a stage script does: train, or what --dry_run, --find_lr ... ask for instead."""
 
 import sys
 from importlib import import_module
@@ -15,10 +15,8 @@ INSTEAD = {"dry_run": ("preflight", "preflight"), "find_lr": ("lr_finder", "find
 
 
 def start(build_stage, options):
-    """Train the stage that build_stage(options) makes -> its last metrics; or do what a key of INSTEAD, or `plan`, asks for."""
+    """Train the stage that build_stage(options) makes -> its last metrics; or do what a key of INSTEAD asks for."""
     wanted = asked(options)
-    if wanted == "plan":
-        return import_module("train_agent.trainers.trying.plan").show_plan(options)
     checked = check_up(options) if wanted in (None, "dry_run") else None
     stage = build_stage(options) if wanted else timed_stage(build_stage, options)
     if not wanted:
@@ -44,7 +42,7 @@ def draw_curves(stage):
 
 def asked(options):
     """What is asked for instead of training, None = nothing. UserError 2 where it is more than one thing."""
-    names = [name for name in ("plan", *INSTEAD) if options[name]]
+    names = [name for name in INSTEAD if options[name]]
     if len(names) > 1:
         raise UserError(f"{'、'.join('--' + name for name in names)} 一次只能用一个。")
     return names[0] if names else None

@@ -5,7 +5,6 @@
 """
 
 from dataclasses import asdict, dataclass
-from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -29,10 +28,8 @@ from train_agent.trainers.loop import Loop
 from train_agent.trainers.running.minutes import timed_stage
 from train_agent.trainers.build_stage import prepare_machine
 from train_agent.trainers.stage import Stage
+from train_agent.trainers.stages import builder
 from train_agent.trainers.data.for_own_loops import PairData
-
-HOMES = {"pre": "pre_training", "sft": "sft_training", "lora": "lora_tuning", "prefix": "prefix_tuning", "memory": "memory_tuning",
-         "gate": "gated_training", "dpo": "dpo_tuning"}
 
 
 @dataclass
@@ -172,7 +169,7 @@ def config_stage(config, model=None, stage=None):
             raise UserError("Trainer(config, model) 的 model 应是 TinySeek；别的模型请用 Trainer(model, train_dataset, val_dataset, config)。")
         options |= {k: v for k, v in model.config.to_dict().items() if k in MODEL_KEYS}
         options |= {"pretraining_model_path": None, "init_from": None}
-    built = timed_stage(import_module(f"train_agent.trainers.{HOMES[stage]}").build_stage, options)
+    built = timed_stage(builder(stage), options)
     if model is not None:
         if built.about["config"]["vocab_size"] > model.config.vocab_size:
             raise UserError(f"词表有 {built.about['config']['vocab_size']} 项，给的模型只有 {model.config.vocab_size} 个。请用这个词表的大小建模型。", 4)

@@ -2,8 +2,7 @@
 
 from chat_agent.exports.families import dense_layers, has_experts
 from chat_agent.exports.hf.weights import SECOND_HEAD
-
-STAGES = {"Pre": "预训练（续写文本，还不会对话）", "SFT": "指令微调", "Lora": "LoRA 微调", "DPO": "偏好对齐"}
+from tools.config.stages import trained_by
 
 CARD = """---
 language:
@@ -70,7 +69,8 @@ def _shape(source, dtype):
 
 def _training(payload):
     """Stage, step, and every number that the checkpoint carries."""
-    rows = [("阶段", STAGES.get(payload["stage"], payload["stage"])), ("优化步数", payload["step"])]
+    about = "（续写文本，还不会对话）" if payload["stage"] == "Pre" else ""
+    rows = [("阶段", trained_by(payload["stage"]) + about), ("优化步数", payload["step"])]
     for name, value in payload["metrics"].items():
         rows.append(
             (name, f"{value:.6g}" if isinstance(value, float) else str(value).replace("|", "\\|").replace("\n", " ")))

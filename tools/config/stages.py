@@ -1,0 +1,95 @@
+"""The one table of stages, the kinds of training. A new one is a line here, a file in train_agent/trainers/ whose
+build_stage(options) returns a Stage, and a wrapper script in train_agent/; see docs/code-map.md.
+
+label      the word in its files' names          title    what the training is called (Chinese)
+makes      what it makes (Chinese)               module   the file in train_agent/trainers/
+defaults   where they differ from keys.py        keys     options that only some stages have; two stages may share them
+
+The defaults here and in keys.py together say what model_config.json says; a test holds them equal.
+"""
+from collections import namedtuple
+
+from tools.config.key import ask, block, key, own
+
+Row = namedtuple("Row", "label title makes module defaults keys", defaults=((),))
+
+_MUON = {"optimizer": "muon", "scheduler": "cosine", "warmup_steps": 40, "min_lr_ratio": 0.02, "weight_decay": 0.05}
+_ADAPTER = {"json_data_path": "data/demo_sft.jsonl", "pretraining_model_path": "{out_dir}/TinySeek_SFT_final.pkl",
+            "optimizer": "adamw", "scheduler": "cosine", "warmup_steps": 10, "max_epochs": 20, "max_steps": 150,
+            "batch_size": 4, "eval_steps": 50}
+
+_PRE = (
+    *block("stage", "优化器", "ask",
+           key("pair_start", "int", None, "起步前让词向量和输出头先学词对计数，走几遍词表；null = 从零训练时 12 遍（词表太大、"
+               "共用权重时不做），0 = 不做", low=0)),
+    *block("stage", "学习率", "ask",
+           key("embedding_lr", "float", None, "词向量与输出头的学习率峰值，null = init_lr", above=0)))
+_LORA = own(
+    "never",
+    key("rank", "int", 8, "LoRA 的秩；memory 阶段默认 0 = 不带 LoRA", low=0),
+    key("lora_alpha", "float", None, "LoRA 输出系数为 lora_alpha/rank，null = rank", above=0),
+    key("lora_targets", "strings", "attention", "加 LoRA 的部位，一个或几个"),
+    ask(key("lora_dropout", "float", 0.0, "LoRA 的随机失活率", low=0, high=0.95)))
+_FORGET = own("ask", key("forget_penalty", "float", 0.0, "改变底座对通用数据的输出要付的代价，防遗忘，0 = 不管", low=0))
+_PREFIX = own(
+    "never",
+    key("prefix_len", "int", 16, "前缀长度", low=1),
+    key("prefix_kind", "choice", "kv", "kv = 每层的键值前缀，role = 只学角色的词向量", choices=("kv", "role")))
+_MEMORY = own(
+    "never",
+    key("memory_tokens", "int", 64, "记忆的行数", low=1),
+    key("memory_chapters", "int", 8, "记忆分成几章，须整除 memory_tokens", low=1),
+    key("memory_topk", "int", 2, "每个 token 读几章", low=1),
+    key("memory_layers", "ints", None, "带记忆的层（从 0 数），null = 每层", low=0),
+    ask(key("memory_lr", "float", 2e-4, "记忆的学习率", above=0)),
+    ask(key("lora_lr", "float", 1e-4, "与记忆同训的 LoRA 的学习率", above=0)),
+    ask(key("base_model_lr", "float", None, "底座的学习率，null = 冻结", above=0)),
+    ask(key("load_balance_coef", "float", 0.01, "记忆路由的均衡权重", low=0)),
+    ask(key("auxiliary_coef", "float", 0.0, "记忆路由的辅助权重", low=0)),
+    ask(key("z_loss_coef", "float", 0.001, "记忆路由的 z 损失权重", low=0)))
+_GATE = own(
+    "never",
+    key("experts", "paths", [], "供选择的模型或适配器"),
+    key("gate_hidden", "int", 64, "门的隐藏宽度", low=1))
+_DPO = own("ask", key("beta", "float", 0.1, "DPO 的 β", above=0))
+
+TABLE = {
+    "pre": Row("Pre", "预训练", "预训练模型", "pre_training",
+               {**_MUON, "json_data_path": "data/demo_pre.jsonl", "training_mode": "pretraining", "init_lr": 3e-3}, _PRE),
+    "sft": Row("SFT", "指令微调", "对话模型", "sft_training",
+               {**_MUON, "json_data_path": "data/demo_sft.jsonl",
+                "pretraining_model_path": "{out_dir}/TinySeek_Pre_final.pkl",
+                "init_lr": 2e-3, "min_lr": 5e-7, "decay": 0.99995, "max_epochs": 2}),
+    "lora": Row("Lora", "LoRA 微调", "LoRA 适配器", "lora_tuning",
+                {**_ADAPTER, "init_lr": 4e-3, "batch_size": 2, "max_steps": 300, "eval_steps": 100, "forget_penalty": 50.0,
+                 "lora_targets": ["attention", "shared", "heads"]}, (*_LORA, *_FORGET)),
+    "prefix": Row("Prefix", "前缀微调", "前缀适配器", "prefix_tuning", {**_ADAPTER, "init_lr": 5e-3}, _PREFIX),
+    "memory": Row("Memory", "记忆适配器", "记忆适配器", "memory_tuning",
+                  {**_ADAPTER, "rank": 0, "memory_lr": 2e-3, "lora_lr": 1e-3}, (*_LORA, *_MEMORY)),
+    "gate": Row("gate", "专家选择门", "专家选择门", "gated_training",
+                {**_ADAPTER, "pretraining_model_path": None, "init_lr": 3e-3, "batch_size": 32, "max_epochs": 10,
+                 "max_steps": 200, "eval_steps": "auto"}, _GATE),
+    "dpo": Row("DPO", "偏好对齐", "偏好对齐模型", "dpo_tuning",
+               {**_ADAPTER, "json_data_path": None, "init_lr": 1e-4, "min_lr": 1e-6, "batch_size": 8, "max_epochs": 3,
+                "max_steps": None, "eval_steps": "auto"}, _DPO),
+}
+
+
+def own_keys():
+    """{name: Key} of the keys of the table, each with the stages that have it."""
+    found = {}
+    for stage, row in TABLE.items():
+        for one in row.keys:
+            had = found[one.name].stages if one.name in found else ()
+            found[one.name] = one._replace(stages=(*had, stage))
+    return found
+
+
+def trained_by(label):
+    """What the training is called whose files carry this word (Chinese)."""
+    return next((row.title for row in TABLE.values() if row.label == label), label)
+
+
+def made_by(label):
+    """What it makes (Chinese)."""
+    return next((row.makes for row in TABLE.values() if row.label == label), label)
