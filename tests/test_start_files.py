@@ -85,6 +85,19 @@ def test_C3_from_its_own_kind_of_file_interrupted_the_bits_are_the_same(copies, 
     load_chain(cut / f"out/TinySeek_{LABELS[stage]}_final.pkl")                    # an adapter finds the one it was trained on
 
 
+@pytest.mark.parametrize("stage, key", [("sft", BASE), ("lora", "init_from"), ("lora", BASE)])
+def test_C3_through_a_link_to_the_file_that_the_run_moves(copies, stage, key):
+    ends = []
+    for name, cuts in (("whole", []), ("cut", [("kill_after", 2), ("stop_after", 6)])):
+        folder = copies(name)
+        link = folder / "my_start.pkl"
+        link.symlink_to(folder / f"out/TinySeek_{LABELS[stage]}_final.pkl")
+        interrupted(chosen(folder, stage, **{key: str(link)}), stage, cuts)
+        load_chain(folder / f"out/TinySeek_{LABELS[stage]}_final.pkl")
+        ends.append(ending(folder, stage))
+    assert same_tensors(*ends)
+
+
 def test_C3_in_a_folder_with_a_name(copies):
     folder = copies("named")
     shutil.copytree(folder / "out", folder / "out" / "mine", ignore=shutil.ignore_patterns("base", "mine"))

@@ -13,8 +13,15 @@ def backups(folder):
     return sorted(Path(folder).glob("backup_*/"), key=lambda p: p.name, reverse=True)
 
 
+def linked(path):
+    """The file itself where `path` is a link to one, whether it still lies there or not."""
+    path = Path(path)
+    return path.resolve() if path.is_symlink() else path
+
+
 def moved_places(path):
     """Where the file that lay at `path` may lie now, most likely first: under its name in a backup folder, then any .pkl there."""
+    path = linked(path)
     folders = backups(path.parent)
     named = [folder / path.name for folder in folders if (folder / path.name).is_file()]
     return named, [p for folder in folders for p in sorted(folder.glob("*.pkl")) if p not in named]
@@ -22,7 +29,7 @@ def moved_places(path):
 
 def start_name(path):
     """How a run remembers a file it starts from: its own name and its folder's, which stay when the project moves."""
-    path = Path(path)
+    path = linked(path)
     return f"{path.parent.name}/{path.name}"
 
 
@@ -32,7 +39,7 @@ def start_file(path, folder, hash_of):
     It is the file at `path`, unless the run here has moved it away (and perhaps written its own under that name): then the one with
     the weights it began from. hash_of(path) -> weights hash; a file that cannot be read is passed over.
     """
-    path = Path(path)
+    path = linked(path)
     digest, unfinished = folder.started_from(path)
     if path.is_file() and not (digest and unfinished and folder.wrote(path)):
         return path
@@ -50,5 +57,5 @@ def start_file(path, folder, hash_of):
 
 def where_it_went(path):
     """Words (Chinese, to be followed by a way on) that name the newest backup of a missing file; "" when there is none."""
-    named = moved_places(Path(path))[0]
+    named = moved_places(path)[0]
     return f"正在训练的新模型还没有完成，原来的移到了 {named[0]} ，可以直接用它；" if named else ""

@@ -15,7 +15,7 @@ from tools.formats import dropped_text, fields_of
 from tools.reading.hub import is_hf, local_files
 from tools.reading.workers import processors
 from tools.saving.run_folder import RunFolder
-from tools.saving.start_files import start_file, start_name, where_it_went
+from tools.saving.start_files import linked, start_file, start_name, where_it_went
 from tools.vocab import Vocab, file_names
 from train_agent.trainers import parallel
 from train_agent.trainers.hardware import machine
@@ -53,7 +53,7 @@ def found_start(options, label, path, what, ways_on):
     found = start_file(path, RunFolder(options["out_dir"], label, options["name"]), hash_of)
     if not found.is_file():
         raise UserError(f"找不到{what} {path}。{where_it_went(path)}{ways_on}", 3)
-    if found != Path(path) and parallel.is_main():
+    if found != linked(path) and parallel.is_main():
         print(f"{what} {Path(path).name} 已经移走，从 {found} 读取。", file=sys.stderr)
     return found
 

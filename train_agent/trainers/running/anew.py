@@ -67,7 +67,7 @@ def old_start(options, payload):
     """Where the model lies now that the run of `payload` started from, when it was moved to a backup folder; else None."""
     path = options.get("pretraining_model_path")
     digest = payload.get("starts", {}).get(start_name(path)) if path else None
-    for group in moved_places(Path(path)) if digest else ():
+    for group in moved_places(path) if digest else ():
         for place in group:
             try:
                 if weights_hash(read_checkpoint(place)["weights"]) == digest:
