@@ -27,7 +27,7 @@ import torch
 from bench import yardstick
 from bench.measure import LENGTH, ROWS, SHAPE, by_turns, draw, medians, peak, seconds, table
 from model import ModelConfig, TinySeek
-from model.segments import Layout
+from model.segments import Segments
 from tools.cli import guarded, parse
 from tools.demo_data import write_demo
 from train_agent.trainers.hardware import machine
@@ -57,7 +57,7 @@ def random_batch(vocab, rows=ROWS, length=LENGTH):
     ids = torch.randint(16, vocab, (rows, length))
     places = torch.arange(length).expand(rows, length).contiguous()
     labels = [torch.nn.functional.pad(ids[:, k:], (0, k), value=-100) for k in (1, 2)]
-    return Batch(ids, places, torch.ones_like(ids, dtype=torch.bool), *labels, Layout.dense(rows, length), rows * length,
+    return Batch(ids, places, torch.ones_like(ids, dtype=torch.bool), *labels, Segments.dense(rows, length), rows * length,
                  *(int((t >= 0).sum()) for t in labels))
 
 

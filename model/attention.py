@@ -15,8 +15,6 @@ from model.layers import alibi_slopes, make_norm, rotate
 from model.segments import from_slots, to_slots
 
 QUERIES = 256     # that meet a bias (window, ALiBi) at once
-# it plans anew for every shape, and packed documents bring new shapes with every batch
-torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 class MLA(nn.Module):

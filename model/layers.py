@@ -1,6 +1,7 @@
 """Norms, rotary positions, ALiBi slopes and the dense feed-forward layer: what attention and experts share."""
 
 import math
+from contextlib import nullcontext
 
 import torch
 from torch import nn
@@ -55,7 +56,14 @@ def make_norm(kind, width, eps):
 def compute_dtype(x):
     """The dtype that matrix products will run in here: autocast's where it is on, else the tensor's own."""
     kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    casts = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if casts else x.dtype
+
+
+def without_autocast(x):
+    """A context in which products on x's device keep the dtype of what they read."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 def rotary_tables(positions, width, theta):

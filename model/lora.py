@@ -22,12 +22,11 @@ class LowRank(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.watch = None         # a function that is shown every input x, while somebody wants to know them
 
-    def forward(self, x, index=None):
-        """x (N, in) -> (N, out); index: which matrix of the stack."""
+    def forward(self, x):
+        """x (N, in) -> (N, out), for one matrix; of a stack see `delta`."""
         if self.watch is not None:
             self.watch(x)
-        a, b = (self.a, self.b) if index is None else (self.a[index], self.b[index])
-        return F.linear(F.linear(self.dropout(x), a), b) * self.factor
+        return F.linear(F.linear(self.dropout(x), self.a), self.b) * self.factor
 
     def delta(self):
         """What has to be added to the weight: (out, in) or (E, out, in). Dropout, in training, hits whole input

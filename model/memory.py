@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from model.layers import make_norm
+from model.layers import make_norm, without_autocast
 from model.lora import add_lora
 
 
@@ -68,7 +68,7 @@ class Memory(nn.Module):
 
     def route(self, x):
         """x (N, d) -> logits (N, C) in float32 or wider, the k chapters of each token (N, k)."""
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             wide = torch.promote_types(x.dtype, torch.float32)
             logits = F.linear(x.to(wide), self.router.weight.to(wide))
         return logits, logits.topk(self.topk, -1).indices

@@ -10,11 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from model.kernels.expert_products import RoutedExperts, Slots, can_group, grouped_experts
-from model.layers import FeedForward, activate, compute_dtype, is_gated
-
-
-GATHER_UP_TO = 64     # assignments for which a GPU copies the experts' matrices
+from model.kernels.expert_products import experts_on_cpu, grouped_experts
+from model.layers import FeedForward, activate, is_gated, without_autocast
 
 
 @dataclass
@@ -46,7 +43,7 @@ class Router(nn.Module):
 
     def forward(self, x):
         """x (N, d) -> weights (N, K), experts (N, K), probabilities (N, E), logits (N, E)."""
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             logits = self.logits(x)
         if self.training and self.config.router_noise:
             logits = logits + torch.randn_like(logits) * self.config.router_noise
@@ -66,8 +63,7 @@ class Router(nn.Module):
     @torch.no_grad()
     def balance(self, load):
         """load (E,): assignments of the last step. The bias of an expert with less than its share rises, the others'
-        fall
-        (Wang et al. 2024, arXiv:2408.15664)."""
+        fall (Wang et al. 2024, arXiv:2408.15664)."""
         load = load.to(self.bias)
         self.bias += self.config.router_bias_rate * torch.sign(load.mean() - load)
 
@@ -91,6 +87,16 @@ def in_effect(weight, loras):
     return weight
 
 
+def one_by_one(x, weights, experts, up, down, activation):
+    """The sum over the K chosen experts of weight * down(act(up(x))), as one reads it; shapes as in expert_products."""
+    mixed = torch.zeros_like(x)
+    for e, (widen, narrow) in enumerate(zip(up.unbind(0), down.unbind(0))):
+        tokens, choice = (experts == e).nonzero(as_tuple=True)
+        made = F.linear(activate(F.linear(x[tokens], widen), activation), narrow)
+        mixed = mixed.index_add(0, tokens, (made * weights[tokens, choice, None]).to(x.dtype))
+    return mixed
+
+
 class MoE(nn.Module):
     def __init__(self, config):
         super().__init__()
@@ -98,7 +104,7 @@ class MoE(nn.Module):
         self.router = Router(c)
         self.up = nn.Parameter(torch.empty(c.other_experts, c.hidden * (2 if is_gated(c.activation) else 1), c.d_model))
         self.down = nn.Parameter(torch.empty(c.other_experts, c.d_model, c.hidden))
-        self.up_lora, self.down_lora = nn.ModuleList(), nn.ModuleList()
+        self.up_lora, self.down_lora = nn.ModuleList(), nn.ModuleList()           # see model/lora.py
         self.shared = FeedForward(c.d_model, c.hidden * c.shared_experts, c.activation)
 
     def forward(self, x, valid=None, sequences=1):
@@ -108,84 +114,38 @@ class MoE(nn.Module):
         return mixed, self.statistics(experts, probabilities, logits, valid, sequences)
 
     def routed(self, x, weights, experts):
-        """Sort the assignments by expert once, multiply contiguous slices, add the results back per token."""
-        if x.device.type == "cpu" and is_gated(self.config.activation):
-            slots = Slots.of(experts, self.config.other_experts)
-            up, down = in_effect(self.up, self.up_lora), in_effect(self.down, self.down_lora)
-            return RoutedExperts.apply(x, weights, slots, up, down, self.config.activation)
-        order = experts.flatten().argsort(stable=True)                            # (N * K,) assignment -> place
-        back = torch.empty_like(order)
-        back[order] = torch.arange(len(order), device=order.device)
-        gathered = _Dispatch.apply(x, order, back, experts.shape[1])              # (N * K, d), expert by expert
-        numbers = torch.arange(self.config.other_experts, device=x.device)
-        # bincount would ask the device for its largest
-        counts = (experts.view(-1, 1) == numbers).sum(0)
-        results = self.experts(gathered, counts)
-        per_token = _Reorder.apply(results, back, order).view(*experts.shape, -1)  # (N, K, d)
-        return (per_token * weights.to(per_token.dtype)[..., None]).sum(1)
-
-    def experts(self, x, counts):
-        """x (N * K, d) sorted by expert, counts (E,) -> (N * K, d)."""
-        dtype = compute_dtype(x)
-        if can_group(x.device, dtype, *self.down.shape[1:]):
-            up, down = in_effect(self.up, self.up_lora).to(dtype), in_effect(self.down, self.down_lora).to(dtype)
-            return grouped_experts(x.to(dtype), counts, up, down, self.config.activation)
-        ups, downs = self.up.to(dtype).unbind(0), self.down.to(dtype).unbind(0)
-        parts = x.split(counts.tolist())
-        return torch.cat([self.expert(part, i, up, down) for i, (part, up, down) in enumerate(zip(parts, ups, downs))])
+        """x (N, d), weights, experts (N, K) -> (N, d)."""
+        on_cpu = experts_on_cpu if is_gated(self.config.activation) else one_by_one
+        product = on_cpu if x.device.type == "cpu" else grouped_experts
+        up, down = in_effect(self.up, self.up_lora), in_effect(self.down, self.down_lora)
+        return product(x, weights, experts, up, down, self.config.activation)
 
     @property
     def adapted(self):
         return bool(self.up_lora or self.down_lora)
 
-    def decode(self, x, folded=None):
-        """x (N, d) -> (N, d) without statistics; for few tokens only the chosen experts' weights are touched, and
-        nothing is sorted.
-
-        folded: what the caller has prepared of this block (see folded.py), or None.
-        """
+    def decode(self, x, tables=None):
+        """x (N, d) -> (N, d) without statistics; tables: ExpertTables that the caller has of this layer, or None."""
         weights, experts, _ = self.router.pick(self.router.logits(x))
         weights = weights.to(x.dtype)
-        if folded and folded.mlp and folded.mlp.suits(x):
-            return folded.mlp(x, weights, experts)
-        if x.device.type != "cpu" and experts.numel() <= GATHER_UP_TO and not self.adapted:
-            return self.shared(x) + self._gathered(x, weights, experts)
+        if tables and tables.suits(x):
+            return tables(x, weights, experts)
         return self.shared(x) + self.routed(x, weights, experts)
 
-    def _gathered(self, x, weights, experts):
-        """Copies of the chosen experts' matrices, and no word to the host: what a GPU likes. x (N, d), weights, experts
-        (N, K) -> (N, d)."""
-        chosen, keep = experts.flatten(), self.config.keep
-        inner = torch.bmm(self.up[chosen], x.repeat_interleave(keep, 0)[..., None])[..., 0]
-        mixed = torch.bmm(self.down[chosen], activate(inner, self.config.activation)[..., None])[..., 0]
-        return torch.einsum("nkd,nk->nd", mixed.unflatten(0, (-1, keep)), weights)
-
-    def expert(self, x, index, up=None, down=None):
-        """One routed expert applied to x (N, d); up, down: its two matrices, where the caller has them at hand."""
-        inner = F.linear(x, self.up[index] if up is None else up)
-        for lora in self.up_lora:
-            inner = inner + lora(x, index)
-        inner = activate(inner, self.config.activation)
-        mixed = F.linear(inner, self.down[index] if down is None else down)
-        for lora in self.down_lora:
-            mixed = mixed + lora(inner, index)
-        return mixed
-
     def statistics(self, experts, probabilities, logits, valid, sequences):
-        K = self.config.keep
         share = torch.ones(len(experts), device=experts.device) if valid is None else valid.float()
         total = share.sum().clamp_min(1)
         chosen = torch.zeros_like(probabilities).scatter_(1, experts, 1.0)        # (N, E), no gradient
         load = (chosen * share[:, None]).sum(0)
         if self.config.moe_loss == "aux":
-            loss = sequence_balance(chosen, probabilities, share, sequences, K)
+            loss = sequence_balance(chosen, probabilities, share, sequences, self.config.keep)
         else:
-            loss = lexp(load / (total * K), (probabilities * share[:, None]).sum(0) / total)
-        z = (torch.logsumexp(logits, -1).pow(2) * share).sum() / total
+            mean = (probabilities * share[:, None]).sum(0) / total
+            loss = load_balance_loss(load.detach() / (total * self.config.keep), mean) - 1
         with torch.no_grad():
             entropy = -(probabilities * probabilities.clamp_min(1e-20).log()).sum(-1)
             entropy = (entropy * share).sum() / total
-        return Routing(loss, z, load.detach(), entropy)
+        return Routing(loss, z_loss(logits, share), load.detach(), entropy)
 
 
 def balance_routers(model, load):
@@ -197,12 +157,12 @@ def balance_routers(model, load):
             router.balance(own)
 
 
-def lexp(load_share, mean_probability):
-    """E * sum_i f_i * P_i - 1: 0 when balanced, E / K - 1 when K experts take everything. Differentiable through P.
+# ---------------------------------------------------------------- losses of routers, of experts and of chapters
 
-    load_share, mean_probability: (E,), each sums to 1.
-    """
-    return len(load_share) * (load_share.detach() * mean_probability).sum() - 1
+
+def load_balance_loss(load, mean_probability):
+    """C * sum f_i * P_i: 1 when uniform, C / k when k experts take everything. load (C,) shares that sum to 1."""
+    return len(load) * (load * mean_probability).sum()
 
 
 def sequence_balance(chosen, probabilities, share, sequences, keep):
@@ -217,30 +177,25 @@ def sequence_balance(chosen, probabilities, share, sequences, keep):
     return ((counts * means).sum(-1) * used).sum() / used.sum().clamp_min(1)
 
 
-class _Dispatch(torch.autograd.Function):
-    """x (N, d) -> (N * K, d) in expert order. The gradient is a gather and a sum over K instead of a slow
-    scatter-add."""
-
-    @staticmethod
-    def forward(ctx, x, order, back, keep):
-        ctx.save_for_backward(back)
-        ctx.keep = keep
-        return x.index_select(0, order // keep)
-
-    @staticmethod
-    def backward(ctx, grad):
-        grad = grad.index_select(0, ctx.saved_tensors[0])
-        return grad.view(-1, ctx.keep, grad.shape[-1]).sum(1), None, None, None
+def auxiliary_loss(mean_probability):
+    """sum (P_i - 1 / C)^2 over the mean probabilities (C,), which carry a gradient; 0 when uniform."""
+    return (mean_probability - 1 / len(mean_probability)).pow(2).sum()
 
 
-class _Reorder(torch.autograd.Function):
-    """A permutation of rows whose gradient is the inverse permutation."""
+def z_loss(logits, share=None):
+    """mean(logsumexp(logits)^2) over logits (..., C), each counted `share` (...) times; None = once."""
+    squares = torch.logsumexp(logits.to(torch.promote_types(logits.dtype, torch.float32)), -1).pow(2)
+    return squares.mean() if share is None else (squares * share).sum() / share.sum().clamp_min(1)
 
-    @staticmethod
-    def forward(ctx, x, take, inverse):
-        ctx.save_for_backward(inverse)
-        return x.index_select(0, take)
 
-    @staticmethod
-    def backward(ctx, grad):
-        return grad.index_select(0, ctx.saved_tensors[0]), None, None
+def compute_router_auxiliary_loss(router_losses, load_balance_coef=0.01, auxiliary_coef=0.0, z_loss_coef=0.001):
+    """Mean over the layers that have losses of load_balance, auxiliary and z_loss, each times its coefficient.
+
+    router_losses: one dict per layer, floats or tensors, any of the three keys missing; no layers -> 0.0.
+    [{"load_balance": .01, "z_loss": .001}, {"load_balance": .02, "z_loss": .002}] -> 1.515e-4
+    """
+    coefficients = {"load_balance": load_balance_coef, "auxiliary": auxiliary_coef, "z_loss": z_loss_coef}
+    layers = [layer for layer in router_losses if layer]
+    if not layers:
+        return 0.0
+    return sum(coefficients[name] * value for layer in layers for name, value in layer.items()) / len(layers)

@@ -14,7 +14,7 @@ SHRINK = 0.8   # a new bucket starts when a document is shorter than this share 
 
 
 @dataclass
-class Layout:
+class Segments:
     """`gather` (M,): flat token of each slot. `scatter` (N,): slot of each flat token. `shapes`: (documents, length)
     per bucket.
 
@@ -55,11 +55,11 @@ class Layout:
     def to(self, device):
         if self.gather is None:
             return self
-        return Layout(self.shapes, self.gather.to(device, non_blocking=True),
-                      self.scatter.to(device, non_blocking=True))
+        gather, scatter = (t.to(device, non_blocking=True) for t in (self.gather, self.scatter))
+        return Segments(self.shapes, gather, scatter)
 
     def pin_memory(self):
-        return self if self.gather is None else Layout(self.shapes, self.gather.pin_memory(), self.scatter.pin_memory())
+        return self if self.gather is None else Segments(self.shapes, self.gather.pin_memory(), self.scatter.pin_memory())
 
 
 def _buckets(sizes):
@@ -89,14 +89,12 @@ class _ToSlots(torch.autograd.Function):
         return grad.index_select(0, ctx.saved_tensors[0]), None, None
 
 
-class _FromSlots(torch.autograd.Function):
-    """slots (M, ...) -> x (N, ...)."""
-
+class _TakeOnce(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, slots, scatter):
-        ctx.save_for_backward(scatter)
-        ctx.rows = slots.shape[0]
-        return slots.index_select(0, scatter)
+    def forward(ctx, rows, places):
+        ctx.save_for_backward(places)
+        ctx.rows = rows.shape[0]
+        return rows.index_select(0, places)
 
     @staticmethod
     def backward(ctx, grad):
@@ -109,4 +107,10 @@ def to_slots(x, layout):
 
 
 def from_slots(slots, layout):
-    return slots if layout.gather is None else _FromSlots.apply(slots, layout.scatter)
+    """slots (M, ...) -> x (N, ...)."""
+    return slots if layout.gather is None else take_once(slots, layout.scatter)
+
+
+def take_once(rows, places):
+    """rows (M, ...) at places (N,), no two of which are the same: the gradient is a plain copy, not a scatter-add."""
+    return _TakeOnce.apply(rows, places)

@@ -13,13 +13,11 @@ from torch.utils.checkpoint import checkpoint
 from model.attention import GQA, MLA
 from model.decoding.cache import Step
 from model.kernels.ngram_head import CountedHead, last_ids
-from model.kernels.cross_entropy import linear_cross_entropy, target_losses
+from model.kernels.cross_entropy import IGNORE, linear_cross_entropy, target_losses
 from model.layers import FeedForward, make_norm, residual_std, rotary_tables
-from model.segments import Layout
+from model.segments import Segments
 from model.memory import ChapterRouting
 from model.moe import MoE, Router, Routing
-
-IGNORE = -100
 
 
 @dataclass
@@ -90,7 +88,7 @@ class Block(nn.Module):
             x = self.recall(x)[0]
         mixed = self.mlp_norm(x)
         if isinstance(self.mlp, MoE):
-            return x + self.mlp.decode(mixed, folded)
+            return x + self.mlp.decode(mixed, folded and folded.mlp)
         return x + (folded.mlp if folded else self.mlp)(mixed)
 
     def feed(self, x, valid=None, sequences=1):
@@ -215,7 +213,7 @@ class TinySeek(nn.Module):
         rows, length = input_ids.shape
         if positions is None:
             positions = torch.arange(length, device=input_ids.device).expand(rows, length)
-        layout = layout or Layout.dense(rows, length)
+        layout = layout or Segments.dense(rows, length)
         valid = None if valid is None else valid.flatten()
         x = self.embedded(input_ids.flatten(), positions.flatten())
         tables = self.tables(positions.flatten())
@@ -251,8 +249,8 @@ class TinySeek(nn.Module):
             if furthest > self.config.max_position:
                 raise ValueError(f"position {furthest - 1} is beyond max_position {self.config.max_position}")
             x = x + self.place(at.reshape(-1).clamp_max(self.config.max_position - 1))
-        for block, memory, folded in zip(self.blocks, cache.memory, cache.folded):
-            x = block.decode(x, step, memory, folded)
+        for block, kv, folded in zip(self.blocks, cache.kv, cache.folded):
+            x = block.decode(x, step, kv, folded)
         for i, s in enumerate(slots):
             cache.lengths[s] += length if counts is None else counts[i]
         if cache.tokens is not None:

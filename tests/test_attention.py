@@ -9,7 +9,7 @@ import model.attention as attention_module
 from model.attention import GQA, MLA, attention_bias
 from model.layers import rotary_tables
 from model.kernels.short_attention import BLOCK, short_causal_attention
-from model.segments import Layout
+from model.segments import Segments
 from toy import toy_config, toy_model
 
 LENGTHS = [5, 1, 9, 3]
@@ -86,7 +86,7 @@ def attention(kind, **changes):
 def run(layer, config, x, lengths):
     positions = torch.cat([torch.arange(n) for n in lengths])
     tables = rotary_tables(positions, config.rotary_width, config.ro_theta) if config.position == "rope" else None
-    return layer(x, tables, Layout.from_lengths(lengths))
+    return layer(x, tables, Segments.from_lengths(lengths))
 
 
 @pytest.mark.parametrize("changes", KINDS, ids=str)

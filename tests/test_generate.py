@@ -8,7 +8,7 @@ import toy
 import model.generate as generate_module
 from model import ModelConfig
 from model.decoding.cache import DecodeCache, cache_width
-from model.decoding.few_rows import FEW, FEW_SHARED, Matrix, few
+from model.decoding.few_rows import FEW, FEW_SHARED, RowTable, few
 from model.decoding.folded import Folded
 from model.generate import Reply, generate, generate_batch, generate_replies, generate_reply, prefill, stream
 from model.decoding.loop_guard import LEAST, LoopGuard
@@ -82,20 +82,18 @@ def test_folded_equals_absorbed():
 
 @pytest.mark.parametrize("variant", ["default", "geglu", "gelu_layer", "relu", "sigmoid", "scaled", "two_shared"])
 def test_all_ways_through_the_experts_agree(variant):
-    """Weighted sums, sorted, gathered: for one token and for many."""
+    """Weighted sums and sorted: for one token and for many."""
     block = eval_model(**(toy.VARIANTS | {"two_shared": {"shared_experts": 2}})[variant]).blocks[0]
     moe, folded = block.mlp, Folded(block)
     for count in (1, 2, 3, 5, 16, 40, 300):
         x = torch.randn(count, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(count))
         with torch.inference_mode():
-            weights, experts, *_ = moe.router(x)
             expected = moe(x)[0]
-            for prepared in (None, folded):
-                assert (moe.decode(x, prepared) - expected).abs().max() < 1e-12
-            ways = [moe.shared(x) + moe._gathered(x, weights, experts)]
+            for tables in (None, folded.mlp):
+                assert (moe.decode(x, tables) - expected).abs().max() < 1e-12
             if variant not in ("gelu_layer", "relu"):
-                ways.append(folded.mlp(x, weights, experts))
-            assert max((way - expected).abs().max() for way in ways) < 1e-12
+                weights, experts, *_ = moe.router(x)
+                assert (folded.mlp(x, weights, experts) - expected).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("out, inner", [(7, 5), (600, 256), (512, 257)])
@@ -104,7 +102,7 @@ def test_all_ways_through_the_experts_agree(variant):
 def test_a_matrix_multiplies_few_rows_and_many(out, inner, dtype, threads, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     weight = torch.randn(out, inner, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(dtype)
-    matrix = Matrix(weight)
+    matrix = RowTable(weight)
     for count in (1, 2, FEW, FEW_SHARED, 30, 1):
         x = torch.randn(count, inner, dtype=torch.float64, generator=torch.Generator().manual_seed(count)).to(dtype)
         assert few(x) == (count <= (FEW if threads == 1 else FEW_SHARED) and dtype != torch.bfloat16)

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import model.attention
 from model.kernels import cross_entropy, ngram_head
 from model.kernels.expert_products import can_group
 from tools.errors import UserError
@@ -30,8 +29,15 @@ def capable(monkeypatch, major, minor=0):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (major, minor))
 
 
-def test_no_attention_that_plans_for_every_shape():
-    assert model.attention and not torch.backends.cuda.cudnn_sdp_enabled()
+def test_no_attention_that_plans_for_every_shape(monkeypatch):
+    """Programs that choose a device switch it off; importing the model switches nothing of its host."""
+    asks = "import torch, model.generate, model.build; assert torch.backends.cuda.cudnn_sdp_enabled()"
+    subprocess.run([sys.executable, "-c", asks], cwd=ROOT, check=True)
+    switched = []
+    monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", switched.append)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert machine.choose_device("cuda:0") == CUDA and switched == [False]
 
 
 @pytest.mark.parametrize("major, kernel", [(8, False), (9, True), (10, True), (12, False)])

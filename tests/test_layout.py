@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.segments import Layout, from_slots, to_slots
+from model.segments import Segments, from_slots, to_slots
 
 LENGTHS = [[5], [3, 3, 3], [7, 1, 1, 4, 30, 29, 2], [1] * 9 + [8], [64, 2, 50, 51, 13, 12, 12]]
 
@@ -15,7 +15,7 @@ def tokens(lengths):
 
 @pytest.mark.parametrize("lengths", LENGTHS)
 def test_each_document_lies_in_one_line_from_its_start(lengths):
-    layout, x = Layout.from_lengths(lengths), tokens(lengths)
+    layout, x = Segments.from_lengths(lengths), tokens(lengths)
     slots, base, seen = to_slots(x, layout), 0, []
     for documents, longest in layout.shapes:
         for line in slots[base:base + documents * longest].view(documents, longest, 2):
@@ -29,7 +29,7 @@ def test_each_document_lies_in_one_line_from_its_start(lengths):
 
 @pytest.mark.parametrize("lengths", LENGTHS)
 def test_there_and_back_is_the_identity_and_so_is_its_gradient(lengths):
-    layout, x = Layout.from_lengths(lengths), tokens(lengths).requires_grad_()
+    layout, x = Segments.from_lengths(lengths), tokens(lengths).requires_grad_()
     there = to_slots(x, layout)
     back = from_slots(there, layout)
     assert torch.equal(back, x)
@@ -40,21 +40,21 @@ def test_there_and_back_is_the_identity_and_so_is_its_gradient(lengths):
 
 
 def test_equal_lengths_need_no_arrangement():
-    layout, x = Layout.from_lengths([4, 4, 4]), torch.randn(12, 2)
+    layout, x = Segments.from_lengths([4, 4, 4]), torch.randn(12, 2)
     assert layout.shapes == [(3, 4)] and layout.gather is None
     assert to_slots(x, layout) is x and from_slots(x, layout) is x
-    assert Layout.dense(3, 4).shapes == [(3, 4)]
+    assert Segments.dense(3, 4).shapes == [(3, 4)]
 
 
 def test_padding_stays_small():
     rng = np.random.default_rng(0)
     for spread in (0.3, 1.0):
         lengths = np.clip(rng.lognormal(4, spread, 300), 1, 512).astype(int)
-        layout = Layout.from_lengths(lengths)
+        layout = Segments.from_lengths(lengths)
         slots = sum(documents * longest for documents, longest in layout.shapes)
         assert slots < 1.25 * lengths.sum() and len(layout.shapes) < 30
 
 
 def test_to_another_device_keeps_the_shapes():
-    layout = Layout.from_lengths([9, 1]).to("meta")
+    layout = Segments.from_lengths([9, 1]).to("meta")
     assert layout.shapes == [(1, 9), (1, 1)] and layout.gather.device.type == "meta"

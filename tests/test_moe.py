@@ -7,8 +7,9 @@ import torch
 from torch.nn import functional as F
 
 import toy
-from model.kernels.expert_products import can_group, grouped_experts
-from model.moe import MoE, Router, balance_routers, lexp, sequence_balance
+from model.kernels import expert_products
+from model.kernels.expert_products import can_group
+from model.moe import MoE, Router, balance_routers, load_balance_loss, one_by_one, sequence_balance
 from tools.checkpoint import read_checkpoint
 from tools.config_manager import ConfigManager
 from toy import toy_config, toy_model
@@ -159,7 +160,7 @@ def test_L2_lexp_has_a_gradient_in_the_router_that_balances():
 
 
 def test_L2_lexp_can_dip_below_zero():
-    assert float(lexp(torch.tensor([1.0, 0.0]), torch.tensor([0.2, 0.8]))) == pytest.approx(-0.6)
+    assert float(load_balance_loss(torch.tensor([1.0, 0.0]), torch.tensor([0.2, 0.8]))) - 1 == pytest.approx(-0.6)
 
 
 def test_L2_padding_is_left_out():
@@ -244,45 +245,42 @@ def test_experts_must_fit():
     toy_config(keep=5, use_moe=False)                                                 # nobody asks
 
 
-@pytest.mark.parametrize("activation", ["swiglu", "gelu"])
-def test_grouped_products_of_a_gpu_are_the_loop_over_experts(activation):
-    """torch's grouped product also runs on a CPU: the path that a GPU takes, against the one it takes without it."""
-    if not hasattr(F, "grouped_mm"):
+def only(experts):
+    return torch.tensor(experts), torch.rand(len(experts), len(experts[0]), dtype=torch.float64)
+
+
+CHOICES = {"usual": None, "one expert for all": [[2]] * 9, "one token": [[3, 1]], "two": [[0, 2], [0, 1]],
+           "none for some": [[0, 1]] * 5 + [[1, 0]] * 4}
+
+
+@pytest.mark.parametrize("kernel", [False, True])
+@pytest.mark.parametrize("chosen", CHOICES)
+@pytest.mark.parametrize("activation", ["swiglu", "geglu", "gelu", "relu2"])
+def test_all_experts_at_once_are_the_experts_one_by_one(activation, chosen, kernel, monkeypatch):
+    """Output and gradients; kernel: torch's grouped product, which runs on a CPU too, against padded blocks."""
+    if kernel and not hasattr(F, "grouped_mm"):
         pytest.skip("这个 PyTorch 没有 grouped_mm")
-    layer, config = layer_of(activation=activation, hidden=16)
-    layer.float()
-    counts = torch.tensor([3, 0, 5, 2])
-    results = []
-    for path in (lambda x: grouped_experts(x, counts, layer.up, layer.down, activation),
-                 lambda x: layer.experts(x, counts)):
-        leaf = inputs(10).float().requires_grad_()
-        out = path(leaf)
-        results.append([out, *torch.autograd.grad((out * torch.sin(out)).sum(), [leaf, layer.up, layer.down])])
-    for made, expected in zip(*results):
-        torch.testing.assert_close(made, expected, rtol=1e-5, atol=1e-6)
-    # an expert without tokens learns nothing
-    assert results[0][2][1].abs().max() == 0
+    monkeypatch.setattr(expert_products, "can_group", lambda *_: kernel)
+    layer, _ = layer_of(activation=activation, hidden=16)
+    dtype = torch.float32 if kernel else torch.float64
+    layer.to(dtype)
+    x, experts = inputs().to(dtype), CHOICES[chosen]
+    weights, experts = layer.router(x)[:2] if experts is None else reversed(only(experts))
+    x, weights, results = x[:len(experts)], weights.detach().to(dtype), []
+    ways = [one_by_one, expert_products.grouped_experts] + [expert_products.experts_on_cpu] * (activation[-3:] == "glu")
+    for way in ways:
+        leaves = [x.clone().requires_grad_(), weights.clone().requires_grad_(), layer.up, layer.down]
+        out = way(*leaves[:2], experts, layer.up, layer.down, activation)
+        results.append([out, *torch.autograd.grad((out * torch.sin(out)).sum(), leaves)])
+    near = {"rtol": 1e-4, "atol": 1e-5} if kernel else {"rtol": 1e-10, "atol": 1e-12}
+    for expected, *others in zip(*results):
+        for made in others:
+            torch.testing.assert_close(made, expected, **near)
 
 
 def test_grouped_products_only_where_they_run():
     cpu, bf16 = torch.device("cpu"), torch.bfloat16
     assert not can_group(cpu, bf16, 16, 16) and not can_group(torch.device("cuda"), torch.float16, 16, 16)
-
-
-def test_the_way_of_a_gpu_has_the_output_of_the_cpu():
-    """Everything around the grouped products: sorting, counting without the host, weighting, adding back."""
-    layer, _ = layer_of(hidden=16)
-    layer.float()
-    x = inputs().float()
-    weights, experts, _, _ = layer.router(x)
-    order = experts.flatten().argsort(stable=True)
-    gathered = x[order // K]
-    counts = (experts.view(-1, 1) == torch.arange(E)).sum(0)
-    assert counts.tolist() == torch.bincount(experts.flatten(), minlength=E).tolist()
-    mixed = torch.empty_like(gathered)
-    mixed[order] = grouped_experts(gathered, counts, layer.up, layer.down, "swiglu")
-    mixed = (mixed.view(len(x), K, -1) * weights[..., None]).sum(1)
-    torch.testing.assert_close(mixed, layer.routed(x, weights, experts), rtol=1e-5, atol=1e-6)
 
 
 # ---- the bias of DeepSeek-V3's router ----

@@ -8,7 +8,7 @@ from bench import yardstick
 from bench.measure import ROWS, LENGTH, table
 from bench.train_speed import figures, random_batch
 from model.kernels import expert_products
-from model.kernels.expert_products import Slots
+from model.kernels.expert_products import ByExpert
 from toy import toy_model
 
 
@@ -43,27 +43,26 @@ def test_yardstick_leaves_padding_out():
 
 
 @pytest.mark.parametrize("quantum", [1, 4, 32])
-def test_slots_hold_every_assignment_once_in_shapes_that_repeat(quantum):
+def test_rows_hold_every_assignment_once_in_shapes_that_repeat(quantum, monkeypatch):
+    monkeypatch.setattr(expert_products, "QUANTUM", quantum)
     experts = torch.tensor([[0, 3], [3, 1], [3, 0], [1, 3], [3, 0]])
-    slots = Slots.of(experts, 5, quantum)
-    assert slots.counts.tolist() == [3, 2, 0, 5, 0] and [e for e, _ in slots.parts] == [0, 1, 3]
-    assert all((part.stop - part.start) % quantum == 0 for _, part in slots.parts)
-    owner = {place: e for e, part in slots.parts for place in range(part.start, part.stop)}
-    assert len(set(slots.places.flatten().tolist())) == experts.numel()
-    for token, (places, chosen) in enumerate(zip(slots.places.tolist(), experts.tolist())):
-        assert [owner[p] for p in places] == chosen and slots.tokens[places].tolist() == [token, token]
+    rows = ByExpert.of(experts, 5)
+    assert [(e, part.stop - part.start) for e, part in rows.parts] == [(e, -(-n // quantum) * quantum) for e, n in ((0, 3), (1, 2), (3, 5))]
+    owner = {place: e for e, part in rows.parts for place in range(part.start, part.stop)}
+    assert len(set(rows.places.flatten().tolist())) == experts.numel()
+    for token, (places, chosen) in enumerate(zip(rows.places.tolist(), experts.tolist())):
+        assert [owner[p] for p in places] == chosen and rows.tokens[places].tolist() == [token, token]
 
 
-def test_padding_slots_change_nothing(monkeypatch):
+def test_padding_rows_change_nothing(monkeypatch):
     model, results = toy_model(), []
     layer = model.blocks[0].mlp
     x = torch.randn(11, model.config.d_model, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     for quantum in (1, 32):
-        monkeypatch.setattr(expert_products.Slots, "of", classmethod(lambda cls, e, n, q=quantum, of=Slots.of.__func__: of(cls, e, n, q)))
+        monkeypatch.setattr(expert_products, "QUANTUM", quantum)
         leaf = x.clone().requires_grad_()
         out = layer(leaf)[0]
         results.append([out, *torch.autograd.grad(out.square().sum(), [leaf, *layer.parameters()])])
-        monkeypatch.undo()
     for made, expected in zip(*results):
         torch.testing.assert_close(made, expected, rtol=1e-10, atol=1e-12)
 

@@ -11,7 +11,7 @@ import torch
 from model import ModelConfig, TinySeek
 from model.decoding.cache import DecodeCache
 from model.kernels.ngram_head import last_ids
-from model.segments import Layout
+from model.segments import Segments
 from tools.checkpoint import read_pair, read_checkpoint
 from tools.config_manager import ConfigManager
 from tools.vocab import Vocab
@@ -176,7 +176,7 @@ def pack(documents, width):
             at += len(document)
         if at < width:
             lengths.append(width - at)
-    return dict(input_ids=ids, positions=positions, layout=Layout.from_lengths(lengths), valid=valid), starts
+    return dict(input_ids=ids, positions=positions, layout=Segments.from_lengths(lengths), valid=valid), starts
 
 
 def toy_documents(count=7, longest=11, seed=0, vocab_size=300):

@@ -10,10 +10,10 @@ import torch
 from tqdm import tqdm
 
 from chat_agent.evaluation import rows as eval_data
-from model.kernels.cross_entropy import target_losses
+from model.kernels.cross_entropy import IGNORE, target_losses
 from model.kernels.ngram_head import orders_held
 from model.generate import evaluating, generate_replies
-from model.segments import Layout
+from model.segments import Segments
 from tools import template
 from tools.demo_data import chance, grade
 from tools.errors import UserError
@@ -23,7 +23,6 @@ from tools.process.device import DTYPES
 WINDOW = 512            # tokens a model sees at once where nobody says otherwise
 BATCH_TOKENS = 8192     # tokens of one forward pass
 BLOCK_ROWS = 4096       # rows that are encoded before they are scored
-IGNORE = -100
 SHOWN_PER_TASK = 3      # failed questions that are quoted
 # tokens a reply may be longer than the longest right answer: beyond, it is wrong whatever follows
 SPARE = 16
@@ -108,7 +107,7 @@ def _score(model, documents, group, precision, counted=None):
     device = next(model.parameters()).device
     ids, positions, labels = (torch.from_numpy(np.concatenate(t).astype(np.int64)).to(device)
                               for t in (ids, positions, labels))
-    layout, left_out = Layout.from_lengths([size for _, _, size, _ in group]).to(device), None
+    layout, left_out = Segments.from_lengths([size for _, _, size, _ in group]).to(device), None
     if counted is not None:
         starts = torch.tensor([start for _, start, size, _ in group for _ in range(size)], device=device)
         held = torch.tensor([counted[number] for number, _, size, _ in group for _ in range(size)], device=device)

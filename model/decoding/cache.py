@@ -29,7 +29,7 @@ class DecodeCache:
     def __init__(self, config, slots, capacity, device="cpu", dtype=torch.float32):
         self.config = config
         self.lengths = [0] * slots
-        self.memory = [torch.zeros(slots, 0, cache_width(config), device=device, dtype=dtype)
+        self.kv = [torch.zeros(slots, 0, cache_width(config), device=device, dtype=dtype)
                        for _ in range(config.n_layer)]
         # what was read
         self.tokens = torch.zeros(slots, 0, 1, device=device, dtype=torch.long) if config.counted else None
@@ -54,9 +54,9 @@ class DecodeCache:
         if capacity <= self.capacity:
             return
         capacity = max(capacity, 2 * self.capacity)
-        old = self.memory
-        self.memory = [m.new_zeros(m.shape[0], capacity, m.shape[2]) for m in old]
-        for new, m in zip(self.memory, old):
+        old = self.kv
+        self.kv = [m.new_zeros(m.shape[0], capacity, m.shape[2]) for m in old]
+        for new, m in zip(self.kv, old):
             new[:, :self.capacity] = m
         if self.tokens is not None:
             self.tokens = F.pad(self.tokens, (0, 0, 0, capacity - self.capacity))
@@ -84,7 +84,7 @@ class DecodeCache:
     def move(self, source, target):
         """Slot `target` takes over what slot `source` holds, which is empty afterwards."""
         length = self.lengths[source]
-        for m in self.memory if self.tokens is None else [*self.memory, self.tokens]:
+        for m in self.kv if self.tokens is None else [*self.kv, self.tokens]:
             m[target, :length] = m[source, :length]
         self.lengths[target], self.lengths[source] = length, 0
 
@@ -95,13 +95,13 @@ class DecodeCache:
 
     def keep(self, slots):
         """Drop every slot that is not listed; slots[i] becomes slot i."""
-        index = torch.tensor(slots, device=self.memory[0].device)
-        self.memory = [m.index_select(0, index) for m in self.memory]
+        index = torch.tensor(slots, device=self.kv[0].device)
+        self.kv = [m.index_select(0, index) for m in self.kv]
         self.tokens = None if self.tokens is None else self.tokens.index_select(0, index)
         self.lengths = [self.lengths[s] for s in slots]
 
     def bytes_per_token(self):
-        return sum(m.shape[2] * m.element_size() for m in self.memory)
+        return sum(m.shape[2] * m.element_size() for m in self.kv)
 
 
 def cache_width(config):
@@ -123,7 +123,7 @@ class Step:
 
     def __init__(self, cache, slots, length, absorb=None):
         starts = [cache.lengths[s] for s in slots]
-        self.length, self.rows, device = length, _as_slice(slots, cache.memory[0].device), cache.memory[0].device
+        self.length, self.rows, device = length, _as_slice(slots, cache.kv[0].device), cache.kv[0].device
         self.first = starts[0] if min(starts) == max(starts) else None
         self.high = max(starts) + length
         cache.reserve(self.high)
@@ -135,7 +135,7 @@ class Step:
             self.at = torch.tensor(starts, device=device)[:, None] + torch.arange(length, device=device)       # (B, T)
             self.slots = torch.tensor(slots, device=device)[:, None]
         self.causal = self.first == 0 and length > 1 and _plain(cache.config, length)
-        self.bias = self._bias(cache.config, device, cache.memory[0].dtype)
+        self.bias = self._bias(cache.config, device, cache.kv[0].dtype)
         self.tables, self.turns = self._tables(cache, len(slots))
 
     def positions(self, device):

@@ -37,7 +37,7 @@ def _bags(count, size):
         return torch.arange(0, count * size, size, dtype=torch.int32)
 
 
-class Matrix:
+class RowTable:
     """x (N, in) -> x @ weight.T (N, out). The table for few rows is made when they first come: whole batches never need
     it."""
 
@@ -68,7 +68,7 @@ class DenseFeedForward:
     """A FeedForward as its weights are now."""
 
     def __init__(self, layer):
-        self.up, self.down, self.activation = Matrix(layer.up.weight), Matrix(layer.down.weight), layer.activation
+        self.up, self.down, self.activation = RowTable(layer.up.weight), RowTable(layer.down.weight), layer.activation
 
     def __call__(self, x):
         return self.down(activate(self.up(x), self.activation))

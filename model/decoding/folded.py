@@ -10,7 +10,7 @@ to rounding.
 import torch
 
 from model.attention import MLA, grouped
-from model.decoding.few_rows import DenseFeedForward, ExpertTables, Matrix
+from model.decoding.few_rows import DenseFeedForward, ExpertTables, RowTable
 from model.layers import FeedForward, is_gated, rotate
 
 
@@ -35,13 +35,13 @@ class FoldedMLA:
         query = weight["q_up"].view(c.n_head, attention.key_width, -1)
         content = torch.bmm(up[:, 0].transpose(1, 2), query[:, :c.d_h])                               # (H, d_c, d_q)
         # (d_q + d_c + d_r, d_model)
-        self.inward = Matrix(torch.cat((weight["q_down"], weight["kv_down"])))
+        self.inward = RowTable(torch.cat((weight["q_down"], weight["kv_down"])))
         # (H * (d_c + d_r), d_q)
-        self.query = Matrix(torch.cat((content, query[:, c.d_h:]), 1).flatten(0, 1))
+        self.query = RowTable(torch.cat((content, query[:, c.d_h:]), 1).flatten(0, 1))
         # (H, d_model, d_h)
         outward = weight["out"].view(-1, c.n_head, c.d_h).transpose(0, 1)
         # (d_model, H * d_c)
-        self.outward = Matrix(torch.bmm(outward, up[:, 1]).transpose(0, 1).flatten(1))
+        self.outward = RowTable(torch.bmm(outward, up[:, 1]).transpose(0, 1).flatten(1))
 
     def decode(self, x, step, memory):
         """The same as MLA.decode with absorbed attention."""
@@ -84,7 +84,7 @@ class FoldedModel:
 
     def __init__(self, model):
         self.blocks = [Folded(block) for block in model.blocks]
-        self.heads = [head if model.config.counted else Matrix(head.weight) for head in model.heads()]
+        self.heads = [head if model.config.counted else RowTable(head.weight) for head in model.heads()]
 
 
 @torch.inference_mode()

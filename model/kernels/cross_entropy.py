@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from model.layers import compute_dtype
 
+IGNORE = -100         # a label that is no target, as torch's cross_entropy has it; any negative one is none
 CHUNK = 256           # positions at a time: their logits stay in the cache
 GPU_CHUNK = 2048
 
@@ -107,7 +108,7 @@ def chosen(labels, *tensors):
 def plain_losses(logits, labels):
     """Cross-entropy of each label (N,), 0 where it is negative. logits (N, V)."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.cross_entropy(logits, labels, ignore_index=-100, reduction="none")
+    return F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
 
 
 def token_losses(hidden, head, labels, *more):

@@ -1,9 +1,7 @@
-"""All routed experts in one differentiable step, with the buffers and passes it takes and no more.
+"""All routed experts of a layer in one differentiable step: `experts_on_cpu`, and `grouped_experts` everywhere else.
 
-Left to autograd, every expert's slice costs its own views, casts and concatenations; on a CPU those outweigh the
-products. Here one expert after the other is gathered, multiplied and activated while its rows are still in the cache,
-and nothing is kept for the backward pass that a gather brings back. M = N * K assignments, P >= M slots, sorted by
-expert.
+Both give what `one_by_one` in moe.py says: x (N, d); weights, experts (N, K); up (E, 2h, d), gate rows first, or (E, h,
+d); down (E, d, h) -> (N, d) in x's dtype. M = N * K assignments, P >= M rows of x, sorted by expert.
 """
 
 from dataclasses import dataclass
@@ -11,106 +9,137 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from model.layers import activate, gated, gated_backward
+from model.layers import activate, compute_dtype, gated, gated_backward
+from model.segments import take_once
 
-# an expert's slots are a multiple of it: oneDNN compiles a kernel for every new shape, which costs more than the
-# product
+# an expert's rows are a multiple of it: oneDNN compiles a kernel for every new shape, which costs more than the product
 QUANTUM = 32
 
 
+def sorted_places(experts, number, size):
+    """experts (N, K) -> places (M,): the row of each assignment; ends (number,): the block of `size` rows at which each
+    expert's rows end. An expert's rows begin with a block; all sizes are known without asking the device."""
+    flat = experts.flatten()
+    counts = (flat[:, None] == torch.arange(number, device=flat.device)).sum(0)
+    blocks = (counts + size - 1) // size
+    ends, order = blocks.cumsum(0), flat.argsort(stable=True)
+    shift = (ends - blocks) * size - (counts.cumsum(0) - counts)          # of an expert's rows against its assignments
+    ranks = torch.arange(len(flat), device=flat.device)
+    return torch.empty_like(order).index_copy_(0, order, ranks + shift[flat[order]]), ends
+
+
+# ---------------------------------------------------------------- a GPU
+
+
+def grouped_experts(x, weights, experts, up, down, activation):
+    """All experts in one product each way, without a word to the host.
+
+    Where torch has a kernel for it, rows lie one after the other. Elsewhere they are padded to blocks of the mean
+    number of rows, at most 2 E of them, each with a copy of its expert's matrix: what a few tokens chose, or twice all.
+    """
+    dtype, (number, _, width) = compute_dtype(x), up.shape
+    up, down, keep, total = up.to(dtype), down.to(dtype), experts.shape[1], experts.numel()
+    kernel = can_group(x.device, dtype, *down.shape[1:])
+    size = 1 if kernel else max(1, -(-total // number))
+    count = min(total, total // size + number)                                    # of blocks, the last ones may be empty
+    places, ends = sorted_places(experts, number, size)
+    rows = x.to(dtype).repeat_interleave(keep, 0)
+    rows = rows.new_zeros(count * size, width).index_copy(0, places, rows)        # (P, d)
+    if kernel:
+        product = grouped_products(ends)
+    else:
+        product = block_products(ends, count)
+    results = product(activate(product(rows, up), activation), down)
+    results = take_once(results, places).view(*experts.shape, -1)                 # (N, K, d)
+    return (results * weights.to(dtype)[..., None]).sum(1)
+
+
+def grouped_products(ends):
+    """The product of rows (P, in), of which expert e has those up to ends[e], with weight (E, out, in) -> (P, out)."""
+    ends = ends.to(torch.int32)
+    return lambda rows, weight: F.grouped_mm(rows, weight.transpose(1, 2), offs=ends)
+
+
+def block_products(ends, count):
+    """The same where ends are of `count` equal blocks of rows."""
+    owner = torch.searchsorted(ends, torch.arange(count, device=ends.device), right=True).clamp_max(len(ends) - 1)
+    return lambda rows, weight: torch.bmm(rows.unflatten(0, (count, -1)), weight[owner].transpose(1, 2)).flatten(0, 1)
+
+
+def can_group(device, dtype, *widths):
+    """Whether torch has a kernel for grouped products here: bfloat16, rows of whole 16 bytes, compute capability 9 or
+    10; elsewhere it would fetch the groups' ends to the host for every product."""
+    return (device.type == "cuda" and dtype == torch.bfloat16 and hasattr(F, "grouped_mm")
+            and torch.cuda.get_device_capability(device)[0] in (9, 10) and all(width % 8 == 0 for width in widths))
+
+
+# ---------------------------------------------------------------- a CPU
+
+
+def experts_on_cpu(x, weights, experts, up, down, activation):
+    """Gated activations only. One expert after the other is gathered, multiplied and activated while its rows are still
+    in the cache, and nothing is kept for the backward pass that a gather brings back. Left to autograd, every expert's
+    slice costs its own views, casts and concatenations, which on a CPU outweigh the products."""
+    return _ExpertsOnCPU.apply(x, weights, ByExpert.of(experts, len(up)), up, down, activation)
+
+
 @dataclass
-class Slots:
+class ByExpert:
     """Where the assignments lie once they are sorted by expert.
 
-    tokens (P,): the token in each slot; padding slots hold token 0. places (N, K): the slot of each assignment. parts:
-    for each expert that has any, (expert, slice of its slots). counts (E,): assignments per expert.
+    tokens (P,): the token in each row; padding holds token 0. places (N, K): the row of each assignment. parts: for
+    each expert that has any, (expert, slice of its rows).
     """
 
     tokens: torch.Tensor
     places: torch.Tensor
     parts: list
-    counts: torch.Tensor
 
     @classmethod
-    def of(cls, experts, number, quantum=QUANTUM):
-        """experts (N, K), `number` of experts -> Slots."""
-        flat = experts.flatten()
-        counts = torch.bincount(flat, minlength=number)
-        padded = (counts + quantum - 1) // quantum * quantum
-        ends, order = padded.cumsum(0), flat.argsort(stable=True)
-        # of an expert's slots against its sorted assignments
-        shift = ends - padded - (counts.cumsum(0) - counts)
-        slots = torch.arange(len(flat), device=flat.device) + shift.repeat_interleave(counts)
-        places = torch.empty_like(order)
-        places[order] = slots
-        bounds = ends.tolist()
-        tokens = order.new_zeros(bounds[-1])
-        tokens[slots] = order // experts.shape[1]
+    def of(cls, experts, number):
+        """experts (N, K), `number` of experts -> ByExpert."""
+        places, ends = sorted_places(experts, number, QUANTUM)
+        bounds = (ends * QUANTUM).tolist()
+        tokens = places.new_zeros(bounds[-1])
+        tokens[places] = torch.arange(len(places)) // experts.shape[1]
         parts = [(e, slice(first, last)) for e, (first, last) in enumerate(zip([0, *bounds], bounds)) if last > first]
-        return cls(tokens, places.view_as(experts), parts, counts)
+        return cls(tokens, places.view_as(experts), parts)
 
 
-class RoutedExperts(torch.autograd.Function):
-    """sum over the K chosen experts of weight * down(act(up(x))), gated activations.
-
-    x (N, d); weights (N, K); slots: Slots; up (E, 2h, d), gate rows first; down (E, d, h) -> (N, d) in x's dtype.
-    """
-
+class _ExpertsOnCPU(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weights, slots, up, down, activation):
+    def forward(ctx, x, weights, sorted_by, up, down, activation):
         up_c, down_c = up.to(x.dtype), down.to(x.dtype)
-        before = x.new_empty(len(slots.tokens), up.shape[1])                      # (P, 2h)
-        results = x.new_empty(len(slots.tokens), x.shape[1])                      # (P, d)
-        for e, part in slots.parts:
-            inner = torch.mm(x.index_select(0, slots.tokens[part]), up_c[e].t(), out=before[part])
+        before = x.new_empty(len(sorted_by.tokens), up.shape[1])                  # (P, 2h)
+        results = x.new_empty(len(sorted_by.tokens), x.shape[1])                  # (P, d)
+        for e, part in sorted_by.parts:
+            inner = torch.mm(x.index_select(0, sorted_by.tokens[part]), up_c[e].t(), out=before[part])
             torch.mm(gated(inner, activation), down_c[e].t(), out=results[part])
         ctx.save_for_backward(x, weights, before, up_c, down_c)
-        ctx.slots, ctx.activation, ctx.dtypes = slots, activation, (up.dtype, down.dtype)
-        return F.embedding_bag(slots.places, results, mode="sum", per_sample_weights=weights.to(x.dtype))
+        ctx.sorted_by, ctx.activation, ctx.dtypes = sorted_by, activation, (up.dtype, down.dtype)
+        return F.embedding_bag(sorted_by.places, results, mode="sum", per_sample_weights=weights.to(x.dtype))
 
     @staticmethod
     def backward(ctx, grad):
         x, weights, before, up, down = ctx.saved_tensors
-        slots, learns = ctx.slots, any(ctx.needs_input_grad[3:5])
-        tokens, grad = slots.tokens, grad.contiguous()
-        scale = weights.new_zeros(len(tokens)).index_copy_(0, slots.places.flatten(),
-                                                           weights.flatten()).to(grad.dtype)[:, None]
+        tokens, places, grad = ctx.sorted_by.tokens, ctx.sorted_by.places, grad.contiguous()
+        scale = weights.new_zeros(len(tokens)).index_copy_(0, places.flatten(), weights.flatten())
+        scale = scale.to(grad.dtype)[:, None]
         to_weights = weights.new_empty(len(tokens))
         grad_x = grad.new_empty(len(tokens), grad.shape[1])
+        learns = any(ctx.needs_input_grad[3:5])
         grad_up, grad_down = (torch.zeros_like(up), torch.zeros_like(down)) if learns else (None, None)
-        for e, part in slots.parts:
+        for e, part in ctx.sorted_by.parts:
             rows = grad.index_select(0, tokens[part])
             after, to_after = gated(before[part], ctx.activation), torch.mm(rows, down[e])
-            # weight * expert output is linear in both, so one product serves the weight's gradient and the
-            # activation's.
+            # weight * expert output is linear in both: one product serves the weight's gradient and the activation's
             to_weights[part] = (to_after * after).sum(-1)
             to_before = gated_backward(to_after.mul_(scale[part]), before[part], ctx.activation)
             torch.mm(to_before, up[e], out=grad_x[part])
-            # a padding slot has weight 0 and adds nothing
-            if learns:
+            if learns:                                                            # padding has weight 0, adds nothing
                 torch.mm(rows.t(), after.mul_(scale[part]), out=grad_down[e])
                 torch.mm(to_before.t(), x.index_select(0, tokens[part]), out=grad_up[e])
         if learns:
             grad_up, grad_down = grad_up.to(ctx.dtypes[0]), grad_down.to(ctx.dtypes[1])
-        grad_weights = to_weights.index_select(0, slots.places.flatten()).view_as(weights)
-        return F.embedding_bag(slots.places, grad_x, mode="sum"), grad_weights, None, grad_up, grad_down, None
-
-
-def can_group(device, dtype, *widths):
-    """Whether torch has a kernel for grouped products here: bfloat16, rows of whole 16 bytes, compute capability 9 or
-    10.
-
-    Elsewhere it would fetch the group's ends to the host for every product, where our own loop fetches them once.
-    """
-    return (device.type == "cuda" and dtype == torch.bfloat16 and hasattr(F, "grouped_mm")
-            and torch.cuda.get_device_capability(device)[0] in (9, 10) and all(width % 8 == 0 for width in widths))
-
-
-def grouped_experts(x, counts, up, down, activation):
-    """down(act(up(x))) of every expert in two products, without a word to the host.
-
-    x (M, d) sorted by expert; counts (E,); up (E, 2h or h, d); down (E, d, h) -> (M, d)
-    """
-    ends = counts.cumsum(0, dtype=torch.int32)
-    inner = F.grouped_mm(x, up.transpose(1, 2), offs=ends)
-    return F.grouped_mm(activate(inner, activation), down.transpose(1, 2), offs=ends)
+        grad_weights = to_weights.index_select(0, places.flatten()).view_as(weights)
+        return F.embedding_bag(places, grad_x, mode="sum"), grad_weights, None, grad_up, grad_down, None

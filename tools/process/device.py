@@ -12,7 +12,11 @@ DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}   
 
 def choose_device(name="auto"):
     """auto | cpu | cuda | cuda:0 | mps … -> torch.device. A device that is not there is a UserError 2, never a silent
-    fallback."""
+    fallback.
+
+    On CUDA, cuDNN's attention is switched off: it plans anew for every shape, and packed documents bring new ones with
+    every batch.
+    """
     # Torchrun's words
     alone, here = (int(os.environ.get(word, 1)) <= 1 for word in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     if name == "auto":
@@ -29,6 +33,8 @@ def choose_device(name="auto"):
         raise UserError("指定了 --device cuda，但这台机器上的 PyTorch 看不到 CUDA 显卡。请改用 --device cpu，或安装带 CUDA 的 PyTorch。")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"没有编号为 {device.index} 的显卡，这台机器只有 {torch.cuda.device_count()} 块。")
+    if device.type == "cuda":
+        torch.backends.cuda.enable_cudnn_sdp(False)
     # Torch.xpu, and torch.npu where its package is imported
     others = getattr(torch, device.type, None)
     if device.type not in ("cpu", "cuda", "mps", "meta") and not (others and others.is_available()):

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from model.kernels.cross_entropy import IGNORE
 from model.kernels.ngram_head import orders_held
-from model.segments import Layout
+from model.segments import Segments
 from tools.errors import UserError
 from train_agent.trainers.data.packing import best_fit, cut, shuffled
 
-IGNORE = -100
 CHUNK_DOCUMENTS = 16384     # documents per chunk where n_of_samples, which counts data rows, is null
 NOTHING = -1                # what a rank reads where a step has no micro-batch left for it
 EXACT_UP_TO = 300_000       # documents per epoch up to which the number of steps is counted, beyond it is estimated
@@ -40,7 +40,7 @@ class Movable:
         return self._each(lambda part: part.pin_memory())
 
     def _each(self, change):
-        return replace(self, **{k: change(part) for k, part in self.__dict__.items() if isinstance(part, (torch.Tensor, Layout))})
+        return replace(self, **{k: change(part) for k, part in self.__dict__.items() if isinstance(part, (torch.Tensor, Segments))})
 
     def blank(self):
         """Nothing to learn from, for a process that has no batch in a step."""
@@ -55,7 +55,7 @@ class Batch(Movable):
     valid: torch.Tensor
     labels_1: torch.Tensor
     labels_2: torch.Tensor
-    layout: Layout
+    layout: Segments
     tokens: int
     targets_1: int
     targets_2: int
@@ -102,7 +102,7 @@ def make_batch(cache, pieces, rows, row_count, width, counted=None):
     lengths = _with_padding(row_of, size, row_count, width)
     positions[~valid] = (np.arange(shape) % width)[~valid]
     tensors = [torch.from_numpy(t).view(row_count, width) for t in (cache.split(numbers)[0], positions, valid, *labels)]
-    made = Batch(*tensors, layout=Layout.from_lengths(lengths), tokens=int(ends[-1]),
+    made = Batch(*tensors, layout=Segments.from_lengths(lengths), tokens=int(ends[-1]),
                  targets_1=int((labels[0] >= 0).sum()), targets_2=int((labels[1] >= 0).sum()))
     if counted is not None:
         orders = orders_held(*(torch.from_numpy(t) for t in (np.repeat(start, size), offset)))

@@ -2,6 +2,8 @@
 
 import torch
 
+from model.moe import auxiliary_loss, compute_router_auxiliary_loss, load_balance_loss, z_loss  # noqa: F401
+
 EXTRAS = ("router_aux", "drift")         # of an adaptation: token-weighted means, part of the loss
 PER_SAMPLE = ("accuracy", "regret", "margin", "reward_chosen", "reward_rejected")    # sums over samples, counted as targets_1
 
@@ -50,31 +52,3 @@ def step_metrics(sums, totals):
         metrics[name] = float(sums[name]) / max(1, totals["tokens"])
         metrics["loss"] += metrics[name]
     return metrics | {k: float(sums[k]) / max(1, totals["targets_1"]) for k in PER_SAMPLE if k in sums}
-
-
-def load_balance_loss(load, mean_probability):
-    """C * sum f_i * P_i: 1 when uniform, C / k when k experts take everything. load (C,) shares that sum to 1."""
-    return len(load) * (load * mean_probability).sum()
-
-
-def auxiliary_loss(mean_probability):
-    """sum (P_i - 1 / C)^2 over the mean probabilities (C,), which carry a gradient; 0 when uniform."""
-    return (mean_probability - 1 / len(mean_probability)).pow(2).sum()
-
-
-def z_loss(logits):
-    """mean(logsumexp(logits)^2) over (..., C)."""
-    return torch.logsumexp(logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits, -1).pow(2).mean()
-
-
-def compute_router_auxiliary_loss(router_losses, load_balance_coef=0.01, auxiliary_coef=0.0, z_loss_coef=0.001):
-    """Mean over the layers that have losses of load_balance, auxiliary and z_loss, each times its coefficient.
-
-    router_losses: one dict per layer, floats or tensors, any of the three keys missing; no layers -> 0.0.
-    compute_router_auxiliary_loss([{"load_balance": .01, "z_loss": .001}, {"load_balance": .02, "z_loss": .002}]) == 1.515e-4
-    """
-    coefficients = {"load_balance": load_balance_coef, "auxiliary": auxiliary_coef, "z_loss": z_loss_coef}
-    layers = [layer for layer in router_losses if layer]
-    if not layers:
-        return 0.0
-    return sum(coefficients[name] * value for layer in layers for name, value in layer.items()) / len(layers)

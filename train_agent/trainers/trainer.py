@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from model import TinySeek
 from model.config import MODEL_KEYS
+from model.kernels.cross_entropy import IGNORE
 from tools.config.compare import fingerprint
 from tools.config_manager import ConfigManager
 from tools.errors import UserError
@@ -21,7 +22,6 @@ from tools.vocab import Vocab
 from train_agent.trainers import parallel
 from train_agent.trainers.running import resume as recovery
 from train_agent.trainers.data.count_ngrams import count_training
-from train_agent.trainers.dataset import IGNORE
 from train_agent.trainers.running.evaluation import evaluate
 from train_agent.trainers.losses import share_of_step
 from train_agent.trainers.loop import Loop

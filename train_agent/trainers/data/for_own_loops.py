@@ -8,13 +8,14 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from model.kernels.cross_entropy import IGNORE
 from tools import formats
 from tools.config.keys import KEYS, default_of
 from tools.config.values import check_value
 from tools.errors import UserError
 from tools.vocab import Vocab
 from train_agent.trainers import parallel
-from train_agent.trainers.dataset import IGNORE, ItemData, PackedData, Position, loader
+from train_agent.trainers.dataset import ItemData, PackedData, Position, loader
 from train_agent.trainers.build_stage import cached
 from train_agent.trainers.data.split import learnable
 

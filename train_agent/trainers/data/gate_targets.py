@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from model.kernels.cross_entropy import target_losses
-from model.segments import Layout
+from model.kernels.cross_entropy import IGNORE, target_losses
+from model.segments import Segments
 from tools.mask import last_reply
 from train_agent.trainers.data.disk_table import stored
 from train_agent.trainers.data.split import kept
@@ -52,14 +52,14 @@ def _losses(model, pairs, max_len, device):
     """pairs: (ids, supervised) of several documents -> (B,) mean CE1 + mean CE2 of their last replies. A long one keeps its end."""
     pairs = [(ids[-max_len - 1:], last_reply(learned)[-max_len - 1:]) for ids, learned in pairs]
     width = max(len(ids) for ids, _ in pairs)
-    ids, goals = np.zeros((len(pairs), width), np.int64), np.full((len(pairs), width), -100)
+    ids, goals = np.zeros((len(pairs), width), np.int64), np.full((len(pairs), width), IGNORE)
     for row, (one, learned) in enumerate(pairs):
         ids[row, :len(one)] = one
-        goals[row, :len(one)] = np.where(learned, one, -100)
-    hidden, before, _ = model.encode(torch.from_numpy(ids[:, :-1]).to(device), layout=Layout.dense(len(ids), width - 1))
+        goals[row, :len(one)] = np.where(learned, one, IGNORE)
+    hidden, before, _ = model.encode(torch.from_numpy(ids[:, :-1]).to(device), layout=Segments.dense(len(ids), width - 1))
     total = 0
     for ahead, head in zip((1, 2), model.heads()):
-        labels = np.full_like(ids[:, :-1], -100)
+        labels = np.full_like(ids[:, :-1], IGNORE)
         labels[:, :width - ahead] = goals[:, ahead:]
         labels = torch.from_numpy(labels).to(device)
         ce = target_losses(hidden, head, labels.flatten(), before).view_as(labels).sum(1)

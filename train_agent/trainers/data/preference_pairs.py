@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from model.segments import Layout
+from model.kernels.cross_entropy import IGNORE
+from model.segments import Segments
 from tools.mask import last_reply
-from train_agent.trainers.dataset import IGNORE, NOTHING, ItemData, Movable, Position, make_batch
+from train_agent.trainers.dataset import NOTHING, ItemData, Movable, Position, make_batch
 from train_agent.trainers.data.split import kept
 
 
@@ -23,7 +24,7 @@ class PreferenceBatch(Movable):
     positions: torch.Tensor
     valid: torch.Tensor
     labels: torch.Tensor
-    layout: Layout
+    layout: Segments
     owner: torch.Tensor
     reference: torch.Tensor
     tokens: int
