@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass, fields
 
+# Also the choices of tools/config/keys.py, which may not import this; a test holds them equal.
 CHOICES = {
     "activation": ("swiglu", "geglu", "gelu", "relu", "relu2"),
     "norm": ("rms", "layer"),
@@ -74,8 +75,8 @@ class ModelConfig:
         if self.qk_norm and self.attention != "gqa":
             raise ValueError("qk_norm belongs to attention 'gqa'; 'mla' normalises its latents already")
         if self.counted and not (2 <= self.counted and self.vocab_size ** (self.counted - 1) < 2 ** 63):
-            raise ValueError(
-                f"counted {self.counted} must be 0 or at least 2, and small enough for a vocabulary of {self.vocab_size}")
+            raise ValueError(f"counted {self.counted} must be 0 or at least 2, "
+                             f"and small enough for a vocabulary of {self.vocab_size}")
         if self.counted and self.use_fc2:
             raise ValueError("counted needs use_fc2 false: there are no counts for the second next token")
         if self.position == "learned" and not self.max_position:

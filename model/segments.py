@@ -59,7 +59,9 @@ class Segments:
         return Segments(self.shapes, gather, scatter)
 
     def pin_memory(self):
-        return self if self.gather is None else Segments(self.shapes, self.gather.pin_memory(), self.scatter.pin_memory())
+        if self.gather is None:
+            return self
+        return Segments(self.shapes, self.gather.pin_memory(), self.scatter.pin_memory())
 
 
 def _buckets(sizes):

@@ -35,7 +35,7 @@ def grouped_experts(x, weights, experts, up, down, activation):
     """All experts in one product each way, without a word to the host.
 
     Where torch has a kernel for it, rows lie one after the other. Elsewhere they are padded to blocks of the mean
-    number of rows, at most 2 E of them, each with a copy of its expert's matrix: what a few tokens chose, or twice all.
+    number of rows, at most 2 E of them, each with a copy of its expert's matrix: what few tokens chose, or twice all.
     """
     dtype, (number, _, width) = compute_dtype(x), up.shape
     up, down, keep, total = up.to(dtype), down.to(dtype), experts.shape[1], experts.numel()
