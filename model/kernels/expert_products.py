@@ -41,7 +41,7 @@ def grouped_experts(x, weights, experts, up, down, activation):
     up, down, keep, total = up.to(dtype), down.to(dtype), experts.shape[1], experts.numel()
     kernel = can_group(x.device, dtype, *down.shape[1:])
     size = 1 if kernel else max(1, -(-total // number))
-    count = min(total, total // size + number)                                    # of blocks, the last ones may be empty
+    count = min(total, total // size + number)                                    # of blocks, the last may be empty
     places, ends = sorted_places(experts, number, size)
     rows = x.to(dtype).repeat_interleave(keep, 0)
     rows = rows.new_zeros(count * size, width).index_copy(0, places, rows)        # (P, d)
