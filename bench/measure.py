@@ -40,6 +40,16 @@ def peak(dtype, spent=0.3):
     return max(machine.product_rate(dtype, size, spent) for size in PRODUCTS)
 
 
+def flops(model, tokens, length):
+    """Floating-point operations of forward and backward: 6 per token and weight that multiplies it, and causal
+    attention over `length`."""
+    config, weights = model.config, dict(model.named_parameters())
+    routed = sum(p.numel() for name, p in weights.items() if name.endswith(("mlp.up", "mlp.down")) and p.ndim == 3)
+    looked_up = 0 if config.tie_embedding else model.embed.weight.numel()
+    active = sum(map(torch.numel, weights.values())) - looked_up - round(routed * (1 - config.keep / config.other_experts))
+    return tokens * (6 * active + 6 * config.n_layer * config.d_model * length)
+
+
 def table(header, rows):
     """Lines of a table: first column to the left, numbers to the right; a Chinese character takes two places."""
     wide = [[str(cell) for cell in row] for row in [header, *rows]]

@@ -24,13 +24,12 @@ if __name__ == "__main__":
 import torch
 
 from bench import data_memory
-from bench.measure import LENGTH, ROWS, SHAPE, draw, medians, peak, table
+from bench.measure import LENGTH, ROWS, SHAPE, draw, flops, medians, peak, table
 from bench.train_speed import random_batch, stage_options, with_model
 from tools.cli import guarded, parse
 from tools.demo_data import write_demo
 from train_agent.trainers.hardware import machine
 from train_agent.trainers.dataset import PackedData, Position
-from train_agent.trainers.trying.plan import count, flops
 from train_agent.trainers.trying.dry_loop import Rehearsal
 from train_agent.trainers.sft_training import build_stage
 
@@ -99,7 +98,7 @@ def width(stage, sizes, rounds):
     with ExitStack() as stack:
         loops = {d: stack.enter_context(Rehearsal(with_model(stage, d_model=d, n_head=d // 32, d_c=d // 4, hidden=d))) for d in sizes}
         took = medians(rounds, WARM_UP, **{str(d): (lambda loop=loop: loop.optimize([batch], 1)) for d, loop in loops.items()})
-        work = {d: flops(count(loop.model.config)[3], TOKENS, loop.model.config, LENGTH) for d, loop in loops.items()}
+        work = {d: flops(loop.model, TOKENS, LENGTH) for d, loop in loops.items()}
     return {d: {"tokens_per_s": round(TOKENS / took[str(d)], 1), "peak_share": round(work[d] / took[str(d)] / best, 4)} for d in sizes}
 
 

@@ -25,14 +25,13 @@ if __name__ == "__main__":
 import torch
 
 from bench import yardstick
-from bench.measure import LENGTH, ROWS, SHAPE, by_turns, draw, medians, peak, seconds, table
+from bench.measure import LENGTH, ROWS, SHAPE, by_turns, draw, flops, medians, peak, seconds, table
 from model import ModelConfig, TinySeek
 from model.segments import Segments
 from tools.cli import guarded, parse
 from tools.demo_data import write_demo
 from train_agent.trainers.hardware import machine
 from train_agent.trainers.dataset import Batch
-from train_agent.trainers.trying.plan import count, flops
 from train_agent.trainers.trying.dry_loop import Rehearsal
 from train_agent.trainers.sft_training import build_stage
 
@@ -99,7 +98,7 @@ def run(manager, data, rounds, folder):
         took = by_turns(rounds, turns)
         peaks = {name: took.pop(name) for name in PEAKS}
         phases = breakdown(moe, batch)
-        work = {name: flops(count(loop.model.config)[3], ROWS * LENGTH, loop.model.config, LENGTH)
+        work = {name: flops(loop.model, ROWS * LENGTH, LENGTH)
                 for name, loop in (("moe", moe), ("dense", dense))}
     useful = {"packed": sum(own) / len(own), "padded": sum(real for _, real in padded) / len(padded)}
     return {"shape": {**SHAPE, "vocab_size": stage.model.config.vocab_size}, "threads": torch.get_num_threads(),
