@@ -103,7 +103,7 @@ def answered(path, questions):
 
 def print_scores(before, after):
     """One line per task: before SFT, after SFT, what guessing gets."""
-    print(f"\n{'SFT 前':>7} {'SFT 后':>8} {'瞎猜':>7}   任务")
+    print(f"\n{'SFT 前':>7} {'SFT 后':>8} {'随机猜测':>5}   任务")
     for task, value in sorted(after["by_task"].items(), key=lambda item: item[1]):
         print(f"{before['by_task'][task]:>9.1%} {value:>10.1%} {after['chance'][task]:>9.1%}   {TASKS[task].title}")
     print(f"{before['overall']:>9.1%} {after['overall']:>10.1%} {'':>9}   全部 {after['n']} 题，内容在训练时都没有出现过\n")

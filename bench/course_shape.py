@@ -137,7 +137,7 @@ def run(data, out, steps, quick):
 
 
 def main(argv=None):
-    _, command = parse(argv, "课程形状的字符级小 GPT：留出文本上到底多少比特/字？", stage="pre", extra=EXTRA)
+    _, command = parse(argv, "课程结构的字符级小 GPT：留出文本上到底多少比特/字？", stage="pre", extra=EXTRA)
     result = run(command.data, command.out, command.steps, command.quick)
     print(f"留出 {result['bits_per_char']:.3f} 比特/字（最低 {result['best_bits_per_char']:.3f}，第 {result['best_step']} 步；"
           f"只数字频 {result['counted_bits_per_char']:.3f}；训练 {result['train_bits_per_char']:.3f}）；未来泄漏 {result['leak']:g}")

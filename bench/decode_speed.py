@@ -38,7 +38,7 @@ from tools.template import render_prompt
 WINDOW = 512            # positions that the yardstick recomputes for every token
 STREAMS = 16
 OPTIONS = [
-    ("--model", {"metavar": "文件", "help": "训练好的模型，用来测第二头猜词（默认 out/TinySeek_SFT_final.pkl，没有就跳过）"}),
+    ("--model", {"metavar": "文件", "help": "训练好的模型，用来测第二个头猜词（默认 out/TinySeek_SFT_final.pkl，没有就跳过）"}),
     ("--data", {"nargs": "+", "metavar": "文件", "help": "问题从这些对话数据来，取编号能被 50 整除的行（默认为内置考题）"}),
     ("--prompts", {"type": int, "default": 200, "metavar": "数", "help": "用多少个问题（200）"}),
     ("--tokens", {"type": int, "default": 128, "metavar": "数", "help": "每次写多少个词元（128）"}),
@@ -48,7 +48,7 @@ OPTIONS = [
 
 
 def main(argv=None):
-    manager, options = parse(argv, "解码速度：缓存、并行、第二头猜词各快多少", extra=OPTIONS, only_run_keys=True)
+    manager, options = parse(argv, "解码速度：缓存、并行、第二个头猜词各快多少", extra=OPTIONS, only_run_keys=True)
     if options.quick:
         options.prompts, options.tokens, options.rounds = min(options.prompts, 20), 32, 2
     if manager.config["threads"]:
@@ -59,7 +59,7 @@ def main(argv=None):
     if options.model or path.is_file():
         result |= speculation(*load(path, "cpu")[:2], options, BadLines(Path(manager.config["log_dir"]) / "bad_lines.jsonl"))
     else:
-        print("还没有训练好的模型，第二头猜词这一项跳过（先运行 python run.py，或用 --model 指定）。")
+        print("还没有训练好的模型，第二个头猜词这一项跳过（先运行 python run.py，或用 --model 指定）。")
     print(json.dumps(result, ensure_ascii=False))
     return 0
 
@@ -135,7 +135,7 @@ def questions(vocab, options, bad):
     rows = read_rows(options.data, bad=bad) if options.data else read_rows([write_demo(HAND)["eval"]])
     wanted = [row.messages for i, row in enumerate(rows) if row.kind == "dialogue" and (not options.data or i % 50 == 0)]
     if not wanted:
-        raise UserError("数据里没有对话，测不了第二头猜词。请用 --data 给出对话数据。")
+        raise UserError("数据里没有对话，测不了第二个头猜词。请用 --data 给出对话数据。")
     wanted = wanted[::max(1, len(wanted) // options.prompts)][:options.prompts]
     cut = [messages[:max(i for i, m in enumerate(messages) if m["role"] == "assistant")] for messages in wanted]
     return [render_prompt(messages, vocab) for messages in cut]
@@ -166,7 +166,7 @@ def speculation(model, vocab, options, bad):
     same, ties = compare(model, prompts, [r.ids for r in plain], [r.ids for r in drafted])
     guesses, right = sum(r.drafted for r in drafted), sum(r.accepted for r in drafted)
     ratio, whole = (took[False][i] / took[True][i] for i in range(2))
-    print(f"第二头猜词：{ids / took[True][0]:.0f} 词元/秒，不猜 {ids / took[False][0]:.0f} 词元/秒，{ratio:.2f} 倍（连同读问题 {whole:.2f} 倍）；"
+    print(f"第二个头猜词：{ids / took[True][0]:.0f} 词元/秒，不猜 {ids / took[False][0]:.0f} 词元/秒，{ratio:.2f} 倍（连同读问题 {whole:.2f} 倍）；"
           f"猜 {guesses} 次，对 {right} 次；{len(prompts)} 个回答中相同 {same}，因并列而不同 {ties}")
     return {"speculative_tokens_per_s": round(ids / took[True][0], 1), "plain_tokens_per_s": round(ids / took[False][0], 1),
             "speculative_ratio": round(ratio, 3), "speculative_ratio_with_prompt": round(whole, 3),

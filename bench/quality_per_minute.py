@@ -42,7 +42,7 @@ EXTRA = [("--data", {"nargs": "+", "default": [str(ROOT / "data/demo_pre.jsonl")
          ("--minutes", {"type": float, "default": 10.0, "help": "训练多少分钟"}),
          ("--cpu_seconds", {"type": float, "help": "改按进程的 CPU 秒数计时：机器同时做别的事也公平"}),
          ("--points", {"type": int, "default": 10, "help": "曲线上测几个点（不计时）"}),
-         ("--work", {"help": "放词表和 token 缓存的文件夹，下次再用；默认临时"}),
+         ("--work", {"help": "放词表和词元缓存的文件夹，下次再用；默认临时"}),
          ("--label", {"help": "这一次的名字，写进结果"}),
          ("--rough", {"action": "store_true", "help": "用 bf16 打分：快，差别在万分之几"}),
          ("--output", {"help": "把曲线画到这个 PNG"}),

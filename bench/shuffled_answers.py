@@ -41,7 +41,7 @@ def shuffle_answers(source, target, seed=0):
 
 
 def main(argv=None):
-    manager, command = parse(argv, "对照实验：答案打乱后再做 SFT，分数必须掉到瞎猜的水平。", stage="sft", extra=EXTRA)
+    manager, command = parse(argv, "对照实验：答案打乱后再做 SFT，分数必须掉到随机猜测的水平。", stage="sft", extra=EXTRA)
     options = manager.stage()
     report = json.loads((Path(options["out_dir"]) / "report.json").read_text(encoding="utf-8"))
     steps = 20 if command.quick else command.steps or report["steps"]["sft"]
@@ -56,7 +56,7 @@ def main(argv=None):
                               every=20 if command.quick else 1, progress=True)
     above = {task: round(value - scores["chance"][task], 4) for task, value in scores["by_task"].items()}
     for task, value in sorted(above.items(), key=lambda item: -item[1]):
-        print(f"{scores['by_task'][task]:>8.1%}  瞎猜 {scores['chance'][task]:>6.1%}  差 {value:>+7.1%}  {task}")
+        print(f"{scores['by_task'][task]:>8.1%}  随机猜测 {scores['chance'][task]:>6.1%}  差 {value:>+7.1%}  {task}")
     print(json.dumps({"overall": scores["overall"], "by_task": scores["by_task"], "chance": scores["chance"],
                       "most_above_chance": max(above.values()), "steps": steps}, ensure_ascii=False))
 

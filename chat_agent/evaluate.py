@@ -47,7 +47,7 @@ OPTIONS = [
     ("--data", {"nargs": "+", "metavar": "F", "help": "数据文件（可用通配符、hf:名字），all 时按内容分给各项；"
                 "不写则 bpc 用第一个模型训练时留出的行，内置考题只考学过内置数据的模型"}),
     ("--every", {"type": int, "metavar": "N", "help": "只用编号（从 0 数）能被 N 整除的行，即训练时留出的行"}),
-    ("--window", {"type": int, "metavar": "N", "help": "模型一次看多少 token，默认与训练时的 max_len 相同；长文用重叠的窗口，每字只算一次"}),
+    ("--window", {"type": int, "metavar": "N", "help": "模型一次看多少词元，默认与训练时的 max_len 相同；长文用重叠的窗口，每字只算一次"}),
     ("--failures", {"action": "store_true", "help": "列出几道答错的考题"}),
     ("--save", {"metavar": "F", "help": "把每道题和每个模型的回答写进这个新的 .jsonl 文件"}),
 ]
@@ -175,12 +175,12 @@ NONE = "不适用"
 
 def columns(results, names):
     """Lines of cells: what is measured, what chance would give, one cell per model."""
-    lines = [["指标", "随机水平", *names], ["阶段与步数", "", *(f"{r['stage']} {r['step']}" for r in results)]]
+    lines = [["指标", "随机猜测", *names], ["阶段与步数", "", *(f"{r['stage']} {r['step']}" for r in results)]]
     if "bpc" in results[0]:
         lines.append(["每字比特", "", *(f"{r['bpc']['bits_per_char']:.4f}" for r in results)])
         lines.append(["每字节比特", "", *(f"{r['bpc']['bits_per_byte']:.4f}" for r in results)])
         size = results[0]["bpc"]["characters"]
-        lines.append([f"　共 {size} 字，token 数", "", *(str(r["bpc"]["tokens"]) for r in results)])
+        lines.append([f"　共 {size} 字，词元数", "", *(str(r["bpc"]["tokens"]) for r in results)])
     asked = next((r["exact"] for r in results if "exact" in r), None)
     if asked:
         exact = [r.get("exact") for r in results]

@@ -102,7 +102,7 @@ def test_the_preflight_knows_that_the_first_loss_is_ln_2(world, vocab):
     said = []
     stage = dpo_tuning.build_stage(dpo_options(world, vocab, name="ahead"))
     found = preflight(stage, seconds=0, say=said.append)["first_loss"]
-    assert found["level"] == "ok" and "ln 2 = 0.693。正常" in found["text"] and "乱猜" not in "".join(said)
+    assert found["level"] == "ok" and "ln 2 = 0.693。正常" in found["text"] and "随机猜测" not in "".join(said)
     assert first_preference({"ce_1": 0.9}, 0)["level"] == "warn"
     assert "ln 2" in first_preference({"ce_1": 0.4}, 30)["text"]
 

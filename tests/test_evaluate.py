@@ -263,7 +263,7 @@ def test_two_models_in_one_table_and_one_json_line(saved, ram_path, capsys, voca
         assert m["bpc"]["bits_per_char"] == pytest.approx(plain_bits(load(path)[0], vocab, rows)[0], rel=1e-5)
         assert m["exact"]["n"] == 4 and m["mcq"]["n"] == 6 and m["window"] == 64
     table = lines[:-1]
-    assert "甲" in table[0] and "乙" in table[0] and "随机水平" in table[0]
+    assert "甲" in table[0] and "乙" in table[0] and "随机猜测" in table[0]
     assert {evaluate.width(line) for line in table[:2]} == {evaluate.width(table[0])}
     for word in ("每字比特", "每字节比特", "考题全对（4 题）", "选择题（6 题）", "95% 区间"):
         assert any(word in line for line in table), word

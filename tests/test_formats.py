@@ -88,7 +88,7 @@ def test_preference_shapes(value):
     (b'{"text": "\xff"}', "UTF-8"), (b'{"text": "\xed\xa0\x80"}', "UTF-8"), (b'{"text": "a\0b"}', "NUL"), (rb'{"text": "a\u0000b"}', "NUL"),
     (rb'{"text": "a\ud800b"}', "代理"), (rb'{"messages": [{"role":"user","content":"a"},{"role":"assistant","content":"\udc00"}]}', "代理"),
     (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b', "text": "x"}', "嵌套"), (b"[" * 100_000, "JSON"),
-    (line({}), "没有认识的字段"), (line({"question": "x", "A": "y"}), "没有认识的字段"), (line({"text": None}), "没有认识的字段"),
+    (line({}), "没有可识别的字段"), (line({"question": "x", "A": "y"}), "没有可识别的字段"), (line({"text": None}), "没有可识别的字段"),
     (line({"text": 3}), "字符串"), (line({"text": ["a"]}), "字符串"), (line({"text": ""}), "空"), (line({"text": " <|im_end|>\n"}), "空"),
     (line({"prompt": "x", "response": ""}), "空"), (line({"prompt": "x", "response": 1}), "字符串"), (line({"instruction": 1, "output": "a"}), "字符串"),
     (line({"messages": "x"}), "列表"), (line({"messages": []}), "没有回答"), (line({"messages": TURNS[:1]}), "没有回答"),

@@ -99,7 +99,7 @@ def test_printed_in_chinese(stage):
 
 
 @pytest.mark.parametrize("ce, fresh, level, word", [
-    (math.log(500), True, "ok", "正常"), (0.02, True, "warn", "泄漏"), (math.log(500) + 2, True, "warn", "比乱猜还差"), (math.nan, True, "warn", "不是有限数"),
+    (math.log(500), True, "ok", "正常"), (0.02, True, "warn", "泄漏"), (math.log(500) + 2, True, "warn", "比随机猜测还差"), (math.nan, True, "warn", "不是有限数"),
     (2.0, False, "ok", "已经学过"), (math.log(500), False, "ok", "没有帮助"), (9.0, False, "warn", "不配")])
 def test_first_loss_is_explained(ce, fresh, level, word):
     found = first_loss({"ce_1": ce, "loss": ce}, 500, fresh)

@@ -223,7 +223,7 @@ def test_cut_replies_are_called_cut_and_short_ones_short(tmp_path, vocab):
     short = [dialogue(("u", "书放在桌上，" * (20 + i)), ("a", "茶")) for i in range(8)]
     verdicts = [check(toy.write_rows(tmp_path / "a.jsonl", rows), vocab=vocab, near=False, aim=Aim("sft", max_len=size), progress=False)["hints"]
                 for rows, size in ((cut, 20), (short, 400))]
-    assert any("8 行超过 max_len 20" in hint for hint in verdicts[0]) and any("回答的词元被切掉" in hint for hint in verdicts[0])
+    assert any("8 行超过 max_len 20" in hint for hint in verdicts[0]) and any("回答的词元被截断" in hint for hint in verdicts[0])
     assert not any("回答太短" in hint for hint in verdicts[0]) and any("回答太短" in hint for hint in verdicts[1])
 
 

@@ -201,7 +201,7 @@ def _problem(state):
     if not isinstance(state, dict):
         return "不是 JSON 对象"
     if state.get("format") != FORMAT:
-        return f"格式版本是 {state.get('format')!r}，这里只认识 {FORMAT}"
+        return f"格式版本是 {state.get('format')!r}，这里只能读 {FORMAT}"
     if state.get("token_kind") not in KINDS:
         return f"token_kind 是 {state.get('token_kind')!r}，应为 {' 或 '.join(KINDS)}"
     words, scores = state.get("words"), state.get("scores")

@@ -79,7 +79,7 @@ class Access:
                                kind="authentication_error")
         elif not self._is_ours(headers.get(b"host", b"")):
             name = shown(headers.get(b"host", b"").decode("latin-1"))
-            raise ApiError(403, f"这个服务不认识自己叫 {name}。没有密钥时只认 IP 地址、localhost 和本机的名字；要用别的名字，"
+            raise ApiError(403, f"这个服务不知道自己叫 {name}。没有密钥时只认 IP 地址、localhost 和本机的名字；要用别的名字，"
                                 "启动时加 --allow_host 名字，或加 --api_key。", "host_not_allowed")
         if scope["method"] not in ("GET", "HEAD") and self._foreign_form(headers):
             raise self._other_site(headers[b"origin"])

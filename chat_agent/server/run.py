@@ -30,7 +30,7 @@ def listen(host, port):
         family, kind, _, _, address = min(found, key=lambda one: one[0] != socket.AF_INET)
         sock = socket.socket(family, kind)
     except (OSError, UnicodeError):
-        raise UserError(f"不认识地址 {host}。请换一个 --host，例如 127.0.0.1。") from None
+        raise UserError(f"无法解析地址 {host}。请换一个 --host，例如 127.0.0.1。") from None
     try:
         if os.name != "nt":                             # on Windows the option would let two servers share a port
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -7,7 +7,7 @@ import { axis, short } from "./axis.js";
 const EVERY = 3000;
 const CHARTS = [
   { names: ["loss"], title: "损失", evaluations: true, help: "两个输出头的交叉熵与路由损失之和，越低越好。空心点是留出数据。" },
-  { names: ["ppx_1", "ppx_2"], labels: ["下一个词", "再下一个词"], title: "困惑度", unit: "个词", log: true,
+  { names: ["ppx_1", "ppx_2"], labels: ["下一个词元", "再下一个词元"], title: "困惑度", unit: "个词", log: true,
     help: "模型在几个词之间犹豫，越低越好。" },
   { names: ["accuracy"], title: "选对的比例", help: "有多少对回答，模型更倾向于人选中的那个。" },
   { names: ["margin"], title: "间隔", help: "选中的回答比没选中的高出多少；大于 0 表示分得清。" },

@@ -20,7 +20,7 @@ class Aim:
 
     @property
     def title(self):
-        return STAGE_TITLES[self.stage] if self.stage else "各行按自己的形状"
+        return STAGE_TITLES[self.stage] if self.stage else "各行按自己的格式"
 
 
 def aim_of(stage, options):

@@ -85,7 +85,7 @@ def _refused(result, max_bad_share):
 def _unseen(result):
     """What the check-up did not look at (Chinese)."""
     looked, missed = result["looked"], sum(not f["bytes"] for f in result["files"])
-    said = [] if looked["vocab"] else ["没有词表，没有看词元，max_len 会切掉多少也不知道"]
+    said = [] if looked["vocab"] else ["没有词表，没有看词元，max_len 会截断多少也不知道"]
     said += [f"只抽查了 {percent(result['share'], 1)}"] if result["share"] < 1 else []
     said += [f"{missed} 个文件没有抽到"] if missed else []
     return said + ([] if looked["duplicates"] else ["没有查重复"])
@@ -105,14 +105,14 @@ def _hints(result):
         return hints
     learned, lost = totals["learned"], totals["cut_learned"]
     if totals["cut"] > 0.1 * tokens:
-        hints.append(f"{totals['cut_rows']} 行超过 max_len {looked['max_len']}，{percent(totals['cut'], tokens)} 的词元被切掉，"
+        hints.append(f"{totals['cut_rows']} 行超过 max_len {looked['max_len']}，{percent(totals['cut'], tokens)} 的词元被截断，"
                      "可加大 --max_len")
     if HOPELESS * tokens >= totals["bytes_tokens"] > 0.05 * tokens:
         hints.append(f"{percent(totals['bytes_tokens'], tokens)} 的词元是拆开的字节，可加大 --vocab_size 或用这批数据建词表")
     if learned + lost < 0.05 * tokens:
-        hints.append(f"只有 {percent(learned + lost, tokens)} 的词元要学，回答太短")
+        hints.append(f"只有 {percent(learned + lost, tokens)} 的词元计入损失，回答太短")
     elif lost > learned:
-        hints.append(f"回答的词元被切掉 {percent(lost, learned + lost)}，学不到完整的回答")
+        hints.append(f"回答的词元被截断 {percent(lost, learned + lost)}，学不到完整的回答")
     return hints
 
 
@@ -174,8 +174,8 @@ def _places(entry, many_files, everything):
 
 def _token_line(totals, max_len):
     tokens = totals["tokens"]
-    return (f"词元 {tokens:,} 个；要学的占 {percent(totals['learned'], tokens)}；{totals['cut_rows']:,} 行因超过 max_len {max_len} 被截断，"
-            f"切掉 {percent(totals['cut'], tokens)} 的词元；拆成字节的 {percent(totals['bytes_tokens'], tokens)}；"
+    return (f"词元 {tokens:,} 个；计入损失的占 {percent(totals['learned'], tokens)}；{totals['cut_rows']:,} 行因超过 max_len {max_len} 被截断，"
+            f"截断 {percent(totals['cut'], tokens)} 的词元；拆成字节的 {percent(totals['bytes_tokens'], tokens)}；"
             f"长过一行的文档 {percent(totals['over'], totals['documents'])}")
 
 
@@ -203,7 +203,7 @@ def short(result):
     part = "" if result["share"] >= 1 else f"，抽查 {percent(result['share'], 1)}"
     line = f"数据体检（{_aim(result)}，词表：{result['looked']['vocab'] or '没有'}{part}）：{names}，{rows:,} 行可用，坏行 {bad:,} 行"
     if totals.get("tokens"):
-        line += f"，词元 {totals['tokens']:,}，要学 {percent(totals['learned'], totals['tokens'])}，切掉 {percent(totals['cut'], totals['tokens'])}"
+        line += f"，词元 {totals['tokens']:,}，计入损失 {percent(totals['learned'], totals['tokens'])}，截断 {percent(totals['cut'], totals['tokens'])}"
     if result["looked"]["split"]:
         line += f"；{split_text(*result['looked']['split'])}"
     yield line + "。"
@@ -228,12 +228,12 @@ def views(paths, vocab, text_field=None, count=3, aim=None):
     aim = aim or Aim()
     read = (taken(row, aim) for row in formats.read_rows(paths, text_field, formats.BadLines()))
     rows = list(islice((row for row in read if not isinstance(row, str)), count))
-    yield f"前 {len(rows)} 行在模型眼里的样子（{'绿色' if coloured() else '【】里'}是要学的，其余只是上文）"
+    yield f"前 {len(rows)} 行在模型眼里的样子（{'绿色' if coloured() else '【】里'}计入损失，其余只是上文）"
     for row, documents in zip(rows, template.render_many(rows, vocab)):
         ids, learned = documents[0]
         learned = learned_part(learned, row.kind, aim).copy()
         learned[aim.max_len + 1 if is_cut(row.kind, aim) else len(ids):] = False
-        yield f"  第 {row.line} 行：{len(ids)} 个词元，要学 {int(learned.sum())} 个"
+        yield f"  第 {row.line} 行：{len(ids)} 个词元，计入损失 {int(learned.sum())} 个"
         yield "  " + view(ids, learned, vocab)
 
 

@@ -39,7 +39,7 @@ def _check_model(c):
             _demand(c["d_model"] // c["n_head"] % 2 == 0, f"每头宽度 d_model/n_head={c['d_model'] // c['n_head']} 应为偶数（旋转位置成对作用）。")
     _demand(not c["qk_norm"] or c["attention"] == "gqa", "qk_norm 只用于 attention: gqa；mla 的潜向量本来就归一化了。")
     _demand(c["counted"] != 1, "counted=1 没有意义：2 到 n 元组请写 n，不用写 0。")
-    _demand(not c["counted"] or not c["use_fc2"], "counted 数的是下一个 token，没有再下一个的：请同时写 use_fc2: false。")
+    _demand(not c["counted"] or not c["use_fc2"], "counted 数的是下一个词元，没有再下一个的：请同时写 use_fc2: false。")
     if c["use_moe"]:
         _demand(c["shared_experts"] >= 1, "shared_experts 至少为 1；不要专家请写 use_moe: false。")
         _demand(c["keep"] <= c["other_experts"], f"keep={c['keep']} 大于 other_experts={c['other_experts']}：选用的专家不能多于路由专家。")
@@ -48,7 +48,7 @@ def _check_model(c):
 
 def _check_run(c):
     _demand(re.fullmatch(r"auto|cpu|mps|(cuda|xpu|npu)(:\d{1,3})?", c["device"]),
-            f"device={c['device']} 不认识，可选：auto cpu cuda cuda:0 mps xpu npu。")
+            f"device={c['device']} 无法识别，可选：auto cpu cuda cuda:0 mps xpu npu。")
     name = c["name"]
     _demand(not any(one and is_device(one) for one in (name, c["out_dir"], c["log_dir"], c["log_file"], c["cache_dir"])),
             "name、out_dir、log_dir、log_file 里不能有 CON、NUL、AUX、PRN、COM1、LPT1 这样的名字：Windows 把它们当设备，而不是文件。")

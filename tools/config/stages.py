@@ -28,7 +28,7 @@ _LORA = own(
     "never",
     key("rank", "int", 8, "LoRA 的秩；memory 阶段默认 0 = 不带 LoRA", low=0),
     key("lora_alpha", "float", None, "LoRA 输出系数为 lora_alpha/rank，null = rank", above=0),
-    key("lora_targets", "strings", "attention", "加 LoRA 的部位，一个或几个"),
+    key("lora_targets", "strings", "attention", "加 LoRA 的模块，一个或几个"),
     ask(key("lora_dropout", "float", 0.0, "LoRA 的随机失活率", low=0, high=0.95)))
 _FORGET = own("ask", key("forget_penalty", "float", 0.0, "改变底座对通用数据的输出要付的代价，防遗忘，0 = 不管", low=0))
 _PREFIX = own(
@@ -39,7 +39,7 @@ _MEMORY = own(
     "never",
     key("memory_tokens", "int", 64, "记忆的行数", low=1),
     key("memory_chapters", "int", 8, "记忆分成几章，须整除 memory_tokens", low=1),
-    key("memory_topk", "int", 2, "每个 token 读几章", low=1),
+    key("memory_topk", "int", 2, "每个词元读几章", low=1),
     key("memory_layers", "ints", None, "带记忆的层（从 0 数），null = 每层", low=0),
     ask(key("memory_lr", "float", 2e-4, "记忆的学习率", above=0)),
     ask(key("lora_lr", "float", 1e-4, "与记忆同训的 LoRA 的学习率", above=0)),
@@ -50,7 +50,7 @@ _MEMORY = own(
 _GATE = own(
     "never",
     key("experts", "paths", [], "供选择的模型或适配器"),
-    key("gate_hidden", "int", 64, "门的隐藏宽度", low=1))
+    key("gate_hidden", "int", 64, "选择门的隐藏宽度", low=1))
 _DPO = own("ask", key("beta", "float", 0.1, "DPO 的 β", above=0))
 
 TABLE = {
@@ -66,7 +66,7 @@ TABLE = {
     "prefix": Row("Prefix", "前缀微调", "前缀适配器", "prefix_tuning", {**_ADAPTER, "init_lr": 5e-3}, _PREFIX),
     "memory": Row("Memory", "记忆适配器", "记忆适配器", "memory_tuning",
                   {**_ADAPTER, "rank": 0, "memory_lr": 2e-3, "lora_lr": 1e-3}, (*_LORA, *_MEMORY)),
-    "gate": Row("gate", "专家选择门", "专家选择门", "gated_training",
+    "gate": Row("gate", "选择门", "选择门", "gated_training",
                 {**_ADAPTER, "pretraining_model_path": None, "init_lr": 3e-3, "batch_size": 32, "max_epochs": 10,
                  "max_steps": 200, "eval_steps": "auto"}, _GATE),
     "dpo": Row("DPO", "偏好对齐", "偏好对齐模型", "dpo_tuning",

@@ -116,7 +116,7 @@ def save(figure, path):
     """Write a picture whole -> its path. A viewer that watches the file never sees half of it. UserError 2 or 7."""
     path = Path(path)
     if path.suffix.lower() not in (".png", ".pdf", ".svg", ".jpg"):
-        raise UserError(f"不认识图片 {path} 的扩展名，请用 .png、.pdf、.svg 或 .jpg。")
+        raise UserError(f"无法识别图片 {path} 的扩展名，请用 .png、.pdf、.svg 或 .jpg。")
     drawn = io.BytesIO()
     figure.savefig(drawn, format=path.suffix[1:].lower())
     write_bytes(path, drawn.getvalue())

@@ -24,7 +24,7 @@ def choose_device(name="auto"):
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"不认识的设备 {name!r}。可用：auto、cpu、cuda、cuda:0、mps。") from None
+        raise UserError(f"无法识别的设备 {name!r}。可用：auto、cpu、cuda、cuda:0、mps。") from None
     if device.index is not None and not here:
         raise UserError(f"--device {name} 会让这台机器上的几个进程挤在同一块卡上。请写 --device {device.type}，每个进程自动用自己的一块。")
     if name == "cuda":

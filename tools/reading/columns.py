@@ -20,7 +20,7 @@ def columns_of(value):
         if meaning == "query":                                          # adds to a prompt; alone it asks
             known = "input" if asked else "instruction"
         if known is None or not isinstance(name, str) or not name.strip():
-            raise UserError(f"columns 里的 {meaning}={name} 不认识。写法：--columns user=问题的字段 assistant=回答的字段；"
+            raise UserError(f"columns 里的 {meaning}={name} 无法识别。写法：--columns user=问题的字段 assistant=回答的字段；"
                             f"等号左边可用 {' '.join(names.split()[0] for names in NAMES.values())}。")
         if known in found:
             raise UserError(f"columns 里 {meaning} 说了两次，请只留一个。")

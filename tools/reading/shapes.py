@@ -40,7 +40,7 @@ def shape(fields, text_field=None, whole=None):
         if row is not None:
             row.dropped = source.left()
             return row
-    raise first or Bad("没有认识的字段。用 --columns 说明，如 --columns user=问题的字段 assistant=回答的字段，或 --text_field 正文的字段")
+    raise first or Bad("没有可识别的字段。用 --columns 说明，如 --columns user=问题的字段 assistant=回答的字段，或 --text_field 正文的字段")
 
 
 def _plain_names(fields):

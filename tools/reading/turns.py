@@ -86,7 +86,7 @@ def _message(source, turn):
         raise Bad("一轮对话要有 role（或 from）和 content（或 value），都是字符串")
     known = ROLES.get(role.strip().lower())
     if known is None:
-        raise Bad(f"不认识的角色 {role[:20]!r}")
+        raise Bad(f"无法识别的角色 {role[:20]!r}")
     source.take(role)
     message = _cleaned(source, known, source.take(content))
     if known == "assistant" and isinstance(turn.get("reasoning_content"), str) and turn["reasoning_content"].strip():
@@ -142,7 +142,7 @@ def answered(source, messages):
         thought = any(m.get("thinking") for m in replies if not m["content"].strip())
         raise Bad("有的回答只有思考，没有正文" if thought else "有的回答是空的")
     if all(m.get("weight") == 0 for m in replies):
-        raise Bad("所有回答都标了 weight: 0，没有要学的")
+        raise Bad("所有回答都标了 weight: 0，没有计入损失的")
     for message in reversed(messages):
         if message["role"] == "assistant":
             break

@@ -55,7 +55,7 @@ def load_base_chain(options, label):
     path = found_start(options, label, path, "底座", WAYS_ON)
     chain = load_chain(path)
     if chain[-1]["kind"] == "gate":
-        raise UserError(f"{path} 是专家选择门，不能作适配器的底座。请指定一个模型或适配器。", 4)
+        raise UserError(f"{path} 是选择门，不能作适配器的底座。请指定一个模型或适配器。", 4)
     return chain
 
 

@@ -97,7 +97,7 @@ def tell_unused(options, vocab, whose, cure):
     unused = sorted(named - set(vocab.built_from or named))
     if unused and named - own and parallel.is_main():      # a file beside the stage's own data: it was named, not filled in
         print(f"警告：--vocab_data_path 里的 {'、'.join(unused)} 没有用上：{whose}是由 {'、'.join(vocab.built_from)} 建成的，"
-              f"它们的字词会被拆开。要让词表认识它们，{cure}。", file=sys.stderr)
+              f"它们的字词会被拆开。要让词表覆盖它们，{cure}。", file=sys.stderr)
 
 
 def build_model(options, vocab, base=None):

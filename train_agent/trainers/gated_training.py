@@ -71,15 +71,15 @@ def gate_loss(model, batch, totals):
 def load_experts(options):
     """-> chains of payloads, a shared base being one object. UserError: 2 too few, 3 a missing file, 4 a gate, other vocabularies."""
     if len(options["experts"]) < 2:
-        raise UserError("门至少要在两个专家里选：请用 --experts 列出模型或适配器的 .pkl。")
+        raise UserError("选择门至少要有两个候选模型：请用 --experts 列出模型或适配器的 .pkl。")
     known, chains = {}, []
-    paths = [found_start(options, "gate", path, "专家", "请检查 experts，或先训练它。") for path in options["experts"]]
+    paths = [found_start(options, "gate", path, "候选模型", "请检查 experts，或先训练它。") for path in options["experts"]]
     for path in paths:
         chains.append(load_chain(path, known))
         if chains[-1][-1]["kind"] == "gate":
-            raise UserError(f"{path} 本身是专家选择门，不能作专家。", 4)
+            raise UserError(f"{path} 本身是选择门，不能作候选模型。", 4)
         if chains[-1][-1]["vocab_hash"] != chains[0][-1]["vocab_hash"]:
-            raise UserError(f"专家 {path} 的词表和 {paths[0]} 的不同，不能放在同一个门后面。", 4)
+            raise UserError(f"候选模型 {path} 的词表和 {paths[0]} 的不同，不能放在同一个选择门后面。", 4)
     return chains
 
 
@@ -88,7 +88,7 @@ def build_experts(paths, chains):
     try:
         return [build(chain, shared) for chain in chains]
     except ValueError as error:
-        raise UserError(f"专家 {'、'.join(paths)} 里有一个和它的底座对不上：{error}", 4) from None
+        raise UserError(f"候选模型 {'、'.join(paths)} 里有一个和它的底座对不上：{error}", 4) from None
 
 
 def expert_names(paths):
@@ -153,5 +153,5 @@ def gate_train(config, **parameters):
     names = expert_names(stage.options["experts"])
     picture = draw_confusion(report["confusion"], names, Path(stage.options["out_dir"], stage.options["name"] or "", "gate_confusion.png"))
     print(f"门在 {report['samples']} 个样本上：准确率 {report['accuracy']:.1%}；比逐样本最优多 {report['regret']:.4f} nats，"
-          f"只用最好的一个专家多 {report['regret_best_single']:.4f}，随机选多 {report['regret_random']:.4f}。混淆矩阵：{picture}", file=sys.stderr)
+          f"只用最好的一个候选模型多 {report['regret_best_single']:.4f}，随机选多 {report['regret_random']:.4f}。混淆矩阵：{picture}", file=sys.stderr)
     return {**metrics, "gate": {**report, "experts": names, "picture": str(picture)}}

@@ -77,7 +77,7 @@ def fit(stage, group):
     rows, found = stage.about["config"]["vocab_size"], []
     highest = max(int(batch.ids.max()) for batch in group)
     if highest >= rows:
-        raise UserError(f"数据里有编号 {highest}，而模型只认识 {rows} 个：词表和模型不配。请用训练这个模型时的词表，或删掉 cache_dir 重建缓存。", 4)
+        raise UserError(f"数据里有编号 {highest}，而模型只有 {rows} 个：词表和模型不配。请用训练这个模型时的词表，或删掉 cache_dir 重建缓存。", 4)
     if stage.about.get("vocab"):
         vocab = Vocab.from_state(stage.about["vocab"])
         if len(vocab) > rows or stage.about.get("vocab_hash") not in (None, vocab.hash):
@@ -87,7 +87,7 @@ def fit(stage, group):
             found.append(template_line(vocab, stage.train, group))
     targets, tokens = (sum(getattr(b, k) for b in group) for k in ("targets_1", "tokens"))
     unit = {"dpo": "对回答", "gate": "个样本"}.get(stage.name)               # there a target is no token
-    learned = f"共 {targets} {unit}" if unit else f"其中 {100 * targets / max(1, tokens):.0f} % 要学"
+    learned = f"共 {targets} {unit}" if unit else f"其中 {100 * targets / max(1, tokens):.0f} % 计入损失"
     found.append("，".join(filter(None, [announced(stage), f"第一步 {tokens} 个词元", learned])))
     return found
 
@@ -130,21 +130,21 @@ def first_loss(metrics, choices, fresh, tables=None):
     if not math.isfinite(ce):
         found["level"], why = "warn", "不是有限数：请检查起点模型，或改用 --mixed_precision no"
     elif ce > guess + 0.5:
-        found["level"], why = "warn", "比乱猜还差：起点模型和这批数据或词表可能不配" if not fresh else "比乱猜还差：init_std 可能太大"
+        found["level"], why = "warn", "比随机猜测还差：起点模型和这批数据或词表可能不配" if not fresh else "比随机猜测还差：init_std 可能太大"
     elif tables and tables["held"] is not None and 1 - tables["held"] > LEAKY * (1 - tables["train"]) + 0.02:
         found["level"], why = "warn", (f"计数表认得这批训练数据的 {tables['train']:.0%}，留出数据只有 {tables['held']:.0%}："
                                        "同样的文字多半换了分段数过一遍，或数据里重复很多，模型会盲信计数表。请去重，"
                                        "或从没数过这些文字的模型开始")
     elif fresh and tables and ce < guess - 1:
-        why = "正常：网络还没学过，比乱猜好的部分来自计数表（每个目标先从表里去掉了自己）"
+        why = "正常：网络还没学过，比随机猜测好的部分来自计数表（每个目标先从表里去掉了自己）"
     elif fresh and ce < guess - 1:
-        found["level"], why = "warn", "没学过却比乱猜好得多：答案可能泄漏给了模型，请检查数据和 max_len"
+        found["level"], why = "warn", "没学过却比随机猜测好得多：答案可能泄漏给了模型，请检查数据和 max_len"
     elif fresh:
-        why = f"正常：还什么都没学，等于在 {choices} 项里乱猜"
+        why = f"正常：还什么都没学，等于在 {choices} 项里随机猜测"
     else:
-        why = "比乱猜好，起点模型（或词对计数）已经学过" if ce < guess - 0.3 else "和乱猜差不多，起点模型对这批数据没有帮助"
+        why = "比随机猜测好，起点模型（或词对计数）已经学过" if ce < guess - 0.3 else "和随机猜测差不多，起点模型对这批数据没有帮助"
     heads = f"{ce:.3f}" + (f" / {found['ce_2']:.3f}（第二个头）" if found["ce_2"] is not None else "")
-    return {**found, "text": f"第一个损失 {heads}，乱猜是 ln {choices} = {guess:.3f}。{why}"}
+    return {**found, "text": f"第一个损失 {heads}，随机猜测是 ln {choices} = {guess:.3f}。{why}"}
 
 
 def first_preference(metrics, done):
@@ -219,7 +219,7 @@ def lines(result):
     yield f"训练前检查（{STAGE_TITLES.get(result['stage'], result['stage'])}）"
     for check in result["checks"]:
         yield f"  ✓ {check}"
-    yield (f"  ✓ 参数 {short(p['total'])}，每个词元用到 {short(p['active'])}，学习 {short(p['trainable'])}："
+    yield (f"  ✓ 参数 {short(p['total'])}，每个词元激活 {short(p['active'])}，可训练 {short(p['trainable'])}："
            + "，".join(f"{name} {short(count)}" for name, count in sorted(p["parts"].items(), key=lambda item: -item[1])))
     yield f"  {'✓' if result['first_loss']['level'] == 'ok' else '⚠'} {result['first_loss']['text']}"
     there = "" if m["there"] is None else f"，可用 {gigabytes(m['there'])}"

@@ -121,7 +121,7 @@ function samplesCard(run, name) {
 function diaryCard(run, name) {
   const words = {save: "保存", eval: "评估", spike: "损失突升", skipped: "跳过的步", warning: "警告", early_stop: "提前停止", bad_rows: "坏行"};
   const rest = run.events.filter(e => !["eval", "save"].includes(e.kind));
-  const box = element("div", {class: "card"}, element("h3", {text: name + "训练日记"}),
+  const box = element("div", {class: "card"}, element("h3", {text: name + "事件记录"}),
     element("div", {}, Object.entries(run.event_counts).map(([kind, n]) => element("span", {class: "tag", text: `${words[kind] || kind} ${n}`}))));
   if (!Object.keys(run.event_counts).length) return null;
   if (rest.length) box.append(table(["步", "事件", "详情"], rest.slice(-40).map(e => [show(e.step), words[e.kind] || e.kind,

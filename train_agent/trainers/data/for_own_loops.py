@@ -36,7 +36,7 @@ class TextDataset(Dataset):
             raise UserError(f"seq_len 和 stride 应为正整数，而不是 {seq_len} 和 {stride}。")
         self.ids = np.asarray(tokenizer.encode(_text_of(file)), dtype=np.int64)
         if len(self) < 1:
-            raise UserError(f"{file} 只有 {len(self.ids)} 个 token，不够一个窗口（seq_len {self.seq_len} + 1）。请换更长的文本或减小 seq_len。")
+            raise UserError(f"{file} 只有 {len(self.ids)} 个词元，不够一个窗口（seq_len {self.seq_len} + 1）。请换更长的文本或减小 seq_len。")
 
     def __len__(self):
         return (len(self.ids) - (self.seq_len + 1)) // self.stride + 1

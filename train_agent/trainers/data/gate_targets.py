@@ -26,7 +26,7 @@ def expert_losses(experts, hashes, cache, options, device):
     """{document: (X,) float32} for all documents with a reply: CE1 + CE2 in nats per token of the last reply, for each expert."""
     documents = np.flatnonzero(is_answered(cache))
     table = stored("gate", [cache.name, hashes, options["max_len"]], options["cache_dir"], (len(documents), len(experts)), lambda: np.stack(
-        [scored(model, cache, documents, options["max_len"], device, f"专家 {i + 1}/{len(experts)}") for i, model in enumerate(experts)], 1))
+        [scored(model, cache, documents, options["max_len"], device, f"候选模型 {i + 1}/{len(experts)}") for i, model in enumerate(experts)], 1))
     return {int(d): row for d, row in zip(documents, table)}
 
 

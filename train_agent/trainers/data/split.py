@@ -73,7 +73,7 @@ def learnable(width, truncate):
     """usable(cache) of what is packed into rows of `width`: all of it, or the documents that keep a target when cut."""
     def usable(cache):
         return kept(cache, np.arange(len(cache)), teaches(cache, width) if truncate else np.ones(len(cache), bool),
-                    f"max_len={width} 以内没有要学的回答。可加大 --max_len 或缩短提问")
+                    f"max_len={width} 以内没有计入损失的回答。可加大 --max_len 或缩短提问")
     return usable
 
 

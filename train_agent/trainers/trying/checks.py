@@ -70,7 +70,7 @@ def check_gradients(stage, say=print):
     return reasons
 
 
-FROZEN, BEHIND_ZERO, UNROUTED = "冻结，不学习", "起步时被置零的另一半挡住，第一步之后就有", "这一步没有 token 选到的专家"
+FROZEN, BEHIND_ZERO, UNROUTED = "冻结，不学习", "起步时被置零的另一半挡住，第一步之后就有", "这一步没有词元选到的专家"
 WRONG = "没有梯度，请检查"
 
 

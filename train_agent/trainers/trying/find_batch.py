@@ -24,7 +24,7 @@ class Trial(Rehearsal):
         data = self.stage.train
         pieces, batches = data._plan(0, 0)
         if pieces is None:                                 # the gate's turns
-            raise UserError("--find_batch 用于语言模型的阶段，门的批不用找。")
+            raise UserError("--find_batch 用于语言模型的阶段，选择门的批不用找。")
         there = sorted((row for batch in batches for row in batch), key=lambda row: -sum(pieces[p][2] for p in row))
         return make_batch(data.cache, pieces, [there[i % len(there)] for i in range(rows)], rows, data.width)
 
