@@ -3,7 +3,8 @@
     python run.py                  about ten minutes on two CPU cores
     python run.py --minutes 30     more training, a better model
     python run.py --quick          a smoke run of under a minute
-    python run.py --with adapters  afterwards: three LoRA specialists, a prefix, a memory, and a gate that picks among them
+    python run.py --with adapters  afterwards: three LoRA specialists, a prefix, a memory, and a gate that picks among
+    them
 
 Run it again and it goes on where it stopped. What it measured is in out/report.json.
 """
@@ -62,7 +63,8 @@ def demo_data(options):
 
 
 def own_base(options, out):
-    """The model that SFT starts from: of a run with a name the one in its folder `out`, unless the configuration names another."""
+    """The model that SFT starts from: of a run with a name the one in its folder `out`, unless the configuration names
+    another."""
     base = options["pretraining_model_path"]
     return str(out / Path(base).name) if base and Path(base).parent == Path(options["out_dir"]) else base
 
@@ -82,7 +84,8 @@ def taken_over(path):
         payload, state = read_pair(path)
     except CheckpointError:                                  # a .pkl of somebody else, our .state beside it
         payload, state = read_checkpoint(path), None
-    return {"metrics": payload["metrics"], "steps": payload["step"], "tokens": state and state["tokens"], "seconds": state and state["seconds"]}
+    return {"metrics": payload["metrics"], "steps": payload["step"], "tokens": state and state["tokens"],
+            "seconds": state and state["seconds"]}
 
 
 def score(path, paths, options, quick):
@@ -92,7 +95,9 @@ def score(path, paths, options, quick):
     text = local_files(options["eval_data_path"] or options["json_data_path"], options)
     fields = fields_of(options)
     every = 1 if options["eval_data_path"] else left_out(text, options["eval_share"], fields) or 1
-    return {"exact": exact, "bits_per_char": bits_per_char(model, vocab, text, every=every * (10 if quick else 1), text_field=fields)["bits_per_char"]}
+    return {
+        "exact": exact, "bits_per_char": bits_per_char(model, vocab, text, every=every * (10 if quick else 1),
+                                                       text_field=fields)["bits_per_char"]}
 
 
 def answered(path, questions):
@@ -145,11 +150,13 @@ def main(argv=None):
 
     print("▶ 准备数据")
     paths = demo_data(options["pre"])
-    key = {**{name: fingerprint(one) for name, one in options.items()}, "quick": command.quick, "minutes": command.minutes}
+    key = {**{name: fingerprint(one) for name, one in options.items()}, "quick": command.quick,
+           "minutes": command.minutes}
     progress, done = Progress(out, key, afresh=options["pre"]["resume"] == "none"), {}
     for name in SHARES:
         base, final = options[name]["pretraining_model_path"], out / final_name(TABLE[name].label)
-        done[name] = progress.once(name, TABLE[name].title, lambda: train(name, options[name], seconds * SHARES[name]), made=final,
+        done[name] = progress.once(name, TABLE[name].title, lambda: train(name, options[name], seconds * SHARES[name]),
+                                   made=final,
                                    needs=[base] if base else [], taken_over=taken_over)
         done[name]["score"] = progress.once(f"score_{name}", f"打分（{TABLE[name].title}后）",
                                             lambda: score(final, paths, options["pre"], command.quick), needs=[final])

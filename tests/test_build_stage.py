@@ -4,7 +4,7 @@ import pytest
 import toy
 from tools.config_manager import ConfigManager
 from tools.errors import UserError
-from train_agent.trainers.build_stage import fitting_shape
+from train_agent.trainers.start_model import fitting_shape
 
 LEARNED = dict(position="learned", attention="gqa")
 

@@ -1,6 +1,8 @@
-"""The built-in specialists of `run.py --with adapters`: three LoRA, a prefix and a memory on one base, and a gate over the LoRA.
+"""The built-in specialists of `run.py --with adapters`: three LoRA, a prefix and a memory on one base, and a gate over
+the LoRA.
 
-Each has its own folder under out/. They learn small built-in sets: another name, another table layout, rhymed greetings.
+Each has its own folder under out/. They learn small built-in sets: another name, another table layout, rhymed
+greetings.
 """
 
 from pathlib import Path
@@ -21,12 +23,14 @@ SPECIALISTS = {"lora_identity": ("lora", "identity", "LoRA：换个名字"), "lo
 
 
 def train_specialists(manager, progress, score, base, quick=False):
-    """Train them all, each once, on the model at `base`. -> {"adapters": {name: metrics}, "gate": report of the gate} for report.json.
+    """Train them all, each once, on the model at `base`. -> {"adapters": {name: metrics}, "gate": report of the gate}
+    for report.json.
 
     score(path of a checkpoint, path of questions) -> share of exact answers, for every set's held-out questions.
     """
     paths = write_adapters(Path(manager.stage("sft")["json_data_path"]).parent)
-    options = {stage: {**manager.stage(stage), **({"pretraining_model_path": str(base)} if stage != "gate" else {})} for stage in TRAIN}
+    options = {stage: {**manager.stage(stage), **({"pretraining_model_path": str(base)} if stage != "gate" else {})}
+               for stage in TRAIN}
     done = {}
     for folder, (stage, data, title) in SPECIALISTS.items():
         def work(folder=folder, stage=stage, data=data):
@@ -34,8 +38,10 @@ def train_specialists(manager, progress, score, base, quick=False):
             return {**metrics, "exact": score(final(options[stage], folder, stage), paths[f"{data}_eval"])}
         done[folder] = progress.once(folder, title, work, made=final(options[stage], folder, stage), needs=[base])
     print_specialists(done)
-    experts = [str(final(options["lora"], folder, "lora")) for folder, (stage, _, _) in SPECIALISTS.items() if stage == "lora"]
-    gate = progress.once("gate", "选择门", lambda: run("gate", {**options["gate"], "experts": experts}, paths, "gate", "gate", quick),
+    experts = [str(final(options["lora"], folder, "lora")) for folder, (stage, _, _) in SPECIALISTS.items()
+               if stage == "lora"]
+    gate = progress.once("gate", "选择门",
+                         lambda: run("gate", {**options["gate"], "experts": experts}, paths, "gate", "gate", quick),
                          made=final(options["gate"], "gate", "gate"), needs=experts)
     return {"adapters": done, "gate": gate["gate"]}
 
@@ -46,7 +52,8 @@ def final(options, folder, stage):
 
 def run(stage, options, paths, data, folder, quick):
     """One specialist in its own folder, its curves beside it; the held-out rows of its set are its evaluation."""
-    return TRAIN[stage](options, json_data_path=str(paths[data]), eval_data_path=str(paths[f"{data}_eval"]), name=folder,
+    return TRAIN[stage](options, json_data_path=str(paths[data]), eval_data_path=str(paths[f"{data}_eval"]),
+                        name=folder,
                         max_steps=4 if quick else options["max_steps"])
 
 

@@ -19,7 +19,8 @@ from train_agent.trainers.lora_tuning import lora_train
 def main(argv=None):
     torch.multiprocessing.freeze_support()
     config = parse(argv, "LoRA 微调：只学一小组低秩权重，底座不变", stage="lora")[0].stage("lora")
-    lora_train(config, json_data_path=config["json_data_path"], vocab_trg_path=config["vocab_trg_path"], max_len=config["max_len"],
+    lora_train(config, json_data_path=config["json_data_path"], vocab_trg_path=config["vocab_trg_path"],
+               max_len=config["max_len"],
                batch_size=config["batch_size"], num_workers=config["num_workers"],
                accumulation_steps=config["accumulation_steps"], init_lr=config["init_lr"])
 

@@ -19,7 +19,8 @@ from train_agent.trainers.memory_tuning import memory_train
 def main(argv=None):
     torch.multiprocessing.freeze_support()
     config = parse(argv, "记忆适配器：让模型逐词查阅一组学到的记忆", stage="memory")[0].stage("memory")
-    memory_train(config, json_data_path=config["json_data_path"], vocab_trg_path=config["vocab_trg_path"], max_len=config["max_len"],
+    memory_train(config, json_data_path=config["json_data_path"], vocab_trg_path=config["vocab_trg_path"],
+                 max_len=config["max_len"],
                  batch_size=config["batch_size"], num_workers=config["num_workers"],
                  accumulation_steps=config["accumulation_steps"], init_lr=config["init_lr"])
 

@@ -19,7 +19,8 @@ from train_agent.trainers.pre_training import pre_train
 def main(argv=None):
     torch.multiprocessing.freeze_support()
     config = parse(argv, "预训练：从纯文本开始训练一个新模型", stage="pre")[0].stage("pre")
-    pre_train(config, json_data_path=config["json_data_path"], vocab_trg_path=config["vocab_trg_path"], max_len=config["max_len"],
+    pre_train(config, json_data_path=config["json_data_path"], vocab_trg_path=config["vocab_trg_path"],
+              max_len=config["max_len"],
               batch_size=config["batch_size"], num_workers=config["num_workers"],
               accumulation_steps=config["accumulation_steps"], init_lr=config["init_lr"])
 

@@ -19,7 +19,8 @@ from train_agent.trainers.prefix_tuning import prefix_train
 def main(argv=None):
     torch.multiprocessing.freeze_support()
     config = parse(argv, "前缀微调：只学每层的键值前缀，或只学角色的词向量", stage="prefix")[0].stage("prefix")
-    prefix_train(config, json_data_path=config["json_data_path"], vocab_trg_path=config["vocab_trg_path"], max_len=config["max_len"],
+    prefix_train(config, json_data_path=config["json_data_path"], vocab_trg_path=config["vocab_trg_path"],
+                 max_len=config["max_len"],
                  batch_size=config["batch_size"], num_workers=config["num_workers"],
                  accumulation_steps=config["accumulation_steps"], init_lr=config["init_lr"])
 

@@ -19,7 +19,8 @@ from train_agent.trainers.sft_training import sft_train
 def main(argv=None):
     torch.multiprocessing.freeze_support()
     config = parse(argv, "指令微调：用对话教会模型回答", stage="sft")[0].stage("sft")
-    sft_train(config, json_data_path=config["json_data_path"], vocab_trg_path=config["vocab_trg_path"], max_len=config["max_len"],
+    sft_train(config, json_data_path=config["json_data_path"], vocab_trg_path=config["vocab_trg_path"],
+              max_len=config["max_len"],
               batch_size=config["batch_size"], num_workers=config["num_workers"],
               accumulation_steps=config["accumulation_steps"], init_lr=config["init_lr"])
 

@@ -19,7 +19,8 @@ from train_agent.trainers.gated_training import gate_train
 def main(argv=None):
     torch.multiprocessing.freeze_support()
     config = parse(argv, "选择门：学会把每个问题交给最合适的候选模型", stage="gate")[0].stage("gate")
-    gate_train(config, json_data_path=config["json_data_path"], vocab_trg_path=config["vocab_trg_path"], max_len=config["max_len"],
+    gate_train(config, json_data_path=config["json_data_path"], vocab_trg_path=config["vocab_trg_path"],
+               max_len=config["max_len"],
                batch_size=config["batch_size"], num_workers=config["num_workers"],
                accumulation_steps=config["accumulation_steps"], init_lr=config["init_lr"])
 

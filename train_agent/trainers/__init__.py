@@ -1,8 +1,10 @@
-"""The trainers. `from train_agent.trainers import Trainer, create_dataloader` works; each name is imported when it is asked for,
+"""The trainers. `from train_agent.trainers import Trainer, create_dataloader` works; each name is imported when it is
+asked for,
 so that the token cache's worker processes start without torch."""
 from importlib import import_module
 
-_HOME = {"Trainer": "trainer", "TrainingConfig": "trainer", "TextDataset": "data.for_own_loops", "create_dataloader": "data.for_own_loops",
+_HOME = {"Trainer": "trainer", "TrainingConfig": "trainer", "TextDataset": "data.for_own_loops",
+         "create_dataloader": "data.for_own_loops",
          "get_cosine_schedule_with_warmup": "schedules", "compute_router_auxiliary_loss": "losses"}
 __all__ = list(_HOME)
 

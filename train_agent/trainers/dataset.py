@@ -1,7 +1,7 @@
 """Token cache -> packed batches. Every batch is a pure function of (data, seed, epoch, chunk, number).
 
-A run walks through epochs, each epoch through chunks of `n_of_samples` documents, each chunk through its batches. A Position
-names the next micro-batch; training can be stopped and taken up at any Position.
+A run walks through epochs, each epoch through chunks of `n_of_samples` documents, each chunk through its batches. A
+Position names the next micro-batch; training can be stopped and taken up at any Position.
 """
 
 from dataclasses import dataclass, replace
@@ -24,7 +24,8 @@ EXACT_UP_TO = 300_000       # documents per epoch up to which the number of step
 
 
 class Position(NamedTuple):
-    """The next micro-batch: epoch and chunk count from 0, batch within the chunk too. Batch NOTHING is one without content."""
+    """The next micro-batch: epoch and chunk count from 0, batch within the chunk too. Batch NOTHING is one without
+    content."""
     epoch: int = 0
     chunk: int = 0
     batch: int = 0
@@ -40,7 +41,9 @@ class Movable:
         return self._each(lambda part: part.pin_memory())
 
     def _each(self, change):
-        return replace(self, **{k: change(part) for k, part in self.__dict__.items() if isinstance(part, (torch.Tensor, Segments))})
+        return replace(
+            self, **{k: change(part) for k, part in self.__dict__.items()
+                     if isinstance(part, (torch.Tensor, Segments))})
 
     def blank(self):
         """Nothing to learn from, for a process that has no batch in a step."""
@@ -49,7 +52,8 @@ class Movable:
 
 @dataclass
 class Batch(Movable):
-    """ids, positions, labels_1, labels_2: (B, T) int64; valid: (B, T) bool; layout: documents for attention; counts as ints."""
+    """ids, positions, labels_1, labels_2: (B, T) int64; valid: (B, T) bool; layout: documents for attention; counts as
+    ints."""
     ids: torch.Tensor
     positions: torch.Tensor
     valid: torch.Tensor
@@ -65,7 +69,8 @@ class Batch(Movable):
     def blank(self):
         """The same shapes without a single token that counts."""
         return replace(self, valid=torch.zeros_like(self.valid), labels_1=torch.full_like(self.labels_1, IGNORE),
-                       labels_2=torch.full_like(self.labels_2, IGNORE), tokens=0, targets_1=0, targets_2=0, position=None)
+                       labels_2=torch.full_like(self.labels_2, IGNORE), tokens=0, targets_1=0, targets_2=0,
+                       position=None)
 
 
 def make_batch(cache, pieces, rows, row_count, width, counted=None):
@@ -113,7 +118,8 @@ def make_batch(cache, pieces, rows, row_count, width, counted=None):
 
 
 def thin(batch, every, position):
-    """Leaves head 2 one target in `every`, others in each epoch and batch: it learns nearly as much and costs a fraction."""
+    """Leaves head 2 one target in `every`, others in each epoch and batch: it learns nearly as much and costs a
+    fraction."""
     kept = (batch.positions + position.epoch + position.batch) % every == 0
     batch.labels_2 = batch.labels_2.where(kept, torch.full_like(batch.labels_2, IGNORE))
     batch.targets_2 = int((batch.labels_2 >= 0).sum())
@@ -134,7 +140,8 @@ class PackedData(Dataset):
     """Documents of one or more shuffled epochs, packed. Index it with a list of Positions to get their Batches."""
 
     def __init__(self, cache, documents, options, truncate, shuffle=True):
-        """documents: (D,) numbers in the cache. options: max_len batch_size seed n_of_samples n_of_samplings max_epochs."""
+        """documents: (D,) numbers in the cache. options: max_len batch_size seed n_of_samples n_of_samplings
+        max_epochs."""
         self.cache, self.documents, self.truncate, self.shuffle = cache, np.asarray(documents), truncate, shuffle
         self.counted = None                                    # see make_batch
         self.width, self.batch_size, self.seed = options["max_len"], options["batch_size"], options["seed"]
@@ -214,7 +221,8 @@ class PackedData(Dataset):
         return sorted({int(r) for r in self.cache.rows[numbers]})
 
     def groups(self, start, accumulation, rank=0, world=1):
-        """Endless-safe walk from `start`: (this rank's Positions of one optimizer step, Position after it, batches in chunk).
+        """Endless-safe walk from `start`: (this rank's Positions of one optimizer step, Position after it, batches in
+        chunk).
 
         A step never crosses a chunk's end: the last group of a chunk is what is left.
         """
@@ -241,7 +249,8 @@ class PackedData(Dataset):
         return self.settled(position).epoch >= self.epochs
 
     def steps(self, accumulation, world=1):
-        """Optimizer steps of the whole run: counted where that is quick, else estimated from the first and the last chunk."""
+        """Optimizer steps of the whole run: counted where that is quick, else estimated from the first and the last
+        chunk."""
         take = accumulation * world
         if len(self.documents) * self.epochs <= EXACT_UP_TO:
             return sum(-(-self.batches_in(e, c) // take) for e in range(self.epochs) for c in range(self.chunks))
@@ -258,7 +267,8 @@ class PackedData(Dataset):
 
 
 class ItemData(PackedData):
-    """Items that are never packed together with others: batch_size of them in a batch, walked through like packed documents."""
+    """Items that are never packed together with others: batch_size of them in a batch, walked through like packed
+    documents."""
 
     def _packed_chunk(self, epoch, chunk):
         items = self._in_chunk(epoch, chunk)
@@ -279,13 +289,15 @@ class ItemData(PackedData):
 
 
 def loader(data, start, options, device, rank=0, world=1):
-    """Iterate over (list of Batches of one optimizer step, Position after it, batches in this chunk) from `start` on."""
+    """Iterate over (list of Batches of one optimizer step, Position after it, batches in this chunk) from `start`
+    on."""
     if options["num_workers"] == 0:
         for positions, after, count in data.groups(start, options["accumulation_steps"], rank, world):
             yield data[positions], after, count
         return
     groups = data.groups(start, options["accumulation_steps"], rank, world)
-    waiting = []                                          # what the sampler handed out and the workers have not delivered yet
+    # what the sampler handed out and the workers have not delivered yet
+    waiting = []
 
     def sampler():
         for positions, after, count in groups:
@@ -295,6 +307,7 @@ def loader(data, start, options, device, rank=0, world=1):
     batches = DataLoader(data, sampler=sampler(), batch_size=None, num_workers=options["num_workers"],
                          prefetch_factor=options["prefetch_factor"], pin_memory=device.type == "cuda",
                          multiprocessing_context="spawn" if device.type == "cuda" else None,
-                         generator=torch.Generator())      # its own, or starting the workers would draw from the model's dropout
+                         # its own, or starting the workers would draw from the model's dropout
+                         generator=torch.Generator())
     for group in batches:
         yield group, *waiting.pop(0)

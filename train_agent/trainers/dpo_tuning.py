@@ -1,7 +1,8 @@
-"""Direct preference optimisation (Rafailov et al. 2023, arXiv:2305.18290): what people chose becomes likelier than what they
-rejected, measured from the model that training starts from.
+"""Direct preference optimisation (Rafailov et al. 2023, arXiv:2305.18290): what people chose becomes likelier than what
+they rejected, measured from the model that training starts from.
 
-    reward(reply) = beta * (log p(reply) - log p_reference(reply));  loss = -log sigmoid(reward(chosen) - reward(rejected))
+    reward(reply) = beta * (log p(reply) - log p_reference(reply));  loss = -log sigmoid(reward(chosen) -
+    reward(rejected))
 """
 
 import sys
@@ -21,9 +22,10 @@ from train_agent.trainers.hardware import machine
 from train_agent.trainers.data.count_ngrams import leave_out
 from train_agent.trainers.losses import share_of_step
 from train_agent.trainers.data.preference_pairs import PreferenceData, both, joined, usable_pairs
-from train_agent.trainers.build_stage import build_model, cached, load_base, open_vocab, prepare_machine, shape_of
+from train_agent.trainers.build_stage import about, cached, identity, prepare_machine, training_and_held
 from train_agent.trainers.data.split import divided
 from train_agent.trainers.stage import Stage
+from train_agent.trainers.start_model import build_model, load_base, open_vocab, shape_of
 from train_agent.trainers.run_stage import asked, start
 from train_agent.trainers.data.disk_table import stored
 
@@ -43,7 +45,8 @@ def preference_loss(beta, model, batch, totals):
     """One micro-batch's share of the step: the mean loss of its pairs, and the experts' balance as in every stage."""
     scores, out = log_probabilities(model, batch)
     rewards = (beta * (scores - batch.reference)).view(-1, 2)                    # (P, 2): chosen, rejected
-    margin, counted = rewards[:, 0] - rewards[:, 1], batch.targets_1 > 0         # False: a rank without pairs in this step
+    # False: a rank without pairs in this step
+    margin, counted = rewards[:, 0] - rewards[:, 1], batch.targets_1 > 0
     out.loss_sums = (-F.logsigmoid(margin).sum() * counted,)
     loss, sums = share_of_step(out, batch, totals)
     told = {"accuracy": margin > 0, "margin": margin, "reward_chosen": rewards[:, 0], "reward_rejected": rewards[:, 1]}
@@ -76,12 +79,14 @@ def scored(model, data, options, device):
 
 
 def settled(options, device):
-    """Options with a precision that two starts choose alike: the reference is kept, so it must not hang on a timing. Sums over
+    """Options with a precision that two starts choose alike: the reference is kept, so it must not hang on a timing.
+    Sums over
     hundreds of tokens are compared, so a CPU takes float32 unless it is told otherwise."""
     if options["replay_share"]:
         raise UserError("偏好对齐不混入通用数据：请去掉 replay_share。")
     if options["mixed_precision"] == "auto":
-        options = {**options, "mixed_precision": "no" if device.type == "cpu" else machine.choose_precision("auto", device)}
+        options = {**options, "mixed_precision": "no" if device.type == "cpu"
+                   else machine.choose_precision("auto", device)}
     return options
 
 
@@ -91,22 +96,21 @@ def build_stage(options):
     path = options["init_from"] or options["pretraining_model_path"]
     if not path:
         raise UserError(f"偏好对齐要从一个会对话的模型开始。{WAYS_ON}")
-    base = load_base(options, "DPO", path, WAYS_ON)
+    base = load_base(options, "dpo", path, WAYS_ON)
     if not options["json_data_path"]:
         raise UserError('偏好对齐要有偏好数据：--json_data_path 文件.jsonl，每行 {"prompt": …, "chosen": …, "rejected": …}。')
     vocab = open_vocab(options, base)
     model, digest = build_model(options, vocab, base), weights_hash(base["weights"])
     options = {**options, **shape_of(model.config)}
     for head in model.heads()[1:]:
-        head.requires_grad_(False)                                               # only head 1 speaks; the second has no loss here
+        # only head 1 speaks; the second has no loss here
+        head.requires_grad_(False)
     split = divided(options, partial(pair_cache, options, vocab), partial(usable_pairs, width=options["max_len"]))
-    sets = [pairs_of(cache, pairs, model, digest, options, device, shuffle)
-            for cache, pairs, shuffle in ((split.cache, split.training, True), (split.held_cache, split.held, False)) if len(pairs)]
-    about = {"kind": "model", "stage": "DPO", "config": model.config.to_dict(), "vocab_hash": vocab.hash, "vocab": vocab.state(),
-             "adapter": None, "base": None, "starts": {start_name(path): digest}}
-    identity = {"数据": "+".join(d[:16] for d in split.cache.meta["digests"]), "词表": vocab.hash[:16], "起点模型": digest[:16]}
-    return Stage("dpo", "DPO", options, model, sets[0], {"held": sets[1]} if len(sets) > 1 else {}, about, identity,
-                 partial(preference_loss, options["beta"]), notes=split.notes())
+    train, held = training_and_held(split, partial(pairs_of, model, digest, options, device))
+    described = about("dpo", vocab, model.config.to_dict(), {start_name(path): digest})
+    same = identity(vocab, split.cache, 起点模型=digest[:16])
+    return Stage("dpo", options, model, train, held, described, same, partial(preference_loss, options["beta"]),
+                 notes=split.notes())
 
 
 def pair_cache(options, vocab, data):
@@ -114,7 +118,7 @@ def pair_cache(options, vocab, data):
     return cached({**options, "training_mode": "preference"}, vocab, data)
 
 
-def pairs_of(cache, pairs, model, digest, options, device, shuffle):
+def pairs_of(model, digest, options, device, cache, pairs, shuffle):
     data = PreferenceData(cache, pairs, None, options, shuffle)
     leave_out(model, data)
     data.reference = parallel.main_first(lambda: reference_scores(model, digest, data, options, device))
@@ -122,13 +126,15 @@ def pairs_of(cache, pairs, model, digest, options, device, shuffle):
 
 
 def dpo_train(config, **parameters):
-    """Train on the options of the stage `dpo`, `parameters` on top. Returns the last metrics; see Loop for exit codes."""
+    """Train on the options of the stage `dpo`, `parameters` on top. Returns the last metrics; see Loop for exit
+    codes."""
     options, built = {**config, **parameters}, []
     metrics = start(lambda o: built.append(build_stage(o)) or built[0], options)
     if not asked(options) and parallel.is_main():
         pairs = built[0].notes["rows"]["held"]
         picture = draw_preference(options["log_dir"])
         said = {k: metrics[k] for k in ("eval_accuracy", "eval_margin") if k in metrics}
-        told = f"留出的 {pairs} 对上，偏好准确率 {said['eval_accuracy']:.1%}，间隔 {said['eval_margin']:.3f}；" if len(said) == 2 else ""
+        told = f"留出的 {pairs} 对上，偏好准确率 {said['eval_accuracy']:.1%}，间隔 {said['eval_margin']:.3f}；" if len(
+            said) == 2 else ""
         print(f"{told}奖励、间隔和准确率的曲线：{picture}", file=sys.stderr)
     return metrics

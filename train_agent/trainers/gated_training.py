@@ -15,18 +15,19 @@ from tools.errors import UserError
 from tools.saving.start_files import start_name
 from train_agent.trainers import parallel
 from train_agent.trainers.running import resume
-from train_agent.trainers.adapting import path_from
 from train_agent.trainers.dataset import NOTHING, ItemData, Movable, Position
 from train_agent.trainers.data.gate_targets import answered, expert_losses
-from train_agent.trainers.build_stage import cached, found_start, open_vocab, prepare_machine
+from train_agent.trainers.build_stage import about, cached, identity, path_from, prepare_machine, training_and_held
 from train_agent.trainers.data.split import divided
 from train_agent.trainers.stage import Stage
+from train_agent.trainers.start_model import found_start, open_vocab
 from train_agent.trainers.run_stage import asked, start
 
 
 @dataclass
 class TurnBatch(Movable):
-    """ids (B, T) int64 and valid (B, T) bool: user turns; losses (B, X) float32: what each expert's reply would cost."""
+    """ids (B, T) int64 and valid (B, T) bool: user turns; losses (B, X) float32: what each expert's reply would
+    cost."""
 
     ids: torch.Tensor
     valid: torch.Tensor
@@ -58,9 +59,11 @@ class TurnData(ItemData):
 
 
 def gate_loss(model, batch, totals):
-    """Cross-entropy of the gate's scores against the cheapest expert of each sample, this micro-batch's share of the step."""
+    """Cross-entropy of the gate's scores against the cheapest expert of each sample, this micro-batch's share of the
+    step."""
     scores = model(batch.ids, batch.valid)
-    counts = batch.targets_1 > 0                                      # False: a rank without a sample of its own in this step
+    # False: a rank without a sample of its own in this step
+    counts = batch.targets_1 > 0
     total = F.cross_entropy(scores.float(), batch.losses.argmin(1), reduction="sum") * counts
     picked = batch.losses.gather(1, scores.argmax(1, keepdim=True))[:, 0]
     regret = picked - batch.losses.amin(1)
@@ -69,7 +72,8 @@ def gate_loss(model, batch, totals):
 
 
 def load_experts(options):
-    """-> chains of payloads, a shared base being one object. UserError: 2 too few, 3 a missing file, 4 a gate, other vocabularies."""
+    """-> chains of payloads, a shared base being one object. UserError: 2 too few, 3 a missing file, 4 a gate, other
+    vocabularies."""
     if len(options["experts"]) < 2:
         raise UserError("选择门至少要有两个候选模型：请用 --experts 列出模型或适配器的 .pkl。")
     known, chains = {}, []
@@ -92,9 +96,11 @@ def build_experts(paths, chains):
 
 
 def expert_names(paths):
-    """Short names for pictures and messages: the folder of a named run, else the file's own name, never twice the same."""
+    """Short names for pictures and messages: the folder of a named run, else the file's own name, never twice the
+    same."""
     folders, files = [Path(p).parent.name for p in paths], [Path(p).stem for p in paths]
-    return next((names for names in (folders, files) if len(set(names)) == len(names)), [f"{i} {n}" for i, n in enumerate(files)])
+    return next((names for names in (folders, files) if len(set(names)) == len(names)),
+                [f"{i} {n}" for i, n in enumerate(files)])
 
 
 def build_stage(options):
@@ -108,29 +114,33 @@ def build_stage(options):
     hashes = [weights_hash(chain[-1]["weights"]) for chain in chains]
     split = divided(options, lambda paths: cached(options, vocab, paths), answered)
     resume.seed_everything(options["seed"])
-    turn = {"start": vocab.id("User"), "ends": [vocab.id(name) for name in ("User", "Assistant", "System", "<|im_end|>")]}
+    turn = {
+        "start": vocab.id("User"), "ends": [vocab.id(name) for name in ("User", "Assistant", "System", "<|im_end|>")]}
     gate = Gate(len(vocab), len(paths), options["gate_hidden"], turn)
     experts = build_experts(paths, chains)
-    tables = {id(one): parallel.main_first(lambda: expert_losses(experts, hashes, one, options, device)) for one in (split.cache, split.held_cache)}
-    sets = [TurnData(one, documents, tables[id(one)], turn, options, shuffle)
-            for one, documents, shuffle in ((split.cache, split.training, True), (split.held_cache, split.held, False)) if len(documents)]
+    tables = {cache.name: parallel.main_first(lambda: expert_losses(experts, hashes, cache, options, device))
+              for cache in (split.cache, split.held_cache)}
+    train, held = training_and_held(split, lambda cache, documents, shuffle: TurnData(
+        cache, documents, tables[cache.name], turn, options, shuffle))
     adapter = {"type": "gate", "vocab_size": len(vocab), "hidden": options["gate_hidden"], "turn": turn,
                "experts": [{"path": path_from(options, p), "hash": h} for p, h in zip(paths, hashes)]}
-    about = {"kind": "gate", "stage": "gate", "config": chains[0][0]["config"], "vocab_hash": vocab.hash, "vocab": vocab.state(),
-             "adapter": adapter, "base": None, "starts": {start_name(p): h for p, h in zip(paths, hashes)}}
-    identity = {"数据": "+".join(d[:16] for d in split.cache.meta["digests"]), "词表": vocab.hash[:16], "专家": "+".join(h[:16] for h in hashes)}
-    return Stage("gate", "gate", options, gate, sets[0], {"held": sets[1]} if len(sets) > 1 else {}, about, identity, gate_loss,
-                 notes=split.notes(), batch_names=True)
+    starts = {start_name(p): h for p, h in zip(paths, hashes)}
+    described = about("gate", vocab, chains[0][0]["config"], starts, "gate", adapter)
+    same = identity(vocab, split.cache, 专家="+".join(h[:16] for h in hashes))
+    return Stage("gate", options, gate, train, held, described, same, gate_loss, notes=split.notes(), batch_names=True)
 
 
 @torch.no_grad()
 def gate_report(gate, data):
-    """How well `gate` chooses on `data` (a TurnData): accuracy, mean losses and regrets in nats, confusion (X, X), best x picked."""
+    """How well `gate` chooses on `data` (a TurnData): accuracy, mean losses and regrets in nats, confusion (X, X), best
+    x picked."""
     documents = [int(d) for d in data.documents]
     losses = torch.stack([torch.from_numpy(data.losses[d]) for d in documents])
     device, was_training = gate.embed.weight.device, gate.training
     gate.eval()
-    picks = torch.cat([gate(*padded(data.turns(documents[i:i + 256]), device)).argmax(1).cpu() for i in range(0, len(documents), 256)])
+    picks = torch.cat(
+        [gate(*padded(data.turns(documents[i:i + 256]), device)).argmax(1).cpu()
+         for i in range(0, len(documents), 256)])
     gate.train(was_training)
     best, oracle, count = losses.argmin(1), losses.amin(1).mean(), losses.shape[1]
     picked = losses.gather(1, picks[:, None])[:, 0]
@@ -143,7 +153,8 @@ def gate_report(gate, data):
 
 
 def gate_train(config, **parameters):
-    """Train on the options of the stage `gate`, `parameters` on top. Returns the last metrics and, under "gate", the report."""
+    """Train on the options of the stage `gate`, `parameters` on top. Returns the last metrics and, under "gate", the
+    report."""
     options, built = {**config, **parameters}, []
     metrics = start(lambda o: built.append(build_stage(o)) or built[0], options)
     if asked(options) or not parallel.is_main():
@@ -151,7 +162,9 @@ def gate_train(config, **parameters):
     stage = built[0]
     report = gate_report(stage.model, stage.held.get("held", stage.train))
     names = expert_names(stage.options["experts"])
-    picture = draw_confusion(report["confusion"], names, Path(stage.options["out_dir"], stage.options["name"] or "", "gate_confusion.png"))
+    picture = draw_confusion(report["confusion"], names,
+                             Path(stage.options["out_dir"], stage.options["name"] or "", "gate_confusion.png"))
     print(f"门在 {report['samples']} 个样本上：准确率 {report['accuracy']:.1%}；比逐样本最优多 {report['regret']:.4f} nats，"
-          f"只用最好的一个候选模型多 {report['regret_best_single']:.4f}，随机选多 {report['regret_random']:.4f}。混淆矩阵：{picture}", file=sys.stderr)
+          f"只用最好的一个候选模型多 {report['regret_best_single']:.4f}，随机选多 {report['regret_random']:.4f}。混淆矩阵：{picture}",
+          file=sys.stderr)
     return {**metrics, "gate": {**report, "experts": names, "picture": str(picture)}}

@@ -1,6 +1,7 @@
 """THE training loop: the only place with backward() and step().
 
-A Stage says what is trained on what; here is how: fetch, forward, backward, unscale, clip, check, rate, step, log, evaluate, save.
+A Stage says what is trained on what; here is how: fetch, forward, backward, unscale, clip, check, rate, step, log,
+evaluate, save.
 """
 
 import contextlib
@@ -55,7 +56,8 @@ class Loop:
         return {**self.metrics, **self.held}
 
     def closing(self):
-        """What else belongs to the run: as long as it is not done, the same command comes back to it instead of training anew."""
+        """What else belongs to the run: as long as it is not done, the same command comes back to it instead of
+        training anew."""
 
     @contextlib.contextmanager
     def at_work(self):
@@ -74,7 +76,8 @@ class Loop:
     def train(self):
         self.model.train()
         batches = loader(self.stage.train, self.position, self.options, self.device, parallel.rank(), parallel.world())
-        bar = self.bar = tqdm(total=self.total_steps, initial=self.step, desc=self.stage.label, delay=0.5, dynamic_ncols=True,
+        bar = self.bar = tqdm(total=self.total_steps, initial=self.step, desc=self.stage.label, delay=0.5,
+                              dynamic_ncols=True,
                               disable=not parallel.is_main())
         clock = self.since = time.perf_counter()
         self.since_tokens = self.tokens
@@ -148,7 +151,8 @@ class Loop:
         return float(sharding.whole(torch.nn.utils.clip_grad_norm_([p for _, p, _ in self.named], limit)))
 
     def may_step(self, group):
-        """False when loss or gradient is not finite: the rows are named, the weights stay, three in a row end the run."""
+        """False when loss or gradient is not finite: the rows are named, the weights stay, three in a row end the
+        run."""
         loss, norm = self.metrics["loss"], self.metrics["grad_norm"]
         finite = math.isfinite(loss) and math.isfinite(norm)
         if not finite:
@@ -212,7 +216,8 @@ class Loop:
         return min(in_chunk, here.batch + self.options["accumulation_steps"] * parallel.world())
 
     def evaluate(self):
-        """All held-out sets; the first that is not the general one decides about the best model and about stopping early."""
+        """All held-out sets; the first that is not the general one decides about the best model and about stopping
+        early."""
         if not self.stage.held:
             return
         start = time.perf_counter()
@@ -235,13 +240,15 @@ class Loop:
         result = evaluate(self.wrapped, data, self.device, self.precision, self.stage.loss)
         fields = {f"eval_{k}": v for k, v in result.items()}
         self.journal.event("eval", step=self.step, eval_name=name, eval_ppx_1=perplexity(result["ce_1"]), **fields)
-        self.tracker.log(self.step, {f"{name}/{k}": v for k, v in result.items()} | {f"{name}/ppx_1": perplexity(result["ce_1"])})
+        self.tracker.log(self.step, {f"{name}/{k}": v for k, v in result.items()}
+                         | {f"{name}/ppx_1": perplexity(result["ce_1"])})
         return fields
 
     # ---- beginning and end ----
 
     def setup(self):
-        """Model on its device, compiled where that is asked for, and the length of the run; nothing on the disk is touched."""
+        """Model on its device, compiled where that is asked for, and the length of the run; nothing on the disk is
+        touched."""
         sharded = parallel.shards(self.model, self.options)
         machine.keep_large_blocks(not sharded)
         if not sharded:                                                # else piece by piece, when it is wrapped
@@ -255,7 +262,8 @@ class Loop:
         return min(self.options["max_steps"] or steps, steps)
 
     def choose(self, precision=None):
-        """Settle what `auto` means (a resumed run passes what was settled at its first start); the optimizers for what is wrapped."""
+        """Settle what `auto` means (a resumed run passes what was settled at its first start); the optimizers for what
+        is wrapped."""
         wanted = self.options["mixed_precision"]
         settled = precision if wanted == "auto" else None
         self.precision = settled or parallel.from_main(lambda: machine.choose_precision(wanted, self.device))
@@ -275,24 +283,28 @@ class Loop:
             self.stage.notes |= self.stage.begin(self.device)
         self.choose(found["precision"] if found else None)
         header = {"device": str(self.device), "precision": self.precision, "steps": self.total_steps,
-                  "params": sum(p.numel() for p in self.model.parameters()), "trainable": sum(p.numel() for _, p, _ in self.named),
+                  "params": sum(p.numel() for p in self.model.parameters()),
+                  "trainable": sum(p.numel() for _, p, _ in self.named),
                   "ranks": parallel.world(), **self.stage.notes, "config": self.options}
         files = (self.options["log_file"], self.options["log_dir"]) if parallel.is_main() else (None, None)
         self.journal = TrainLog(*files, self.stage.name, header=header, resume=found["run_id"] if found else False)
         if parallel.is_main():
-            self.tracker = open_tracker(self.options["tracker"], self.options["log_dir"], self.journal.run_id, self.options,
+            self.tracker = open_tracker(self.options["tracker"], self.options["log_dir"], self.journal.run_id,
+                                        self.options,
                                         found["step"] if found else 0)
         if found:
             self.restore(found)
         else:
             recovery.seed_everything(self.options["seed"] + parallel.rank())
-            if GENERAL in self.stage.held:                             # what the model could before it learned anything new
+            # what the model could before it learned anything new
+            if GENERAL in self.stage.held:
                 scores = {name: self.score(name, data) for name, data in self.stage.held.items()}
                 self.forgetting.first = scores[GENERAL]["eval_loss"]
 
     def take_place(self, state):
         """Step and place in the data of a checkpoint, and the steps of the whole run from there."""
-        self.step, self.position, self.more_steps = state["step"], Position(*state["position"]), state.get("more_steps", 0)
+        self.step, self.position, self.more_steps = state["step"], Position(*state["position"]), state.get(
+            "more_steps", 0)
         self.shift = state.get("shift", self.more_steps)
         had, has = state.get("step_size"), regrouping.step_size(self.options)
         if had and had != has:
@@ -308,12 +320,15 @@ class Loop:
         return {"step": self.step, "position": list(self.position), "decays": self.decays, "tokens": self.tokens,
                 "step_size": regrouping.step_size(self.options), "more_steps": self.more_steps,
                 "shift": self.shift, "total_steps": self.total_steps,
-                "seconds": self.seconds, "finished": self.finished, "precision": self.precision, "run_id": self.journal.run_id,
+                "seconds": self.seconds, "finished": self.finished, "precision": self.precision,
+                "run_id": self.journal.run_id,
                 "optimizers": sharding.for_file([o.state_dict() for o in self.optimizers], parallel.is_main()),
                 "scaler": self.scaler.state_dict(),
-                "random": parallel.gathered(recovery.random_states()), "surroundings": recovery.surroundings(self.device),
+                "random": parallel.gathered(recovery.random_states()),
+                "surroundings": recovery.surroundings(self.device),
                 "spikes": list(self.spikes.history), "guard": self.guard.in_a_row,
-                "patience": self.patience.state(), "forgetting": self.forgetting.first, "held": finite(self.held), "metrics": finite(self.metrics)}
+                "patience": self.patience.state(), "forgetting": self.forgetting.first, "held": finite(self.held),
+                "metrics": finite(self.metrics)}
 
     def restore(self, state):
         for name in ("decays", "tokens", "seconds", "finished", "held", "metrics"):
@@ -325,7 +340,8 @@ class Loop:
                 parallel.load_optimizer(optimizer, state["optimizers"] and state["optimizers"][number], self.device)
             except ValueError as error:
                 raise UserError(f"优化器的分组和检查点不同（{error}）。请改回 embedding_lr 等学习率的分法，或用 --resume none 重新开始。", 4) from None
-            for group, own in zip(optimizer.param_groups, wanted):     # rates and decay are the configuration's, which may have changed
+            # rates and decay are the configuration's, which may have changed
+            for group, own in zip(optimizer.param_groups, wanted):
                 group.update(own)
         if state["scaler"]:                                            # empty where the run was not in fp16
             self.scaler.load_state_dict(state["scaler"])

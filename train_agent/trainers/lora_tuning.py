@@ -4,7 +4,7 @@ import sys
 from functools import partial
 
 from train_agent.trainers import parallel
-from train_agent.trainers.adapting import adapter_stage
+from train_agent.trainers.build_stage import adapter_stage
 from train_agent.trainers.running.forget_penalty import general_moments, keeping_loss
 from train_agent.trainers.data.replay import general_to_learn_from
 from train_agent.trainers.run_stage import start
@@ -19,7 +19,7 @@ def describe(options, vocab=None):
 
 
 def build_stage(options):
-    stage = adapter_stage("lora", "Lora", options, describe)
+    stage = adapter_stage("lora", options, describe)
     general = general_to_learn_from(stage) if options["forget_penalty"] else None
     if general is not None:                            # not the rows that the guard scores
         stage.loss = partial(keeping_loss, general_moments(stage.model, general), options["forget_penalty"])
@@ -29,5 +29,6 @@ def build_stage(options):
 
 
 def lora_train(config, **parameters):
-    """Train on the options of the stage `lora`, `parameters` on top. Returns the last metrics; see Loop for exit codes."""
+    """Train on the options of the stage `lora`, `parameters` on top. Returns the last metrics; see Loop for exit
+    codes."""
     return start(build_stage, {**config, **parameters})

@@ -1,4 +1,5 @@
-"""Which learning rate? Raise it step by step until the loss explodes, and look where the loss fell fastest (Smith 2017, arXiv:1506.01186)."""
+"""Which learning rate? Raise it step by step until the loss explodes, and look where the loss fell fastest (Smith 2017,
+arXiv:1506.01186)."""
 
 import math
 import sys
@@ -29,7 +30,8 @@ class Sweep(Rehearsal):
 
     def may_step(self, group):
         loss, norm = math.isfinite(self.metrics["loss"]), math.isfinite(self.metrics["grad_norm"])
-        rescaling = self.scaler.is_enabled() and self.scaler.get_scale() >= 1       # fp16 begins too large and comes down
+        # fp16 begins too large and comes down
+        rescaling = self.scaler.is_enabled() and self.scaler.get_scale() >= 1
         self.broken = not loss or not norm and not rescaling
         return loss and norm
 
@@ -41,7 +43,8 @@ def find_learning_rate(stage, low=LOW, high=HIGH, steps=STEPS, progress=False):
     """
     history = []
     with Sweep(stage, low, high, steps) as loop:
-        for group in tqdm(islice(loop.groups(), steps), total=steps, desc="寻找学习率", delay=2, leave=False, disable=not progress):
+        for group in tqdm(islice(loop.groups(), steps), total=steps, desc="寻找学习率", delay=2, leave=False,
+                          disable=not progress):
             loop.optimize(group, 1)
             if loop.broken:
                 break

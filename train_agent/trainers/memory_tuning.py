@@ -1,12 +1,14 @@
-"""A memory adapter, alone or with LoRA, on a base that is frozen or learns slowly; every part has a learning rate of its own."""
+"""A memory adapter, alone or with LoRA, on a base that is frozen or learns slowly; every part has a learning rate of
+its own."""
 
 from functools import partial
 
 import torch
 
 from train_agent.trainers import lora_tuning
-from train_agent.trainers.adapting import adapter_stage
-from train_agent.trainers.losses import (auxiliary_loss, compute_router_auxiliary_loss, load_balance_loss, read, share_of_step,
+from train_agent.trainers.build_stage import adapter_stage
+from train_agent.trainers.losses import (auxiliary_loss, compute_router_auxiliary_loss, load_balance_loss, read,
+                                         share_of_step,
                                          z_loss)
 from train_agent.trainers.run_stage import start
 
@@ -17,7 +19,8 @@ def describe(options, vocab=None):
     if options["rank"]:
         lora = lora_tuning.describe(options)
         del lora["type"]
-    return {"type": "memory", "tokens": options["memory_tokens"], "chapters": options["memory_chapters"], "topk": options["memory_topk"],
+    return {"type": "memory", "tokens": options["memory_tokens"], "chapters": options["memory_chapters"],
+            "topk": options["memory_topk"],
             "layers": options["memory_layers"], "lora": lora, "train_base": options["base_model_lr"] is not None}
 
 
@@ -29,29 +32,35 @@ def rate_of(options, name):
 
 
 def router_losses(routing, valid):
-    """ChapterRouting of one layer, valid (N,) bool -> its three losses by the names of compute_router_auxiliary_loss."""
+    """ChapterRouting of one layer, valid (N,) bool -> its three losses by the names of
+    compute_router_auxiliary_loss."""
     logits, chapters = routing.logits[valid], routing.chapters[valid]
     counts = torch.bincount(chapters.flatten(), minlength=logits.shape[-1])
     mean = logits.softmax(-1).mean(0)
-    return {"load_balance": load_balance_loss(counts / chapters.numel(), mean), "auxiliary": auxiliary_loss(mean), "z_loss": z_loss(logits)}
+    return {"load_balance": load_balance_loss(counts / chapters.numel(), mean), "auxiliary": auxiliary_loss(mean),
+            "z_loss": z_loss(logits)}
 
 
 def memory_loss(coefficients, model, batch, totals):
-    """The losses of the tokens and, as a token-weighted mean over the step's micro-batches, those of the chapter routers."""
+    """The losses of the tokens and, as a token-weighted mean over the step's micro-batches, those of the chapter
+    routers."""
     out = read(model, batch)
     loss, sums = share_of_step(out, batch, totals)
-    counted = batch.valid.flatten() if batch.tokens else torch.ones_like(batch.valid).flatten()    # a blank batch weighs nothing
+    # a blank batch weighs nothing
+    counted = batch.valid.flatten() if batch.tokens else torch.ones_like(batch.valid).flatten()
     extra = compute_router_auxiliary_loss([router_losses(r, counted) for r in out.chapters], **coefficients)
     sums["router_aux"] = extra.detach() * batch.tokens
     return loss + extra * (batch.tokens / max(1, totals["tokens"])), sums
 
 
 def build_stage(options):
-    options = {**options, "init_lr": options["memory_lr"]}           # the rate that the log shows and the schedule starts from
+    # the rate that the log shows and the schedule starts from
+    options = {**options, "init_lr": options["memory_lr"]}
     coefficients = {k: options[k] for k in ("load_balance_coef", "auxiliary_coef", "z_loss_coef")}
-    return adapter_stage("memory", "Memory", options, describe, partial(memory_loss, coefficients), partial(rate_of, options))
+    return adapter_stage("memory", options, describe, partial(memory_loss, coefficients), partial(rate_of, options))
 
 
 def memory_train(config, **parameters):
-    """Train on the options of the stage `memory`, `parameters` on top. Returns the last metrics; see Loop for exit codes."""
+    """Train on the options of the stage `memory`, `parameters` on top. Returns the last metrics; see Loop for exit
+    codes."""
     return start(build_stage, {**config, **parameters})

@@ -1,4 +1,5 @@
-"""Parameter groups and optimizers. A run may need two (Muon for matrices, AdamW for the rest), so it always gets a list."""
+"""Parameter groups and optimizers. A run may need two (Muon for matrices, AdamW for the rest), so it always gets a
+list."""
 
 import torch
 
@@ -19,9 +20,11 @@ def parameter_groups(named, options):
             continue
         decays = parameter.ndim >= 2 and options["optimizer"] != "adam"
         decay = options["weight_decay"] if decays else 0.0
-        wants_muon = options["optimizer"] == "muon" and parameter.ndim in (2, 3 if options["expert_turns"] else 2) and not any(k in name for k in NOT_FOR_MUON)
+        wants_muon = options["optimizer"] == "muon" and parameter.ndim in (2,
+            3 if options["expert_turns"] else 2) and not any(k in name for k in NOT_FOR_MUON)
         groups = muon if wants_muon else rest
-        group = groups.setdefault((rate, decays), {"params": [], "names": [], "lr": rate, "base_lr": rate, "weight_decay": decay})
+        group = groups.setdefault((rate, decays),
+                                  {"params": [], "names": [], "lr": rate, "base_lr": rate, "weight_decay": decay})
         group["params"].append(parameter)
         group["names"].append(name)
     if not muon and not rest:
@@ -49,7 +52,8 @@ def _plain(groups):
 
 
 def settings(group):
-    """What the configuration says of a group of torch's: rates, decay, betas; its parameters and the rate of the last step are not among it."""
+    """What the configuration says of a group of torch's: rates, decay, betas; its parameters and the rate of the last
+    step are not among it."""
     return {k: v for k, v in group.items() if k not in ("params", "lr")}
 
 

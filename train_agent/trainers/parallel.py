@@ -16,19 +16,23 @@ from torch.nn.parallel import DistributedDataParallel
 from tools.errors import UserError
 from train_agent.trainers.hardware import sharding
 
-TIMEOUT = float(os.environ.get("TINYSEEK_TIMEOUT", 600))   # seconds without an answer after which another process counts as lost
+# seconds without an answer after which another process counts as lost
+TIMEOUT = float(os.environ.get("TINYSEEK_TIMEOUT", 600))
 PATIENCE = timedelta(days=1)                               # for one that builds a token cache
 LOST = 1                                                   # exit code of a process whose peer is gone
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-NO_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in signature(DistributedDataParallel).parameters else "broadcast_buffers"
+NO_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in signature(
+    DistributedDataParallel).parameters else "broadcast_buffers"
 LOSS_WORDS = ("gloo", "nccl", "connection", "timed out", "timeout", "socket", "process group")
 
 _patient = None                                            # the process group that waits with PATIENCE
-_prompt = None                                             # one on the CPU that waits with TIMEOUT; None = the usual one
+# one on the CPU that waits with TIMEOUT; None = the usual one
+_prompt = None
 
 
 def start(device):
-    """Join the process group that torchrun's variables describe; nothing to do for a single process. UserError 2 without them."""
+    """Join the process group that torchrun's variables describe; nothing to do for a single process. UserError 2
+    without them."""
     global _patient, _prompt
     if int(os.environ.get("WORLD_SIZE", 1)) <= 1 or dist.is_initialized():
         return
@@ -72,24 +76,30 @@ def is_first_here():
 # ---- the model ----
 
 def wrap(model, device, options, precision="no"):
-    """The module whose backward pass brings the gradients of all processes together: DDP, or the model itself, sharded in place."""
+    """The module whose backward pass brings the gradients of all processes together: DDP, or the model itself, sharded
+    in place."""
     if world() == 1:
         return model
     if shards(model, options):
-        return sharding.shard(model, device, keep_whole=options["fsdp_sharding"] == "SHARD_GRAD_OP", precision=precision)
-    # Buffers change in the same way on all (the routers' bias, by the summed load), so none is sent around; gradients live
+        return sharding.shard(model, device, keep_whole=options["fsdp_sharding"] == "SHARD_GRAD_OP",
+                              precision=precision)
+    # Buffers change in the same way on all (the routers' bias, by the summed load), so none is sent around; gradients
+    # live
     # in the buckets that travel, not beside them.
-    return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None, gradient_as_bucket_view=True,
+    return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None,
+                                   gradient_as_bucket_view=True,
                                    **{NO_BUFFERS: False})
 
 
 def shards(model, options):
     """Whether `wrap` will cut this model into one piece per process."""
-    return world() > 1 and options["distributed"] == "fsdp" and options["fsdp_sharding"] != "NO_SHARD" and hasattr(model, "blocks")
+    return world() > 1 and options["distributed"] == "fsdp" and options["fsdp_sharding"] != "NO_SHARD" and hasattr(
+        model, "blocks")
 
 
 def loss_factor(wrapped):
-    """What a loss is multiplied with so that the gradients are summed over the processes: DDP divides by their number."""
+    """What a loss is multiplied with so that the gradients are summed over the processes: DDP divides by their
+    number."""
     return world() if isinstance(wrapped, DistributedDataParallel) else 1
 
 
@@ -103,14 +113,16 @@ def without_sync(wrapped, last):
 
 
 def load_optimizer(optimizer, saved, device):
-    """Put a state of whole tensors, which only the main process need have, into `optimizer` on every process, sharded as its weights are."""
+    """Put a state of whole tensors, which only the main process need have, into `optimizer` on every process, sharded
+    as its weights are."""
     if world() == 1:
         return optimizer.load_state_dict(saved)
     state = from_main(lambda: sharding.mapped(saved, lambda t: t.to("meta") if t.ndim else t))
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for number, entry in state["state"].items():
         for name, value in entry.items():
-            if isinstance(value, torch.Tensor) and value.is_meta:      # one at a time: nobody ever holds all of it twice
+            # one at a time: nobody ever holds all of it twice
+            if isinstance(value, torch.Tensor) and value.is_meta:
                 whole = saved["state"][number][name].to(device) if is_main() else torch.empty_like(value, device=device)
                 dist.broadcast(whole, 0)
                 entry[name] = sharding.like(whole, parameters[number])
@@ -137,7 +149,8 @@ def any_of(flag, device):
 
 
 def gathered(value, patient=False):
-    """The values of all processes, in the order of their ranks, on every process. patient: one may work for hours before it answers."""
+    """The values of all processes, in the order of their ranks, on every process. patient: one may work for hours
+    before it answers."""
     if world() == 1:
         return [value]
     values = [None] * world()
@@ -210,7 +223,8 @@ def _tried(work):
 
 
 def _raise_first(problems):
-    """problems: per rank (message, code) or None. The first is raised by its own process; the others leave in silence."""
+    """problems: per rank (message, code) or None. The first is raised by its own process; the others leave in
+    silence."""
     for owner, problem in enumerate(problems):
         if problem:
             if owner == rank():

@@ -8,7 +8,7 @@ WAYS_ON = "请检查 init_from 或 pretraining_model_path，或去掉它从零�
 
 
 def build_stage(options):
-    stage = full_model_stage("pre", "Pre", options, WAYS_ON)
+    stage = full_model_stage("pre", options, WAYS_ON)
     passes = passes_for(stage.model, options)
     if passes:
         stage.begin = lambda device: start_from_pairs(stage.model, stage.train, passes, options["seed"], device)
@@ -17,11 +17,13 @@ def build_stage(options):
 
 
 def two_rates(options):
-    """parameter name -> its learning rate, where word vectors and heads have one of their own; None where they have not."""
+    """parameter name -> its learning rate, where word vectors and heads have one of their own; None where they have
+    not."""
     own = options["embedding_lr"]
     return own and (lambda name: own if name.startswith(("embed", "fc")) else options["init_lr"])
 
 
 def pre_train(config, **parameters):
-    """Train on the options of the stage `pre`, `parameters` on top. Returns the last metrics; see Loop for exit codes."""
+    """Train on the options of the stage `pre`, `parameters` on top. Returns the last metrics; see Loop for exit
+    codes."""
     return start(build_stage, {**config, **parameters})

@@ -1,6 +1,7 @@
-"""Prefixes: keys and values in front of every layer, or the embeddings of the three role tokens, are all that learns."""
+"""Prefixes: keys and values in front of every layer, or the embeddings of the three role tokens, are all that
+learns."""
 
-from train_agent.trainers.adapting import adapter_stage
+from train_agent.trainers.build_stage import adapter_stage
 from train_agent.trainers.run_stage import start
 
 ROLES = ("User", "Assistant", "System")
@@ -14,9 +15,10 @@ def describe(options, vocab):
 
 
 def build_stage(options):
-    return adapter_stage("prefix", "Prefix", options, describe)
+    return adapter_stage("prefix", options, describe)
 
 
 def prefix_train(config, **parameters):
-    """Train on the options of the stage `prefix`, `parameters` on top. Returns the last metrics; see Loop for exit codes."""
+    """Train on the options of the stage `prefix`, `parameters` on top. Returns the last metrics; see Loop for exit
+    codes."""
     return start(build_stage, {**config, **parameters})

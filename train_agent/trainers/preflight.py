@@ -1,6 +1,8 @@
-"""Before a run: does everything fit, is the first loss right, is there memory, how long will it take. Nothing is changed by it.
+"""Before a run: does everything fit, is the first loss right, is there memory, how long will it take. Nothing is
+changed by it.
 
-A few real optimizer steps are taken on a copy of the model, which is then forgotten; weights, gradients and random states stay.
+A few real optimizer steps are taken on a copy of the model, which is then forgotten; weights, gradients and random
+states stay.
 """
 
 import math
@@ -24,16 +26,18 @@ SEEN = 8                                # documents whose beginning is looked at
 LEAKY = 3                               # times as much held-out as training data is new to tables that leak
 SPARE = 0.8                             # share of the memory there that a run may plan with
 ADAM_STATES = {"adam": 2, "adamw": 2, "muon": 1.5, "sgd": 0}
-PARTS = (("embed", "词向量"), ("place", "位置"), ("fc", "输出头"), ("attention", "注意力"), ("router", "路由"), ("mlp.shared", "共享专家"),
+PARTS = (("embed", "词向量"), ("place", "位置"), ("fc", "输出头"), ("attention", "注意力"), ("router", "路由"),
+         ("mlp.shared", "共享专家"),
          ("mlp.up$", "路由专家"), ("mlp.down$", "路由专家"), ("mlp", "前馈"), ("norm", "归一化"))
 
 
 def preflight(stage, seconds=5.0, done=0, say=print, share=1.0):
-    """Check and measure `stage` for about `seconds`, and for at most that share of its steps. done: steps a resumed run has behind it.
+    """Check and measure `stage` for about `seconds`, and for at most that share of its steps. done: steps a resumed run
+    has behind it.
     say: where the lines go, or None.
 
-    -> dict with checks, parameters, first_loss, memory, seconds_per_step, steps, seconds_left, suggestion. UserError 4 when
-    vocabulary, data and model do not fit.
+    -> dict with checks, parameters, first_loss, memory, seconds_per_step, steps, seconds_left, suggestion. UserError 4
+    when vocabulary, data and model do not fit.
     """
     before = resume.random_states()
     try:
@@ -60,8 +64,10 @@ def preflight(stage, seconds=5.0, done=0, say=print, share=1.0):
 
 def brief(result):
     """What the log keeps of a preflight: journal.event("preflight", **brief(result))."""
-    return {"first_loss": result["first_loss"]["text"], "seconds_per_step": result["seconds_per_step"], "steps": result["steps"],
-            "seconds_left": result["seconds_left"], "memory_needed": result["memory"]["needed"], "memory_there": result["memory"]["there"],
+    return {"first_loss": result["first_loss"]["text"], "seconds_per_step": result["seconds_per_step"],
+            "steps": result["steps"],
+            "seconds_left": result["seconds_left"], "memory_needed": result["memory"]["needed"],
+            "memory_there": result["memory"]["there"],
             "parameters": result["parameters"]["total"], "active": result["parameters"]["active"]}
 
 
@@ -93,12 +99,14 @@ def fit(stage, group):
 
 
 def template_line(vocab, data, group):
-    """Every document must open with the end marker, as the template renders it. (Rows need not: a long document fills several.)"""
+    """Every document must open with the end marker, as the template renders it. (Rows need not: a long document fills
+    several.)"""
     starts, _ = data.cache.bounds(data.documents[:SEEN])
     opens, _ = data.cache.split(np.asarray(data.cache.tokens[starts]))
     if (opens != vocab.id("<|im_end|>")).any():
         raise UserError("训练数据不是按现在的对话模板切分的。请删掉 cache_dir 里的缓存后重试。", 4)
-    roles = sum(int(torch.isin(batch.ids, torch.tensor([vocab.id("User"), vocab.id("Assistant")])).sum()) for batch in group)
+    roles = sum(int(torch.isin(batch.ids, torch.tensor([vocab.id("User"), vocab.id("Assistant")])).sum())
+                for batch in group)
     return "模板一致，" + (f"第一步里有 {roles} 个角色标记" if roles else "纯文本，没有角色标记")
 
 
@@ -166,7 +174,8 @@ def memory(stage, measured):
     learning = sum(p.numel() for p in stage.model.parameters() if p.requires_grad)
     fixed = size + 4 * learning * (1 + ADAM_STATES[stage.options["optimizer"]])
     batch = max(measured["saved"], (measured["peak"] or 0) - fixed)
-    return {"fixed": round(fixed), "batch": batch, "needed": round(fixed + batch), "there": memory_there(measured["device"])}
+    return {"fixed": round(fixed), "batch": batch, "needed": round(fixed + batch),
+            "there": memory_there(measured["device"])}
 
 
 def time_left(stage, measured, parameters, done):
@@ -220,12 +229,14 @@ def lines(result):
     for check in result["checks"]:
         yield f"  ✓ {check}"
     yield (f"  ✓ 参数 {short(p['total'])}，每个词元激活 {short(p['active'])}，可训练 {short(p['trainable'])}："
-           + "，".join(f"{name} {short(count)}" for name, count in sorted(p["parts"].items(), key=lambda item: -item[1])))
+           + "，".join(f"{name} {short(count)}"
+                      for name, count in sorted(p["parts"].items(), key=lambda item: -item[1])))
     yield f"  {'✓' if result['first_loss']['level'] == 'ok' else '⚠'} {result['first_loss']['text']}"
     there = "" if m["there"] is None else f"，可用 {gigabytes(m['there'])}"
     enough = m["there"] is None or m["needed"] <= SPARE * m["there"]
     yield f"  {'✓' if enough else '⚠'} 约需内存 {gigabytes(m['needed'])}（权重、梯度、优化器 {gigabytes(m['fixed'])}，激活 {gigabytes(m['batch'])}）{there}"
-    yield (f"  ✓ {result['device']}，精度 {result['precision']}，实测 {result['seconds_per_step']:.3g} 秒一步（每秒约 {result['tokens_per_second']:,.0f} 词元），"
+    yield (
+        f"  ✓ {result['device']}，精度 {result['precision']}，实测 {result['seconds_per_step']:.3g} 秒一步（每秒约 {result['tokens_per_second']:,.0f} 词元），"
            f"{result['steps']} 步约需 {clock(result['seconds_left'])}")
     if s["changed"]:
         yield f"  建议 --batch_size {s['batch_size']} --accumulation_steps {s['accumulation_steps']}（{s['text']}）"

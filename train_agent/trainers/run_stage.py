@@ -10,8 +10,10 @@ from train_agent.trainers import parallel
 from train_agent.trainers.running.diary import OpenedLoop, check_up
 from train_agent.trainers.running.minutes import timed_stage
 
-INSTEAD = {"dry_run": ("preflight", "preflight"), "find_lr": ("lr_finder", "find_lr"), "find_batch": ("trying.find_batch", "find_batch"),
-           "overfit_one_batch": ("trying.checks", "overfit_one_batch"), "check_gradients": ("trying.checks", "check_gradients")}
+INSTEAD = {"dry_run": ("preflight", "preflight"), "find_lr": ("lr_finder", "find_lr"),
+           "find_batch": ("trying.find_batch", "find_batch"),
+           "overfit_one_batch": ("trying.checks", "overfit_one_batch"),
+           "check_gradients": ("trying.checks", "check_gradients")}
 
 
 def start(build_stage, options):

@@ -9,7 +9,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 
 def cosine(step, warmup, total, floor=0.1):
-    """Linear rise over `warmup` steps, then half a cosine from 1 down to `floor` at `total`. step 0 with a warm-up is 0."""
+    """Linear rise over `warmup` steps, then half a cosine from 1 down to `floor` at `total`. step 0 with a warm-up is
+    0."""
     if step < warmup:
         return step / warmup
     progress = min(1.0, (step - warmup) / max(1, total - warmup))
@@ -28,7 +29,8 @@ def constant(step, warmup):
 
 
 def exponential(decays, decay, init_lr, min_lr):
-    """max(init_lr * decay^decays, min_lr) as a share of init_lr: what `lr = max(lr * decay, min_lr)` after each step gives."""
+    """max(init_lr * decay^decays, min_lr) as a share of init_lr: what `lr = max(lr * decay, min_lr)` after each step
+    gives."""
     return max(init_lr * decay ** decays, min_lr) / init_lr
 
 

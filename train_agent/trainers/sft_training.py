@@ -7,9 +7,10 @@ WAYS_ON = "请先运行 python train_agent/pre_train.py（或 python run.py）�
 
 
 def build_stage(options):
-    return full_model_stage("sft", "SFT", options, WAYS_ON)
+    return full_model_stage("sft", options, WAYS_ON)
 
 
 def sft_train(config, **parameters):
-    """Train on the options of the stage `sft`, `parameters` on top. Returns the last metrics; see Loop for exit codes."""
+    """Train on the options of the stage `sft`, `parameters` on top. Returns the last metrics; see Loop for exit
+    codes."""
     return start(build_stage, {**config, **parameters})

@@ -8,6 +8,7 @@ from torch import nn
 
 from model.sampling import DEFAULTS
 from tools.checkpoint import checkpoint_name
+from tools.config.stages import TABLE
 from tools.errors import UserError
 from train_agent.trainers import parallel
 from train_agent.trainers.hardware import sharding
@@ -21,7 +22,6 @@ class Stage:
     """Everything the loop needs to know about a kind of training. Building one starts nothing."""
 
     name: str                            # pre, sft, lora ...: the section of the configuration
-    label: str                           # Pre, SFT, Lora ...: the word in file names
     options: dict                        # flat resolved configuration of this stage
     model: nn.Module
     train: PackedData
@@ -34,13 +34,19 @@ class Stage:
     notes: dict = field(default_factory=dict)   # extra fields for the log's header
     batch_names: bool = False            # file names end with the number of the batch (the gate's), not of the step
 
+    @property
+    def label(self):
+        """Pre, SFT, Lora ...: the word in file names."""
+        return TABLE[self.name].label
+
     def trainable(self):
         """(name, parameter, learning rate) of everything that learns."""
         rate = self.rates or (lambda name: self.options["init_lr"])
         return [(n, p, rate(n)) for n, p in self.model.named_parameters() if p.requires_grad]
 
     def file_name(self, here, batches, step=None):
-        """Name of a checkpoint made in the chunk of Position `here`, `batches` of it done; step: for saves between chunks."""
+        """Name of a checkpoint made in the chunk of Position `here`, `batches` of it done; step: for saves between
+        chunks."""
         if self.batch_names:
             return checkpoint_name(self.label, here.chunk + 1, here.epoch + 1, batch=batches)
         return checkpoint_name(self.label, here.chunk + 1, here.epoch + 1, step=step)
@@ -58,14 +64,16 @@ class Stage:
                 self.model.load_state_dict(weights)
                 return
         own = self.weights()
-        wrong = sorted(set(own) ^ set(weights)) + sorted(n for n in own if n in weights and own[n].shape != weights[n].shape)
+        wrong = sorted(set(own) ^ set(weights)) + sorted(n for n in own if n in weights
+                                                         and own[n].shape != weights[n].shape)
         if wrong:
             raise UserError(f"检查点和这次的模型对不上：{wrong[0]} 等 {len(wrong)} 个张量缺失、多余或形状不同。", 4)
         for name, tensor in own.items():
             tensor.copy_(weights[name])
 
     def payload(self, step, metrics):
-        weights = sharding.for_file(self.weights(), parallel.is_main()) if sharding.is_sharded(self.model) else self.weights()
+        weights = sharding.for_file(self.weights(),
+                                    parallel.is_main()) if sharding.is_sharded(self.model) else self.weights()
         talk = {"sampling": dict(DEFAULTS), "prompts": own_questions(self)}           # how it wants to be talked to
         return {"format": 1, **self.about, "talk": talk, "weights": weights, "step": step, "metrics": metrics,
                 "run": self.options}

@@ -26,7 +26,7 @@ from train_agent.trainers.running.evaluation import evaluate
 from train_agent.trainers.losses import share_of_step
 from train_agent.trainers.loop import Loop
 from train_agent.trainers.running.minutes import timed_stage
-from train_agent.trainers.build_stage import prepare_machine
+from train_agent.trainers.build_stage import about, prepare_machine
 from train_agent.trainers.stage import Stage
 from train_agent.trainers.stages import builder
 from train_agent.trainers.data.for_own_loops import PairData
@@ -34,7 +34,8 @@ from train_agent.trainers.data.for_own_loops import PairData
 
 @dataclass
 class TrainingConfig:
-    """What Trainer(model, train_dataset, val_dataset, config) needs to know. A name of the configuration not here goes into `more`."""
+    """What Trainer(model, train_dataset, val_dataset, config) needs to know. A name of the configuration not here goes
+    into `more`."""
 
     batch_size: int = 32
     seq_len: int = 128
@@ -64,12 +65,14 @@ class TrainingConfig:
 
 
 class Trainer:
-    """Trainer(config, model=None, stage=None) or Trainer(model, train_dataset, val_dataset=None, config=None, tokenizer=None).
+    """Trainer(config, model=None, stage=None) or Trainer(model, train_dataset, val_dataset=None, config=None,
+    tokenizer=None).
 
-    config: path of a file, ConfigManager or dict of its keys, foreign names included; or, in the second form, a TrainingConfig.
-    stage: pre, sft ...; by default what `training_mode` says. A given model takes the place of the one the configuration describes.
-    The data sets hold (tokens, targets) pairs, see TextDataset; the model maps tokens (B, T) to logits (B, T, V), or to an
-    output with .logits and perhaps .aux_loss.
+    config: path of a file, ConfigManager or dict of its keys, foreign names included; or, in the second form, a
+    TrainingConfig.
+    stage: pre, sft ...; by default what `training_mode` says. A given model takes the place of the one the
+    configuration describes. The data sets hold (tokens, targets) pairs, see TextDataset; the model maps tokens (B, T)
+    to logits (B, T, V), or to an output with .logits and perhaps .aux_loss.
     """
 
     def __init__(self, *args, **named):
@@ -86,14 +89,17 @@ class Trainer:
         return self._work(self._to_the_end)
 
     def train_epoch(self):
-        """What is left of the current epoch, or the next one -> mean loss of its steps. UserError 2 when all are done."""
+        """What is left of the current epoch, or the next one -> mean loss of its steps. UserError 2 when all are
+        done."""
         return self._work(self._one_epoch)
 
     def evaluate(self):
         """Held-out loss, nats per target (both heads together). UserError 2 without held-out data."""
         if not self.stage.held:
             raise UserError("没有留出数据，不能评估：请给 val_dataset，或在配置里写 eval_share、eval_data_path。")
-        return self._work(lambda: evaluate(self.loop.wrapped, next(iter(self.stage.held.values())), self.loop.device, self.loop.precision,
+        return self._work(
+            lambda: evaluate(self.loop.wrapped, next(iter(self.stage.held.values())), self.loop.device,
+                             self.loop.precision,
                                            self.stage.loss)["loss"])
 
     def save_checkpoint(self, path):
@@ -141,7 +147,8 @@ class EpochLoop(Loop):
 
     def over(self):
         here, data = self.position, self.stage.train
-        done = self.until is not None and (here.epoch > self.until or here.epoch == self.until and here.chunk >= data.chunks)
+        done = self.until is not None and (here.epoch > self.until or here.epoch == self.until
+                                           and here.chunk >= data.chunks)
         return done or super().over()
 
     def optimize(self, group, chunk):
@@ -166,13 +173,15 @@ def config_stage(config, model=None, stage=None):
     options = manager.stage(stage)
     if model is not None:
         if not isinstance(model, TinySeek):
-            raise UserError("Trainer(config, model) 的 model 应是 TinySeek；别的模型请用 Trainer(model, train_dataset, val_dataset, config)。")
+            raise UserError(
+                "Trainer(config, model) 的 model 应是 TinySeek；别的模型请用 Trainer(model, train_dataset, val_dataset, config)。")
         options |= {k: v for k, v in model.config.to_dict().items() if k in MODEL_KEYS}
         options |= {"pretraining_model_path": None, "init_from": None}
     built = timed_stage(builder(stage), options)
     if model is not None:
         if built.about["config"]["vocab_size"] > model.config.vocab_size:
-            raise UserError(f"词表有 {built.about['config']['vocab_size']} 项，给的模型只有 {model.config.vocab_size} 个。请用这个词表的大小建模型。", 4)
+            raise UserError(
+                f"词表有 {built.about['config']['vocab_size']} 项，给的模型只有 {model.config.vocab_size} 个。请用这个词表的大小建模型。", 4)
         built.model, built.about["config"] = model, model.config.to_dict()
         count_training(built)
     return built
@@ -193,10 +202,10 @@ def module_stage(model, train_dataset, val_dataset=None, config=None, tokenizer=
     recovery.seed_everything(options["seed"])
     ours = isinstance(model, TinySeek)
     vocab = tokenizer if isinstance(tokenizer, Vocab) else None
-    about = {"kind": "model", "stage": "Pre", "config": model.config.to_dict() if ours else {}, "vocab_hash": vocab.hash if vocab else "",
-             "vocab": vocab.state() if vocab else {}, "adapter": None, "base": None}
+    described = about("pre", vocab, model.config.to_dict() if ours else {}, {})
     held = {} if val_dataset is None else {"held": PairData(val_dataset, options, shuffle=False)}
-    return Stage("pre", "Pre", options, model, PairData(train_dataset, options), held, about, {}, pair_loss if ours else logits_loss)
+    return Stage("pre", options, model, PairData(train_dataset, options), held, described, {},
+                 pair_loss if ours else logits_loss)
 
 
 def pair_loss(model, batch, totals):
@@ -205,7 +214,8 @@ def pair_loss(model, batch, totals):
 
 
 def logits_loss(model, batch, totals):
-    """Cross-entropy of any module's logits, and its auxiliary loss where it has one, as this micro-batch's share of the step."""
+    """Cross-entropy of any module's logits, and its auxiliary loss where it has one, as this micro-batch's share of the
+    step."""
     out = model(batch.ids)
     logits, extra = getattr(out, "logits", out), getattr(out, "aux_loss", None)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -14,7 +14,8 @@ from tools.saving.atomic import write_bytes
 
 
 def stored(kind, key, folder, shape, make):
-    """The array that make() gives, from <folder>/<kind>_<digest of key>.npy where an earlier run left it. key: anything JSON can hold."""
+    """The array that make() gives, from <folder>/<kind>_<digest of key>.npy where an earlier run left it. key: anything
+    JSON can hold."""
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]
     path = Path(folder, f"{kind}_{digest}.npy")
     table = _read(path)

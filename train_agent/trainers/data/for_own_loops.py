@@ -1,4 +1,5 @@
-"""Data for people with a loop of their own: `create_dataloader` for files and hub names, `TextDataset` for one running text."""
+"""Data for people with a loop of their own: `create_dataloader` for files and hub names, `TextDataset` for one running
+text."""
 
 import copy
 import os
@@ -26,8 +27,8 @@ class TextDataset(Dataset):
     """Windows over one running text: item i is (tokens, targets), both (seq_len,) int64, targets one further.
 
     file: a .txt file, or any data file the trainers read; tokenizer: a Vocab, or whatever has .encode(text) -> ids.
-    N tokens give (N - (seq_len + 1)) // stride + 1 windows: 1,000 tokens and seq_len 128 give 7. stride: default seq_len.
-    UserError 2 where the text is shorter than one window.
+    N tokens give (N - (seq_len + 1)) // stride + 1 windows: 1,000 tokens and seq_len 128 give 7. stride: default
+    seq_len. UserError 2 where the text is shorter than one window.
     """
 
     def __init__(self, file, tokenizer, seq_len, stride=None):
@@ -60,20 +61,26 @@ def _text_of(file):
     return "\n".join(text for row in formats.read_rows(os.fspath(file)) for text in formats.row_texts(row))
 
 
-def create_dataloader(dataset_name, tokenizer, batch_size=4, max_length=512, split="train", subset=None, text_field=None,
+def create_dataloader(dataset_name, tokenizer, batch_size=4, max_length=512, split="train", subset=None,
+                      text_field=None,
                       training_mode="instruction_finetuning", num_workers=0, shuffle=True, num_samples=None, seed=0,
                       cache_dir=None, streaming=False, columns=None):
-    """An iterable of packed batches, dicts for `outputs = model(**batch)`; each walk over it is the next epoch. len() = batches.
+    """An iterable of packed batches, dicts for `outputs = model(**batch)`; each walk over it is the next epoch. len() =
+    batches.
 
-    dataset_name: a file, pattern or list of them, a folder or name of the `datasets` package; tokenizer: a Vocab or its path.
+    dataset_name: a file, pattern or list of them, a folder or name of the `datasets` package; tokenizer: a Vocab or its
+    path.
     num_samples: only so many rows. Raises UserError for what a user can mend.
     """
     vocab = tokenizer if isinstance(tokenizer, Vocab) else Vocab.load_vocab(tokenizer)
-    given = {"batch_size": batch_size, "max_len": max_length, "hf_split": split, "hf_subset": subset, "text_field": text_field,
+    given = {"batch_size": batch_size, "max_len": max_length, "hf_split": split, "hf_subset": subset,
+             "text_field": text_field,
              "training_mode": training_mode, "num_workers": num_workers, "seed": seed, "n_of_samples": num_samples,
              "hf_streaming": streaming, "columns": columns}
-    options = {name: default_of(name, "pre") for name in KEYS} | {name: check_value(name, value) for name, value in given.items()}
-    options |= {"cache_dir": str(cache_dir or Path("out", "cache")), "log_dir": str(cache_dir or "logs"), "max_epochs": 1 << 30,
+    options = {name: default_of(name, "pre") for name in KEYS} | {name: check_value(name, value)
+                                                                  for name, value in given.items()}
+    options |= {"cache_dir": str(cache_dir or Path("out", "cache")), "log_dir": str(cache_dir or "logs"),
+                "max_epochs": 1 << 30,
                 "n_of_samplings": 1 if num_samples else None, "accumulation_steps": 1}
     cache = cached(options, vocab, _as_paths(dataset_name))
     truncate = training_mode != "pretraining"
@@ -109,10 +116,12 @@ class BatchLoader:
     def __iter__(self):
         epoch = self.epoch if self.data.shuffle else 0
         self.epoch += 1
-        walk = loader(self.data, Position(epoch, 0, 0), self.options, torch.device("cpu"), parallel.rank(), parallel.world())
+        walk = loader(self.data, Position(epoch, 0, 0), self.options, torch.device("cpu"), parallel.rank(),
+                      parallel.world())
         for group, after, _ in walk:
             for batch in group:
-                yield {"input_ids": batch.ids, "positions": batch.positions, "valid": batch.valid, "layout": batch.layout,
+                yield {"input_ids": batch.ids, "positions": batch.positions, "valid": batch.valid,
+                       "layout": batch.layout,
                        "labels_1": batch.labels_1, "labels_2": batch.labels_2}
             if after.chunk >= self.data.chunks:
                 return

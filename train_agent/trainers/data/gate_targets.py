@@ -14,7 +14,8 @@ TOKENS = 8192     # padded tokens of one forward pass
 
 
 def answered(cache):
-    """The documents that hold a reply with something before it: the others tell a gate nothing, and their rows are named."""
+    """The documents that hold a reply with something before it: the others tell a gate nothing, and their rows are
+    named."""
     return kept(cache, np.arange(len(cache)), is_answered(cache), "没有用户的话，或没有回答，门无从挑选")
 
 
@@ -23,10 +24,13 @@ def is_answered(cache):
 
 
 def expert_losses(experts, hashes, cache, options, device):
-    """{document: (X,) float32} for all documents with a reply: CE1 + CE2 in nats per token of the last reply, for each expert."""
+    """{document: (X,) float32} for all documents with a reply: CE1 + CE2 in nats per token of the last reply, for each
+    expert."""
     documents = np.flatnonzero(is_answered(cache))
-    table = stored("gate", [cache.name, hashes, options["max_len"]], options["cache_dir"], (len(documents), len(experts)), lambda: np.stack(
-        [scored(model, cache, documents, options["max_len"], device, f"候选模型 {i + 1}/{len(experts)}") for i, model in enumerate(experts)], 1))
+    table = stored("gate", [cache.name, hashes, options["max_len"]], options["cache_dir"],
+                   (len(documents), len(experts)), lambda: np.stack(
+        [scored(model, cache, documents, options["max_len"], device, f"候选模型 {i + 1}/{len(experts)}")
+         for i, model in enumerate(experts)], 1))
     return {int(d): row for d, row in zip(documents, table)}
 
 
@@ -49,14 +53,16 @@ def scored(model, cache, documents, max_len, device, title):
 
 
 def _losses(model, pairs, max_len, device):
-    """pairs: (ids, supervised) of several documents -> (B,) mean CE1 + mean CE2 of their last replies. A long one keeps its end."""
+    """pairs: (ids, supervised) of several documents -> (B,) mean CE1 + mean CE2 of their last replies. A long one keeps
+    its end."""
     pairs = [(ids[-max_len - 1:], last_reply(learned)[-max_len - 1:]) for ids, learned in pairs]
     width = max(len(ids) for ids, _ in pairs)
     ids, goals = np.zeros((len(pairs), width), np.int64), np.full((len(pairs), width), IGNORE)
     for row, (one, learned) in enumerate(pairs):
         ids[row, :len(one)] = one
         goals[row, :len(one)] = np.where(learned, one, IGNORE)
-    hidden, before, _ = model.encode(torch.from_numpy(ids[:, :-1]).to(device), layout=Segments.dense(len(ids), width - 1))
+    hidden, before, _ = model.encode(torch.from_numpy(ids[:, :-1]).to(device),
+                                     layout=Segments.dense(len(ids), width - 1))
     total = 0
     for ahead, head in zip((1, 2), model.heads()):
         labels = np.full_like(ids[:, :-1], IGNORE)

@@ -1,4 +1,5 @@
-"""Several token caches of one vocabulary as one: the documents of the first, then those of the next. Nothing is copied into memory."""
+"""Several token caches of one vocabulary as one: the documents of the first, then those of the next. Nothing is copied
+into memory."""
 
 import hashlib
 
@@ -20,7 +21,8 @@ class JoinedCache:
         lines_before = np.cumsum([0] + [part.meta["lines"] for part in self.parts])     # bad and blank lines count too
         self.rows = np.concatenate([np.asarray(part.rows) + before for part, before in zip(self.parts, lines_before)])
         self.name = hashlib.sha256("+".join(part.name for part in self.parts).encode()).hexdigest()[:24]
-        self.meta = {k: sum(part.meta[k] for part in self.parts) for k in ("documents", "tokens", "rows", "lines", "bad")}
+        self.meta = {k: sum(part.meta[k] for part in self.parts)
+                     for k in ("documents", "tokens", "rows", "lines", "bad")}
         self.meta["dropped"] = {}
         for part in self.parts:
             add_dropped(self.meta["dropped"], part.meta["dropped"])

@@ -8,8 +8,8 @@ import numpy as np
 def cut(lengths, width, truncate):
     """Document lengths (inputs each) -> pieces (document, start, length), none longer than `width`.
 
-    Long texts are cut into consecutive pieces, so every token is predicted exactly once. With `truncate` (dialogues) only the
-    beginning is kept: the middle of a reply without its question teaches nothing.
+    Long texts are cut into consecutive pieces, so every token is predicted exactly once. With `truncate` (dialogues)
+    only the beginning is kept: the middle of a reply without its question teaches nothing.
     """
     lengths = np.asarray(lengths, dtype=np.int64)
     if truncate:

@@ -1,9 +1,10 @@
 """A start from pair counts: before the first step, word vectors and heads are fitted to which token follows which.
 
-C_k (V, V) counts how often token v stands k places after token w in the training rows. The embedding E and the head U_k of each k are
-fitted so that softmax(U_k · norm(E[w])) is close to the row C_k[w] / its sum: what a network learns first, and most slowly, it then
-knows before its first step. Only initial values change; loss, heads, checkpoints and exports stay what they are. It carries the bias
-that starts at log-unigram frequencies (Meister et al. 2022, arXiv:2212.09686) one token further, without a bias.
+C_k (V, V) counts how often token v stands k places after token w in the training rows. The embedding E and the head U_k
+of each k are fitted so that softmax(U_k · norm(E[w])) is close to the row C_k[w] / its sum: what a network learns
+first, and most slowly, it then knows before its first step. Only initial values change; loss, heads, checkpoints and
+exports stay what they are. It carries the bias that starts at log-unigram frequencies (Meister et al. 2022,
+arXiv:2212.09686) one token further, without a bias.
 
 V vocabulary, d width, C words of a chunk.
 """
@@ -75,8 +76,10 @@ def count_pairs(data, words, orders, device):
     for block in tqdm(blocks, desc="数词对", delay=2, leave=False):
         lengths = sizes[block]
         starts = np.repeat(begin[block] - (lengths.cumsum() - lengths), lengths)
-        places = np.repeat(lengths.cumsum(), lengths) - np.arange(lengths.sum())          # tokens from here to the document's end
-        ids = torch.from_numpy(data.cache.split(np.asarray(data.cache.tokens[starts + np.arange(len(starts))]))[0].astype(np.int64))
+        # tokens from here to the document's end
+        places = np.repeat(lengths.cumsum(), lengths) - np.arange(lengths.sum())
+        ids = torch.from_numpy(
+            data.cache.split(np.asarray(data.cache.tokens[starts + np.arange(len(starts))]))[0].astype(np.int64))
         left = torch.from_numpy(places)
         for ahead, table in enumerate(tables, 1):
             inside = left[:-ahead] > ahead
@@ -92,18 +95,21 @@ def first_vectors(table, width):
     weighted = (table / (PRIOR * share)).log1p_() * (seen + 1) ** 0.25 * share ** 0.25
     left, sizes, _ = torch.svd_lowrank(weighted, q=min(len(table), width + 16), niter=1)
     vectors = F.pad(left * sizes.sqrt(), (0, max(0, width - len(sizes))))[:, :width]
-    vectors = vectors + 1e-3 * vectors.std() * torch.randn_like(vectors)                  # a word that nothing follows is not 0
+    # a word that nothing follows is not 0
+    vectors = vectors + 1e-3 * vectors.std() * torch.randn_like(vectors)
     return vectors * vectors.pow(2).mean(1, keepdim=True).rsqrt()
 
 
 def fit(counts, width, passes, norm):
-    """counts: [C_1, C_2 ...]; norm: the module between residual stream and heads -> word vectors (V, d), [head (V, d) ...]."""
+    """counts: [C_1, C_2 ...]; norm: the module between residual stream and heads -> word vectors (V, d), [head (V, d)
+    ...]."""
     words, device = len(counts[0]), counts[0].device
     parts = torch.randperm(words).to(device).split(CHUNK)
     start = first_vectors(counts[0], width)
     vectors = [start[part].requires_grad_() for part in parts]
     heads = [torch.empty(words, width, device=device).normal_(0, 0.02).requires_grad_() for _ in counts]
-    optimizer = torch.optim.Adam([{"params": vectors, "lr": RATES[0]}, {"params": heads, "lr": RATES[1]}], betas=(0.9, 0.95), fused=True)
+    optimizer = torch.optim.Adam([{"params": vectors, "lr": RATES[0]}, {"params": heads, "lr": RATES[1]}],
+                                 betas=(0.9, 0.95), fused=True)
     steps = passes * len(parts)
     order = [chunk for _ in range(passes) for chunk in torch.randperm(len(parts)).tolist()]
     for step, chunk in enumerate(tqdm(order, desc="从词对起步", delay=2, leave=False)):
@@ -120,13 +126,15 @@ def fit(counts, width, passes, norm):
 
 
 def pull(vectors, heads, rows, norm):
-    """Gradients of the cross-entropies of one chunk: vectors (C, d), heads (V, d) each, rows: their counts (C, V) each."""
+    """Gradients of the cross-entropies of one chunk: vectors (C, d), heads (V, d) each, rows: their counts (C, V)
+    each."""
     hidden = norm(vectors)                                                                # (C, d)
     low = hidden.detach().bfloat16()
     back = torch.zeros_like(hidden)
     for head, row, share in zip(heads, rows, PULL):
         seen = row.sum(1, keepdim=True)
-        weight = (seen + 1) ** -0.25                                                      # rare words count for more than they weigh
+        # rare words count for more than they weigh
+        weight = (seen + 1) ** -0.25
         matrix = head.detach().bfloat16()
         error = ((low @ matrix.t()).softmax(-1, dtype=torch.float32).mul_(seen).sub_(row).mul_(weight)).bfloat16()
         head.grad = (error.t() @ low).float()

@@ -1,6 +1,8 @@
-"""Preference pairs as batches: each pair is its two whole documents, prompt and chosen reply, prompt and rejected reply.
+"""Preference pairs as batches: each pair is its two whole documents, prompt and chosen reply, prompt and rejected
+reply.
 
-The token cache holds a preference row as two documents, one after the other. P pairs make a flat batch of 2 * P documents, N tokens.
+The token cache holds a preference row as two documents, one after the other. P pairs make a flat batch of 2 * P
+documents, N tokens.
 """
 
 from dataclasses import dataclass
@@ -17,7 +19,8 @@ from train_agent.trainers.data.split import kept
 
 @dataclass
 class PreferenceBatch(Movable):
-    """ids, positions, labels (1, N) int64, valid (1, N) bool; owner (N,): document of each token; reference (2 * P,) float32: the
+    """ids, positions, labels (1, N) int64, valid (1, N) bool; owner (N,): document of each token; reference (2 * P,)
+    float32: the
     reference model's log-probabilities of the replies, chosen and rejected in turn. A pair is one target."""
 
     ids: torch.Tensor
@@ -35,7 +38,8 @@ class PreferenceBatch(Movable):
 
 
 def joined(cache, documents, width, reference=None, position=None, counted=None):
-    """documents: numbers in the cache, chosen and rejected in turn; width: tokens that a document may have -> PreferenceBatch.
+    """documents: numbers in the cache, chosen and rejected in turn; width: tokens that a document may have ->
+    PreferenceBatch.
 
     Only the reply at the end of a document is a target, earlier replies belong to the prompt.
     """
@@ -49,7 +53,8 @@ def joined(cache, documents, width, reference=None, position=None, counted=None)
         labels[0, base:base + size][torch.from_numpy(earlier)] = IGNORE
         base += size
     owner = torch.repeat_interleave(torch.arange(len(documents)), torch.from_numpy(sizes))
-    return PreferenceBatch(made.ids, made.positions, made.valid, labels, made.layout, owner, reference, tokens=made.tokens,
+    return PreferenceBatch(made.ids, made.positions, made.valid, labels, made.layout, owner, reference,
+                           tokens=made.tokens,
                            targets_1=len(documents) // 2, position=position, left_out=made.left_out)
 
 
@@ -61,7 +66,8 @@ def both(pairs):
 def usable_pairs(cache, width):
     """First documents of the pairs of which both replies have a token within `width`; the others' rows are named."""
     pairs = np.arange(0, len(cache), 2)
-    good = np.array([all(last_reply(cache.document(d)[1])[1:width + 1].any() for d in (p, p + 1)) for p in pairs], dtype=bool)
+    good = np.array([all(last_reply(cache.document(d)[1])[1:width + 1].any() for d in (p, p + 1)) for p in pairs],
+                    dtype=bool)
     return kept(cache, pairs, good, f"提问占满了 max_len={width}，没有地方放回答。可加大 --max_len")
 
 

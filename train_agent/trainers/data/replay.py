@@ -1,4 +1,5 @@
-"""Against forgetting: general rows mixed into an adaptation's data, and a fixed general set that is scored beside its own."""
+"""Against forgetting: general rows mixed into an adaptation's data, and a fixed general set that is scored beside its
+own."""
 
 import numpy as np
 
@@ -8,7 +9,7 @@ from tools.reading.lines import expand_paths
 from train_agent.trainers.dataset import PackedData
 from train_agent.trainers.data.joined_cache import JoinedCache
 from train_agent.trainers.data.packing import shuffled
-from train_agent.trainers.data.split import split_documents, teaches
+from train_agent.trainers.data.split import digest_of, split_documents, teaches
 
 GENERAL_SHARE = 0.02       # held out of the general data where eval_share is 0
 REPLAY = 0xFFFF            # the stream of the shuffles that choose general rows
@@ -60,8 +61,8 @@ def _files(paths):
 def add_general(options, train, held, truncate, open_general):
     """Mix `replay_share` general rows into `train` and add the general set to `held`. -> train, held, identity hashes.
 
-    open_general(paths) -> TokenCache. Without a general file, or where it is the training file, both stay as they are; asking for
-    replay then is a UserError 2.
+    open_general(paths) -> TokenCache. Without a general file, or where it is the training file, both stay as they are;
+    asking for replay then is a UserError 2.
     """
     share, paths = options["replay_share"], options["replay_data_path"]
     if share and same_data(options):
@@ -76,7 +77,7 @@ def add_general(options, train, held, truncate, open_general):
     if share:
         joined = JoinedCache([train.cache, cache])
         train = ReplayData(joined, train.documents, training + len(train.cache), share, options, truncate)
-    return train, {**held, "general": general}, {"通用数据": "+".join(d[:16] for d in cache.meta["digests"])} if share else {}
+    return train, {**held, "general": general}, {"通用数据": digest_of(cache)} if share else {}
 
 
 def split_general(cache, options):
@@ -92,8 +93,10 @@ def evenly(documents):
 
 
 def general_to_learn_from(stage):
-    """Some of the general rows that the guard of `stage` does not score, in their order; None where there is no general data."""
+    """Some of the general rows that the guard of `stage` does not score, in their order; None where there is no general
+    data."""
     guard = stage.held.get("general")
     if guard is None:
         return None
-    return PackedData(guard.cache, evenly(split_general(guard.cache, stage.options)[0]), stage.options, True, shuffle=False)
+    return PackedData(guard.cache, evenly(split_general(guard.cache, stage.options)[0]), stage.options, True,
+                      shuffle=False)

@@ -1,4 +1,5 @@
-"""Which rows a stage learns from and which it is scored on. A row that teaches it nothing is in neither, and is named."""
+"""Which rows a stage learns from and which it is scored on. A row that teaches it nothing is in neither, and is
+named."""
 
 import sys
 from dataclasses import dataclass
@@ -49,13 +50,19 @@ def divided(options, open_data, usable):
 
 
 def split_documents(cache, share, documents=None):
-    """-> (training documents, held-out documents): every round(1/share)-th row, from row 0, is held out; see held_every."""
+    """-> (training documents, held-out documents): every round(1/share)-th row, from row 0, is held out; see
+    held_every."""
     documents = np.arange(len(cache)) if documents is None else np.asarray(documents)
     every = held_every(share, count_rows(cache, documents))
     held = np.asarray(cache.rows)[documents] % every == 0 if every else np.zeros(len(documents), bool)
     if held.all():                                        # something has to be left to learn from
         held[:] = False
     return documents[~held], documents[held]
+
+
+def digest_of(cache):
+    """A short name of what its files hold."""
+    return "+".join(digest[:16] for digest in cache.meta["digests"])
 
 
 def count_rows(cache, documents):

@@ -1,11 +1,13 @@
 """Rows of text -> memory-mapped token ids, made once per (data file, vocabulary, template) with all cores.
 
-Every data file has a folder of its own, so that one more shard costs one more shard; see joined_cache.py for several as one.
-`tokens.bin` holds all documents one after the other; the top bit of each number says "supervised". `ends.bin` holds each
-document's end, `rows.bin` the zero-based row it came from. Nothing here imports torch: the worker processes start fast.
+Every data file has a folder of its own, so that one more shard costs one more shard; see joined_cache.py for several as
+one. `tokens.bin` holds all documents one after the other; the top bit of each number says "supervised". `ends.bin`
+holds each document's end, `rows.bin` the zero-based row it came from. Nothing here imports torch: the worker processes
+start fast.
 
-Every start reads the whole cache once and compares it with the SHA-256 in meta.json (all cores, about a second per gigabyte and
-core): a flipped bit on the disk would otherwise be learned. What does not hold is made again from the data.
+Every start reads the whole cache once and compares it with the SHA-256 in meta.json (all cores, about a second per
+gigabyte and core): a flipped bit on the disk would otherwise be learned. What does not hold is made again from the
+data.
 """
 
 import contextlib
@@ -88,7 +90,8 @@ def open_cache(data, vocab, mode, cache_dir, text_field=None, max_bad_share=0.00
     root, bad = Path(cache_dir), formats.BadLines(bad_log, max_bad_share)
     digests = [file_digest(p, root) for p in paths]
     common = [vocab.hash, mode, text_field]
-    keys = [hashlib.sha256(json.dumps([VERSION, template.TEMPLATE, [d], *common]).encode()).hexdigest()[:24] for d in digests]
+    keys = [hashlib.sha256(json.dumps([VERSION, template.TEMPLATE, [d], *common]).encode()).hexdigest()[:24]
+            for d in digests]
     _sweep(root)
     missing = {k: (p, d) for k, p, d in zip(keys, paths, digests) if not _is_sound(root / k, verify)}
     if missing:
@@ -97,7 +100,8 @@ def open_cache(data, vocab, mode, cache_dir, text_field=None, max_bad_share=0.00
                 _build(root / key, path, digest, encode, bad)
     parts = [TokenCache(root / key) for key in keys]
     cache = parts[0] if len(parts) == 1 else JoinedCache(parts)
-    bad.count, bad.first = cache.meta["bad"], next((tuple(p.meta["first_bad"]) for p in parts if p.meta.get("first_bad")), None)
+    bad.count, bad.first = cache.meta["bad"], next(
+        (tuple(p.meta["first_bad"]) for p in parts if p.meta.get("first_bad")), None)
     try:
         bad.check(cache.meta["rows"])
         if not cache.meta["documents"]:
@@ -128,7 +132,8 @@ def content_of(folder):
     sizes = {name: (folder / name).stat().st_size for name in FILES}
     places = [(name, start) for name, size in sizes.items() for start in range(0, size, PART)]
     with ThreadPoolExecutor(min(len(places) or 1, cores())) as pool:
-        hashed = list(tqdm(pool.map(lambda place: _hash_part(folder / place[0], place[1]), places), total=len(places), delay=2,
+        hashed = list(
+            tqdm(pool.map(lambda place: _hash_part(folder / place[0], place[1]), places), total=len(places), delay=2,
                            desc="检查分词缓存", leave=False))
     content = {name: [size] for name, size in sizes.items()}
     for (name, _), digest in zip(places, hashed):
@@ -190,8 +195,10 @@ def _build(folder, path, digest, encode, bad):
 def _write(work, path, encode, bad):
     documents = tokens = rows = last = wrong = 0
     first, dropped = None, {}
-    with open(work / "tokens.bin", "wb") as out, open(work / "ends.bin", "wb") as ends, open(work / "rows.bin", "wb") as origin, \
-            tqdm(total=os.path.getsize(path), unit="B", unit_scale=True, desc=f"分词 {Path(path).name}", delay=2, leave=False) as bar:
+    with open(work / "tokens.bin", "wb") as out, open(work / "ends.bin", "wb") as ends, open(work / "rows.bin",
+            "wb") as origin, \
+            tqdm(total=os.path.getsize(path), unit="B", unit_scale=True, desc=f"分词 {Path(path).name}", delay=2,
+                 leave=False) as bar:
         for result in encode(_blocks(path)):
             formats.add_dropped(dropped, result["dropped"])
             for number, reason, raw in result["bad"]:
@@ -207,12 +214,14 @@ def _write(work, path, encode, bad):
         for f in (out, ends, origin):
             f.flush()
             os.fsync(f.fileno())
-    return {"dtype": encode.dtype.name, "documents": documents, "tokens": tokens, "rows": rows, "lines": last, "bad": wrong,
+    return {"dtype": encode.dtype.name, "documents": documents, "tokens": tokens, "rows": rows, "lines": last,
+            "bad": wrong,
             "first_bad": first, "dropped": dropped, "content": content_of(work)}
 
 
 class _encoder:
-    """encode(blocks) -> their results in order; several processes when that pays, never more blocks in flight than twice the workers."""
+    """encode(blocks) -> their results in order; several processes when that pays, never more blocks in flight than
+    twice the workers."""
 
     def __init__(self, vocab, mode, text_field, total_bytes):
         self.dtype = np.dtype(np.uint16 if len(vocab) <= 1 << 15 else np.uint32)
@@ -296,6 +305,7 @@ def _encode_block(block):
                 supervised[1:] = True
             parts.append(ids.astype(dtype) | np.where(supervised, top, dtype.type(0)))
             owners.append(number)
-    return {"lines": len(lines), "last": lines[-1][0], "bytes": sum(len(raw) + 1 for _, raw in lines), "bad": bad, "dropped": dropped,
+    return {"lines": len(lines), "last": lines[-1][0], "bytes": sum(len(raw) + 1 for _, raw in lines), "bad": bad,
+            "dropped": dropped,
             "numbers": np.concatenate(parts) if parts else np.zeros(0, dtype),
             "lengths": np.array([len(p) for p in parts], dtype=np.int64), "rows": np.array(owners, dtype=np.int64)}

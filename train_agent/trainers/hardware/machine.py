@@ -1,4 +1,5 @@
-"""What this machine can do: device, threads, precision, memory allocator. Chosen once per run and kept for every resume."""
+"""What this machine can do: device, threads, precision, memory allocator. Chosen once per run and kept for every
+resume."""
 
 import ctypes
 import sys
@@ -40,9 +41,9 @@ def autocast(device, precision):
 def keep_large_blocks(keep=True):
     """Let glibc keep freed large blocks instead of returning them to the system; keep=False: give each back at once.
 
-    Every training step allocates the same large tensors; fresh pages for each of them cost more than the arithmetic. Not so
-    sharded weights: they come and go in sizes that never fit the gaps, and kept gaps double the memory (518 MB against 233, third step).
-    Does nothing where there is no glibc.
+    Every training step allocates the same large tensors; fresh pages for each of them cost more than the arithmetic.
+    Not so sharded weights: they come and go in sizes that never fit the gaps, and kept gaps double the memory (518 MB
+    against 233, third step). Does nothing where there is no glibc.
     """
     if not sys.platform.startswith("linux"):
         return False

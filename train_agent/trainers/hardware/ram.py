@@ -19,7 +19,8 @@ def memory_there(device):
         if hasattr(os, "sysconf"):
             return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         import ctypes
-        state = (ctypes.c_ulonglong * 8)(64)                            # MEMORYSTATUSEX: its length, then totals and free
+        # MEMORYSTATUSEX: its length, then totals and free
+        state = (ctypes.c_ulonglong * 8)(64)
         ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(state))
         return int(state[2])
     except (OSError, ValueError, StopIteration, AttributeError):

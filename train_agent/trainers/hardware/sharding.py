@@ -16,9 +16,9 @@ EXACT = (RMSNorm, LayerNorm, Router)      # of a block: they compute in float32 
 def shard(model, device, keep_whole=False, precision="no"):
     """Shard `model` in place and onto `device`, block by block: no device ever holds all of it.
 
-    keep_whole (SHARD_GRAD_OP): a block's weights stay whole until its backward pass. With fp16 or bf16 the matrices of the
-    blocks travel in it, as autocast would cast them; norms, routers, embeddings and heads are used in float32, as everywhere
-    else, so they travel in it. Gradients are summed in float32.
+    keep_whole (SHARD_GRAD_OP): a block's weights stay whole until its backward pass. With fp16 or bf16 the matrices of
+    the blocks travel in it, as autocast would cast them; norms, routers, embeddings and heads are used in float32, as
+    everywhere else, so they travel in it. Gradients are summed in float32.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -40,7 +40,8 @@ def shard(model, device, keep_whole=False, precision="no"):
     settle_on(model, device)
     # The heads stay whole: the backward pass begins with them.
     fully_shard(model, mesh=mesh, reshard_after_forward=False, mp_policy=exact)
-    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")      # nobody changes the output in place
+    # nobody changes the output in place
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
     for module in model.modules():
         if isinstance(module, FSDPModule):                 # a plain sum: gloo knows no average
             module.set_force_sum_reduction_for_comms(True)
@@ -78,7 +79,8 @@ def mapped(value, change):
 
 
 def whole(tensor):
-    """The full tensor behind a shard, on every process (all must ask), whose gradients are summed as those of a forward pass
+    """The full tensor behind a shard, on every process (all must ask), whose gradients are summed as those of a forward
+    pass
     are; a plain tensor is itself."""
     return tensor.full_tensor(grad_placements=[Partial()]) if isinstance(tensor, DTensor) else tensor
 

@@ -1,4 +1,5 @@
-"""What a run says that begins anew where checkpoints of its stage lie: what is different, and how to go on all the same (Chinese)."""
+"""What a run says that begins anew where checkpoints of its stage lie: what is different, and how to go on all the same
+(Chinese)."""
 
 from pathlib import Path
 
@@ -8,14 +9,15 @@ from tools.config.keys import KEYS
 from tools.errors import UserError
 from tools.saving.run_folder import RunFolder
 from tools.saving.start_files import moved_places, start_name
-from train_agent.trainers.build_stage import NOT_SHAPE, made_here
+from train_agent.trainers.start_model import NOT_SHAPE, made_here
 
 STARTS = ("起点模型", "底座", "专家")      # what a stage calls the file it starts from, in its identity
 
 
 def told(changes):
     """[(key, old, new)] of Saver._changes in a few words. What a hash says is only that it changed."""
-    return "、".join(f"{key} {shown(old)} → {shown(new)}" if key in KEYS else f"{key}变了" for key, old, new in changes[:6])
+    return "、".join(f"{key} {shown(old)} → {shown(new)}" if key in KEYS else f"{key}变了"
+                    for key, old, new in changes[:6])
 
 
 def shown(value):
@@ -64,7 +66,8 @@ def going_back(options, payload, changes):
 
 
 def old_start(options, payload):
-    """Where the model lies now that the run of `payload` started from, when it was moved to a backup folder; else None."""
+    """Where the model lies now that the run of `payload` started from, when it was moved to a backup folder; else
+    None."""
     path = options.get("pretraining_model_path")
     digest = payload.get("starts", {}).get(start_name(path)) if path else None
     for group in moved_places(path) if digest else ():
@@ -78,7 +81,8 @@ def old_start(options, payload):
 
 
 def weights_fit(stage, payload):
-    """Whether --init_from takes these weights: the same network or adapter, on the same base, with a vocabulary that may be used."""
+    """Whether --init_from takes these weights: the same network or adapter, on the same base, with a vocabulary that
+    may be used."""
     about, options = stage.about, stage.options
     if about["kind"] == "model":
         return ((made_here(options) or payload["vocab_hash"] == about["vocab_hash"])

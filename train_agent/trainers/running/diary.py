@@ -1,4 +1,5 @@
-"""What every training tells about itself: a short check-up of its data, the preflight, which code and machine made it, and at each
+"""What every training tells about itself: a short check-up of its data, the preflight, which code and machine made it,
+and at each
 checkpoint what it answers to a few questions of its own data. All of it is kept in the run's log, for the report."""
 
 import copy
@@ -55,7 +56,8 @@ class OpenedLoop(Loop):
     def save(self, stem, final=False):
         super().save(stem, final)
         begin = time.perf_counter()
-        if parallel.world() == 1 and not self.signals.asked and self.stage.about["kind"] != "gate" and (final or begin > self.next_samples):
+        if parallel.world() == 1 and not self.signals.asked and self.stage.about["kind"] != "gate" and (final
+                or begin > self.next_samples):
             try:
                 for prompt, reply in samples(self.stage):
                     self.journal.event("sample", prompt=prompt, reply=reply)
@@ -69,7 +71,8 @@ class OpenedLoop(Loop):
         settled = replace(self.stage, options={**self.stage.options, "mixed_precision": self.precision})
         try:
             found = preflight.preflight(settled, SECONDS, self.step, share=SHARE)
-        except RuntimeError as error:                                       # no room for a second model says nothing about one
+        # no room for a second model says nothing about one
+        except RuntimeError as error:
             if "out of memory" not in str(error).lower():
                 raise
             found = None
@@ -82,7 +85,8 @@ class OpenedLoop(Loop):
 
 
 def samples(stage):
-    """Generator of (sentence of the run's own data, greedy reply). A copy answers: what the decoder prepares for itself must not meet the next step."""
+    """Generator of (sentence of the run's own data, greedy reply). A copy answers: what the decoder prepares for itself
+    must not meet the next step."""
     vocab, twin = Vocab.from_state(stage.about["vocab"]), copy.deepcopy(stage.model).eval()
     for text in own_questions(stage)[:PROMPTS]:
         messages = [{"role": "user", "content": text}]
@@ -92,13 +96,15 @@ def samples(stage):
 
 
 def check_up(options):
-    """The short check-up of a stage's training data, by one process -> dict or None. What it cannot read the stage itself will name."""
+    """The short check-up of a stage's training data, by one process -> dict or None. What it cannot read the stage
+    itself will name."""
     paths, held, stage = options["json_data_path"], options.get("eval_data_path"), stage_of(options)
     if not paths or int(os.environ.get("RANK", 0)) or is_hf_among(paths) and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         return None                                                         # who fetches is settled later
     try:
         vocab, origin = stage_vocabulary(options, stage)
-        return check_data.quick_check(local_files(paths, options), local_files(held, options), vocab, text_field=fields_of(options),
+        return check_data.quick_check(local_files(paths, options), local_files(held, options), vocab,
+                                      text_field=fields_of(options),
                                       max_bad_share=options["max_bad_share"], eval_share=options["eval_share"],
                                       aim=aim_of(stage, options), origin=origin)
     except (UserError, OSError):

@@ -23,7 +23,8 @@ def _share(data, places):
 
 @torch.no_grad()
 def evaluate(model, data, device, precision, loss=next_tokens_loss):
-    """-> {"loss", "ce_1", "ce_2"} in nats per target over all of `data` (a PackedData without shuffling), and means per sample."""
+    """-> {"loss", "ce_1", "ce_2"} in nats per target over all of `data` (a PackedData without shuffling), and means per
+    sample."""
     was_training = model.training
     model.eval()
     totals = {"ce_1": 0.0, "ce_2": 0.0, "targets_1": 0.0, "targets_2": 0.0}

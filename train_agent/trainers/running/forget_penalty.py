@@ -1,7 +1,9 @@
-"""Against forgetting, without a single general row to train on: how much an adapter may change what the base does with general data.
+"""Against forgetting, without a single general row to train on: how much an adapter may change what the base does with
+general data.
 
-Before training, the base reads some general rows, and of every projection's inputs x the second moments C = mean(x xᵀ) are kept. The
-penalty is the mean square of what an adapter's D adds to the outputs of W on such inputs, as a share of W's own outputs:
+Before training, the base reads some general rows, and of every projection's inputs x the second moments C = mean(x xᵀ)
+are kept. The penalty is the mean square of what an adapter's D adds to the outputs of W on such inputs, as a share of
+W's own outputs:
 tr(D C Dᵀ) / tr(W C Wᵀ), summed over the projections. It asks nothing of directions that general data does not use.
 """
 
@@ -16,7 +18,8 @@ from train_agent.trainers.losses import next_tokens_loss
 
 
 def adapted(model):
-    """{name: LoraLinear that learns} of a model, however it is wrapped; the experts' stacks and routers are not among them."""
+    """{name: LoraLinear that learns} of a model, however it is wrapped; the experts' stacks and routers are not among
+    them."""
     named = {n.removeprefix("module.").removeprefix("_orig_mod."): m for n, m in model.named_modules()}
     return {n: m for n, m in named.items() if isinstance(m, LoraLinear) and m.lora.a.requires_grad}
 
@@ -55,7 +58,8 @@ def shared_out(moments, weight):
 
 
 def drift(model, moments):
-    """The penalty, a scalar with a gradient in float32: 0 for a new adapter, 1 where one projection's outputs change by their own size."""
+    """The penalty, a scalar with a gradient in float32: 0 for a new adapter, 1 where one projection's outputs change by
+    their own size."""
     places, total = adapted(model), 0.0
     with torch.autocast(next(model.parameters()).device.type, enabled=False):
         for name, c in moments.items():
@@ -63,7 +67,8 @@ def drift(model, moments):
             if c.device != lora.a.device:
                 c = moments[name] = c.to(lora.a.device)                   # once, not in every step
             a, b = whole(lora.a).float(), whole(lora.b).float() * lora.factor
-            total = total + ((b.t() @ b) @ (a @ c) * a).sum()             # tr(B A C Aᵀ Bᵀ), nothing larger than rank x in
+            # tr(B A C Aᵀ Bᵀ), nothing larger than rank x in
+            total = total + ((b.t() @ b) @ (a @ c) * a).sum()
     return total
 
 

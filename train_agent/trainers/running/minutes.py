@@ -1,5 +1,5 @@
-"""A training that is to take so long: its steps are measured at the first start, so that the schedule ends with the time, and are
-kept for every resume, so that this ends with the same bits.
+"""A training that is to take so long: its steps are measured at the first start, so that the schedule ends with the
+time, and are kept for every resume, so that this ends with the same bits.
 """
 
 import time
@@ -19,7 +19,8 @@ FEWEST = 4
 
 
 def timed_stage(build_stage, options, seconds=None):
-    """build_stage(options), its steps fixed by `seconds` of training, or by options["minutes"] from now on. Without either, as it is."""
+    """build_stage(options), its steps fixed by `seconds` of training, or by options["minutes"] from now on. Without
+    either, as it is."""
     begun = time.perf_counter()
     if seconds is None and not options["minutes"]:
         return build_stage(options)
@@ -30,19 +31,22 @@ def timed_stage(build_stage, options, seconds=None):
         found = measure(stage, min(MEASURED, SHARE * left))
         steps = parallel.from_main(lambda: steps_within(left, found, stage.options))
     in_one = stage.train.steps(options["accumulation_steps"], parallel.world()) / EPOCHS
-    stage.train.epochs = stage.options["max_epochs"] = int(1.02 * steps / in_one) + 2          # some to spare: it is an estimate
+    # some to spare: it is an estimate
+    stage.train.epochs = stage.options["max_epochs"] = int(1.02 * steps / in_one) + 2
     stage.options["max_steps"] = steps
     return stage
 
 
 def steps_within(seconds, found, options):
-    """found: what `measure` said about a step and about a look at the held-out data, which is taken after the last step, too."""
+    """found: what `measure` said about a step and about a look at the held-out data, which is taken after the last
+    step, too."""
     each = found["step"] + (found["forward"] / options["eval_steps"] if options["eval_steps"] else 0)
     return max(FEWEST, int((seconds - found["forward"]) / each))
 
 
 def kept_steps(stage):
-    """The steps that an earlier start of the same training settled on; None where there was none that left a checkpoint."""
+    """The steps that an earlier start of the same training settled on; None where there was none that left a
+    checkpoint."""
     options = stage.options
     for path in earlier(options, stage.label):
         try:
@@ -60,4 +64,5 @@ def earlier(options, label):
         return []
     named = Path(options["resume"]).with_suffix(".pkl")
     folder = RunFolder(options["out_dir"], label, options["name"], warn=lambda text: None)
-    return [named] if named.is_file() else [folder.path / f"{entry['stem']}.pkl" for entry in reversed(folder.entries())]
+    return [named] if named.is_file() else [folder.path / f"{entry['stem']}.pkl"
+                                            for entry in reversed(folder.entries())]

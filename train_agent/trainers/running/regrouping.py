@@ -1,6 +1,7 @@
 """Going on with steps of another size: another batch size, accumulation or number of processes.
 
-The order of the rows does not depend on any of them, so the place in the data stays. Steps do: those to come are counted anew.
+The order of the rows does not depend on any of them, so the place in the data stays. Steps do: those to come are
+counted anew.
 """
 
 import math
@@ -20,7 +21,8 @@ def regrouped(position, had, has):
 
 
 def shift(step, before, had_total, total, warmup):
-    """From which step the schedule has to count so that its rate goes on where it was and ends with the run's `total` steps.
+    """From which step the schedule has to count so that its rate goes on where it was and ends with the run's `total`
+    steps.
 
     before, had_total: what it counted from so far, and to. A schedule that still warms up, or has ended, stays as is.
     """
@@ -29,7 +31,8 @@ def shift(step, before, had_total, total, warmup):
 
 
 def more_steps(data, position, step, planned):
-    """By how many steps the whole run is longer (negative: shorter) than `planned`, when `step` steps brought it to `position`."""
+    """By how many steps the whole run is longer (negative: shorter) than `planned`, when `step` steps brought it to
+    `position`."""
     batches = data.batches_in(position.epoch, position.chunk) if position.chunk < data.chunks else 1
     done = (position.epoch + (position.chunk + position.batch / max(1, batches)) / data.chunks) / data.epochs
     return step + math.ceil(planned * max(0.0, 1 - done) - 1e-9) - planned

@@ -29,11 +29,13 @@ def restore_random_states(states):
 
 def surroundings(device):
     """What has to be the same for a resumed run to be bit-identical."""
-    return {"torch": str(torch.__version__), "device": device.type, "threads": torch.get_num_threads(), "ranks": parallel.world()}
+    return {"torch": str(torch.__version__), "device": device.type, "threads": torch.get_num_threads(),
+            "ranks": parallel.world()}
 
 
 def unlike(before, device):
-    """Why a run that was saved in these surroundings and goes on here may differ from one never stopped; None where it may not."""
+    """Why a run that was saved in these surroundings and goes on here may differ from one never stopped; None where it
+    may not."""
     changed = [f"{k} {before[k]} → {v}" for k, v in surroundings(device).items() if before[k] != v]
     if changed:
         return f"续训环境变了（{'，'.join(changed)}），结果不再逐位相同。"

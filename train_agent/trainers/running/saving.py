@@ -19,7 +19,8 @@ class Saver:
     def __init__(self, stage):
         self.stage, self.options = stage, stage.options
         self.folder = RunFolder(self.options["out_dir"], stage.label, self.options["name"])
-        self.request, self.kept = None, None        # what --resume or --last_index asked for, and the checkpoint that answers it
+        # what --resume or --last_index asked for, and the checkpoint that answers it
+        self.request, self.kept = None, None
 
     def __enter__(self):
         parallel.from_main(lambda: self.folder.lock() and None)
@@ -34,7 +35,8 @@ class Saver:
     def find(self):
         """The state to go on from, its weights already in the model; None for a fresh start.
 
-        The main process alone looks and loads; the others get its state without "optimizers", which travel tensor by tensor.
+        The main process alone looks and loads; the others get its state without "optimizers", which travel tensor by
+        tensor.
         """
         kept = {}
 
@@ -46,7 +48,8 @@ class Saver:
         return state and {**state, "optimizers": kept.get("optimizers")}
 
     def _look(self):
-        """resume auto: an unfinished run of this configuration goes on, anything else is moved aside, and why is said. A path or
+        """resume auto: an unfinished run of this configuration goes on, anything else is moved aside, and why is said.
+        A path or
         --last_index must fit: UserError 4 names each key that differs.
         """
         resume, index = self.options["resume"], self.options["last_index"]
@@ -66,7 +69,8 @@ class Saver:
         return state
 
     def _why_anew(self, found):
-        """Why a run does not go on (Chinese), None where it does: it has not reached its final checkpoint, was killed before it
+        """Why a run does not go on (Chinese), None where it does: it has not reached its final checkpoint, was killed
+        before it
         could say so, or was given more to do since."""
         if found is None:
             return "加了 --resume none" if self.options["resume"] == "none" else "没有可接着训的检查点"
@@ -88,7 +92,8 @@ class Saver:
         if moved:
             print(f"{self.stage.label} 从头开始：{why}。先前的检查点已移到 {moved}。", file=sys.stderr)
             changes = self._changes(found[1]) if found and found[1] else []
-            print("".join(f"　{way}\n" for way in anew.ways_on(self.stage, moved, found, changes)), end="", file=sys.stderr)
+            print("".join(f"　{way}\n" for way in anew.ways_on(self.stage, moved, found, changes)), end="",
+                  file=sys.stderr)
 
     def changed(self, state, key):
         """Whether the run of `state` had another value of a key."""
@@ -141,7 +146,8 @@ class Saver:
         """Keys that differ from the checkpoint's run and may not differ in silence: [(key, old, new)]."""
         found = [(c.key, c.old, c.new) for c in self._compared(state)
                  if c.verdict == "never" or (c.verdict == "ask" and not self.options["allow_change"])]
-        return found + [(k, state["identity"].get(k), v) for k, v in self.stage.identity.items() if state["identity"].get(k) != v]
+        return found + [(k, state["identity"].get(k), v) for k, v in self.stage.identity.items()
+                        if state["identity"].get(k) != v]
 
     def _refuse_changes(self, state):
         if state is None:
@@ -154,7 +160,8 @@ class Saver:
     # ---- leaving behind ----
 
     def save(self, stem, step, metrics, state=None, best=False, final=False):
-        """Write one checkpoint, then let the oldest beyond save_total_limit go. All processes call it, the main one writes."""
+        """Write one checkpoint, then let the oldest beyond save_total_limit go. All processes call it, the main one
+        writes."""
         payload = self.stage.payload(step, {k: v for k, v in metrics.items() if isinstance(v, (int, float, str))})
         parallel.from_main(lambda: self._write(stem, payload, state, best, final))
 

@@ -53,7 +53,8 @@ class FiniteGuard:
     def check(self, finite, scale):
         """finite: loss and gradient norm were finite; scale: the GradScaler's, 1.0 without one.
 
-        Returns whether the step may be taken. While a scaler still backs off (scale >= 1 in fp16) a skipped step is normal.
+        Returns whether the step may be taken. While a scaler still backs off (scale >= 1 in fp16) a skipped step is
+        normal.
         """
         if finite:
             self.in_a_row = 0
@@ -89,7 +90,8 @@ class SpikeWatch:
 
 
 class ForgettingWatch:
-    """Loss on general rows since the start of an adaptation. `warning`: what to tell the user after the last look, or None."""
+    """Loss on general rows since the start of an adaptation. `warning`: what to tell the user after the last look, or
+    None."""
 
     def __init__(self, limit, first=None):
         self.limit, self.first, self.warning = limit, first, None
@@ -99,7 +101,8 @@ class ForgettingWatch:
         self.first = loss if self.first is None else self.first
         rise, self.warning = loss - self.first, None
         if self.limit is not None and rise > self.limit:
-            self.warning = (f"通用数据的损失从 {self.first:.3f} 升到 {loss:.3f}（+{rise:.3f}，超过 forget_limit {self.limit:g}）：模型在遗忘。"
+            self.warning = (
+                f"通用数据的损失从 {self.first:.3f} 升到 {loss:.3f}（+{rise:.3f}，超过 forget_limit {self.limit:g}）：模型在遗忘。"
                             "可加大 replay_share，减小学习率或 max_steps。")
             if parallel.is_main():
                 print(f"警告：{self.warning}", file=sys.stderr)

@@ -11,7 +11,8 @@ NUDGE = 0.02            # what an all-zero tensor is filled with to see whether 
 
 
 def overfit_one_batch(stage, steps=None, say=print):
-    """`--overfit_one_batch N`: learn one micro-batch by heart on a copy of the model -> {"first", "last", "share", "steps"}.
+    """`--overfit_one_batch N`: learn one micro-batch by heart on a copy of the model -> {"first", "last", "share",
+    "steps"}.
 
     Constant learning rate, no dropout, no noise. A model, loss and optimizer that work bring the loss near zero.
     """
@@ -36,7 +37,8 @@ class Gradients(Rehearsal):
     """One step that is not taken: its gradients stay in `found` {name: full tensor or None}."""
 
     def may_step(self, group):
-        self.found = {n: None if p.grad is None else sharding.whole(p.grad).clone() for n, p in self.model.named_parameters()}
+        self.found = {n: None if p.grad is None else sharding.whole(p.grad).clone()
+                      for n, p in self.model.named_parameters()}
         return False
 
     def once(self):
@@ -45,12 +47,14 @@ class Gradients(Rehearsal):
 
 
 def check_gradients(stage, say=print):
-    """`--check_gradients`: every tensor without a gradient, and why -> {name: reason in Chinese}; WRONG where there is no excuse."""
+    """`--check_gradients`: every tensor without a gradient, and why -> {name: reason in Chinese}; WRONG where there is
+    no excuse."""
     with Gradients(stage) as loop:
         found, load = loop.once()
     with Gradients(stage) as loop:
         with torch.no_grad():
-            for parameter in loop.model.parameters():      # a zero on the path (LoRA's B at the start) hides what lies before it
+            # a zero on the path (LoRA's B at the start) hides what lies before it
+            for parameter in loop.model.parameters():
                 if not sharding.whole(parameter).any():
                     parameter.add_(NUDGE)
         nudged = loop.once()[0]

@@ -17,7 +17,8 @@ class Rehearsal(Loop):
     """
 
     def __init__(self, stage, **options):
-        super().__init__(replace(stage, model=copy.deepcopy(stage.model), options={**stage.options, "num_workers": 0, **options}))
+        super().__init__(
+            replace(stage, model=copy.deepcopy(stage.model), options={**stage.options, "num_workers": 0, **options}))
 
     def __enter__(self):
         self.before = resume.random_states()
@@ -33,5 +34,6 @@ class Rehearsal(Loop):
     def groups(self):
         """The batches of one optimizer step after the other, from the start again when the data is used up."""
         while True:
-            for group, _, _ in loader(self.stage.train, Position(), self.options, self.device, parallel.rank(), parallel.world()):
+            for group, _, _ in loader(self.stage.train, Position(), self.options, self.device, parallel.rank(),
+                                      parallel.world()):
                 yield group

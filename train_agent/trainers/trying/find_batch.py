@@ -40,7 +40,8 @@ class Trial(Rehearsal):
                 self.optimize([batch], 1)
             return self.now() - start, counted.total
         except (RuntimeError, MemoryError) as error:
-            if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and not any(w in str(error).lower() for w in FULL):
+            if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and not any(w in str(error).lower()
+                    for w in FULL):
                 raise
             for optimizer in self.optimizers:
                 optimizer.zero_grad(set_to_none=True)
@@ -55,7 +56,8 @@ class Trial(Rehearsal):
 
 
 def find_batch(stage, say=print):
-    """`--find_batch` -> {"batch_size", "fastest", "tried": [{"rows", "seconds", "tokens_per_s", "bytes"}]}; the model stays as it is."""
+    """`--find_batch` -> {"batch_size", "fastest", "tried": [{"rows", "seconds", "tokens_per_s", "bytes"}]}; the model
+    stays as it is."""
     say = say if say and parallel.is_main() else lambda line: None
     tried, largest, rows, why = [], 0, 1, f"再大没有试（{MOST} 行为止）"
     with Trial(stage, accumulation_steps=1) as loop:
@@ -73,7 +75,8 @@ def find_batch(stage, say=print):
                 why = f"{rows} 行放不下"
                 break
             largest = rows
-            tried.append({"rows": rows, "seconds": seconds, "tokens_per_s": rows * stage.train.width / seconds, "bytes": kept})
+            tried.append(
+                {"rows": rows, "seconds": seconds, "tokens_per_s": rows * stage.train.width / seconds, "bytes": kept})
             say(f"{rows:>5} 行  {seconds:>7.3g} 秒一步  每秒 {tried[-1]['tokens_per_s']:>9,.0f} token  激活 {gigabytes(kept)}")
             if seconds > PATIENCE:
                 why = f"{rows} 行的一步已要 {clock(seconds)}，不再加大"

@@ -18,10 +18,11 @@ HELD_BATCHES = 3
 
 
 def measure(stage, seconds, share=1.0):
-    """Steps are taken for about `seconds`, and for at most that share of the run's steps. Weights and random states stay as they were.
+    """Steps are taken for about `seconds`, and for at most that share of the run's steps. Weights and random states
+    stay as they were.
 
-    -> {"metrics" of the first step, "step" and "forward" (one whole evaluation) in seconds, "saved" bytes of activations,
-    "peak" bytes of the copy on CUDA, "total_steps", "device", "precision"}
+    -> {"metrics" of the first step, "step" and "forward" (one whole evaluation) in seconds, "saved" bytes of
+    activations, "peak" bytes of the copy on CUDA, "total_steps", "device", "precision"}
     """
     before = allocated(machine.choose_device(stage.options["device"]))      # by the model that is to be trained
     with Rehearsal(stage) as loop:
@@ -31,7 +32,8 @@ def measure(stage, seconds, share=1.0):
         counted = SavedBytes(loop.model)
         with counted:
             loop.optimize(next(loop.groups())[:1], 1)
-        found = {"metrics": dict(loop.metrics), "step": step_seconds(loop, seconds, share), "forward": held_seconds(loop), "saved": counted.total,
+        found = {"metrics": dict(loop.metrics), "step": step_seconds(loop, seconds, share),
+                 "forward": held_seconds(loop), "saved": counted.total,
                  "total_steps": loop.total_steps, "device": loop.device, "precision": loop.precision,
                  "peak": torch.cuda.max_memory_allocated(loop.device) - before if cuda else None}
     del loop
