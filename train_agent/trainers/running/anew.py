@@ -1,7 +1,6 @@
 """What a run says that begins anew where checkpoints of its stage lie: what is different, and how to go on all the same
 (Chinese)."""
 
-from pathlib import Path
 
 from model.config import MODEL_KEYS
 from tools.checkpoint import read_checkpoint, weights_hash
