@@ -250,3 +250,18 @@ def test_laws_leave_alone_what_works(make, content):
 def test_learned_positions_reach_as_far_as_the_longest_row(make):
     assert make({"position": "learned", "sft": {"max_len": 700}}).config["max_position"] == 700
     assert make().config["max_position"] is None
+
+
+def test_a_run_with_a_name_starts_from_the_base_of_that_name(make, tmp_path):
+    said = {"out_dir": str(tmp_path / "out")}
+    base = lambda stage="sft", **more: make({**said, **more}).config[stage]["pretraining_model_path"]       # noqa: E731
+    common, own = str(tmp_path / "out/TinySeek_Pre_final.pkl"), tmp_path / "out/my/TinySeek_Pre_final.pkl"
+    assert base(name="my") == common
+    own.parent.mkdir(parents=True)
+    own.write_bytes(b"")
+    assert base() == common and base(name="other") == common and base(name="my") == str(own)
+    assert base(name="my", sft={"pretraining_model_path": str(tmp_path / "b.pkl")}) == str(tmp_path / "b.pkl")
+    (own.parent / "backup_20260101_000000").mkdir()
+    own.rename(own.parent / "backup_20260101_000000" / own.name)          # a base being trained anew is no reason for another one
+    assert base(name="my") == str(own)
+    assert base("pre", name="my") is None and base("gate", name="my") is None

@@ -18,6 +18,7 @@ from tools.config.compare import Change, compare, fingerprint   # noqa: F401  (i
 from tools.config.keys import DEMO_DATA, KEYS, MODEL_KEYS, RUN_KEYS, STAGES, default_of, stage_keys
 from tools.config.values import absolute, check_value, from_text, nearest, show
 from tools.errors import UserError
+from tools.saving.start_files import moved_places
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCKS = ("training", "model")      # foreign files group their keys so; the grouping carries no meaning here
@@ -292,10 +293,21 @@ def _set(place, name, value):
 def _finish_paths(config):
     """Defaults count from the project's folder; `{out_dir}` becomes the output folder in use."""
     out_dir = config["out_dir"] = absolute("out_dir", config["out_dir"], ROOT)
+    _bases_of_this_name(config)
     for place in (config, *(config[stage] for stage in STAGES)):
         for name in place:
             if name in KEYS and KEYS[name].kind in ("path", "paths"):
                 place[name] = absolute(name, place[name], ROOT, out_dir)
+
+
+def _bases_of_this_name(config):
+    """Where nobody named a base, a run with a name starts from the one in its own folder, also while that lies in a backup."""
+    for stage in STAGES if config["name"] else ():
+        base = config[stage]["pretraining_model_path"]
+        if base and base == default_of("pretraining_model_path", stage):
+            own = Path(config["out_dir"], config["name"], Path(base).name)
+            if own.is_file() or moved_places(own)[0]:
+                config[stage]["pretraining_model_path"] = str(own)
 
 
 def _leave_alone(config):

@@ -1,0 +1,54 @@
+"""A picture of the chat page, made by a real browser from a real server.
+
+    python bench/record_page.py --output docs/page.png "你好，你是谁？" "34加57等于几？"
+
+The questions are asked one after the other in one conversation; without any the page is shown as it opens. Needs
+Chromium and requirements-dev.txt.
+"""
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from tools.process.first import check_machine
+
+if __name__ == "__main__":
+    check_machine()
+
+ANSWERED = """document.querySelector("#stop").hidden
+    && document.querySelectorAll(".message.assistant .note, .message.assistant .error").length === %d"""
+
+
+def record(model, questions, output, width, height):
+    """Write the picture (PNG)."""
+    import browser
+    from toy_server import serving
+    with tempfile.TemporaryDirectory() as folder, serving(Path(folder), models={"小寻": model}) as server, browser.browsing() as tab:
+        tab.size(width, height)
+        tab.open(server.url + "/")
+        tab.wait("document.querySelector('#model').options.length > 0")
+        for number, question in enumerate(questions, 1):
+            tab.click("#input")
+            tab.type(question)
+            tab.key("Enter")
+            tab.wait(ANSWERED % number)
+        tab.screenshot(output)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description="给聊天页拍一张照。")
+    parser.add_argument("questions", nargs="*", metavar="问题", help="依次问这些话；不写就是刚打开的样子")
+    parser.add_argument("--model", default=ROOT / "out/TinySeek_SFT_final.pkl", type=Path, help="模型的 .pkl")
+    parser.add_argument("--output", default=ROOT / "docs/page.png", type=Path, help="图片，默认 docs/page.png")
+    parser.add_argument("--size", nargs=2, type=int, default=(1180, 720), metavar=("宽", "高"))
+    options = parser.parse_args(argv)
+    record(options.model.resolve(), options.questions, options.output, *options.size)
+    print(json.dumps({"output": str(options.output), "bytes": options.output.stat().st_size}, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    main()
