@@ -600,6 +600,8 @@ REFUSED = {
         lambda i: {"messages": [*said(user(q(i))), {"role": "assistant", "content": a(i), "weight": 0}]},
         "weight",
     ),
+    "a weight of the row": (lambda i: {"prompt": q(i), "response": a(i), "weight": 0}, "weight"),
+    "a weight in words": (lambda i: {"messages": [*said(user(q(i))), {**said(bot(a(i)))[0], "weight": "0"}]}, "weight"),
     "KTO by label": (lambda i: {"prompt": q(i), "completion": a(i), "label": i % 2 == 0}, "KTO"),
     "KTO by tag": (lambda i: {"messages": said(*one(i)), "kto_tag": True}, "KTO"),
     "multiple choice": (

@@ -304,3 +304,19 @@ def test_csv_records_of_many_columns_and_repeated_names(tmp_path):
     rows = list(read_rows(tmp_path / "a.csv"))
     assert said(rows) == [("问,\n一", "答一"), ("问二", "答二")]
     assert rows[0].dropped == {"answer_3": 2} and rows[1].dropped == {"第4列": 4}
+
+
+@pytest.mark.parametrize("read, other", [("train", "test"), ("data", "eval"), ("train", "validation")])
+def test_tables_of_one_object_that_are_not_read_are_named(tmp_path, read, other):
+    path = tmp_path / "both.json"
+    path.write_text(dumps({"about": "两份", other: ROWS[:5], read: ROWS}), encoding="utf-8")
+    bad = BadLines(None)
+    assert len(list(read_rows(path, bad=bad))) == len(ROWS)
+    assert bad.count == 1 and f"{other}（5 行）没有读" in str(bad.first)
+    assert f"{other}（5 行）没有读" in str(check(path, vocab=None, progress=False)["bad"])
+
+
+def test_an_array_that_breaks_off_is_called_so_by_the_check_up_too(tmp_path):
+    path = tmp_path / "half.json"
+    path.write_text(dumps(ROWS, indent=1)[:-40], encoding="utf-8")
+    assert [why for why in check(path, vocab=None, progress=False)["bad"] if "断了" in why]

@@ -268,3 +268,10 @@ def test_review_of_field_names_is_bounded(ram_path, vocab):
     cache = open_cache(write(ram_path / "a.jsonl", rows), vocab, "pretraining", ram_path / "cache")
     assert len(cache.meta["dropped"]) <= 41 and sum(n for n, _ in cache.meta["dropped"].values()) == 200
     assert Path(cache.folder).exists()
+
+
+@pytest.mark.parametrize("row", [{"messages": [{"role": "user", "content": "问"}, {"role": "assistant", "content": "答", "weight": 0.5}]},
+                                 {"prompt": "问", "response": "答", "weight": 2}])
+def test_a_weight_that_is_not_kept_is_named(row):
+    assert any("weight" in name for name, size in parse_line(line(row)).dropped.items() if size)
+    assert not parse_line(line({"prompt": "问", "response": "答", "weight": 1.0})).dropped.get("weight")

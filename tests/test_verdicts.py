@@ -291,3 +291,23 @@ def test_the_written_shape_reads_back_as_the_same_row():
         back = formats.parse_line(canonical(row).encode())
         assert (back.kind, back.texts, back.messages, back.chosen, back.rejected) == (row.kind, row.texts, row.messages, row.chosen, row.rejected)
         assert stripped(row) == row
+
+
+FAMILIES = ["<|im_start|>user\n{}<|im_end|>", "[INST] {} [/INST]", "<|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|>",
+            "<start_of_turn>user\n{}<end_of_turn>", "<|user|>\n{}<|assistant|>", "<｜User｜>{}<｜Assistant｜>", "<reserved_106>{}<reserved_107>",
+            "<beginning_of_sentence>user\n{}<end_of_sentence>", "<|User|>:{}<eoh>", "<｜hy_User｜>{}", "[gMASK]<sop>{}<|observation|>",
+            "<|im_user|>user<|im_middle|>{}<|im_end|>", "]~!b[]~b]user\n{}[e~["]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_peoples_marks_are_named_and_go(tmp_path, family):
+    """At either edge, in the middle, in the question as in the reply: never "clean", and nothing but words is left of them."""
+    rng = random.Random(2)
+    whole, words = family.format("山高水长"), sentence(rng)
+    rows = [dialogue(("u", words + whole + words), ("a", passage(rng))), dialogue(("u", sentence(rng)), ("a", passage(rng) + whole + words))]
+    for i, row in enumerate(rows):
+        source = write(tmp_path / f"{i}.jsonl", lines_of([row, *talks(6)]))
+        assert "forged" in check(source, vocab=None, progress=False)["faults"]
+        command(source, "--output", tmp_path / f"clean{i}.jsonl", "--out_dir", tmp_path / "out", "--token_kind", "char")
+        said = (tmp_path / f"clean{i}.jsonl").read_text(encoding="utf-8").splitlines()[0]
+        assert "山高水长" in said and not any(mark in said for mark in ("<", ">", "[INST", "|", "｜", "~", "MASK")), said

@@ -18,7 +18,8 @@ from tools.reading.row import MARKS, THOUGHT
 from tools.saving.atomic import put, write_temporary
 
 # a mark that takes its role's name along
-OPENING = re.compile(r"<\|im_start\|>[ \t]*(?:(?:user|assistant|system)\b[ \t]*\n?)?|<s>")
+OPENING = re.compile(r"(?:<\|(?:im_start|start_header_id|header_start|im_user|im_assistant|im_system|start)\|>|<start_of_turn>|"
+                     r"<beginning_of_sentence>|\]~b\])[ \t]*(?:(?:user|assistant|system|model|ai)\b[ \t]*\n?)?|<s>")
 NAMES = {"thinking": "reasoning_content"}       # under which a message's field is read again
 WRITTEN = (MARKS, THOUGHT, *NAMES.values())     # counted as not learned, but written or told apart
 EMPTY = "去掉标记后没有内容"

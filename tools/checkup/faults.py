@@ -53,7 +53,9 @@ PATTERNS = {
     "private": re.compile("[\ue000-\uf8ff]"),
     "html": re.compile(r"</?(?:br|p|div|span|a|img|table|tr|td|li|ul|ol|font|script|style|strong|em|h[1-6])(?:\s[^<>\0]*)?/?>|&(?:nbsp|lt|gt|amp|quot|#\d{2,5});", re.I),
     "escaped": re.compile(r"(?:\\u[0-9a-fA-F]{4}){2}|(?:\\n[^\n\0\\]*){3}"),
-    "forged": re.compile(r"<\|(?:im_start|im_end|endoftext|user|assistant|system|eot_id)\|>|\[/?INST\]|<</?SYS>>|</s>"),
+    "forged": re.compile(r"<\|/?[A-Za-z][\w-]{1,30}\|>|<｜[^｜<>\s]{1,30}｜>|<(?:start|end|beginning)_of_[a-z]+>|"
+                         r"<(?:reserved|unused)_?\d+>|\[/?(?:INST|SYSTEM_PROMPT)\]|\[[gs]MASK\]|\[UNUSED_TOKEN_\d+\]|"
+                         r"<</?SYS>>|<eo[chmart]>|<sop>|</s>|<[be]os>|\]~!?b[\[\]]|\[e~\["),
     "blank": re.compile(r"[ \t\u3000]{40}|(?:\n[ \t]*){8}\n"),
     "blob": re.compile(r"[A-Za-z0-9+/=_-]{200}"),
     "secret": re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY|\bsk-[A-Za-z0-9_-]{20,}|\bAKIA[0-9A-Z]{16}\b|\bgh[pousr]_[A-Za-z0-9]{30,}"),

@@ -25,6 +25,10 @@ class TooLong(Unreadable):
     reason = "一行超过 64 MiB"
 
 
+class Beside(Unreadable):
+    """Rows under another name than those that are read."""
+
+
 class Unfinished(Unreadable):
     """The file ended inside a value."""
     reason = "文件在这里断了（JSON 没有结束），多半没有下载完"
@@ -138,6 +142,17 @@ def _expanded(raw):
         return
     for row in rows:
         yield json.dumps(row).encode()
+    for name, count in _beside(value, rows):
+        item = Beside(json.dumps({name: value[name]}).encode()[:1000])
+        item.reason = f"同一个文件里的 {name[:40]}（{count} 行）没有读；要用它，请另存成一个文件"
+        yield item
+
+
+def _beside(value, rows):
+    """(name, rows) of the other tables in an object of which one was read: {"train": […], "test": […]}."""
+    tables = [name for name, one in value.items() if isinstance(one, list) and one and all(isinstance(x, (dict, list)) for x in one)]
+    read = next((name for name in SPLITS if name in tables and len(value[name]) == len(rows)), None)
+    return [(name, len(value[name])) for name in tables if read and name != read]
 
 
 def rows_in(value):

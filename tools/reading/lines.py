@@ -15,6 +15,7 @@ from tools.reading.table import read_table
 MAX_LINE = 64 << 20     # bytes; a longer line is reported, not loaded
 PARAGRAPH = 1 << 16     # bytes; a longer paragraph of a .txt file is closed at the next line's end
 BOM = b"\xef\xbb\xbf"
+WHY = b"\0why:"         # begins a line of our plain copy in which only the reason is left of an item
 
 
 def expand_paths(spec):
@@ -74,7 +75,8 @@ def iter_places(path, start=0, end=None):
                 yield from ((number, 0, row) for number, row in enumerate(rows, 1))
                 return
             lines = _lines(file, start)
-            yield from _paragraphs(lines, start, end) if kind.form == "paragraphs" else _records(lines, end)
+            found = _paragraphs(lines, start, end) if kind.form == "paragraphs" else _records(lines, end)
+            yield from map(_told_why, found) if str(path).endswith(COPIES["lines"]) else found
     except (EOFError, zlib.error, gzip.BadGzipFile):
         raise UserError(f"压缩文件损坏或不完整：{path}", 2) from None
     except UnicodeDecodeError:
@@ -126,9 +128,20 @@ def unpacked(path, folder, limit=None):
         for number, raw in iter_lines(path):
             if limit is not None and out.tell() > limit:
                 return str(target), False
+            if isinstance(raw, Unreadable):
+                raw = WHY + raw.reason.encode()
             out.write(b"\n" * (number - at) + raw + b"\n")
             at = number + raw.count(b"\n") + 1
     return str(target), True
+
+
+def _told_why(item):
+    """An item of our plain copy; what could not be used stands there as its reason."""
+    number, offset, line = item
+    if line.startswith(WHY):
+        line = Unreadable(line)
+        line.reason = line[len(WHY):].decode()
+    return number, offset, line
 
 
 def _lines(file, start):

@@ -5,7 +5,7 @@ If none fits, the first one's complaint is told. Shapes that are known and canno
 """
 from tools.reading.row import SURROGATE, Bad, Row, Source
 from tools.reading.transcripts import transcript, unmarked
-from tools.reading.turns import ANSWERS, PICTURES, QUESTIONS, answered, conversation, reply, several, user
+from tools.reading.turns import ANSWERS, PICTURES, QUESTIONS, answered, conversation, muted, reply, several, user
 
 END = "<|im_end|>"
 LISTS = ("messages", "conversations", "conversation", "dialogue", "dialog", "dialogs", "turns", "data")
@@ -38,6 +38,8 @@ def shape(fields, text_field=None, whole=None):
             first = first or bad
             continue
         if row is not None:
+            if row.kind != "text" and muted(source, fields, "weight"):
+                raise Bad("这一行标了 weight: 0，没有要学的")
             row.dropped = source.left()
             return row
     raise first or Bad("没有可识别的字段。用 --columns 说明，如 --columns user=问题的字段 assistant=回答的字段，或 --text_field 正文的字段")

@@ -14,7 +14,8 @@ CHATML = re.compile(r"<\|im_start\|>(system|user|assistant)\n(.*?)(?:<\|im_end\|
 INST = re.compile(r"(?:<s>)?\s*\[INST\](.*?)\[/INST\](.*?)(?:</s>|(?=\[INST\])|\Z)\s*", re.S)
 SYS = re.compile(r"\s*<<SYS>>(.*?)<</SYS>>\s*", re.S)
 _MARK = (r"(?:<\|im_start\|>(?!\s*(?:user|assistant|system)\b)|"
-         r"<\|(?:im_end|endoftext|begin_of_text|end_of_text|eot_id)\|>|<bos>|<eos>|<eo[chmart]>)")
+         r"<\|(?:im_end|endoftext|begin_of_text|end_of_text|eot_id|eot|eom_id|end|return)\|>|<[be]os>|<eo[chmart]>|"
+         r"<｜(?:begin|end)▁of▁sentence｜>|<end_of_(?:turn|sentence)>)")
 HEAD = re.compile(rf"\A(?:\s*(?:<s>|{_MARK}))+")
 TAIL = re.compile(rf"(?:(?:</s>|{_MARK})\s*)+\Z")
 THINK = re.compile(r"\A\s*(?:<think>)?(.*?)</think>\s*", re.S)

@@ -91,9 +91,23 @@ def _message(source, turn):
     message = _cleaned(source, known, source.take(content))
     if known == "assistant" and isinstance(turn.get("reasoning_content"), str) and turn["reasoning_content"].strip():
         message["thinking"] = turn["reasoning_content"]
-    if known == "assistant" and any(turn[name] in (0, False) for name in ("weight", "loss", "train") if name in turn):
+    if known == "assistant" and any(muted(source, turn, name) for name in ("weight", "loss", "train")):
         message["weight"] = 0
     return message
+
+
+def muted(source, fields, name):
+    """Whether `fields` says (0, false, "0") that it is not to be learned. Another weight than 1 counts as dropped: here all are 1."""
+    said = str(fields.get(name, 1))
+    try:
+        weight = float({"false": 0, "true": 1}.get(said.strip().lower(), said))
+    except ValueError:
+        return False
+    if isinstance(fields.get(name), str):
+        source.take(fields[name])
+    if weight not in (0, 1):
+        source.drop(f"{name}（不是 0 的都当作 1）", said)
+    return weight == 0
 
 
 def _text(source, content):
