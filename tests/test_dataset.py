@@ -281,3 +281,24 @@ def test_what_a_stage_cannot_use_is_refused(options):
         with pytest.raises(UserError) as error:
             toy.build_stage(options(stage, **keys), stage)
         assert error.value.code == 2 and next(iter(keys)) in str(error.value)
+
+
+class FiveTokens:
+    """Two documents, EABCD and EXYZW, of which B, C and Y are supervised; a cache of raw numbers as make_batch reads it."""
+    tokens = np.array([ord(c) + 256 * (c in "BCY") for c in "EABCDEXYZW"])
+
+    def bounds(self, documents):
+        return np.asarray(documents) * 5, np.asarray(documents) * 5 + 5
+
+    def split(self, numbers):
+        return numbers & 255, numbers > 255
+
+
+def test_make_batch_makes_the_batch_of_its_docstring():
+    pieces = np.array([[0, 0, 4], [1, 0, 4]])
+    made = dataset.make_batch(FiveTokens(), pieces, [[0, 1]], 1, 10)
+    assert made.tokens == 8 and (made.targets_1, made.targets_2) == (3, 3)
+    for name, shown in (("ids", "E A B C E X Y Z . ."), ("labels_1", ". B C . . Y . . . ."), ("labels_2", "B C . . Y . . . . .")):
+        assert " ".join(chr(n) if n > 0 else "." for n in getattr(made, name)[0].tolist()) == shown
+    assert made.positions[0].tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 8, 9] and made.valid[0].tolist() == [True] * 8 + [False] * 2
+    assert f"{shown}      segments of 4, 4 and 2" in dataset.make_batch.__doc__

@@ -77,44 +77,46 @@ def make_batch(cache, pieces, rows, row_count, width, counted=None):
     """pieces (P, 3): document, start, inputs; rows: list of lists of piece numbers -> Batch of row_count x width.
 
     counted: (documents,) bool, those that are in the tables of a counted head; None = there are no tables.
+
+    Two documents of five tokens, EABCD and EXYZW (E: the end that opens each), in one row of width 10; B, C and Y are
+    to be learned. The fifth token is a target alone, so each has four inputs, and two places stay empty:
+
+        ids        E A B C E X Y Z . .      labels_1  . B C . . Y . . . .
+        positions  0 1 2 3 0 1 2 3 8 9      labels_2  B C . . Y . . . . .      segments of 4, 4 and 2
     """
-    order = np.array([p for row in rows for p in row], dtype=np.int64)
-    row_of = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
+    order = np.array([piece for row in rows for piece in row], dtype=np.int64)
+    row_of = np.arange(len(rows)).repeat([len(row) for row in rows])
     document, start, size = pieces[order].T
     begin, end = cache.bounds(document)
-    ends = size.cumsum()
-    row_start = np.zeros(len(order), dtype=np.int64)          # tokens before each piece's row
-    first = np.r_[True, row_of[1:] != row_of[:-1]] if len(order) else np.zeros(0, bool)
-    row_start = np.maximum.accumulate(np.where(first, ends - size, 0))
-    offset = np.arange(ends[-1]) - np.repeat(ends - size, size)                   # place within the piece
-    source = np.repeat(begin + start, size) + offset
-    target = np.repeat(row_of * width + (ends - size - row_start), size) + offset
-    limit = np.repeat(end, size)
-    shape = row_count * width
-    numbers = np.zeros(shape, dtype=cache.dtype)
-    numbers[target] = cache.tokens[source]
-    labels = []
-    for ahead in (1, 2):
-        inside = source + ahead < limit
-        ids, supervised = cache.split(np.asarray(cache.tokens[np.where(inside, source + ahead, source)]))
-        flat = np.full(shape, IGNORE, dtype=np.int64)
-        flat[target] = np.where(inside & supervised, ids, IGNORE)
-        labels.append(flat)
-    positions = np.zeros(shape, dtype=np.int64)
-    positions[target] = offset
-    valid = np.zeros(shape, dtype=bool)
-    valid[target] = True
-    lengths = _with_padding(row_of, size, row_count, width)
-    positions[~valid] = (np.arange(shape) % width)[~valid]
-    tensors = [torch.from_numpy(t).view(row_count, width) for t in (cache.split(numbers)[0], positions, valid, *labels)]
-    made = Batch(*tensors, layout=Segments.from_lengths(lengths), tokens=int(ends[-1]),
+    before = size.cumsum() - size                                    # inputs of all pieces before this one
+    column = before - before[np.searchsorted(row_of, row_of)]        # of those in its row
+    offset = np.arange(size.sum()) - before.repeat(size)             # (N,), one for each input, as all that follows
+    source = (begin + start).repeat(size) + offset
+    target = (row_of * width + column).repeat(size) + offset
+    empty = np.tile(np.arange(width), row_count)
+
+    def spread(values, elsewhere):
+        flat = np.full(row_count * width, elsewhere, dtype=values.dtype)
+        flat[target] = values
+        return torch.from_numpy(flat).view(row_count, width)
+
+    positions = torch.from_numpy(empty).index_copy_(0, torch.from_numpy(target), torch.from_numpy(offset))
+    labels = [spread(_labels(cache, source + ahead, end.repeat(size)), IGNORE) for ahead in (1, 2)]
+    made = Batch(spread(cache.split(np.asarray(cache.tokens[source]))[0], 0), positions.view(row_count, width),
+                 spread(np.ones(len(target), bool), False), *labels,
+                 layout=Segments.from_lengths(_with_padding(row_of, size, row_count, width)), tokens=len(target),
                  targets_1=int((labels[0] >= 0).sum()), targets_2=int((labels[1] >= 0).sum()))
     if counted is not None:
-        orders = orders_held(*(torch.from_numpy(t) for t in (np.repeat(start, size), offset)))
-        made.left_out = torch.zeros(shape, dtype=orders.dtype)
-        made.left_out[target] = orders * torch.from_numpy(np.repeat(counted[document], size))
-        made.left_out = made.left_out.view(row_count, width)
+        orders = orders_held(torch.from_numpy(start.repeat(size)), torch.from_numpy(offset)).numpy()
+        made.left_out = spread(orders * counted[document].repeat(size), 0)
     return made
+
+
+def _labels(cache, places, limit):
+    """(N,) ids of the tokens there as far as they are supervised and before `limit`, the end of their document."""
+    inside = places < limit
+    ids, supervised = cache.split(np.asarray(cache.tokens[np.where(inside, places, 0)]))
+    return np.where(inside & supervised, ids, IGNORE)
 
 
 def thin(batch, every, position):
@@ -127,12 +129,11 @@ def thin(batch, every, position):
 
 def _with_padding(row_of, size, row_count, width):
     """Lengths of all segments in flat order; the unused end of a row is a segment of its own."""
-    used = np.bincount(row_of, weights=size, minlength=row_count).astype(np.int64)
     lengths = []
     for row in range(row_count):
-        lengths += size[row_of == row].tolist()
-        if used[row] < width:
-            lengths.append(int(width - used[row]))
+        inside = size[row_of == row].tolist()
+        rest = width - sum(inside)
+        lengths += inside + [rest] * (rest > 0)
     return lengths
 
 

@@ -25,7 +25,8 @@ from train_agent.trainers.running.evaluation import evaluate
 from train_agent.trainers.losses import step_metrics
 from train_agent.trainers.optimizers import build_optimizers, set_rates, settings
 from train_agent.trainers.running.saving import Saver
-from train_agent.trainers.running.signals_and_guards import FiniteGuard, ForgettingWatch, Patience, SpikeWatch, StopSignals, finite
+from train_agent.trainers.running.signals_and_guards import (FiniteGuard, ForgettingWatch, Patience, SpikeWatch,
+                                                              StopSignals, finite)
 
 GENERAL = "general"      # the held-out set that tells what an adaptation makes the model forget
 

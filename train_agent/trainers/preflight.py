@@ -234,10 +234,10 @@ def lines(result):
     yield f"  {'✓' if result['first_loss']['level'] == 'ok' else '⚠'} {result['first_loss']['text']}"
     there = "" if m["there"] is None else f"，可用 {gigabytes(m['there'])}"
     enough = m["there"] is None or m["needed"] <= SPARE * m["there"]
-    yield f"  {'✓' if enough else '⚠'} 约需内存 {gigabytes(m['needed'])}（权重、梯度、优化器 {gigabytes(m['fixed'])}，激活 {gigabytes(m['batch'])}）{there}"
-    yield (
-        f"  ✓ {result['device']}，精度 {result['precision']}，实测 {result['seconds_per_step']:.3g} 秒一步（每秒约 {result['tokens_per_second']:,.0f} 词元），"
-           f"{result['steps']} 步约需 {clock(result['seconds_left'])}")
+    yield (f"  {'✓' if enough else '⚠'} 约需内存 {gigabytes(m['needed'])}"
+           f"（权重、梯度、优化器 {gigabytes(m['fixed'])}，激活 {gigabytes(m['batch'])}）{there}")
+    yield (f"  ✓ {result['device']}，精度 {result['precision']}，实测 {result['seconds_per_step']:.3g} 秒一步"
+           f"（每秒约 {result['tokens_per_second']:,.0f} 词元），{result['steps']} 步约需 {clock(result['seconds_left'])}")
     if s["changed"]:
         yield f"  建议 --batch_size {s['batch_size']} --accumulation_steps {s['accumulation_steps']}（{s['text']}）"
     elif s["text"]:
@@ -247,7 +247,10 @@ def lines(result):
 
 
 def short(count):
-    return f"{count / 1e9:.3g} B" if count >= 1e9 else f"{count / 1e6:.3g} M" if count >= 1e6 else f"{count / 1e3:.3g} k"
+    for size, letter in ((1e9, "B"), (1e6, "M")):
+        if count >= size:
+            return f"{count / size:.3g} {letter}"
+    return f"{count / 1e3:.3g} k"
 
 
 def gigabytes(count):

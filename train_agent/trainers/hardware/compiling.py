@@ -22,8 +22,8 @@ def compile_parts(model, options, device, steps):
     """Do what the key `compile` says for a run of so many steps; no weight changes its name. Raises UserError 2 where
     no compiler is."""
     if options["compile"] == "yes" and not has_compiler(device):
-        raise UserError(
-            "--compile yes 需要编译器：CPU 上要 C++ 编译器（g++ 或 clang++），显卡上要 triton、C 编译器（gcc 或 clang）和计算能力 7.0 以上的卡。请安装，或用 --compile no。", 2)
+        raise UserError("--compile yes 需要编译器：CPU 上要 C++ 编译器（g++ 或 clang++），显卡上要 triton、"
+                        "C 编译器（gcc 或 clang）和计算能力 7.0 以上的卡。请安装，或用 --compile no。", 2)
     if options["compile"] == "no" or options["compile"] == "auto" and not pays(device, steps):
         return
     # widths, training and evaluation: once each

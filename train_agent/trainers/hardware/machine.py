@@ -7,7 +7,7 @@ import time
 
 import torch
 
-from tools.process.device import DTYPES, choose_device, computes_rightly  # noqa: F401  (the trainers ask for devices here)
+from tools.process.device import DTYPES, choose_device, computes_rightly  # noqa: F401  (trainers ask here)
 from tools.reading.workers import processors
 
 
