@@ -37,6 +37,7 @@ from tools.template import render_prompt
 
 WINDOW = 512            # positions that the yardstick recomputes for every token
 STREAMS = 16
+PREPARED = {}           # of models whose weights stay as they are
 OPTIONS = [
     ("--model", {"metavar": "文件", "help": "训练好的模型，用来测第二个头猜词（默认 out/TinySeek_SFT_final.pkl，没有就跳过）"}),
     ("--data", {"nargs": "+", "metavar": "文件", "help": "问题从这些对话数据来，取编号能被 50 整除的行（默认为内置考题）"}),
@@ -71,7 +72,7 @@ def random_model():
 
 def fixed_length(model, prompt, tokens, **options):
     """A reply of exactly `tokens` ids."""
-    return generate_reply(model, prompt, tokens, guard=False, stop_ids=(), **options)
+    return generate_reply(model, prompt, tokens, guard=False, stop_ids=(), prepared=PREPARED, **options)
 
 
 # ---------------------------------------------------------------- one stream, against recomputing everything
@@ -101,7 +102,7 @@ def many_streams(options):
     model = random_model()
     lengths = torch.randint(8, 48, (STREAMS,), generator=torch.Generator().manual_seed(1)).tolist()
     prompts = [torch.randint(16, SHAPE["vocab_size"], (n,)).tolist() for n in lengths]
-    how = dict(guard=False, stop_ids=())
+    how = dict(guard=False, stop_ids=(), prepared=PREPARED)
     together = generate_replies(model, prompts, options.tokens, **how)
     alone = [fixed_length(model, p, options.tokens, speculate=False) for p in prompts]
     same, ties = compare(model, prompts, [r.ids for r in alone], [r.ids for r in together])
@@ -144,7 +145,7 @@ def questions(vocab, options, bad):
 def timed_reply(model, prompt, tokens, speculate):
     """Reply, seconds from the start to the first id, seconds from there to the end."""
     reply, begin, first = Reply(), time.perf_counter(), None
-    for _ in stream(model, prompt, tokens, speculate=speculate, reply=reply):
+    for _ in stream(model, prompt, tokens, speculate=speculate, reply=reply, prepared=PREPARED):
         first = first or time.perf_counter()
     end = time.perf_counter()
     return reply, (first or end) - begin, end - (first or end)

@@ -6,10 +6,11 @@ from tools import template
 def sample_conversation(model, vocab, questions, max_new_tokens=96):
     """Ask one question after the other, greedily, with all that was said before in view -> list of (question,
     reply)."""
-    messages, said = [], []
+    messages, said, prepared = [], [], {}
     for question in questions:
         messages.append({"role": "user", "content": question})
-        reply = vocab.decode(generate(model, template.render_prompt(messages, vocab), max_new_tokens))
+        prompt = template.render_prompt(messages, vocab)
+        reply = vocab.decode(generate(model, prompt, max_new_tokens, prepared=prepared))
         messages.append({"role": "assistant", "content": reply})
         said.append((question, reply))
     return said

@@ -90,7 +90,7 @@ class Session:
 
     def __init__(self, model, vocab, context=512, completes=False, system=None, sampling=DEFAULTS):
         self.model, self.vocab, self.context, self.completes = model, vocab, context, completes
-        self.system, self.sampling = system, sampling
+        self.system, self.sampling, self.prepared = system, sampling, {}
         self.reply, self.seconds, self.used, self.dropped = Reply(), 0.0, 0, 0
         self.clear()
 
@@ -130,7 +130,8 @@ class Session:
         prompt = self._prompt_or_forget(max_new_tokens)
         self.used = len(prompt)
         characters, pieces, started = Characters(self.vocab, options.pop("stops", ())), [], time.perf_counter()
-        ids = stream(self.model, prompt, within(self.context, prompt, max_new_tokens), reply=self.reply, **options)
+        ids = stream(self.model, prompt, within(self.context, prompt, max_new_tokens), reply=self.reply,
+                     prepared=self.prepared, **options)
         try:
             for new in ids:
                 piece = characters.feed([new])

@@ -85,19 +85,20 @@ class MLA(nn.Module):
             mixed = mixed + prefix(q[..., :self.config.d_h])
         return self.out(mixed)
 
-    def decode(self, x, step, memory):
-        """x (N, d_model): B rows of T new tokens -> (N, d_model). Their latents are added to `memory` (S, C, d_c +
-        d_r)."""
+    def decode(self, x, step, kv):
+        """x (N, d_model): B rows of T new tokens -> (N, d_model). Their latents are added to kv (S, C, d_c + d_r)."""
         q = self.queries(x, step.tables)
-        step.write(memory, torch.cat(self.latents(x, step.tables), -1))
-        past = step.read(memory)                                                  # (B, L, d_c + d_r)
-        mixed = self.absorbed(q, past, step) if step.absorb \
-            else naive(q, *self.expand(*past.split([self.config.d_c, self.rotary], -1)), step, self.scale)
-        return self.finish(q, mixed)
+        step.write(kv, torch.cat(self.latents(x, step.tables), -1))
+        past = step.read(kv)                                                      # (B, L, d_c + d_r)
+        return self.finish(q, self.absorbed(q, past, step) if step.absorb else self.expanded(q, past, step))
+
+    def expanded(self, q, past, step):
+        """Attention to keys and values made of all latents: right for many new tokens."""
+        return naive(q, *self.expand(*past.split([self.config.d_c, self.rotary], -1)), step, self.scale)
 
     def absorbed(self, q, past, step):
-        """Attention to the latents themselves: the key half of kv_up is folded into the query, the value half applied
-        after."""
+        """Attention to the latents themselves, the same up to rounding: the key half of kv_up is folded into the query,
+        the value half applied after."""
         c = self.config
         up = self.kv_up.weight.view(c.n_head, 2, c.d_h, c.d_c)
         content = q[..., :c.d_h].transpose(0, 1)                                  # (H, N, d_h)
@@ -161,12 +162,12 @@ class GQA(nn.Module):
             mixed = mixed + prefix(q)
         return self.out(mixed)
 
-    def decode(self, x, step, memory):
-        """x (N, d_model): B rows of T new tokens -> (N, d_model). Keys and values are added to `memory` (S, C, 2 * G *
+    def decode(self, x, step, kv):
+        """x (N, d_model): B rows of T new tokens -> (N, d_model). Keys and values are added to kv (S, C, 2 * G *
         d_h)."""
         q = self.queries(x, step.tables)
-        step.write(memory, torch.cat(self.latents(x, step.tables), -1))
-        keys, values = step.read(memory).chunk(2, -1)                             # (B, L, G * d_h)
+        step.write(kv, torch.cat(self.latents(x, step.tables), -1))
+        keys, values = step.read(kv).chunk(2, -1)                                 # (B, L, G * d_h)
         if not step.absorb:
             return self.finish(q, naive(q, *self.expand(keys, values), step, self.scale))
         # (B, G, L, d_h)
@@ -190,15 +191,11 @@ def attend(q, k, v, layout, config, scale):
 def grouped(q, k, v, step, scale):
     """Few new tokens against a cache. q (N, H, d_k); k, v (B, G, L, d): G key heads, each read by H / G query heads ->
     (N, H, d)."""
-    rows, groups, heads, length = k.shape[0], k.shape[1], q.shape[1], step.length
-    if groups == 1 or length == 1:
-        q = q.reshape(rows, groups, -1, q.shape[-1])                              # (B, G, T * g, d_k), T = 1 or G = 1
-    else:
-        q = q.reshape(rows, length, groups, -1, q.shape[-1]).transpose(1, 2).flatten(2, 3)
+    rows, groups, (count, heads, width) = k.shape[0], k.shape[1], q.shape
+    q = q.reshape(rows, step.length, groups, -1, width).transpose(1, 2).flatten(2, 3)             # (B, G, T * g, d)
     mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=step.grouped_bias(groups, heads), scale=scale)
-    if groups > 1 and length > 1:
-        mixed = mixed.unflatten(2, (length, -1)).transpose(1, 2)
-    return mixed.reshape(rows * length, heads, -1)
+    mixed = mixed.view(rows, groups, step.length, -1, mixed.shape[-1])                                # (B, G, T, g, d)
+    return mixed.transpose(1, 2).reshape(count, heads, -1)
 
 
 def naive(q, k, v, step, scale):
@@ -208,8 +205,7 @@ def naive(q, k, v, step, scale):
     width = v.shape[-1]
     if k.shape[-1] != width and q.device.type == "cpu":
         v = F.pad(v, (0, k.shape[-1] - width))                                    # as in _causal
-    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=step.bias, is_causal=step.bias is None and step.causal,
-                                           scale=scale)
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=step.bias, scale=scale)
     return mixed[..., :width].transpose(1, 2).flatten(2).flatten(0, 1)
 
 
@@ -244,16 +240,17 @@ def _biased(q, k, v, config, window, scale):
     return torch.cat(parts, 2)
 
 
-def attention_bias(config, heads, query_at, key_at):
-    """An additive float mask (1 or H, T_q, T_k) from the positions of queries and keys.
+def attention_bias(config, heads, queries, keys):
+    """An additive float mask (..., 1 or H, T, L) from the positions of queries (..., T) and keys (L,).
 
     Sliding window W: key j is seen iff i - W < j <= i. ALiBi: slope * (j - i). Computed when needed, never stored.
     """
-    distance = query_at[:, None] - key_at[None, :]                                # i - j
+    distance = (queries[..., None] - keys)[..., None, :, :]                       # i - j (..., 1, T, L)
     hidden = distance < 0
     if config.sliding_window is not None:
         hidden |= distance >= config.sliding_window
-    bias = torch.zeros(1, *distance.shape, device=distance.device)
     if config.position == "alibi":
         bias = -alibi_slopes(heads, distance.device)[:, None, None] * distance
+    else:
+        bias = torch.zeros_like(distance, dtype=torch.float32)
     return bias.masked_fill(hidden, float("-inf"))

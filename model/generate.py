@@ -45,14 +45,15 @@ def generate_reply(model, ids, max_new_tokens, **options):
     return reply
 
 
-def stream(model, ids, max_new_tokens, *, seed=None, speculate=None, guard=True, reply=None, **sampling):
+def stream(model, ids, max_new_tokens, *, seed=None, speculate=None, guard=True, reply=None, prepared=None, **sampling):
     """Yields the ids of the reply to the prompt `ids` one by one; `reply`, a Reply given by the caller, is filled on
     the way.
 
     **sampling: temperature, top_k, top_p, min_p, repetition_penalty, frequency_penalty, … (see Sampling). seed: same
     seed, same reply. speculate: let head 2 draft (None: when the model has one); greedy replies are the same with and
-    without, sampled ones follow the same distribution. guard: end a reply that loops. ValueError for an empty prompt,
-    ids that are not in the vocabulary, or a prompt longer than the model's positions.
+    without, sampled ones follow the same distribution. guard: end a reply that loops. prepared: a dict kept between replies while the
+    weights stay what they are, see DecodeCache.of. ValueError for an empty prompt, ids that are not in the vocabulary, or a
+    prompt longer than the model's positions.
     """
     how, reply = Sampling(**sampling), Reply() if reply is None else reply
     model = model.groups([ids])[0][0]
@@ -62,7 +63,7 @@ def stream(model, ids, max_new_tokens, *, seed=None, speculate=None, guard=True,
     if room < 1:
         return
     with evaluating(model):
-        cache = DecodeCache.of(model, 1, len(ids) + min(room, CHUNK) + 1)            # it grows when it has to
+        cache = DecodeCache.of(model, 1, len(ids) + min(room, CHUNK) + 1, prepared)      # it grows when it has to
         last = prefill(model, cache, [ids])                                       # (1, d)
         source = drafted_ids if speculate else plain_ids
         for new in source(model, cache, last, how, numbers, reply, room):
@@ -84,24 +85,24 @@ def generate_batch(model, prompts, max_new_tokens, batch_size=128, **options):
 
 @torch.inference_mode()
 def generate_replies(model, prompts, max_new_tokens, batch_size=128, *, seed=None, guard=True, progress=None,
-                     **sampling):
+                     prepared=None, **sampling):
     """`batch_size` replies are written side by side; prompts of similar length go together. -> list of Reply
 
     Options as in `stream`; there is no speculation here, a full batch already keeps the machine busy. With a seed,
     prompt i gets its own random numbers, whatever stands beside it. progress: called with the number of replies
     finished since the last call.
     """
-    how, replies = Sampling(**sampling), [Reply() for _ in prompts]
-    rooms = {}
-    for expert, places in model.groups(prompts):
+    how, replies, rooms = Sampling(**sampling), [Reply() for _ in prompts], {}
+    prepared, groups = {} if prepared is None else prepared, model.groups(prompts)
+    for expert, places in groups:
         rooms |= {i: check_prompt(expert.config, prompts[i], max_new_tokens) for i in places}
-    for expert, places in model.groups(prompts):
+    for expert, places in groups:
         order = sorted(places, key=lambda i: -len(prompts[i]))
         with evaluating(expert):
             for begin in range(0, len(order), batch_size):
                 group = order[begin:begin + batch_size]
                 jobs = [_Job(replies[i], prompts[i], stream_of(seed, i), guard, rooms[i]) for i in group]
-                _write([j for j in jobs if j.room > 0], expert, how)
+                _write([j for j in jobs if j.room > 0], expert, how, prepared)
                 if progress:
                     progress(len(group))
     return replies
@@ -126,10 +127,10 @@ class _Job:
         return len(self.reply.ids) >= self.room
 
 
-def _write(jobs, model, how):
+def _write(jobs, model, how, prepared):
     if not jobs:
         return
-    cache = DecodeCache.of(model, len(jobs), max(len(j.prompt) for j in jobs) + 32)
+    cache = DecodeCache.of(model, len(jobs), max(len(j.prompt) for j in jobs) + 32, prepared)
     last = prefill(model, cache, [j.prompt for j in jobs])                        # (B, d)
     while True:
         numbers = None if how.greedy else [j.numbers.random() for j in jobs]

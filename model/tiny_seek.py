@@ -4,6 +4,7 @@ B rows, T positions, N = B * T tokens of the flat batch, d width, V vocabulary.
 """
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -13,11 +14,10 @@ from torch.utils.checkpoint import checkpoint
 from model.attention import GQA, MLA
 from model.decoding.cache import Step
 from model.kernels.ngram_head import CountedHead, last_ids
-from model.kernels.cross_entropy import IGNORE, linear_cross_entropy, target_losses
+from model.kernels.cross_entropy import IGNORE, head_cross_entropy, target_losses
 from model.layers import FeedForward, make_norm, residual_std, rotary_tables
 from model.segments import Segments
-from model.memory import ChapterRouting
-from model.moe import MoE, Router, Routing
+from model.moe import MoE, Router
 
 
 @dataclass
@@ -52,6 +52,13 @@ class ModelOutput:
         return self.loss + self.aux_loss
 
 
+class Routings(NamedTuple):
+    """What the routers of a pass did: Routing of each layer with experts, ChapterRouting of each memory adapter."""
+
+    experts: list
+    chapters: list
+
+
 class Block(nn.Module):
     def __init__(self, config, index):
         super().__init__()
@@ -64,37 +71,35 @@ class Block(nn.Module):
         self.memories = nn.ModuleList()                                           # see model/memory.py
 
     def forward(self, x, tables, layout, valid, sequences):
-        """x (N, d) -> (N, d), [ChapterRouting of each memory adapter, Routing of the experts]."""
+        """x (N, d) -> (N, d), [ChapterRouting of each memory adapter], [Routing of the experts, where there are]."""
         x = x + self.dropout(self.attention(self.attention_norm(x), tables, layout))
-        x, routings = self.recall(x)
-        x, routing = self.feed(x, valid, sequences)
-        return x, routings + [routing] * (routing is not None)
+        x, chapters = self.recall(x)
+        mixed = self.mlp_norm(x)
+        if not isinstance(self.mlp, MoE):
+            return x + self.dropout(self.mlp(mixed)), chapters, []
+        mixed, routing = self.mlp(mixed, valid, sequences)
+        return x + self.dropout(mixed), chapters, [routing]
 
     def recall(self, x):
         """x (N, d) -> x plus what the memory adapters add to it, their ChapterRoutings. Each token stands alone."""
-        routings = []
+        chapters = []
         for memory in self.memories:
-            found, routing = memory(x)
-            x = x + self.dropout(found)
-            routings.append(routing)
-        return x, routings
+            remembered, routing = memory(x)
+            x = x + self.dropout(remembered)
+            chapters.append(routing)
+        return x, chapters
 
-    def decode(self, x, step, memory, folded=None):
-        """The block for new tokens only, x (N, d) -> (N, d); `memory`: this layer's part of a DecodeCache, `folded`: a
-        Folded."""
+    def decode(self, x, step, kv, folded=None):
+        """The block for new tokens only, x (N, d) -> (N, d); kv: this layer's part of a DecodeCache; folded: a Folded
+        of this block, or None."""
         attention = folded.attention if folded and folded.attention and step.absorb else self.attention
-        x = x + attention.decode(self.attention_norm(x), step, memory)
+        x = x + attention.decode(self.attention_norm(x), step, kv)
         if self.memories:
             x = self.recall(x)[0]
         mixed = self.mlp_norm(x)
         if isinstance(self.mlp, MoE):
             return x + self.mlp.decode(mixed, folded and folded.mlp)
         return x + (folded.mlp if folded else self.mlp)(mixed)
-
-    def feed(self, x, valid=None, sequences=1):
-        mixed, routing = self.mlp(self.mlp_norm(x), valid, sequences) if isinstance(self.mlp, MoE) \
-            else (self.mlp(self.mlp_norm(x)), None)
-        return x + self.dropout(mixed), routing
 
 
 class TinySeek(nn.Module):
@@ -161,25 +166,23 @@ class TinySeek(nn.Module):
         """
         if labels is not None:
             labels_1, labels_2 = shifted(labels, 1), shifted(labels, 2)
-        hidden, before, routed = self.encode(input_ids, positions, layout, valid)
-        left_out = None if left_out is None else left_out.flatten()
-        routings, chapters = ([r for r in routed if isinstance(r, kind)] for kind in (Routing, ChapterRouting))
-        out = ModelOutput(hidden=hidden.unflatten(0, input_ids.shape), routings=routings, chapters=chapters,
-                          aux_loss=self.routing_loss(routings))
-        heads, inputs = self.heads(), [hidden]
-        if len(heads) > 1:
-            inputs.append(self.ahead(hidden, self.following(input_ids, hidden, labels_1)))
+        hidden, before, routings = self.encode(input_ids, positions, layout, valid)
+        out = ModelOutput(hidden=hidden.unflatten(0, input_ids.shape), aux_loss=self.routing_loss(routings.experts),
+                          routings=routings.experts, chapters=routings.chapters)
+        more = before, None if left_out is None else left_out.flatten()
+        heads = [(self.fc1, hidden, labels_1)]
+        if self.config.use_fc2:
+            read = self.ahead(hidden, self.following(input_ids, hidden, labels_1))
+            heads.append((self.fc2, read, labels_2))
         if each:
-            out.losses_1 = target_losses(hidden, self.fc1, labels_1.flatten(), before, left_out).view_as(labels_1)
+            out.losses_1 = target_losses(hidden, self.fc1, labels_1.flatten(), *more).view_as(labels_1)
         elif labels_1 is not None:
-            pairs = [head.cross_entropy(read, goal.flatten(), before, left_out) if self.config.counted else
-                     linear_cross_entropy(read, head.weight, goal.flatten())
-                     for head, read, goal in zip(heads, inputs, (labels_1, labels_2))]
-            out.loss_sums, out.counts = zip(*pairs)
+            out.loss_sums, out.counts = zip(*(head_cross_entropy(head, read, goals.flatten(), *more)
+                                              for head, read, goals in heads))
         if return_logits or (return_logits is None and labels_1 is None):
             past = [] if before is None else [before]
-            logits = [head(read, *past).unflatten(0, input_ids.shape) for head, read in zip(heads, inputs)]
-            out.logits_1, out.logits_2 = logits[0], logits[1] if len(logits) > 1 else None
+            logits = [head(read, *past).unflatten(0, input_ids.shape) for head, read, _ in heads]
+            out.logits_1, out.logits_2 = (*logits, None)[:2]
         return out
 
     def ahead(self, hidden, following):
@@ -209,63 +212,61 @@ class TinySeek(nn.Module):
 
     def encode(self, input_ids, positions=None, layout=None, valid=None):
         """input_ids (B, T) -> hidden states (N, d) after the final norm; the ids read last (N, P) where the head
-        counts, else None; what each router did (Routing, ChapterRouting)."""
+        counts, else None; what each router did, Routings. ValueError beyond max_position (learned positions)."""
         rows, length = input_ids.shape
         if positions is None:
             positions = torch.arange(length, device=input_ids.device).expand(rows, length)
         layout = layout or Segments.dense(rows, length)
-        valid = None if valid is None else valid.flatten()
-        x = self.embedded(input_ids.flatten(), positions.flatten())
-        tables = self.tables(positions.flatten())
-        routings = []
+        self.check_length(max(longest for _, longest in layout.shapes))
+        ids, positions, valid = input_ids.flatten(), positions.flatten(), None if valid is None else valid.flatten()
+        x = self.dropout(self.embedded(ids, positions))
+        tables, routings = self.tables(positions), Routings([], [])
         for block in self.blocks:
             if self.checkpointing and self.training:
-                x, routed = checkpoint(block, x, tables, layout, valid, rows, use_reentrant=False)
+                x, chapters, experts = checkpoint(block, x, tables, layout, valid, rows, use_reentrant=False)
             else:
-                x, routed = block(x, tables, layout, valid, rows)
-            routings += routed
+                x, chapters, experts = block(x, tables, layout, valid, rows)
+            routings.chapters.extend(chapters)
+            routings.experts.extend(experts)
         past = self.config.counted - 1
-        before = last_ids(input_ids.flatten(), positions.flatten(), past) if past > 0 else None
-        return self.norm(x), before, routings
+        return self.norm(x), last_ids(ids, positions, past) if past > 0 else None, routings
 
     @torch.inference_mode()
-    def decode(self, ids, cache, slots=None, counts=None, absorb=None):
+    def decode(self, ids, cache, slots=None, counts=None):
         """Read the next tokens of some sequences, as `encode` would after everything before them.
 
         ids (B, T): T next tokens for each of B different slots of `cache` (a DecodeCache); slots: B ints, None = all,
         in order. Rows shorter than T are padded at the end with any id and named by counts (B ints, None = all T).
-        `cache.lengths` grows by T or by counts; the cache itself grows as needed. absorb: None = by T, else force one
-        of both forms of attention.
+        `cache.lengths` grows by T or by counts; the cache itself grows as needed.
         -> hidden states (B, T, d) after the final norm, see `cache.logits`; those of padding mean nothing. The model
         must be in eval mode. ValueError beyond max_position (learned positions).
         """
-        slots = range(len(cache.lengths)) if slots is None else slots
         rows, length = ids.shape
-        step = Step(cache, slots, length, absorb)
-        x = self.embed(ids.reshape(-1))
-        if self.config.position == "learned":
-            at = step.positions(ids.device).expand(rows, length)
-            furthest = max(cache.lengths[s] + (length if counts is None else counts[i]) for i, s in enumerate(slots))
-            if furthest > self.config.max_position:
-                raise ValueError(f"position {furthest - 1} is beyond max_position {self.config.max_position}")
-            x = x + self.place(at.reshape(-1).clamp_max(self.config.max_position - 1))
+        slots = list(range(len(cache.lengths)) if slots is None else slots)
+        counts = [length] * rows if counts is None else counts
+        self.check_length(max(cache.lengths[slot] + count for slot, count in zip(slots, counts)))
+        step = Step(cache, slots, length)
+        positions = step.positions
+        if self.config.position == "learned":                                     # padding may lie beyond
+            positions = positions.clamp_max(self.config.max_position - 1)
+        x = self.embedded(ids.reshape(-1), positions)
         for block, kv, folded in zip(self.blocks, cache.kv, cache.folded):
             x = block.decode(x, step, kv, folded)
-        for i, s in enumerate(slots):
-            cache.lengths[s] += length if counts is None else counts[i]
         if cache.tokens is not None:
             step.write(cache.tokens, ids.reshape(-1, 1))
+        for slot, count in zip(slots, counts):
+            cache.lengths[slot] += count
         return self.norm(x).view(rows, length, -1)
+
+    def check_length(self, length):
+        """ValueError for a document longer than the learned positions; asks no device for anything."""
+        if self.config.position == "learned" and length > self.config.max_position:
+            raise ValueError(f"position {length - 1} is beyond max_position {self.config.max_position}")
 
     def embedded(self, ids, positions):
         """ids, positions (N,) -> (N, d)."""
         x = self.embed(ids)
-        if self.config.position == "learned":
-            if not torch.compiler.is_compiling() and positions.numel() and int(
-                    positions.max()) >= self.config.max_position:
-                raise ValueError(f"position {int(positions.max())} is beyond max_position {self.config.max_position}")
-            x = x + self.place(positions)
-        return self.dropout(x)
+        return x + self.place(positions) if self.config.position == "learned" else x
 
     def tables(self, positions):
         """Rotary cos and sin for positions (N,), or None."""

@@ -73,10 +73,10 @@ def test_cached_equals_full_forward_in_float32(variant):
 
 def test_folded_equals_absorbed():
     model, ids = eval_model(), tokens(3, 9)
-    caches = [DecodeCache.of(model, 3, 4) for _ in range(2)]
+    caches = [toy.forced(DecodeCache.of(model, 3, 4), True) for _ in range(2)]
     assert caches[0].folded[0].attention is not None
     caches[1].folded = [None] * 2
-    outs = [[model.decode(part, cache, absorb=True) for part in ids.split(3, 1)] for cache in caches]
+    outs = [[model.decode(part, cache) for part in ids.split(3, 1)] for cache in caches]
     assert max((a - b).abs().max() for a, b in zip(*outs)) < 1e-12
 
 
@@ -297,8 +297,17 @@ def test_mode_and_weights_are_left_alone():
     assert model.fc1.weight.grad is not None
 
 
+def test_what_is_prepared_once_serves_every_reply():
+    model, prepared = eval_model(), {}
+    made = [generate(model, [1, 20, 30], 12, guard=False, stop_ids=(), prepared=kept) for kept in (None, prepared, prepared)]
+    assert made[0] == made[1] == made[2] and list(prepared) == [model]
+    first = prepared[model]
+    assert generate_batch(model, [[1, 20, 30]] * 2, 12, guard=False, stop_ids=(), prepared=prepared)[0] == made[0]
+    assert prepared == {model: first}
+
+
 def test_changed_weights_change_the_reply():
-    """Products of the weights are kept between replies of a frozen model; a change must not go unnoticed."""
+    """Nothing is kept between replies unasked, be the model frozen or not."""
     model = eval_model().requires_grad_(False)
     first = generate(model, [1, 20, 30], 12, guard=False, stop_ids=())
     other = toy.toy_model(seed=8).eval()
@@ -368,6 +377,6 @@ def test_a_temperature_too_small_for_numbers_is_greedy():
 
 def test_the_cache_of_a_reply_grows_as_it_needs(monkeypatch):
     asked, real = [], DecodeCache.of.__func__
-    monkeypatch.setattr(DecodeCache, "of", classmethod(lambda cls, model, rows, length: asked.append(length) or real(cls, model, rows, length)))
+    monkeypatch.setattr(DecodeCache, "of", classmethod(lambda cls, model, rows, length, *more: asked.append(length) or real(cls, model, rows, length, *more)))
     next(iter(stream(toy.toy_model(), [5, 17, 20], 10 ** 8, guard=False)), None)
     assert asked and asked[0] <= 3 + generate_module.CHUNK + 1

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from model.kernels import cross_entropy, ngram_head
+from model.kernels import cross_entropy
 from model.kernels.expert_products import can_group
 from tools.errors import UserError
 from train_agent.trainers.hardware import compiling, machine
@@ -118,9 +118,9 @@ def test_chunks_of_a_gpu_have_the_loss_of_those_of_a_cpu(monkeypatch):
     own, other = torch.full((40,), -0.1, dtype=torch.float64), torch.full((40,), -2.0, dtype=torch.float64)
     results = []
     for size in (7, 40):
-        monkeypatch.setattr(ngram_head, "chunk_size", lambda device: size)
+        monkeypatch.setattr(cross_entropy, "chunk_size", lambda device: size)
         leaves = [t.clone().requires_grad_() for t in (h, w, own)]
-        total = ngram_head._MixedCrossEntropy.apply(leaves[0], leaves[1], goals, leaves[2], other, torch.float64)
+        total, _ = cross_entropy.linear_cross_entropy(leaves[0], leaves[1], goals, leaves[2], other)
         results.append([total, *torch.autograd.grad(total, leaves)])
     for one, two in zip(*results):
         torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-12)

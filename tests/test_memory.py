@@ -3,7 +3,7 @@ import copy
 
 import pytest
 import torch
-from toy import VARIANTS, toy_model
+from toy import VARIANTS, forced, toy_model
 
 from model.build import merged, own_weights
 from model.decoding.cache import DecodeCache
@@ -141,8 +141,8 @@ def test_cached_decoding(name, absorb):
     model, ids = adapted(toy_model(**VARIANTS[name]), lora={"rank": 2, "targets": "all"}), some_ids(2, 11)
     with torch.no_grad():
         full = model.encode(ids)[0].view(2, 11, -1)
-    cache = DecodeCache.of(model, 2, 4)
-    parts = [model.decode(ids[:, a:b], cache, absorb=absorb) for a, b in ((0, 6), (6, 7), (7, 11))]
+    cache = forced(DecodeCache.of(model, 2, 4), absorb)
+    parts = [model.decode(ids[:, a:b], cache) for a, b in ((0, 6), (6, 7), (7, 11))]
     assert float((torch.cat(parts, 1) - full).abs().max()) < 1e-9
 
 

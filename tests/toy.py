@@ -92,11 +92,18 @@ def excluded(one, other):
     return any(other.get(key, value) != value for key, value in one.items())
 
 
+def forced(cache, absorb):
+    """The cache, with one of both forms of attention to what it holds whatever the number of new tokens; None = by
+    it."""
+    cache.absorb_up_to = cache.absorb_up_to if absorb is None else 10 ** 9 if absorb else 0
+    return cache
+
+
 def decode_in_pieces(model, ids, sizes, absorb=None):
-    """ids (B, T) read from a cache piece by piece -> logits (B, T, V) of head 1."""
-    cache, parts, at = DecodeCache.of(model, len(ids), 4), [], 0
+    """ids (B, T) read from a cache piece by piece -> logits (B, T, V) of head 1. absorb: see forced."""
+    cache, parts, at = forced(DecodeCache.of(model, len(ids), 4), absorb), [], 0
     for size in sizes:
-        parts.append(model.decode(ids[:, at:at + size], cache, absorb=absorb))
+        parts.append(model.decode(ids[:, at:at + size], cache))
         at += size
     assert cache.lengths == [at] * len(ids)
     hidden = torch.cat(parts, 1).clone()

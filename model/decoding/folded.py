@@ -29,7 +29,8 @@ class FoldedMLA:
         self.heads, self.latent, self.rotary, self.scale = c.n_head, c.d_c, attention.rotary, attention.scale
         self.q_norm, self.kv_norm = attention.q_norm, attention.kv_norm
         self.parts = [c.query_latent, c.d_c, self.rotary]
-        self.paired = not any(width % 2 for width in (*self.parts, c.d_h))
+        exact = weight["out"].dtype in (torch.float32, torch.float64)
+        self.paired = exact and not any(width % 2 for width in (*self.parts, c.d_h))
         up = weight["kv_up"].view(c.n_head, 2, c.d_h, c.d_c)
         # (H, d_h + d_r, d_q)
         query = weight["q_up"].view(c.n_head, attention.key_width, -1)
@@ -43,7 +44,7 @@ class FoldedMLA:
         # (d_model, H * d_c)
         self.outward = RowTable(torch.bmm(outward, up[:, 1]).transpose(0, 1).flatten(1))
 
-    def decode(self, x, step, memory):
+    def decode(self, x, step, kv):
         """The same as MLA.decode with absorbed attention."""
         q, latent, turning = torch.split_with_sizes(self.inward(x), self.parts, -1)
         # (N, H, d_c + d_r)
@@ -51,14 +52,14 @@ class FoldedMLA:
         if self.rotary:
             self.turn(q[..., self.latent:], step)
             self.turn(turning[:, None], step)
-        step.write(memory, torch.cat((self.kv_norm(latent), turning), -1))
-        past = step.read(memory)[:, None]
+        step.write(kv, torch.cat((self.kv_norm(latent), turning), -1))
+        past = step.read(kv)[:, None]
         mixed = grouped(q, past, past, step, self.scale)[..., :self.latent]                           # (N, H, d_c)
         return self.outward(mixed.flatten(1))
 
     def turn(self, x, step):
         """Rotates x (N, H, d_r) in place: a pair of neighbours is a complex number, its rotation one product."""
-        if self.paired and step.turns is not None:
+        if self.paired:
             torch.view_as_complex(x.view(len(x), -1, self.rotary // 2, 2)).mul_(step.turns)
         else:
             x.copy_(rotate(x, step.tables))
@@ -66,8 +67,7 @@ class FoldedMLA:
 
 class Folded:
     """What is prepared of one block. attention: a FoldedMLA or None; mlp: a DenseFeedForward, or ExpertTables, or None
-    where
-    adapters stand in between."""
+    where adapters stand in between."""
 
     def __init__(self, block):
         self.attention = FoldedMLA(block.attention) if FoldedMLA.fits(block.attention) else None
@@ -79,24 +79,10 @@ class Folded:
 
 
 class FoldedModel:
-    """blocks: a Folded for each; heads: head 1 and, where there is one, head 2, hidden states (N, d) -> logits (N,
-    V)."""
+    """A model as its weights are now. blocks: a Folded for each; heads: head 1 and, where there is one, head 2, hidden
+    states (N, d) -> logits (N, V)."""
 
+    @torch.inference_mode()
     def __init__(self, model):
         self.blocks = [Folded(block) for block in model.blocks]
         self.heads = [head if model.config.counted else RowTable(head.weight) for head in model.heads()]
-
-
-@torch.inference_mode()
-def folded(model):
-    """The FoldedModel of a model as its weights are now. Kept on a frozen model for as long as they stay so."""
-    parameters = list(model.parameters())
-    frozen = not any(p.requires_grad or p.is_inference() for p in parameters)
-    state = [(p.data_ptr(), p._version) for p in parameters] if frozen else None
-    kept = model.__dict__.get("_folded")
-    if frozen and kept and kept[0] == state:
-        return kept[1]
-    made = FoldedModel(model)
-    if frozen:
-        model.__dict__["_folded"] = (state, made)
-    return made

@@ -1,8 +1,7 @@
 """Cross-entropy straight from hidden states, without ever holding all logits.
 
 The logits of some hundred positions are made, turned into their gradient and dropped, chunk by chunk. At 4,096 tokens
-and
-5,000 words this replaces several float32 tensors of 80 MB each by one of a few MB that stays in cache.
+and 5,000 words this replaces several float32 tensors of 80 MB each by one of a few MB that stays in cache.
 """
 
 import torch
@@ -13,12 +12,12 @@ from model.layers import compute_dtype
 IGNORE = -100         # a label that is no target, as torch's cross_entropy has it; any negative one is none
 CHUNK = 256           # positions at a time: their logits stay in the cache
 GPU_CHUNK = 2048
+# of several chunks make one product for the weight's gradient: a (V, d) sum per chunk would cost more than they do
+ERRORS = 1 << 23
 
 
 def chunk_size(device):
     return CHUNK if device.type == "cpu" else GPU_CHUNK
-# of several chunks make one product for the weight's gradient: a (V, d) sum per chunk would cost more than they do
-ERRORS = 1 << 23
 
 
 class WeightGradient:
@@ -49,60 +48,88 @@ def softmax_and_norm(logits, wide):
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
+    """Sum over targets of -log p(target), p = softmax(hidden @ weight.T), or where a head counts the mixture exp(own) *
+    softmax(..) + exp(counted). hidden (N, d), weight (V, d), targets (N,); own, counted (N,) or None.
+
+    The gradients are made in the forward pass, chunk by chunk: softmax minus the one-hot target, times the share of
+    p(target) that came from the network.
+    """
+
     @staticmethod
-    def forward(ctx, hidden, weight, targets, dtype):
-        # the weight of a frozen head does not learn
-        need, learns = any(ctx.needs_input_grad[:2]), ctx.needs_input_grad[1]
-        h, w = hidden.to(dtype), weight.to(dtype)
-        wide = torch.promote_types(dtype, torch.float32)
-        total = torch.zeros((), dtype=wide, device=h.device)
+    def forward(ctx, hidden, weight, targets, dtype, own=None, counted=None):
+        h, w, wide = hidden.to(dtype), weight.to(dtype), torch.promote_types(dtype, torch.float32)
+        total, size = torch.zeros((), dtype=wide, device=h.device), chunk_size(h.device)
+        need, learns = any(ctx.needs_input_grad), ctx.needs_input_grad[1]             # a frozen head does not learn
         grad_h = torch.empty_like(h) if need else None
-        size = chunk_size(h.device)
         of_weight = WeightGradient(h, len(w), size, wide) if learns else None
+        # beside targets there are other rows where nobody has picked them, see places_of_targets
+        mask = None if own is None and h.device.type == "cpu" else (targets >= 0).to(wide)
+        shares = None if mask is None else mask.clone()
         for start in range(0, len(h), size):
             part = slice(start, start + size)
-            goal = targets[part, None]
+            goal = targets[part, None].clamp_min(0)
             logits = h[part] @ w.t()                                              # (C, V)
             error, norm = softmax_and_norm(logits, wide)
-            total += (norm - logits.gather(1, goal).to(wide)).sum()
+            log_p = (logits.gather(1, goal).to(wide) - norm)[:, 0]
+            if own is not None:
+                network = log_p + own[part]
+                log_p = torch.logaddexp(network, counted[part].to(wide))
+                shares[part] *= (network - log_p).exp()
+            total -= (log_p if mask is None else log_p * mask[part]).sum()
             if need:
-                # softmax minus the one-hot target
                 error.scatter_add_(1, goal, torch.full_like(goal, -1, dtype=wide))
+                error = error if mask is None else error.mul_(shares[part, None])
                 error = of_weight.add(start, error) if learns else error.to(dtype)
                 torch.mm(error, w, out=grad_h[part])
         if need:
-            ctx.save_for_backward(grad_h, of_weight.total if learns else None)
-            ctx.dtypes = hidden.dtype, weight.dtype
+            ctx.save_for_backward(grad_h, of_weight.total if learns else None, shares, mask)
+            ctx.dtypes, ctx.mixed = (hidden.dtype, weight.dtype), own is not None
         return total
 
     @staticmethod
     def backward(ctx, grad):
-        grad_h, grad_w = ctx.saved_tensors
+        grad_h, grad_w, shares, mask = ctx.saved_tensors
         grad_w = None if grad_w is None else (grad_w * grad).to(ctx.dtypes[1])
-        return grad_h.to(ctx.dtypes[0]) * grad, grad_w, None, None
+        mixed = (-shares * grad, (shares - mask) * grad) if ctx.mixed else (None, None)
+        return grad_h.to(ctx.dtypes[0]) * grad, grad_w, None, None, *mixed
 
 
-def without_gradient(*tensors):
-    """The tensors as they are, or detached where no gradient is asked for: a Function is told of weights that learn
-    even then."""
-    return tensors if torch.is_grad_enabled() else [t.detach() for t in tensors]
-
-
-def linear_cross_entropy(hidden, weight, labels):
+def linear_cross_entropy(hidden, weight, labels, own=None, counted=None):
     """Sum of cross-entropies of softmax(hidden @ weight.T) over labels >= 0, and how many there were.
 
-    hidden: (N, d), weight: (V, d), labels: (N,), negative = not a target. Returns two scalars; the first has a
-    gradient.
+    hidden: (N, d), weight: (V, d), labels: (N,), negative = not a target; own, counted: see _LinearCrossEntropy.
+    Returns two scalars; the first has a gradient.
     """
-    hidden, labels = chosen(labels, hidden, labels)
-    total = _LinearCrossEntropy.apply(*without_gradient(hidden, weight), labels, compute_dtype(hidden))
-    return total, torch.full((), len(labels), device=hidden.device)
+    hidden, labels, own, counted = chosen(labels, hidden, labels, own, counted)
+    if not torch.is_grad_enabled():           # a Function is told of weights that learn even then
+        hidden, weight = hidden.detach(), weight.detach()
+    total = _LinearCrossEntropy.apply(hidden, weight, labels, compute_dtype(hidden), own, counted)
+    return total, (labels >= 0).sum()
+
+
+def head_cross_entropy(head, hidden, labels, *more):
+    """linear_cross_entropy of a head: a Linear, or one that counts, which wants `more` as in token_losses."""
+    if hasattr(head, "cross_entropy"):
+        return head.cross_entropy(hidden, labels, *more)
+    return linear_cross_entropy(hidden, head.weight, labels)
+
+
+def places_of_targets(labels):
+    """The places of labels (N,) >= 0, None = all. On a device it is always all: to count them would wait for it."""
+    if labels.device.type != "cpu":
+        return None
+    places = (labels >= 0).nonzero().squeeze(1)
+    return None if len(places) == len(labels) else places
 
 
 def chosen(labels, *tensors):
     """The rows of `tensors`, (N, ...) each or None, that have a target: labels (N,) >= 0."""
-    picked = (labels >= 0).nonzero().squeeze(1)
-    return tensors if len(picked) == len(labels) else [t if t is None else t.index_select(0, picked) for t in tensors]
+    return rows_at(places_of_targets(labels), *tensors)
+
+
+def rows_at(places, *tensors):
+    """`tensors` at `places`, None = all."""
+    return tensors if places is None else [t if t is None else t.index_select(0, places) for t in tensors]
 
 
 def plain_losses(logits, labels):
@@ -129,7 +156,6 @@ def token_losses(hidden, head, labels, *more):
 
 def target_losses(hidden, head, labels, *more):
     """token_losses for labels (N,) most of which are negative: logits are made for the targets alone. -> (N,)"""
-    picked = (labels >= 0).nonzero().squeeze(1)
-    hidden, goal, *more = chosen(labels, hidden, labels, *more)
-    losses = token_losses(hidden, head, goal, *more)
-    return losses.new_zeros(len(labels)).index_copy(0, picked, losses)
+    places = places_of_targets(labels)
+    losses = token_losses(*rows_at(places, hidden), head, *rows_at(places, labels, *more))
+    return losses if places is None else losses.new_zeros(len(labels)).index_copy(0, places, losses)

@@ -21,11 +21,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from model.kernels.cross_entropy import (WeightGradient, chosen, chunk_size, plain_losses, softmax_and_norm,
-                                         without_gradient)
-from model.layers import compute_dtype
+from model.kernels.cross_entropy import chosen, linear_cross_entropy, plain_losses
 
-NOTHING = 0         # the id before a document's first token: padding, which no text contains
+NO_ID = 0         # the id before a document's first token: padding, which no text contains
 GATE = 64           # inner width of the gate
 TINY = 1e-30
 BUFFERS = ("contexts", "starts", "pairs", "counts", "totals")
@@ -207,10 +205,8 @@ class CountedHead(nn.Linear):
     def cross_entropy(self, hidden, labels, before, left_out=None):
         """Sum of -log p(label) over labels >= 0 and how many there were, as `linear_cross_entropy`."""
         hidden, before, labels, left_out = chosen(labels, hidden, before, labels, left_out)
-        own, counted = self.shares(hidden, before, labels, left_out)
-        inputs = *without_gradient(hidden, self.in_effect()), labels, own, counted
-        total = _MixedCrossEntropy.apply(*inputs, compute_dtype(hidden))
-        return total, torch.full((), len(labels), device=hidden.device)
+        own, counted = self.shares(hidden, before, labels.clamp_min(0), left_out)
+        return linear_cross_entropy(hidden, self.weight, labels, own, counted)
 
     def losses(self, hidden, labels, before, left_out=None):
         """-log p(label) of each position (N,), 0 where labels are negative; plain autograd."""
@@ -219,50 +215,9 @@ class CountedHead(nn.Linear):
         return -torch.logaddexp(network, counted) * (labels >= 0)
 
 
-class _MixedCrossEntropy(torch.autograd.Function):
-    """Sum of -log(exp(own) * softmax(hidden @ weight.T)[target] + exp(counted)).
-    hidden (N, d), weight (V, d), the others (N,).
-
-    As the plain one it makes the gradients in the forward pass, chunk by chunk: a token's usual gradient times the
-    share of its probability that came from the network.
-    """
-
-    @staticmethod
-    def forward(ctx, hidden, weight, targets, own, counted, dtype):
-        h, w, wide = hidden.to(dtype), weight.to(dtype), torch.promote_types(dtype, torch.float32)
-        losses = torch.empty(len(h), dtype=wide, device=h.device)
-        size = chunk_size(h.device)
-        need, learns = any(ctx.needs_input_grad), ctx.needs_input_grad[1]
-        shares, grad_h = torch.empty_like(losses), torch.empty_like(h) if need else None
-        of_weight = WeightGradient(h, len(w), size, wide) if learns else None
-        for start in range(0, len(h), size):
-            part = slice(start, start + size)
-            goal = targets[part, None]
-            logits = h[part] @ w.t()                                              # (C, V)
-            error, norm = softmax_and_norm(logits, wide)
-            network = (logits.gather(1, goal).to(wide) - norm)[:, 0] + own[part]
-            torch.logaddexp(network, counted[part].to(wide), out=losses[part])
-            if need:
-                shares[part] = (network - losses[part]).exp()
-                error = error.scatter_add_(1, goal, torch.full_like(goal, -1, dtype=wide)).mul_(shares[part, None])
-                error = of_weight.add(start, error) if learns else error.to(dtype)
-                torch.mm(error, w, out=grad_h[part])
-        if need:
-            ctx.save_for_backward(grad_h, of_weight.total if learns else None, shares)
-            ctx.dtypes = hidden.dtype, weight.dtype
-        return -losses.sum()
-
-    @staticmethod
-    def backward(ctx, grad):
-        grad_h, grad_w, shares = ctx.saved_tensors
-        grad_w = None if grad_w is None else (grad_w * grad).to(ctx.dtypes[1])
-        grad_h = grad_h.to(ctx.dtypes[0]) * grad
-        return grad_h, grad_w, None, -shares * grad, (shares - 1) * grad, None
-
-
 def last_ids(ids, positions, count):
     """ids, positions (N,) of packed documents -> the id at each place and the `count` - 1 before it (N, count)."""
-    return torch.stack([ids] + [torch.where(positions >= j, ids.roll(j), NOTHING) for j in range(1, count)], -1)
+    return torch.stack([ids] + [torch.where(positions >= j, ids.roll(j), NO_ID) for j in range(1, count)], -1)
 
 
 def document_keys(ids, positions):

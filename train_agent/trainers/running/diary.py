@@ -87,12 +87,12 @@ class OpenedLoop(Loop):
 def samples(stage):
     """Generator of (sentence of the run's own data, greedy reply). A copy answers: what the decoder prepares for itself
     must not meet the next step."""
-    vocab, twin = Vocab.from_state(stage.about["vocab"]), copy.deepcopy(stage.model).eval()
+    vocab, twin, prepared = Vocab.from_state(stage.about["vocab"]), copy.deepcopy(stage.model).eval(), {}
     for text in own_questions(stage)[:PROMPTS]:
         messages = [{"role": "user", "content": text}]
         completes = stage.options["training_mode"] == "pretraining"
         ids = render_text(text, vocab)[0][:-1].tolist() if completes else render_prompt(messages, vocab)
-        yield text, vocab.decode(generate(twin, ids, REPLY))
+        yield text, vocab.decode(generate(twin, ids, REPLY, prepared=prepared))
 
 
 def check_up(options):
