@@ -39,11 +39,11 @@ from tools.report import report_of
 from tools.saving.atomic import CheckpointError, finite, write_bytes
 from tools.saving.progress import Progress
 from train_agent.demo_specialists import train_specialists
+from train_agent.trainers.build_stage import builder
 from train_agent.trainers.hardware import machine
 from train_agent.trainers.running.diary import OpenedLoop, check_up
 from train_agent.trainers.running.minutes import EPOCHS, timed_stage
 from train_agent.trainers.run_stage import asked
-from train_agent.trainers.stages import builder
 
 EXTRA = [("--minutes", {"type": float, "default": 10.0, "metavar": "N", "help": "总时长（分钟），默认 10"}),
          ("--quick", {"action": "store_true", "help": "一分钟以内的试跑：只确认每一步都能工作"}),

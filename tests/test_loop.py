@@ -2,6 +2,7 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -115,7 +116,7 @@ def test_S5_every_rule_reaches_the_optimizer(options, scheduler):
     chosen = options(scheduler=scheduler, warmup_steps=3, decay=0.9)
     loop = train(chosen)
     for step, h in enumerate(loop.history):
-        assert h["lr"] == pytest.approx(5e-3 * rate_factor(chosen, step, loop.total_steps, 1, max(0, step - 3)))
+        assert h["lr"] == pytest.approx(5e-3 * rate_factor(SimpleNamespace(**chosen), step, loop.total_steps, 1, max(0, step - 3)))
     assert loop.optimizers[0].param_groups[0]["lr"] == loop.history[-1]["lr"] and loop.history[0]["lr"] < 5e-3
 
 

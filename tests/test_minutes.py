@@ -8,7 +8,7 @@ from test_start_files import chosen, ending, world, copies  # noqa: F401  (fixtu
 from toy import same_tensors
 from train_agent.trainers.running import minutes
 from train_agent.trainers.running.minutes import steps_within, timed_stage
-from train_agent.trainers.stages import builder
+from train_agent.trainers.build_stage import builder
 
 
 @pytest.fixture

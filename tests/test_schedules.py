@@ -1,5 +1,6 @@
 """Learning-rate rules against closed forms and tables, and against a plain loop that multiplies step by step."""
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,8 +19,8 @@ def rates(total, chunk_of=lambda step: 1, **changes):
     options, decays, out = {**BASE, **changes}, 0, []
     for step in range(total):
         chunk = chunk_of(step)
-        out.append(options["init_lr"] * rate_factor(options, step, total, chunk, decays))
-        decays += not schedules.is_held(options, chunk) and step >= options["warmup_steps"]
+        out.append(options["init_lr"] * rate_factor(SimpleNamespace(**options), step, total, chunk, decays))
+        decays += not schedules.is_held(SimpleNamespace(**options), chunk) and step >= options["warmup_steps"]
     return out
 
 
@@ -93,7 +94,7 @@ def test_S5_groups_keep_their_ratio():
     weights = [torch.nn.Parameter(torch.zeros(2)) for _ in range(2)]
     optimizer = torch.optim.SGD([{"params": [w], "lr": lr, "base_lr": lr} for w, lr in zip(weights, (2e-4, 1e-5))])
     for step in range(30):
-        set_rates([optimizer], rate_factor({**BASE, "scheduler": "cosine", "warmup_steps": 4}, step, 30))
+        set_rates([optimizer], rate_factor(SimpleNamespace(**{**BASE, "scheduler": "cosine", "warmup_steps": 4}), step, 30))
         a, b = (g["lr"] for g in optimizer.param_groups)
         assert a / b == pytest.approx(20)
     assert a == pytest.approx(2e-5)
@@ -124,5 +125,5 @@ def test_no_step_of_a_run_is_taken_at_rate_zero(changes, warmup):
     (3, 1, 1), (30, 3, 1), (300, 30, 6), (1000, 100, 10), (4000, 400, 10), (100_000, 500, 10)])
 def test_C7_auto_gives_short_runs_points_enough(total, evaluations, lines):
     auto = {"eval_steps": "auto", "logging_steps": "auto", "save_steps": 500}
-    assert [schedules.every(auto, key, total) for key in auto] == [evaluations, lines, 500]
-    assert schedules.every({"eval_steps": None}, "eval_steps", total) is None
+    assert [schedules.every(SimpleNamespace(**auto), key, total) for key in auto] == [evaluations, lines, 500]
+    assert schedules.every(SimpleNamespace(eval_steps=None), "eval_steps", total) is None

@@ -16,7 +16,7 @@ from tools.checkpoint import read_pair, read_checkpoint
 from tools.config_manager import ConfigManager
 from tools.vocab import Vocab
 from train_agent.trainers.loop import Loop
-from train_agent.trainers.stages import builder
+from train_agent.trainers.build_stage import builder
 
 THINGS = ["苹果", "书", "小船", "月亮", "茶", "雨伞", "铅笔", "面包"]
 DOINGS = ["很好看", "放在桌上", "是圆的", "在河边", "要三元", "被风吹走了", "不见了", "刚刚洗过"]

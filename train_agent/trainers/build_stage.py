@@ -2,6 +2,7 @@
 
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -27,6 +28,11 @@ from train_agent.trainers.start_model import (BASE_KEY, build_model, found_start
                                               load_base_chain, open_vocab, put_on, shape_of)
 
 _told = set()           # caches of which it was said
+
+
+def builder(name):
+    """The build_stage(options) of the stage `name` (pre, sft ...), as the table of stages says."""
+    return import_module(f"train_agent.trainers.{TABLE[name].module}").build_stage
 
 
 def prepare_machine(options):

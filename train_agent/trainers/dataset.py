@@ -17,6 +17,7 @@ from model.kernels.ngram_head import orders_held
 from model.segments import Segments
 from tools.errors import UserError
 from train_agent.trainers.data.packing import best_fit, cut, shuffled
+from train_agent.trainers.running.options import DataOptions
 
 CHUNK_DOCUMENTS = 16384     # documents per chunk where n_of_samples, which counts data rows, is null
 NOTHING = -1                # what a rank reads where a step has no micro-batch left for it
@@ -141,19 +142,19 @@ class PackedData(Dataset):
     """Documents of one or more shuffled epochs, packed. Index it with a list of Positions to get their Batches."""
 
     def __init__(self, cache, documents, options, truncate, shuffle=True):
-        """documents: (D,) numbers in the cache. options: max_len batch_size seed n_of_samples n_of_samplings
-        max_epochs."""
+        """documents: (D,) numbers in the cache; options: a flat dict with the keys of DataOptions."""
+        options = DataOptions.of(options)
         self.cache, self.documents, self.truncate, self.shuffle = cache, np.asarray(documents), truncate, shuffle
         self.counted = None                                    # see make_batch
-        self.width, self.batch_size, self.seed = options["max_len"], options["batch_size"], options["seed"]
-        self.epochs = options["max_epochs"] if shuffle else 1
-        self.second_every = options.get("fc2_every", 1)
+        self.width, self.batch_size, self.seed = options.max_len, options.batch_size, options.seed
+        self.epochs = options.max_epochs if shuffle else 1
+        self.second_every = options.fc2_every
         if not len(self.documents):
             raise UserError("数据里没有一行能用来训练。用 python tools/check_data.py 看看每一行的问题。", 8)
-        self.starts = self._records(options["n_of_samples"])
-        self.per_chunk = min(options["n_of_samples"] or CHUNK_DOCUMENTS, len(self.starts))
+        self.starts = self._records(options.n_of_samples)
+        self.per_chunk = min(options.n_of_samples or CHUNK_DOCUMENTS, len(self.starts))
         most = -(-len(self.starts) // self.per_chunk)
-        self.chunks = min(options["n_of_samplings"] or most, most) if shuffle else most    # held-out data is used whole
+        self.chunks = min(options.n_of_samplings or most, most) if shuffle else most    # held-out data is used whole
         self._order = lru_cache(2)(self._shuffled_documents)
         self._plan = lru_cache(3)(self._packed_chunk)
 

@@ -22,6 +22,7 @@ from train_agent.trainers.hardware import compiling, machine, sharding
 from train_agent.trainers.running import regrouping, resume as recovery
 from train_agent.trainers.dataset import Position, loader
 from train_agent.trainers.running.evaluation import evaluate
+from train_agent.trainers.running.options import LoopOptions
 from train_agent.trainers.losses import step_metrics
 from train_agent.trainers.optimizers import build_optimizers, set_rates, settings
 from train_agent.trainers.running.saving import Saver
@@ -36,14 +37,15 @@ class Loop:
 
     def __init__(self, stage):
         self.stage, self.options, self.model = stage, stage.options, stage.model
-        self.device = machine.choose_device(self.options["device"])
+        self.keys = LoopOptions.of(stage.options)
+        self.device = machine.choose_device(self.keys.device)
         self.step, self.decays, self.tokens, self.seconds = 0, 0, 0, 0.0
         self.more_steps, self.shift = 0, 0.0
         self.position, self.finished, self.complete = Position(), False, False
         self.metrics, self.held = {}, {}
         self.guard, self.spikes = FiniteGuard(), SpikeWatch()
-        self.patience = Patience(self.options["early_stopping_threshold"])
-        self.forgetting = ForgettingWatch(self.options["forget_limit"])
+        self.patience = Patience(self.keys.early_stopping_threshold)
+        self.forgetting = ForgettingWatch(self.keys.forget_limit)
         self.tracker, self.bar = NoTracker(), None
 
     def run(self):
@@ -91,7 +93,7 @@ class Loop:
             self.seconds, clock = self.seconds + now - clock, now
             bar.update()
             bar.set_postfix(loss=f"{self.metrics['loss']:.3f}", refresh=False)
-            if self.due("logging_steps") or self.options["logging_steps"] and self.over():
+            if self.due("logging_steps") or self.keys.logging_steps and self.over():
                 self.log(here, in_chunk)
             if self.due("eval_steps"):
                 self.evaluate()
@@ -124,9 +126,9 @@ class Loop:
         self.scaler.update()
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        self.metrics["lr"] = self.options["init_lr"] * factor
+        self.metrics["lr"] = self.keys.init_lr * factor
         self.tokens += int(totals["tokens"])
-        self.decays += not schedules.is_held(self.options, chunk) and self.step >= self.options["warmup_steps"]
+        self.decays += not schedules.is_held(self.keys, chunk) and self.step >= self.keys.warmup_steps
         self.step += 1
 
     def gradients(self, group, totals):
@@ -144,11 +146,11 @@ class Loop:
     def rate_factor(self, chunk):
         """The rule counts steps from `shift`, which is 0 unless the run was regrouped."""
         step, total = self.step - self.shift, self.total_steps - self.shift
-        return schedules.rate_factor(self.options, step, total, chunk, self.decays)
+        return schedules.rate_factor(self.keys, step, total, chunk, self.decays)
 
     def clip(self):
         """The global gradient norm before clipping; max_norm 0 only measures."""
-        limit = self.options["max_norm"] or math.inf
+        limit = self.keys.max_norm or math.inf
         return float(sharding.whole(torch.nn.utils.clip_grad_norm_([p for _, p, _ in self.named], limit)))
 
     def may_step(self, group):
@@ -171,17 +173,17 @@ class Loop:
 
     def over(self):
         """Stopped early, at max_steps, or out of data; `total_steps` may be an estimate and decides nothing here."""
-        limit = self.options["max_steps"]
+        limit = self.keys.max_steps
         return self.finished or limit is not None and self.step >= limit or self.stage.train.is_end(self.position)
 
     def due(self, cadence):
-        every = schedules.every(self.options, cadence, self.total_steps)
+        every = schedules.every(self.keys, cadence, self.total_steps)
         return bool(every) and self.step % every == 0
 
     def checkpoint_due(self, here):
         """The name of the checkpoint that is due after the step from `here`, or None."""
         chunk_done = (self.position.epoch, self.position.chunk) != (here.epoch, here.chunk)
-        if chunk_done and self.options["save_frq"] and (here.chunk + 1) % self.options["save_frq"] == 0:
+        if chunk_done and self.keys.save_frq and (here.chunk + 1) % self.keys.save_frq == 0:
             return self.stage.file_name(here, self.batches_done(here))
         return self.step_name(here) if self.due("save_steps") and not self.over() else None
 
@@ -214,7 +216,7 @@ class Loop:
         return max(here.epoch + 1, math.ceil(self.stage.train.epochs * share - 1e-9))
 
     def batch_number(self, here, in_chunk):
-        return min(in_chunk, here.batch + self.options["accumulation_steps"] * parallel.world())
+        return min(in_chunk, here.batch + self.keys.accumulation_steps * parallel.world())
 
     def evaluate(self):
         """All held-out sets; the first that is not the general one decides about the best model and about stopping
@@ -229,10 +231,10 @@ class Loop:
             self.held |= self.forgetting.seen(scores[GENERAL]["eval_loss"])
             if self.forgetting.warning:
                 self.journal.event("warning", text=self.forgetting.warning)
-        if own and self.patience.is_lowest(own["eval_loss"]) and self.options["save_best_model"]:
+        if own and self.patience.is_lowest(own["eval_loss"]) and self.keys.save_best_model:
             self.saver.save(best_name(self.stage.label), self.step, finite({**self.metrics, **self.held}), best=True)
-        if own and not self.patience.improved(own["eval_loss"]) and self.options["early_stopping"]:
-            if self.patience.waited >= self.options["early_stopping_patience"]:
+        if own and not self.patience.improved(own["eval_loss"]) and self.keys.early_stopping:
+            if self.patience.waited >= self.keys.early_stopping_patience:
                 self.finished = True
                 self.journal.event("early_stop", step=self.step, best=self.patience.best)
         self.since += time.perf_counter() - start                      # held-out time is not training speed
@@ -254,18 +256,18 @@ class Loop:
         machine.keep_large_blocks(not sharded)
         if not sharded:                                                # else piece by piece, when it is wrapped
             self.model.to(self.device)
-        self.planned = self.stage.train.steps(self.options["accumulation_steps"], parallel.world())
+        self.planned = self.stage.train.steps(self.keys.accumulation_steps, parallel.world())
         self.total_steps = self.steps_in_all()
         compiling.compile_parts(self.model, self.options, self.device, self.total_steps)
 
     def steps_in_all(self):
         steps = self.planned + self.more_steps
-        return min(self.options["max_steps"] or steps, steps)
+        return min(self.keys.max_steps or steps, steps)
 
     def choose(self, precision=None):
         """Settle what `auto` means (a resumed run passes what was settled at its first start); the optimizers for what
         is wrapped."""
-        wanted = self.options["mixed_precision"]
+        wanted = self.keys.mixed_precision
         settled = precision if wanted == "auto" else None
         self.precision = settled or parallel.from_main(lambda: machine.choose_precision(wanted, self.device))
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
@@ -287,16 +289,16 @@ class Loop:
                   "params": sum(p.numel() for p in self.model.parameters()),
                   "trainable": sum(p.numel() for _, p, _ in self.named),
                   "ranks": parallel.world(), **self.stage.notes, "config": self.options}
-        files = (self.options["log_file"], self.options["log_dir"]) if parallel.is_main() else (None, None)
+        files = (self.keys.log_file, self.keys.log_dir) if parallel.is_main() else (None, None)
         self.journal = TrainLog(*files, self.stage.name, header=header, resume=found["run_id"] if found else False)
         if parallel.is_main():
-            self.tracker = open_tracker(self.options["tracker"], self.options["log_dir"], self.journal.run_id,
+            self.tracker = open_tracker(self.keys.tracker, self.keys.log_dir, self.journal.run_id,
                                         self.options,
                                         found["step"] if found else 0)
         if found:
             self.restore(found)
         else:
-            recovery.seed_everything(self.options["seed"] + parallel.rank())
+            recovery.seed_everything(self.keys.seed + parallel.rank())
             # what the model could before it learned anything new
             if GENERAL in self.stage.held:
                 scores = {name: self.score(name, data) for name, data in self.stage.held.items()}
@@ -314,7 +316,7 @@ class Loop:
         self.total_steps = self.steps_in_all()
         if had and had != has and "total_steps" in state:
             self.shift = regrouping.shift(self.step, self.shift, state["total_steps"], self.total_steps,
-                                          self.options["warmup_steps"])
+                                          self.keys.warmup_steps)
 
     def state(self):
         """All that a resume needs beside the weights; plain tensors, numbers and lists."""
@@ -352,7 +354,7 @@ class Loop:
             self.patience.restore(*state["patience"])
         self.forgetting.first = state.get("forgetting")
         self.journal.resume_from(self.step)
-        recovery.seed_everything(self.options["seed"] + parallel.rank())
+        recovery.seed_everything(self.keys.seed + parallel.rank())
         for own in state["random"][parallel.rank():][:1]:
             recovery.restore_random_states(own)
         why = recovery.unlike(state["surroundings"], self.device)

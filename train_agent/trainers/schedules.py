@@ -36,7 +36,7 @@ def exponential(decays, decay, init_lr, min_lr):
 
 def is_held(options, chunk):
     """True while TinySeek's chunk-wise warm-up holds the rate: chunks are numbered from 1."""
-    return chunk <= options["keep_temp_index"]
+    return chunk <= options.keep_temp_index
 
 
 AUTO = {"eval_steps": (10, 500), "logging_steps": (50, 10)}     # points of a run, and steps between two of them at most
@@ -44,8 +44,9 @@ AUTO = {"eval_steps": (10, 500), "logging_steps": (50, 10)}     # points of a ru
 
 def every(options, cadence, total_steps):
     """Steps from one `cadence` ("eval_steps" ...) to the next in a run of so many steps; None = never."""
-    if options[cadence] != "auto":
-        return options[cadence]
+    steps = getattr(options, cadence)
+    if steps != "auto":
+        return steps
     points, most = AUTO[cadence]
     return min(most, max(1, -(-total_steps // points)))
 
@@ -56,10 +57,10 @@ def rate_factor(options, step, total_steps, chunk=1, decays=0):
     chunk: number of the data chunk, from 1 and on through the epochs; decays: how many steps the exponential rule has
     decayed so far.
     """
-    name, warmup = options["scheduler"], options["warmup_steps"]
+    name, warmup = options.scheduler, options.warmup_steps
     ahead = int(warmup > 0)                                  # a first step at 0 would be none, and so would a last one
     if name == "cosine":
-        floor = options["min_lr_ratio"]
+        floor = options.min_lr_ratio
         return cosine(step + ahead, warmup, total_steps + ahead * (floor == 0), floor)
     if name == "linear":
         return linear(step + ahead, warmup, total_steps + ahead)
@@ -68,10 +69,10 @@ def rate_factor(options, step, total_steps, chunk=1, decays=0):
     if name != "exponential":
         raise ValueError(f"unknown scheduler {name!r}")
     if is_held(options, chunk):
-        return min(1.0, chunk / max(1, options["warmup_index"]))
+        return min(1.0, chunk / max(1, options.warmup_index))
     if step < warmup:
         return (step + 1) / warmup
-    return exponential(decays, options["decay"], options["init_lr"], options["min_lr"])
+    return exponential(decays, options.decay, options.init_lr, options.min_lr)
 
 
 def get_cosine_schedule_with_warmup(optimizer, warmup_steps, total_steps, min_lr_ratio=0.1):

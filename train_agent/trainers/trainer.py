@@ -26,9 +26,8 @@ from train_agent.trainers.running.evaluation import evaluate
 from train_agent.trainers.losses import share_of_step
 from train_agent.trainers.loop import Loop
 from train_agent.trainers.running.minutes import timed_stage
-from train_agent.trainers.build_stage import about, prepare_machine
+from train_agent.trainers.build_stage import about, builder, prepare_machine
 from train_agent.trainers.stage import Stage
-from train_agent.trainers.stages import builder
 from train_agent.trainers.data.for_own_loops import PairData
 
 
