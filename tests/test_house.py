@@ -20,7 +20,7 @@ SPINE = ("train_agent/trainers/loop.py", "train_agent/trainers/stage.py", "train
          "train_agent/trainers/data/token_cache.py", "model/tiny_seek.py", "model/attention.py", "model/moe.py",
          "model/layers.py", "model/segments.py")
 WIDTH, LENGTH, SPINE_LINES = 120, 40, 2300
-WIDE_YET = ("tools/", "tests/", "bench/", "chat_agent/")                # where lines are still to be wrapped
+WIDE_YET = ("model/", "tools/", "tests/", "bench/", "chat_agent/")                # where lines are still to be wrapped
 
 
 def files(*endings):
