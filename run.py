@@ -25,7 +25,7 @@ import torch
 from chat_agent.load import load
 from chat_agent.samples import sample_conversation
 from chat_agent.evaluation.rows import left_out
-from chat_agent.evaluation.scoring import bits_per_char, exact_scores
+from chat_agent.evaluation.scoring import bits_per_char, exact_scores, world_scores
 from tools.cli import guarded, parse
 from tools.checkpoint import final_name, read_checkpoint, read_pair
 from tools.config.stages import TABLE
@@ -90,8 +90,9 @@ def taken_over(path):
 
 def score(path, paths, options, quick):
     """Held-out questions of the built-in world, and the held-out text of pre-training, for one checkpoint."""
-    model, vocab, _ = load(path)
-    exact = exact_scores(model, vocab, paths["eval"], every=20 if quick else 1, progress=True) if paths else None
+    model, vocab, payload = load(path)
+    exams = paths if payload["stage"] != "Pre" else {"eval": paths["eval"]} if paths else {}
+    exact = world_scores(model, vocab, exams, every=20 if quick else 1, progress=True) if paths else None
     text = local_files(options["eval_data_path"] or options["json_data_path"], options)
     fields = fields_of(options)
     every = 1 if options["eval_data_path"] else left_out(text, options["eval_share"], fields) or 1
@@ -107,11 +108,15 @@ def answered(path, questions):
 
 
 def print_scores(before, after):
-    """One line per task: before SFT, after SFT, what guessing gets."""
-    print(f"\n{'SFT 前':>7} {'SFT 后':>8} {'随机猜测':>5}   任务")
+    """One line per task: before SFT, after SFT, the same asked in other words, what guessing gets."""
+    print(f"\n{'SFT 前':>7} {'SFT 后':>8} {'换一种问法':>6} {'随机猜测':>5}   任务")
+    reworded = after["phrasings"]
     for task, value in sorted(after["by_task"].items(), key=lambda item: item[1]):
-        print(f"{before['by_task'][task]:>9.1%} {value:>10.1%} {after['chance'][task]:>9.1%}   {TASKS[task].title}")
-    print(f"{before['overall']:>9.1%} {after['overall']:>10.1%} {'':>9}   全部 {after['n']} 题，内容在训练时都没有出现过\n")
+        print(f"{before['by_task'][task]:>9.1%} {value:>10.1%} {reworded['by_task'].get(task, 0):>11.1%} "
+              f"{after['chance'][task]:>9.1%}   {TASKS[task].title}")
+    print(f"{before['overall']:>9.1%} {after['overall']:>10.1%} {reworded['overall']:>11.1%} {'':>9}   全部")
+    print(f"内容没见过的 {after['n']} 题答对 {after['overall']:.1%}；问法没见过的 {reworded['n']} 题答对 {reworded['overall']:.1%}；"
+          f"题外话 {after['n_outside']} 句，{after['outside']:.1%} 答得体或老实说不会\n")
 
 
 def converse(path, conversations, turns=None):

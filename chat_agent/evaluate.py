@@ -23,7 +23,7 @@ import torch
 from chat_agent.chat import short_names
 from chat_agent.evaluation.own_rows import held_rows, is_built_in, learned, runs_of
 from chat_agent.evaluation.rows import looks_like
-from chat_agent.evaluation.scoring import bits_per_char, exact_scores, mcq_scores, paired
+from chat_agent.evaluation.scoring import bits_per_char, exact_scores, mcq_scores, paired, world_scores
 from chat_agent.load import choose_device, context_of, load, model_paths
 from tools.cli import guarded, parse
 from tools.demo.tasks import TASKS as BUILT_IN
@@ -34,6 +34,7 @@ from tools.reading.hub import local_files
 from tools.saving.atomic import write_bytes
 
 TASKS = ("bpc", "exact", "mcq")
+EXAMS = ("eval", "phrasings", "outside")       # the files of the built-in world's three scores
 # What `all` does with a file that looks like this.
 FITS = {"choice": ("mcq",), "question": ("bpc", "exact"), "rows": ("bpc",)}
 Work = namedtuple("Work", "files every fields")        # rows of which files, and what parse_line is told of them
@@ -113,7 +114,8 @@ def plan_tasks(options, config, runs):
             _plan_own_rows(plan, options, config, runs[0])
         elif task == "exact":
             if any(is_built_in(own) is not False for own in runs):
-                plan[task] = Work([str(write_demo(demo_home(config["out_dir"]))["eval"])], every, None)
+                exams = write_demo(demo_home(config["out_dir"]))
+                plan[task] = Work([str(exams[name]) for name in EXAMS if name in exams], every, None)
         elif options.task == "mcq":
             raise UserError("选择题没有内置数据，请用 --data 给出文件，每行有 question、A、B、C、D、answer（JSONL 或 CSV）。")
     return plan
@@ -147,7 +149,9 @@ def evaluate_model(model, vocab, payload, runs, plan, options, config, name, ans
         if task == "bpc":
             result[task] = bits_per_char(model, vocab, files, text_field=fields, **likelihood, **common)
         elif task == "exact":
-            result[task] = exact_scores(model, vocab, files, answers=mine, text_field=fields, **common)
+            exam = exact_scores if options.data else world_scores
+            asked = files if options.data else dict(zip(EXAMS, files))
+            result[task] = exam(model, vocab, asked, answers=mine, text_field=fields, **common)
         else:
             dialogue = payload["stage"] != "Pre"
             result[task] = mcq_scores(model, vocab, files, dialogue=dialogue, answers=mine, **likelihood, **common)
@@ -188,12 +192,27 @@ def columns(results, names):
         for task, chance in asked["chance"].items():
             shares = (percent(e["by_task"][task]) if e else NONE for e in exact)
             lines.append([f"　{title_of(task)}", percent(chance), *shares])
+        lines += beyond_contents(asked, exact)
     if "mcq" in results[0]:
         mcq = [r["mcq"] for r in results]
         lines.append([f"选择题（{mcq[0]['n']} 题）", percent(mcq[0]["chance"]), *(percent(m["accuracy"]) for m in mcq)])
         lines.append(["　95% 区间", "", *(f"{percent(m['low'])} 至 {percent(m['high'])}" for m in mcq)])
         lines.append(["　与随机相比", "", *(against_chance(m) for m in mcq)])
     return lines
+
+
+def beyond_contents(asked, exact):
+    """Lines of the other two scores of the built-in world, and of false refusals. asked: the scores of one model that has them."""
+    def cells(of):
+        return (percent(of(e)) if e else NONE for e in exact)
+    if "phrasings" in asked:
+        yield [f"换一种问法（{asked['phrasings']['n']} 题）", "", *cells(lambda e: e["phrasings"]["overall"])]
+        for task in asked["phrasings"]["by_task"]:
+            yield [f"　{title_of(task)}", "", *cells(lambda e: e["phrasings"]["by_task"][task])]
+    if "outside" in asked:
+        yield [f"题外话答得体（{asked['n_outside']} 题）", "", *cells(lambda e: e["outside"])]
+    if any(e and e["refusals"] for e in exact):
+        yield ["　会的题却说不会", "", *cells(lambda e: e["refusals"])]
 
 
 def remarks(results, names, strangers, versus):
@@ -213,7 +232,7 @@ def remarks(results, names, strangers, versus):
 
 
 def title_of(task):
-    return BUILT_IN[task].title if task in BUILT_IN else task
+    return BUILT_IN[task].title if task in BUILT_IN else "题外话" if task == "outside" else task
 
 
 def against_chance(mcq):

@@ -1,7 +1,9 @@
 """The built-in data: a small world in text, dialogues and held-out questions, written on first use.
 
-`write_demo("data")` writes demo_pre.jsonl, demo_sft.jsonl and demo_eval.jsonl. The tasks are in `demo_numbers` and `demo_tasks`, what
-is held out in `demo_hold`, the hand-written rows in data/hand_*.jsonl. Everything follows from the seed.
+`write_demo("data")` writes demo_pre.jsonl and demo_sft.jsonl to learn from, and three files to be examined with: demo_eval.jsonl
+(contents that no training row has), demo_phrasings.jsonl (ways to ask that no training row has), demo_outside.jsonl (what is not in
+this world). The tasks are in demo/numbers and demo/tasks, their wordings in demo/forms and demo/noise, what is held out in
+demo/hold, the hand-written rows in data/hand_*.jsonl. Everything follows from the seed.
 """
 import hashlib
 import json
@@ -21,7 +23,9 @@ from tools.process.signals import end_on_signals  # noqa: E402  (the path comes 
 if __name__ == "__main__":
     end_on_signals()            # first: a missing package ends in one line
 
-from tools.demo.tasks import HAND, TASKS, Recall, draw_part, hand_rows  # noqa: E402  (the path comes first)
+from tools.demo.noise import FREE, OTHER, PLAIN  # noqa: E402  (the path comes first)
+from tools.demo.outside import admits, kinds, outside, remark, remarks, right, UNREAD  # noqa: E402
+from tools.demo.tasks import HAND, TASKS, Recall, draw_part, hand_rows  # noqa: E402
 from tools.cli import guarded, parse  # noqa: E402
 from tools.errors import UserError  # noqa: E402
 from tools.saving.atomic import write_bytes  # noqa: E402
@@ -46,6 +50,11 @@ AMOUNTS = {
     "recall": (4500, 3200, 120),
     "shopping": (6000, 2600, 120),
 }
+BESIDES = {"outside": 3600, "remark": 3600}     # exchanges of SFT that belong to no task
+PLAIN_SHARE = 0.25        # share of SFT questions in their plain form
+PHRASINGS = 60            # held-out phrasings of each task
+OUTSIDE = 200             # questions outside the world, a third of them remarks
+BLANKS = 0.12             # share of recall in which what is asked for was never told
 HAND_REPEATS = 4          # how often each hand-written passage or dialogue appears
 CHAINED = 0.2             # share of SFT dialogues made of several unrelated exchanges
 CHAIN_SIZES = (2, 2, 3, 3, 4, 5, 7)
@@ -71,17 +80,28 @@ def pre_rows(rng):
 
 
 def train_exchange(rng, name):
+    if name in BESIDES:
+        return (outside if name == "outside" else remark)(rng)
+    if rng.random() >= PLAIN_SHARE:
+        return TASKS[name].ask(rng, draw_part(TASKS[name], rng, "train"), FREE)
     question, answer = TASKS[name].ask(rng, draw_part(TASKS[name], rng, "train"))
     if question.endswith("？") and rng.random() < DROP_MARK:
         question = question[:-1]
     return question, answer
 
 
+def recall_dialogue(rng):
+    recall, style = TASKS["recall"], PLAIN if rng.random() < PLAIN_SHARE else FREE
+    if rng.random() < BLANKS:
+        return recall.blank(rng, style)
+    return recall.exchanges(rng, recall.draw(rng), style)
+
+
 def sft_rows(rng):
     """Dialogues of every task; some hold several exchanges, so that a long conversation is nothing new."""
-    recall = TASKS["recall"]
-    done = [recall.exchanges(rng, recall.draw(rng)) for _ in range(AMOUNTS["recall"][1])]
-    single = [train_exchange(rng, name) for name, (_, amount, _) in AMOUNTS.items() if name != "recall" for _ in range(amount)]
+    done = [recall_dialogue(rng) for _ in range(AMOUNTS["recall"][1])]
+    amounts = {**{name: amount for name, (_, amount, _) in AMOUNTS.items() if name != "recall"}, **BESIDES}
+    single = [train_exchange(rng, name) for name, amount in amounts.items() for _ in range(amount)]
     rng.shuffle(single)
     while single:
         size = rng.choice(CHAIN_SIZES) if rng.random() < CHAINED else 1
@@ -92,16 +112,17 @@ def sft_rows(rng):
     return rows
 
 
-def eval_rows(rng):
+def eval_rows(rng, style=PLAIN):
     """Held-out questions, no two alike, no answer too frequent; other wordings of one content only when contents run out."""
     rows = []
     for name, (_, _, amount) in AMOUNTS.items():
+        amount = amount if style == PLAIN else min(amount, PHRASINGS)
         task, asked, contents, answers = TASKS[name], set(), set(), Counter()
         for attempt in range(300 * amount):
             slots = draw_part(task, rng, "eval")
             if slots in contents and attempt < 50 * amount:
                 continue
-            exchanges = task.exchanges(rng, slots) if isinstance(task, Recall) else [task.ask(rng, slots)]
+            exchanges = task.exchanges(rng, slots, style) if isinstance(task, Recall) else [task.ask(rng, slots, style)]
             question, answer = exchanges[-1]
             key = "\n".join(text for pair in exchanges for text in pair)
             if key in asked or answers[answer] + 1 > max(1, TOP_ANSWER * amount):
@@ -115,6 +136,44 @@ def eval_rows(rng):
         else:
             raise UserError(f"内置任务“{name}”凑不出 {amount} 道互不相同的考题，请把 tools/demo_data.py 里 AMOUNTS 的数目改小。")
     return rows
+
+
+def phrasing_rows(rng):
+    """The same tasks in held-out forms, marks and polite words."""
+    return eval_rows(rng, OTHER)
+
+
+def outside_rows(rng):
+    """Questions outside the world, all kinds alike, and remarks; `right` grades them."""
+    asked, rows, names = set(), [], [*kinds(), *UNREAD]
+    for number in range(2 * OUTSIDE // 3):
+        question, reply = fresh(asked, lambda: outside(rng, OTHER, names[number % len(names)]))
+        rows.append({"conversations": turns([(question, reply)]), "task": "outside", "outside": True})
+    for row in rng.sample(remarks() * 2, OUTSIDE - len(rows)):
+        pair = fresh(asked, lambda: remark(rng, OTHER, row))
+        rows.append({"conversations": turns([pair]), "task": "outside", "accept": [pair[1]]})
+    return rows
+
+
+def fresh(seen, make):
+    """A pair of `make()` whose question is not in `seen`; it is then."""
+    pair = make()
+    while pair[0].strip("？?！。!～~ ") in seen:
+        pair = make()
+    seen.add(pair[0].strip("？?！。!～~ "))
+    return pair
+
+
+def graded(row, reply):
+    """Is this reply to an evaluation row right? Exact, unless the row says what it accepts."""
+    if row.keys() & {"accept", "hints", "outside"}:
+        return right(row, reply)
+    return grade(row["conversations"][-1]["content"], reply)
+
+
+def refused(row, reply):
+    """A false refusal: it says that it cannot, where the right answer does not."""
+    return admits(reply) and not row.get("outside") and not admits(row["conversations"][-1]["content"])
 
 
 def grade(expected, reply):
@@ -182,8 +241,8 @@ def write_once(folder, name, seed, make):
 
 
 def build_demo(seed=0):
-    """{"pre": rows, "sft": rows, "eval": rows}; the three streams of random numbers do not touch each other."""
-    makers = {"pre": pre_rows, "sft": sft_rows, "eval": eval_rows}
+    """{"pre": rows, "sft": rows, "eval": rows, "phrasings": rows, "outside": rows}; no stream of random numbers touches another."""
+    makers = {"pre": pre_rows, "sft": sft_rows, "eval": eval_rows, "phrasings": phrasing_rows, "outside": outside_rows}
     return {name: make(random.Random(f"{seed}/{name}")) for name, make in makers.items()}
 
 
@@ -193,7 +252,7 @@ def demo_home(out_dir):
 
 
 def write_demo(folder, seed=0):
-    """Write the built-in world into `folder` unless it is there already: {"pre": Path, "sft": Path, "eval": Path}."""
+    """Write the built-in world into `folder` unless it is there already: {"pre": Path, "sft": Path, "eval": Path, ...}."""
     return write_once(folder, "world", seed, lambda: build_demo(seed))
 
 

@@ -14,6 +14,8 @@ from tools.errors import UserError
 from tools.reading.held_out import SHARE, held_every
 from tools.reading.lines import expand_paths, is_plain_text, iter_lines
 
+# What a row may say about its grading (`tools.demo.outside.right`): endings, words it may contain, does it want an admission.
+GRADING = {"accept": list, "hints": list, "outside": bool}
 OPTION = re.compile("[A-Z]").fullmatch
 
 
@@ -41,8 +43,7 @@ def scored_rows(data, every=1, text_field=None, bad=None):
 
 def question_rows(data, every=1, bad=None, text_field=None):
     """-> list of {"conversations": messages, "task": name}: the last message is the expected reply. Without a `task`
-    field
-    the file's name is the task."""
+    field the file's name is the task. A row may say what else is right: see `GRADING`."""
     if not _is_paths(data):
         return [_question(json.dumps(row).encode(), "对话") for row in list(data)[::every]]
     return [row for path in expand_paths(data) for row in
@@ -120,7 +121,8 @@ def _question(raw, task, text_field=None):
         return "不是以助手的回答结尾的对话"
     whole = json.loads(bytes(raw).decode("utf-8-sig").strip().removesuffix(","))
     given = whole.get("task") if isinstance(whole, dict) else None
-    return {"conversations": row.messages, "task": given if isinstance(given, str) and given else task}
+    found = {"conversations": row.messages, "task": given if isinstance(given, str) and given else task}
+    return found | {key: whole[key] for key, wanted in GRADING.items() if isinstance(whole.get(key), wanted)}
 
 
 def _choice_line(raw, plain):

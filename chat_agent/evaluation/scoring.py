@@ -15,7 +15,7 @@ from model.kernels.ngram_head import orders_held
 from model.generate import evaluating, generate_replies
 from model.segments import Segments
 from tools import template
-from tools.demo_data import chance, grade
+from tools.demo_data import chance, graded, refused
 from tools.errors import UserError
 from tools.formats import Row
 from tools.process.device import DTYPES
@@ -164,20 +164,22 @@ def _content(row):
 # ---------------------------------------------------------------- exact answers
 
 def exact_scores(model, vocab, data, every=1, bad=None, batch_size=128, progress=False, answers=None, text_field=None):
-    """Greedy replies to questions with one right answer (the last message of each conversation).
+    """Greedy replies to questions with one right answer (the last message of each conversation), or with a rule of
+    their own (`tools.demo.outside.right`).
 
-    data: path or rows {"conversations", "task"}. -> {"overall", "by_task", "chance", "n", "failures"}; shares in 0..1,
-    failures: a few {"task", "question", "expected", "reply"} per task. chance: of the tasks in the whole data.
-    answers: a list that gets every question with its reply.
+    data: path or rows {"conversations", "task"}. -> {"overall", "by_task", "chance", "n", "refusals", "failures"};
+    shares in 0..1, failures: a few {"task", "question", "expected", "reply"} per task. chance: of the tasks in the
+    whole data. refusals: of the questions that it should know, the share that it says it cannot answer; they count as
+    errors. answers: a list that gets every question with its reply.
     """
     rows = eval_data.question_rows(data, every, bad, text_field)
     whole = rows if every == 1 else eval_data.question_rows(data, text_field=text_field)
     replies = _replies(model, vocab, rows, batch_size, progress)
-    right, failures = {}, []
+    right, failures, refusals = {}, [], sum(map(refused, rows, replies))
     for row, reply in zip(rows, replies):
         question, expected = (m["content"] for m in row["conversations"][-2:])
         marks = right.setdefault(row["task"], [])
-        marks.append(grade(expected, reply))
+        marks.append(graded(row, reply))
         one = {"task": row["task"], "question": question, "expected": expected, "reply": reply}
         if not marks[-1] and marks.count(False) <= SHOWN_PER_TASK:
             failures.append(one)
@@ -186,7 +188,25 @@ def exact_scores(model, vocab, data, every=1, bad=None, batch_size=128, progress
     by_chance = _chance(whole)
     return {"overall": sum(map(sum, right.values())) / len(rows),
             "by_task": {t: sum(m) / len(m) for t, m in right.items()},
-            "chance": {task: by_chance[task] for task in right}, "n": len(rows), "failures": failures}
+            "chance": {task: by_chance[task] for task in right}, "n": len(rows),
+            "refusals": refusals / max(1, sum(not row.get("outside") for row in rows)), "failures": failures}
+
+
+def world_scores(model, vocab, paths, every=1, **options):
+    """The three scores of the built-in world: held-out contents, phrasings, questions outside it.
+
+    paths: what `write_demo` gives; without some of its files, without their scores. -> `exact_scores` of the contents,
+    and in it "phrasings" {"overall", "by_task", "n", "refusals"}, "outside" (share of sensible replies), "n_outside".
+    """
+    scores = {name: exact_scores(model, vocab, str(paths[name]), every, **options)
+              for name in ("eval", "phrasings", "outside") if name in paths}
+    found = scores.pop("eval")
+    found["failures"] += [one for score in scores.values() for one in score["failures"]]
+    if "phrasings" in scores:
+        found["phrasings"] = {key: scores["phrasings"][key] for key in ("overall", "by_task", "n", "refusals")}
+    if "outside" in scores:
+        found |= {"outside": scores["outside"]["overall"], "n_outside": scores["outside"]["n"]}
+    return found
 
 
 def _replies(model, vocab, rows, batch_size, progress):

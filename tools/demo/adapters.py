@@ -5,7 +5,7 @@ All three begin with the same openings, among them ones that sound like another 
 """
 import random
 
-from tools.demo import words as words
+from tools.demo import words
 from tools.demo_data import turns, write_once
 from tools.demo.hold import counted, held
 from tools.demo.tasks import TASKS, draw_part, hand_rows

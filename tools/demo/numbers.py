@@ -1,26 +1,52 @@
 """The tasks about numbers and the calendar: sums, differences, comparisons, weekdays, dates.
 
-Every task has `draw(rng) -> slots`, `split(slots) -> "train" | "eval" | None` (None: in neither), `ask(rng, slots) -> (question, answer)`
-and `tell(rng, slots) -> sentence of the pre-training text`. Long calculations are answered with their steps, in digits order: a tiny
-model has no room to carry in its head.
+Every task has `draw(rng) -> slots`, `split(slots) -> "train" | "eval" | None` (None: in neither), `ask(rng, slots, style)
+-> (question, answer)` and `tell(rng, slots) -> sentence of the pre-training text`. Long calculations are answered with their steps,
+in digits order: a tiny model has no room to carry in its head.
 """
+from tools.demo import forms
 from tools.demo.hold import chinese, clean, counted, held, held_pair, split
+from tools.demo.noise import KITS, PLAIN, ask, digits, dress, in_digits, pick, spelled, week_word
 
 MONTH_DAYS = (31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)      # a common year
 WEEK = "一二三四五六日"
 
 
 def sum_steps(a, b):
-    """37 + 48 -> [(7, 8, None, 15), (3, 4, 1, 8)]: ones, then tens with the carry (None when there is none)."""
-    ones, carry = a % 10 + b % 10, (1 if a % 10 + b % 10 > 9 else None)
-    return [(a % 10, b % 10, None, ones), (a // 10, b // 10, carry, a // 10 + b // 10 + (carry or 0))]
+    """37 + 48 -> [(7, 8, None, 15), (3, 4, 1, 8)]: ones, then tens, ... with the carry (None when there is none)."""
+    steps, carry = [], None
+    while a or b or not steps:
+        total = a % 10 + b % 10 + (carry or 0)
+        steps.append((a % 10, b % 10, carry, total))
+        carry, a, b = (1 if total > 9 else None), a // 10, b // 10
+    return steps
+
+
+def difference_steps(a, b):
+    """85 - 37 -> [(15, False, 7, 8), (8, True, 3, 4)]: digit (with what was lent), was one lent below?, digit, rest; a >= b."""
+    steps, lent = [], False
+    while a or not steps:
+        x, y = a % 10, b % 10
+        borrow = x - lent < y
+        steps.append((x + 10 * borrow, lent, y, x + 10 * borrow - lent - y))
+        lent, a, b = borrow, a // 10, b // 10
+    return steps
 
 
 class Pair:
-    """Shared by the tasks on two numbers from 10..99."""
+    """Shared by the tasks on two numbers, mostly from 10..99; only such pairs are held out."""
+    most = 999
 
     def draw(self, rng):
-        return rng.randint(10, 99), rng.randint(10, 99)
+        size = rng.random()
+        if size < 0.72:
+            return rng.randint(10, 99), rng.randint(10, 99)
+        if size < 0.82:
+            return rng.randint(0, 9), rng.randint(0, 9)
+        top = 99 if size < 0.92 else self.most
+        pair = [rng.randint(1, top), rng.randint(1, rng.choice((9, 99, top)))]
+        rng.shuffle(pair)
+        return tuple(pair)
 
     def numbers(self, a, b):
         """Every number that a row about (a, b) mentions."""
@@ -31,22 +57,20 @@ class Pair:
             return "eval"
         return "train" if clean(*self.numbers(*slots)) else None
 
+    def ask(self, rng, slots, style=PLAIN):
+        a, b = (digits(rng, n, style) for n in slots)
+        return ask(rng, self.forms, style, a=a, b=b), self.work(*slots)
+
 
 class Sum(Pair):
     title = "两位数加法"
-    asks = ["{a}+{b}=？", "{a}加{b}等于多少？", "请算{a}+{b}", "{a}与{b}的和是多少？", "有{a}个，又放进{b}个，一共几个？"]
+    forms = forms.SUM
 
     def numbers(self, a, b):
-        (_, _, _, ones), (_, _, _, tens) = sum_steps(a, b)
-        return a, b, ones, tens, a + b
+        return a, b, *(total for *_, total in sum_steps(a, b)), a + b
 
     def work(self, a, b):
-        (x, y, _, ones), (p, q, carry, tens) = sum_steps(a, b)
-        return f"{x}+{y}={ones}，{p}+{q}{'+1' if carry else ''}={tens}，得{a + b}"
-
-    def ask(self, rng, slots):
-        a, b = slots
-        return rng.choice(self.asks).format(a=a, b=b), self.work(a, b)
+        return "，".join(f"{x}+{y}{'+1' if carry else ''}={total}" for x, y, carry, total in sum_steps(a, b)) + f"，得{a + b}"
 
     def tell(self, rng, slots):
         a, b = slots
@@ -55,22 +79,16 @@ class Sum(Pair):
 
 class Difference(Pair):
     title = "两位数减法"
-    asks = ["{a}-{b}=？", "{a}减{b}等于多少？", "请算{a}-{b}", "{a}比{b}多多少？", "有{a}个，拿走{b}个，还剩几个？"]
+    forms = forms.DIFFERENCE
 
     def draw(self, rng):
         return tuple(sorted(super().draw(rng), reverse=True))
 
     def numbers(self, a, b):
-        return (a, b, a - b) + ((a % 10 + 10,) if a % 10 < b % 10 else ())
+        return a, b, a - b, *(x for x, *_ in difference_steps(a, b) if x >= 10)
 
     def work(self, a, b):
-        borrow = a % 10 < b % 10
-        x, y, p, q = a % 10 + 10 * borrow, b % 10, a // 10, b // 10
-        return f"{x}-{y}={x - y}，{p}{'-1' if borrow else ''}-{q}={p - borrow - q}，得{a - b}"
-
-    def ask(self, rng, slots):
-        a, b = slots
-        return rng.choice(self.asks).format(a=a, b=b), self.work(a, b)
+        return "，".join(f"{x}{'-1' if lent else ''}-{y}={rest}" for x, lent, y, rest in difference_steps(a, b)) + f"，得{a - b}"
 
     def tell(self, rng, slots):
         a, b = slots
@@ -79,16 +97,17 @@ class Difference(Pair):
 
 class ChineseSum(Sum):
     title = "汉字数字加法"
-    asks = ["{a}加{b}等于多少？", "{a}加{b}是几？", "算算{a}加{b}", "{a}和{b}相加得多少？"]
+    forms = forms.CHINESE_SUM
+    most = 99
 
     def work(self, a, b):
-        (x, y, _, ones), (p, q, carry, tens) = sum_steps(a, b)
-        words = [chinese(n) for n in (x, y, ones, p, q, tens, a + b)]
-        return "{}加{}得{}，{}加{}{}得{}，{}".format(*words[:5], "加一" if carry else "", *words[5:])
+        steps = "，".join(f"{chinese(x)}加{chinese(y)}{'加一' if carry else ''}得{chinese(total)}"
+                         for x, y, carry, total in sum_steps(a, b))
+        return f"{steps}，{chinese(a + b)}"
 
-    def ask(self, rng, slots):
+    def ask(self, rng, slots, style=PLAIN):
         a, b = map(chinese, slots)
-        return rng.choice(self.asks).format(a=a, b=b), self.work(*slots)
+        return ask(rng, self.forms, style, a=a, b=b), self.work(*slots)
 
     def tell(self, rng, slots):
         a, b = map(chinese, slots)
@@ -97,19 +116,20 @@ class ChineseSum(Sum):
 
 class Compare(Pair):
     title = "数字比大小"
-    asks = [("{a}和{b}哪个大？", max), ("{a}和{b}哪个小？", min), ("{a}与{b}比，大的是多少？", max), ("{a}与{b}比，小的是多少？", min)]
-    show = staticmethod(str)
+
+    def show(self, rng, n, style=PLAIN):
+        return digits(rng, n, style)
 
     def split(self, slots):
         return None if slots[0] == slots[1] else super().split(slots)
 
-    def ask(self, rng, slots):
-        a, b = map(self.show, slots)
-        question, pick = rng.choice(self.asks)
-        return question.format(a=a, b=b), self.show(pick(slots))
+    def ask(self, rng, slots, style=PLAIN):
+        pick, ways = rng.choice(((max, forms.BIGGER), (min, forms.SMALLER)))
+        question = ask(rng, ways, style, **{name: self.show(rng, n, style) for name, n in zip("ab", slots)})
+        return question, self.show(rng, pick(slots))
 
     def tell(self, rng, slots):
-        a, b, high, low = map(self.show, (*slots, max(slots), min(slots)))
+        a, b, high, low = (self.show(rng, n) for n in (*slots, max(slots), min(slots)))
         form = rng.choice(["{a}和{b}，大的是{high}，小的是{low}。", "{a}和{b}，小的是{low}，大的是{high}。",
                            "{a}和{b}哪个大，是{high}。", "{a}和{b}哪个小，是{low}。"])
         return form.format(a=a, b=b, high=high, low=low)
@@ -117,7 +137,10 @@ class Compare(Pair):
 
 class ChineseCompare(Compare):
     title = "汉字数字比大小"
-    show = staticmethod(chinese)
+    most = 199
+
+    def show(self, rng, n, style=PLAIN):
+        return chinese(n)
 
 
 class Weekday:
@@ -140,19 +163,24 @@ class Weekday:
         whole = (f"{counted(n)}天是{counted(weeks)}周零{counted(rest)}天，" if rest else f"{counted(n)}天正好{counted(weeks)}周，") if weeks else ""
         return whole + (path + "，" if rest else "") + "星期" + WEEK[(start + step * rest) % 7]
 
-    def words(self, rng, slots):
+    def words(self, rng, slots, style=PLAIN):
         """The known day and how the distance is said."""
         early, n, forward = slots
         start = WEEK[early if forward else (early + n) % 7]
         near = {(1, True): "明天", (2, True): "后天", (1, False): "昨天", (2, False): "前天"}
         if (n, forward) in near and rng.random() < 0.5:
             return start, near[n, forward]
-        return start, f"{counted(n)}天{'后' if forward else '前'}"
+        if style != PLAIN and n == 7 and rng.random() < 0.5:
+            return start, rng.choice(("一周", "一个星期")) + ("后" if forward else "前")
+        when = pick(rng, forms.LATER if forward else forms.EARLIER, style)
+        return start, when.format(n=spelled(rng, n, style, counted))
 
-    def ask(self, rng, slots):
-        start, when = self.words(rng, slots)
-        form = rng.choice(["今天星期{s}，{w}是星期几？", "今天是星期{s}，{w}星期几？", "如果今天星期{s}，那么{w}是星期几？"])
-        return form.format(s=start, w=when), self.work(slots)
+    def ask(self, rng, slots, style=PLAIN):
+        start, when = self.words(rng, slots, style)
+        form = pick(rng, forms.WEEKDAY, style)
+        if style != PLAIN:
+            form = dress(rng, form, KITS[style])
+        return week_word(rng, form.format(s=start, w=when), style), self.work(slots)
 
     def tell(self, rng, slots):
         start, when = self.words(rng, slots)
@@ -187,23 +215,29 @@ class Date:
             return f"{day2}-{n}={day}，{month}月{day}日"
         return f"{month}月{last}天，{day2}+{last}={day2 + last}，{day2 + last}-{n}={day}，{month}月{day}日"
 
-    def words(self, rng, slots):
+    def words(self, rng, slots, style=PLAIN):
         month, day, n, forward = slots
-        month2, day2 = self.later(month, day, n)
-        start = f"{month}月{day}日" if forward else f"{month2}月{day2}日"
-        if month == 2 and month2 == 3:
-            start = "平年" + start
+        first, last = (month, day), self.later(month, day, n)
+        written = self.written(rng, *(first if forward else last), style)
+        if month == 2 and last[0] == 3:
+            written = "平年" + written
         if n == 1 and rng.random() < 0.5:
-            return start, "的后一天" if forward else "的前一天"
-        return start, rng.choice(["的{n}天后", "再过{n}天"] if forward else ["的{n}天前", "往前{n}天"]).format(n=n)
+            return written, "的后一天" if forward else "的前一天"
+        when = pick(rng, forms.DATE_LATER if forward else forms.DATE_EARLIER, style)
+        return written, when.format(n=in_digits(rng, n, style))
 
-    def ask(self, rng, slots):
-        start, when = self.words(rng, slots)
-        return start + when + rng.choice(["是几月几日？", "是哪一天？"]), self.work(slots)
+    def written(self, rng, month, day, style):
+        """3月28日; in other styles also 三月二十八日 and 3月28号."""
+        show = chinese if style != PLAIN and rng.random() < 0.25 else lambda n: digits(rng, n, style)
+        return f"{show(month)}月{show(day)}{'号' if style != PLAIN and rng.random() < 0.4 else '日'}"
+
+    def ask(self, rng, slots, style=PLAIN):
+        written, when = self.words(rng, slots, style)
+        return ask(rng, forms.DATE, style, d=written, w=when), self.work(slots)
 
     def tell(self, rng, slots):
-        start, when = self.words(rng, slots)
-        return f"{start}{when}：{self.work(slots)}。"
+        written, when = self.words(rng, slots)
+        return f"{written}{when}：{self.work(slots)}。"
 
 
 NUMBER_TASKS = {"sum": Sum(), "difference": Difference(), "chinese_sum": ChineseSum(), "compare": Compare(),

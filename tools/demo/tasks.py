@@ -6,8 +6,10 @@ import json
 from functools import cached_property
 from pathlib import Path
 
-from tools.demo import words as words
-from tools.demo.hold import counted, held, held_dish, held_name, held_place, held_string, split
+from tools.demo import forms, words
+from tools.demo.hold import counted, held, held_dish, held_place, held_string, split
+from tools.demo.names import RARE, draw_name, held_name
+from tools.demo.noise import FREE, OTHER, PLAIN, ask, pick, spelled
 from tools.demo.numbers import NUMBER_TASKS
 from tools.errors import UserError
 
@@ -23,16 +25,13 @@ def hand_rows(name):
         raise UserError(f"读不了手写数据 {path}（{error}）。请从项目里恢复这个文件。") from error
 
 
-def draw_name(rng):
-    return rng.choice(words.SURNAMES) + "".join(rng.choice(words.GIVEN) for _ in range(rng.choice((1, 2))))
-
-
 def draw_dish(rng):
-    return rng.choice(words.COOKING) + rng.choice(words.FOODS)
+    return rng.choice(words.PLAIN_DISHES if rng.random() < 0.25 else words.FOODS) if rng.random() < 0.4 else (
+        rng.choice(words.COOKING) + rng.choice(words.FOODS))
 
 
 def draw_place(rng):
-    return rng.choice(words.CITIES) + rng.choice(words.CORNERS)
+    return rng.choice(words.CITIES) + (rng.choice(words.CORNERS) if rng.random() < 0.7 else "")
 
 
 class Shopping:
@@ -58,22 +57,51 @@ class Shopping:
     def split(self, slots):
         return split(self.is_held(slots[0]))
 
-    def request(self, rng, slots):
-        spoken, number_first = [], rng.random() < 0.65
+    def measured(self, rng, slots, style=PLAIN):
+        """Slots -> [(goods, number, unit, specification), ...]; beyond the plain style some goods are none of the shop's: they are copied."""
+        found = {}
         for good, n, spec in slots:
-            amount = counted(n) + words.GOODS[good][0]
-            spoken.append(amount + (f"{spec}的" if spec else "") + good if number_first else good + amount + (f"要{spec}的" if spec else ""))
-        return "，".join(spoken[:-1]) + ("和" if number_first else "，还有") + spoken[-1] if len(spoken) > 1 else spoken[0]
+            unit = words.GOODS[good][0]
+            if style == FREE and rng.random() < 0.1:
+                unit = rng.choice(words.UNITS)
+            if style != PLAIN and rng.random() < 0.3:
+                good, unit = self.wild(rng, style)
+                spec = spec if rng.random() < 0.4 else None
+            found[good] = good, n, unit, spec
+        return list(found.values())
 
-    def table(self, slots):
-        return "|" + "".join(f"{good}|{counted(n)}{words.GOODS[good][0]}|{spec or '没有'}|" for good, n, spec in slots)
+    def wild(self, rng, style):
+        if style == FREE and rng.random() < 0.4:                     # a name that does not exist: nothing but copying helps
+            return "".join(rng.sample(words.CHARACTERS, rng.choice((1, 2, 2, 3)))), rng.choice(words.UNITS)
+        return rng.choice(sorted((words.WILD_GOODS if style == FREE else words.HELD_GOODS).items()))
 
-    def ask(self, rng, slots):
-        return rng.choice(words.BUY_FRAMES).format(x=self.request(rng, slots)), self.table(slots)
+    def request(self, rng, items, style=PLAIN):
+        spoken, number_first = [], rng.random() < 0.65
+        for good, n, unit, spec in items:
+            amount = spelled(rng, n, style, counted, 0.35) + unit
+            if style != PLAIN and spec and rng.random() < 0.3:       # 红色的铅笔三支, 三支红色铅笔
+                spec_good = spec + rng.choice(("的", "")) + good
+                spoken.append(amount + spec_good if number_first else spec_good + amount)
+            else:
+                spoken.append(amount + (f"{spec}的" if spec else "") + good if number_first
+                              else good + amount + (f"要{spec}的" if spec else ""))
+        if len(spoken) == 1:
+            return spoken[0]
+        if style == PLAIN:
+            return "，".join(spoken[:-1]) + ("和" if number_first else "，还有") + spoken[-1]
+        between = "，" if rng.random() < 0.5 else pick(rng, forms.JOINS, style)
+        return between.join(spoken[:-1]) + pick(rng, forms.JOINS, style) + spoken[-1]
+
+    def table(self, items):
+        return "|" + "".join(f"{good}|{counted(n)}{unit}|{spec or '没有'}|" for good, n, unit, spec in items)
+
+    def ask(self, rng, slots, style=PLAIN):
+        items = self.measured(rng, slots, style)
+        return ask(rng, forms.BUY, style, x=self.request(rng, items, style)), self.table(items)
 
     def tell(self, rng, slots):
-        who = rng.choice(words.RELATIVES)
-        return f"{who}要{self.request(rng, slots)}，记成{self.table(slots)}。"
+        who, items = rng.choice(words.RELATIVES), self.measured(rng, slots)
+        return f"{who}要{self.request(rng, items)}，记成{self.table(items)}。"
 
 
 class Antonym:
@@ -81,14 +109,14 @@ class Antonym:
     title = "反义词"
 
     def draw(self, rng):
-        return rng.choice(words.ANTONYMS), rng.randrange(2), rng.randrange(len(words.ANTONYM_ASKS))
+        return rng.choice(words.ANTONYMS), rng.randrange(2), rng.randrange(len(forms.ANTONYM.core))
 
     def split(self, slots):
         return split(held("antonym", "".join(slots[0]) + str(slots[2]), 0.11))
 
-    def ask(self, rng, slots):
+    def ask(self, rng, slots, style=PLAIN):
         pair, side, phrasing = slots
-        return words.ANTONYM_ASKS[phrasing].format(w=pair[side]), pair[1 - side]
+        return ask(rng, forms.ANTONYM._replace(core=[forms.ANTONYM.core[phrasing]]), style, w=pair[side]), pair[1 - side]
 
     def tell(self, rng, slots):
         one, other = slots[0][slots[1]], slots[0][1 - slots[1]]
@@ -108,9 +136,8 @@ class Measure:
     def phrase(self, slots):
         return counted(slots[1]) + words.MEASURES[slots[0]] + slots[0]
 
-    def ask(self, rng, slots):
-        form = rng.choice(["填量词：{n}（）{s}", "{n}什么{s}？请补上量词", "把{n}和{s}用量词连起来", "数{s}，数到{n}，该怎么说？"])
-        return form.format(n=counted(slots[1]), s=slots[0]), self.phrase(slots)
+    def ask(self, rng, slots, style=PLAIN):
+        return ask(rng, forms.MEASURE, style, n=spelled(rng, slots[1], style, counted, 0.2), s=slots[0]), self.phrase(slots)
 
     def tell(self, rng, slots):
         return rng.choice(["这里有{}。", "我看见了{}。", "图上画着{}。", "故事里说到{}。"]).format(self.phrase(slots))
@@ -130,9 +157,9 @@ class Fact:
     def split(self, slots):
         return split(held("fact", "/".join(slots[0]) + str(slots[1]), 0.13))
 
-    def ask(self, rng, slots):
+    def ask(self, rng, slots, style=PLAIN):
         (kind, subject, answer), phrasing = slots
-        return words.FACTS[kind][0][phrasing].format(s=subject), answer
+        return ask(rng, ([words.FACTS[kind][0][phrasing]], *forms.FACTS[kind]), style, s=subject), answer
 
     def tell(self, rng, slots):
         kind, subject, answer = slots[0]
@@ -144,7 +171,10 @@ class Puzzle:
     lengths = (2, 3, 4, 5)
 
     def draw(self, rng):
-        return "".join(rng.sample(words.CHARACTERS, rng.choice(self.lengths))), rng.randrange(2)
+        """Some of the characters are those of names: what a puzzle copies and turns round, a name needs copied."""
+        chosen = rng.sample(words.CHARACTERS, rng.choice(self.lengths))
+        chosen = dict.fromkeys(rng.choice(RARE) if rng.random() < 0.08 else one for one in chosen)
+        return ("".join(chosen) if len(chosen) > 1 else "山水"), rng.randrange(2)
 
     def split(self, slots):
         return split(held_string(slots[0]))
@@ -154,8 +184,8 @@ class Count(Puzzle):
     title = "数字数"
     lengths = (2, 3, 4, 5, 6, 7)
 
-    def ask(self, rng, slots):
-        return rng.choice(["“{}”有几个字？", "数一数，“{}”是几个字？"]).format(slots[0]), f"{counted(len(slots[0]))}个"
+    def ask(self, rng, slots, style=PLAIN):
+        return ask(rng, forms.COUNT, style, s=slots[0]), f"{counted(len(slots[0]))}个"
 
     def tell(self, rng, slots):
         return f"“{slots[0]}”一共{counted(len(slots[0]))}个字。"
@@ -164,10 +194,9 @@ class Count(Puzzle):
 class Ends(Puzzle):
     title = "首尾的字"
 
-    def ask(self, rng, slots):
+    def ask(self, rng, slots, style=PLAIN):
         string, last = slots
-        forms = ["“{}”的最后一个字是什么？", "“{}”结尾是哪个字？"] if last else ["“{}”的第一个字是什么？", "“{}”开头是哪个字？"]
-        return rng.choice(forms).format(string), string[-1 if last else 0]
+        return ask(rng, forms.LAST if last else forms.FIRST, style, s=string), string[-1 if last else 0]
 
     def tell(self, rng, slots):
         string, last = slots
@@ -177,8 +206,8 @@ class Ends(Puzzle):
 class Reverse(Puzzle):
     title = "倒写"
 
-    def ask(self, rng, slots):
-        return rng.choice(["把“{}”倒过来写", "“{}”反过来念是什么？", "请倒着写出“{}”"]).format(slots[0]), slots[0][::-1]
+    def ask(self, rng, slots, style=PLAIN):
+        return ask(rng, forms.REVERSE, style, s=slots[0]), slots[0][::-1]
 
     def tell(self, rng, slots):
         return rng.choice(["“{}”倒过来是{}。", "“{}”反着念是{}。"]).format(slots[0], slots[0][::-1])
@@ -205,9 +234,9 @@ class SmallTalk:
             return "eval"                                        # what recall keeps back is kept back here too
         return split(held("talk", f"{number}," + ",".join(word for _, word in filled), 0.1))
 
-    def ask(self, rng, slots):
+    def ask(self, rng, slots, style=PLAIN):
         ways, reply, _ = words.TALK[slots[0]]
-        return rng.choice(ways).format(**dict(slots[1])), reply.format(**dict(slots[1]))
+        return ask(rng, (ways, *forms.TALK[slots[0]]), style, **dict(slots[1])), reply.format(**dict(slots[1]))
 
     def tell(self, rng, slots):
         return words.TALK[slots[0]][2].format(**dict(slots[1]))
@@ -232,8 +261,10 @@ class Identity:
     def question(self, slots):
         return self.openings[slots[2]] + self.rows[slots[0]]["asks"][slots[1]]
 
-    def ask(self, rng, slots):
-        return self.question(slots), self.rows[slots[0]]["reply"]
+    def ask(self, rng, slots, style=PLAIN):
+        """The held-out wordings are asked without an opening."""
+        row = self.rows[slots[0]]
+        return ask(rng, ([self.question(slots)], row["more"], row["others"]), style), row["reply"]
 
     def tell(self, rng, slots):
         return self.rows[slots[0]]["text"]
@@ -243,13 +274,11 @@ class Recall:
     """Slots: ((kind, value), ...), the first one is asked for. Values are held out whole: no training row contains one."""
     title = "多轮记忆"
     draws = {"name": (draw_name, held_name), "dish": (draw_dish, held_dish), "place": (draw_place, held_place)}
-    says = {"name": (["我叫{}", "我的名字是{}", "你好，我叫{}"], "你好，{}"),
-            "dish": (["我喜欢吃{}", "我最爱吃的是{}"], "{}很好吃"),
-            "place": (["我住在{}", "我家在{}"], "{}是个好地方")}
-    questions = {"name": (["我叫什么名字？", "你还记得我叫什么吗？", "我叫什么？"], "你叫{}"),
-                 "dish": (["我喜欢吃什么？", "你还记得我爱吃什么吗？"], "你喜欢吃{}"),
-                 "place": (["我住在哪里？", "你还记得我家在哪儿吗？"], "你住在{}")}
-    distractors = ("fact", "antonym", "measure", "compare", "ends", "identity")
+    hears = {"name": "你好，{}", "dish": "{}很好吃", "place": "{}是个好地方"}
+    replies = {"name": "你叫{}", "dish": "你喜欢吃{}", "place": "你住在{}"}
+    unknown = {"name": "你还没告诉我你的名字", "dish": "你还没告诉我你爱吃什么", "place": "你还没告诉我你住在哪里"}
+    distractors = ("fact", "antonym", "measure", "compare", "ends", "identity", "sum", "weekday")
+    room = 190                      # characters that are told before the question: it fits the context
 
     def draw(self, rng, part="train"):
         kinds = rng.sample(sorted(self.draws), rng.choice((1, 2, 2, 3)))
@@ -265,15 +294,26 @@ class Recall:
     def split(self, slots):
         return split(self.draws[slots[0][0]][1](slots[0][1]))
 
-    def exchanges(self, rng, slots):
+    def exchanges(self, rng, slots, style=PLAIN):
         """[(user, assistant), ...] ending with the question; at least one distracting exchange before it."""
-        told = [(rng.choice(self.says[kind][0]).format(value), self.says[kind][1].format(value)) for kind, value in slots]
+        ends = ("",) if style == PLAIN else ("", "", "", "。", "！", "呀", "，你好", "，记住了", "~")
+        told = [(pick(rng, forms.RECALL_SAYS[kind], style).format(value) + rng.choice(ends), self.hears[kind].format(value))
+                for kind, value in slots]
         rng.shuffle(told)
-        for _ in range(rng.choice((1, 1, 2, 3)) if len(told) < 3 else 1):
-            task = TASKS[rng.choice(self.distractors)]
-            told.append(task.ask(rng, draw_part(task, rng, "train")))
-        asks, reply = self.questions[slots[0][0]]
-        return told + [(rng.choice(asks), reply.format(slots[0][1]))]
+        for _ in range(rng.choice((1, 1, 2, 3) if style == PLAIN else (0, 1, 1, 2, 3, 5, 8)) if len(told) < 3 else 1):
+            task = TASKS[rng.choice(self.distractors[:6] if style == PLAIN else self.distractors)]
+            told.append(task.ask(rng, draw_part(task, rng, "train"), PLAIN if style == OTHER else style))
+            if sum(len(text) for pair in told for text in pair) > self.room:
+                break
+        kind, value = slots[0]
+        return told + [(ask(rng, forms.RECALL_ASKS[kind], style), self.replies[kind].format(value))]
+
+    def blank(self, rng, style):
+        """Asked for what nobody has told: [(user, assistant), ...]."""
+        *slots, (kind, _) = self.draw(rng) + self.draw(rng)
+        slots = [slot for slot in dict(slots).items() if slot[0] != kind]
+        said = self.exchanges(rng, slots, style)[:-1] if slots and rng.random() < 0.5 else []
+        return said + [(ask(rng, forms.RECALL_ASKS[kind], style), self.unknown[kind])]
 
     def tell(self, rng, slots):
         told = {"name": "他叫{}", "dish": "他喜欢吃{}", "place": "他住在{}"}

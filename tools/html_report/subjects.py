@@ -208,6 +208,10 @@ def flat_scores(report):
     for stage, score in ((report or {}).get("scores") or {}).items():
         if isinstance(score, dict):
             found[f"{STAGE_TITLES.get(stage, stage)} 总分"] = score.get("overall")
+            if "phrasings" in score:
+                found[f"{STAGE_TITLES.get(stage, stage)} 换一种问法"] = score["phrasings"].get("overall")
+            if "outside" in score:
+                found[f"{STAGE_TITLES.get(stage, stage)} 题外话"] = score["outside"]
             found |= {f"{STAGE_TITLES.get(stage, stage)} {task_title(task)}": value for task, value in (score.get("by_task") or {}).items()}
     for stage, value in ((report or {}).get("bits_per_char") or {}).items():
         found[f"{STAGE_TITLES.get(stage, stage)} 每字比特"] = value

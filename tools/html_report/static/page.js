@@ -184,13 +184,17 @@ function scoreCard(report, name) {
   const scores = Object.entries(report.scores || {}).filter(([, s]) => s && s.by_task);
   if (!scores.length) return null;
   const [, last] = scores[scores.length - 1], tasks = Object.keys(last.by_task).sort((a, b) => last.by_task[b] - last.by_task[a]);
+  const wording = last.phrasings;
   const percent = v => v === undefined || v === null ? "—" : (100 * v).toFixed(1) + " %";
   const bar = task => element("div", {class: "bar"}, element("i", {style: `width:${100 * (last.by_task[task] || 0)}%`}),
     last.chance ? element("u", {style: `left:${100 * (last.chance[task] || 0)}%`, title: "随机猜测"}) : null);
   return element("div", {class: "card wide"}, element("h3", {text: name + "留出题的正确率"}), element("div", {class: "note", text: "条：最后一个阶段；竖线：随机猜测"}),
-    table(["任务", ...scores.map(([n]) => stageName(n) + "后"), "随机猜测", ""], [["全部", ...scores.map(([, s]) => percent(s.overall)), "", ""],
-      ...tasks.map(t => [taskName(t), ...scores.map(([, s]) => percent(s.by_task[t])), percent((last.chance || {})[t]), bar(t)])],
-    [...scores.map((_, i) => i + 1), scores.length + 1]));
+    table(["任务", ...scores.map(([n]) => stageName(n) + "后"), ...(wording ? ["换一种问法"] : []), "随机猜测", ""],
+      [["全部", ...scores.map(([, s]) => percent(s.overall)), ...(wording ? [percent(wording.overall)] : []), "", ""],
+      ...tasks.map(t => [taskName(t), ...scores.map(([, s]) => percent(s.by_task[t])), ...(wording ? [percent(wording.by_task[t])] : []),
+        percent((last.chance || {})[t]), bar(t)])],
+    [...scores.map((_, i) => i + 1), scores.length + 1, ...(wording ? [scores.length + 2] : [])]),
+    last.outside === undefined ? null : element("div", {class: "note", text: `题外话（它的小世界里没有的）：${percent(last.outside)} 答得体，或老实说不会`}));
 }
 
 function pipelineCard(report, name) {
