@@ -202,7 +202,8 @@ def columns(results, names):
 
 
 def beyond_contents(asked, exact):
-    """Lines of the other two scores of the built-in world, and of false refusals. asked: the scores of one model that has them."""
+    """Lines of the other two scores of the built-in world, and of false refusals. asked: the scores of one model that
+    has them."""
     def cells(of):
         return (percent(of(e)) if e else NONE for e in exact)
     if "phrasings" in asked:

@@ -27,10 +27,13 @@ NUMBER = rf"(?:\d+|[{NUMERAL}]+)"
 
 
 def plain(text):
-    """The wording without its clothes: one kind of marks, widths, characters, one word for the week and for the day of a month."""
-    text = re.sub("(?<=[\n。，])|[ ]", "", unicodedata.normalize("NFKC", text).translate(str.maketrans(TRADITIONAL, SIMPLE)))
+    """The wording without its clothes: one kind of marks, widths, characters, one word for the week and for the day of
+    a month."""
+    text = re.sub("(?<=[\n。，])|[ ]", "",
+                  unicodedata.normalize("NFKC", text).translate(str.maketrans(TRADITIONAL, SIMPLE)))
     text = re.sub("[\"'‘’「」『』【】〝〞《》“”]([^\"'‘’「」『』【】〝〞《》“”]+)[\"'‘’「」『』【】〝〞《》“”]", r"“\1”", text)
-    return re.sub("礼拜|周(?=[一二三四五六日天几])", "星期", text).replace("号", "日").replace("星期天", "星期日").replace(",", "，").replace("?", "？")
+    return re.sub("礼拜|周(?=[一二三四五六日天几])", "星期", text).replace("号", "日").replace("星期天", "星期日").replace(",",
+        "，").replace("?", "？")
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +103,8 @@ def test_answers_are_varied_and_short(world):
 
 
 def test_held_out_number_pairs_never_meet_in_training(world, units):
-    held = {frozenset(numbers(question)[:2]) for question, _ in held_items(world, "sum", "difference", "compare", "chinese_sum", "chinese_compare")}
+    held = {frozenset(numbers(question)[:2])
+            for question, _ in held_items(world, "sum", "difference", "compare", "chinese_sum", "chinese_compare")}
     assert len(held) >= 100 and all(held_pair(min(pair), max(pair)) for pair in held)
     met, seen = set(), 0
     for unit in units:
@@ -151,7 +155,8 @@ def form_of(form):
     return re.compile(re.escape(form.rstrip("？")).replace("“\\{s\\}”", "“?([^“”，。？！：]+?)”?"))
 
 
-PUZZLES = [form_of(form) for ways in (forms.COUNT, forms.FIRST, forms.LAST, forms.REVERSE) for part in ways for form in part]
+PUZZLES = [form_of(form) for ways in (forms.COUNT, forms.FIRST, forms.LAST, forms.REVERSE) for part in ways
+           for form in part]
 
 
 def strings(text):
@@ -171,7 +176,8 @@ def table_items(text):
 
 
 @pytest.mark.parametrize("tasks, extract", [
-    (("weekday",), weekdays), (("date",), dates), (("count", "ends", "reverse"), strings), (("shopping",), table_items)])
+    (("weekday",), weekdays), (("date",), dates), (("count", "ends", "reverse"), strings),
+    (("shopping",), table_items)])
 def test_held_out_slots_are_not_in_training(world, units, tasks, extract):
     items = held_items(world, *tasks)
     held = [extract(f"{question}\n{answer}") for question, answer in items]
@@ -191,7 +197,8 @@ def test_held_out_wordings_are_not_in_training(world, task):
     def key(question, answer):
         question = re.sub("[？。！!~ ]+$", "", plain(question))
         words = re.findall("“(.+?)”", question)
-        return (re.sub("“.+?”", "“”", question), frozenset((words[0], answer))) if task == "antonym" and words else question
+        return (re.sub("“.+?”", "“”", question),
+                frozenset((words[0], answer))) if task == "antonym" and words else question
     trained = {key(*pair) for row in world["sft"] for pair in exchanges(row)}
     assert not trained & {key(*pair) for pair in held_items(world, task)}
     told = "".join(row["text"] for row in world["pre"])
@@ -242,7 +249,8 @@ def check_weekday(question, answer):
     back = "前" in question or "昨" in question
     assert answer[-1] == "一二三四五六日"[day if back else (day + n) % 7]
     if n >= 7:
-        assert divmod(n, 7) == (read_chinese(re.search("(?:是|正好)(.)周", answer)[1]), numbers(answer)[2] if "零" in answer else 0)
+        assert divmod(n, 7) == (read_chinese(re.search("(?:是|正好)(.)周", answer)[1]),
+                                numbers(answer)[2] if "零" in answer else 0)
 
 
 def check_date(question, answer):
@@ -265,14 +273,16 @@ def check_shopping(question, answer):
     cells = answer.strip("|").split("|")
     assert len(cells) % 3 == 0 and 3 <= len(cells) <= 9
     for good, amount, spec in zip(cells[::3], cells[1::3], cells[2::3]):
-        asked = [amount + good, good + amount] if spec == "没有" else [f"{amount}{spec}的{good}", f"{good}{amount}要{spec}的"]
+        asked = [amount + good, good + amount] if spec == "没有" else [f"{amount}{spec}的{good}",
+                                                                     f"{good}{amount}要{spec}的"]
         assert any(form in question for form in asked) and not (spec == "没有" and f"{good}{amount}要" in question)
         question = question.replace(asked[0], "").replace(asked[1], "")
     assert not any(good in question for good in demo_words.GOODS), "an item is missing from the table"
 
 
 CHECKS = {"sum": check_sum, "difference": check_difference, "chinese_sum": check_sum, "compare": check_compare,
-          "chinese_compare": check_compare, "weekday": check_weekday, "date": check_date, "count": check_puzzle, "ends": check_puzzle,
+          "chinese_compare": check_compare, "weekday": check_weekday, "date": check_date, "count": check_puzzle,
+          "ends": check_puzzle,
           "reverse": check_puzzle, "shopping": check_shopping}
 
 
@@ -298,7 +308,8 @@ def test_chance_and_grade(world):
             row("reverse", "把“天地”倒过来写", "地天"), row("reverse", "把“山水火”倒过来写", "火水山"),
             row("ends", "“天地”开头是哪个字？", "天"), row("fact", "甲？", "乙"), row("fact", "丙？", "乙"), row("fact", "丁？", "戊")]
     got = chance(rows)
-    assert got["compare"] == 0.5 and got["reverse"] == 0.5 and got["ends"] == 1.0 and got["fact"] == pytest.approx(2 / 3)
+    assert got["compare"] == 0.5 and got["reverse"] == 0.5 and got["ends"] == 1.0 and got["fact"] == pytest.approx(2
+        / 3)
     assert grade("48", " 48\n") and not grade("48", "48。")
     scores = chance(world["eval"])
     assert scores["compare"] == 0.5 and all(score < 0.35 for task, score in scores.items() if "compare" not in task)
@@ -306,7 +317,8 @@ def test_chance_and_grade(world):
 
 def test_same_rows_in_another_process(world):
     command = "import hashlib, json; from tools.demo_data import build_demo; print(hashlib.sha256(json.dumps(build_demo(0)).encode()).hexdigest())"
-    out = subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONHASHSEED": "7"})
+    out = subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True,
+                         env={**os.environ, "PYTHONHASHSEED": "7"})
     assert out.stdout.strip() == hashlib.sha256(json.dumps(world).encode()).hexdigest(), out.stderr
 
 
@@ -318,7 +330,8 @@ def test_write_once_and_repair(tmp_path, monkeypatch):
     assert sorted(path.name for path in paths.values()) == [
         f"demo_{name}.jsonl" for name in ("eval", "outside", "phrasings", "pre", "sft")]
     stamps = {path: path.stat().st_mtime_ns for path in paths.values()}
-    assert write_demo(tmp_path / "a", 3) == paths and {path: path.stat().st_mtime_ns for path in paths.values()} == stamps
+    assert write_demo(tmp_path / "a", 3) == paths and {path: path.stat().st_mtime_ns
+                                                       for path in paths.values()} == stamps
     whole = paths["sft"].read_bytes()
     paths["sft"].write_bytes(whole[:-20])
     write_demo(tmp_path / "a", 3)

@@ -25,5 +25,6 @@ def test_pairs_ignore_order_and_spare_the_calendar():
 def test_strings_ignore_direction_and_names_share_their_beginning():
     assert all(held_string(s) == held_string(s[::-1]) for s in ("天地", "山水火", "日月星云"))
     names = [a + b + c for a in "王李张刘陈杨" for b in "明芳静丽强伟" for c in "华英玉兰凤洁"]
-    assert all(held_name(n) for n in names if held_name(n[:2]) or held_name(n[1:])), "a held-out name is in no training name"
+    assert all(held_name(n) for n in names if held_name(n[:2])
+               or held_name(n[1:])), "a held-out name is in no training name"
     assert 0.02 < sum(map(held_name, names)) / len(names) < 0.2 and held_name("Alice") == held_name("ALIna")

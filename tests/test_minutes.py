@@ -73,6 +73,7 @@ def test_looks_at_the_held_out_data_are_part_of_the_time():
     assert steps_within(100, {"step": 1.0, "forward": 0.0}, {"eval_steps": 10}) == 100
     assert steps_within(110, {"step": 1.0, "forward": 10.0}, {"eval_steps": 10}) == 50
     assert steps_within(110, {"step": 1.0, "forward": 10.0}, {"eval_steps": None}) == 100
+    assert steps_within(110, {"step": 1.0, "forward": 1.0}, {"eval_steps": "auto"}) == 99          # ten looks
     assert steps_within(1, {"step": 1.0, "forward": 10.0}, {"eval_steps": 5}) == 4
 
 

@@ -1,9 +1,10 @@
 """The built-in data: a small world in text, dialogues and held-out questions, written on first use.
 
-`write_demo("data")` writes demo_pre.jsonl and demo_sft.jsonl to learn from, and three files to be examined with: demo_eval.jsonl
-(contents that no training row has), demo_phrasings.jsonl (ways to ask that no training row has), demo_outside.jsonl (what is not in
-this world). The tasks are in demo/numbers and demo/tasks, their wordings in demo/forms and demo/noise, what is held out in
-demo/hold, the hand-written rows in data/hand_*.jsonl. Everything follows from the seed.
+`write_demo("data")` writes demo_pre.jsonl and demo_sft.jsonl to learn from, and three files to be examined with:
+demo_eval.jsonl (contents that no training row has), demo_phrasings.jsonl (ways to ask that no training row has),
+demo_outside.jsonl (what is not in this world). The tasks are in demo/numbers and demo/tasks, their wordings in
+demo/forms and demo/noise, what is held out in demo/hold, the hand-written rows in data/hand_*.jsonl. Everything follows
+from the seed.
 """
 import hashlib
 import json
@@ -113,7 +114,8 @@ def sft_rows(rng):
 
 
 def eval_rows(rng, style=PLAIN):
-    """Held-out questions, no two alike, no answer too frequent; other wordings of one content only when contents run out."""
+    """Held-out questions, no two alike, no answer too frequent; other wordings of one content only when contents run
+    out."""
     rows = []
     for name, (_, _, amount) in AMOUNTS.items():
         amount = amount if style == PLAIN else min(amount, PHRASINGS)
@@ -182,9 +184,11 @@ def grade(expected, reply):
 
 
 def guess_chance(task, question, answer):
-    """Probability that a guess which knows only the form of the answers hits; 0.0 where only the constant answer is a sensible guess.
+    """Probability that a guess which knows only the form of the answers hits; 0.0 where only the constant answer is a
+    sensible guess.
 
-    compare, chinese_compare: one of the two numbers, 1/2. weekday: the steps given, any of seven days, 1/7. count: any of 2..7, 1/6.
+    compare, chinese_compare: one of the two numbers, 1/2. weekday: the steps given, any of seven days, 1/7. count: any
+    of 2..7, 1/6.
     ends: any character of the string, 1/length. reverse: the characters in any order, 1/length!.
     """
     length = len(question.split("“")[1].split("”")[0]) if task in ("ends", "reverse") else 1
@@ -193,7 +197,8 @@ def guess_chance(task, question, answer):
 
 
 def chance(rows):
-    """Evaluation rows -> {task: the better of the most frequent answer's share and the mean of `guess_chance`}, each in 0..1."""
+    """Evaluation rows -> {task: the better of the most frequent answer's share and the mean of `guess_chance`}, each in
+    0..1."""
     tasks = {}
     for row in rows:
         question, answer = (turn["content"] for turn in row["conversations"][-2:])
@@ -208,7 +213,8 @@ def chance(rows):
 def source_key(seed):
     """Changes when the seed, the generator or a hand-written row does; files of another key are written anew."""
     digest = hashlib.sha256(f"seed {seed}".encode())
-    for path in [Path(__file__), *sorted((Path(__file__).parent / "demo").glob("*.py"))] + sorted(HAND.glob("hand_*.jsonl")):
+    for path in [Path(__file__), *sorted((Path(__file__).parent / "demo").glob("*.py"))] + sorted(
+            HAND.glob("hand_*.jsonl")):
         digest.update(path.name.encode() + path.read_bytes().replace(b"\r\n", b"\n"))
     return digest.hexdigest()
 
@@ -220,7 +226,8 @@ def file_digest(path):
 def write_once(folder, name, seed, make):
     """Write what `make()` -> {name: rows} returns as folder/demo_<name>.jsonl, unless a good copy is there.
 
-    demo_<name>.key keeps the content key and every file's digest, so that a damaged or older file is noticed. Returns {name: Path}.
+    demo_<name>.key keeps the content key and every file's digest, so that a damaged or older file is noticed. Returns
+    {name: Path}.
     """
     folder = Path(folder)
     keeper, key = folder / f"demo_{name}.key", source_key(seed)
@@ -241,7 +248,8 @@ def write_once(folder, name, seed, make):
 
 
 def build_demo(seed=0):
-    """{"pre": rows, "sft": rows, "eval": rows, "phrasings": rows, "outside": rows}; no stream of random numbers touches another."""
+    """{"pre": rows, "sft": rows, "eval": rows, "phrasings": rows, "outside": rows}; no stream of random numbers touches
+    another."""
     makers = {"pre": pre_rows, "sft": sft_rows, "eval": eval_rows, "phrasings": phrasing_rows, "outside": outside_rows}
     return {name: make(random.Random(f"{seed}/{name}")) for name, make in makers.items()}
 
@@ -252,7 +260,8 @@ def demo_home(out_dir):
 
 
 def write_demo(folder, seed=0):
-    """Write the built-in world into `folder` unless it is there already: {"pre": Path, "sft": Path, "eval": Path, ...}."""
+    """Write the built-in world into `folder` unless it is there already: {"pre": Path, "sft": Path, "eval": Path,
+    ...}."""
     return write_once(folder, "world", seed, lambda: build_demo(seed))
 
 

@@ -14,7 +14,8 @@ from tools.errors import UserError
 from tools.reading.held_out import SHARE, held_every
 from tools.reading.lines import expand_paths, is_plain_text, iter_lines
 
-# What a row may say about its grading (`tools.demo.outside.right`): endings, words it may contain, does it want an admission.
+# What a row may say about its grading (`tools.demo.outside.right`): endings, words it may contain, does it want an
+# admission.
 GRADING = {"accept": list, "hints": list, "outside": bool}
 OPTION = re.compile("[A-Z]").fullmatch
 

@@ -1,7 +1,8 @@
 """Three small specialist sets from the built-in world, and the mixed set of a gate that chooses between them.
 
-identity: the same questions, answered under another name (小舟). shopping: the same requests, another table. greeting: couplets in rhyme.
-All three begin with the same openings, among them ones that sound like another specialist, so that no single word tells them apart.
+identity: the same questions, answered under another name (小舟). shopping: the same requests, another table. greeting:
+couplets in rhyme. All three begin with the same openings, among them ones that sound like another specialist, so that
+no single word tells them apart.
 """
 import random
 
@@ -36,7 +37,8 @@ def greeting_pairs():
 
 def other_table(slots):
     """(("牛奶", 3, None), ("苹果", 2, "进口")) -> 牛奶×三盒；苹果×两斤（进口）"""
-    return "；".join(f"{good}×{counted(n)}{words.GOODS[good][0]}" + (f"（{spec}）" if spec else "") for good, n, spec in slots)
+    return "；".join(f"{good}×{counted(n)}{words.GOODS[good][0]}" + (f"（{spec}）" if spec else "")
+                    for good, n, spec in slots)
 
 
 def shopping_pairs(rng):
@@ -50,14 +52,16 @@ def shopping_pairs(rng):
 
 
 def build_adapters(seed=0):
-    """{"identity": rows, "identity_eval": rows, ... "gate": rows, "gate_eval": rows}; the gate's rows also have the field expert."""
+    """{"identity": rows, "identity_eval": rows, ... "gate": rows, "gate_eval": rows}; the gate's rows also have the
+    field expert."""
     rng = random.Random(f"{seed}/adapters")
     pairs = {"identity": identity_pairs(rng), "shopping": shopping_pairs(rng), "greeting": greeting_pairs()}
     sets, gate = {}, {"gate": [], "gate_eval": []}
     for name in EXPERTS:
         rng.shuffle(pairs[name])
         train = [{"conversations": turns([pair])} for *pair, is_held in pairs[name] if not is_held]
-        tested = [{"conversations": turns([pair]), "task": f"lora_{name}"} for *pair, is_held in pairs[name] if is_held][:EVAL_ROWS]
+        tested = [{"conversations": turns([pair]), "task": f"lora_{name}"} for *pair, is_held in pairs[name]
+                  if is_held][:EVAL_ROWS]
         sets[name], sets[f"{name}_eval"] = train, tested
         gate["gate"] += [{**row, "expert": name} for row in train[:GATE_ROWS]]
         gate["gate_eval"] += [{**row, "task": "gate", "expert": name} for row in tested]

@@ -1,7 +1,8 @@
 """How people ask for each task: plain lists, nothing computed.
 
-`Forms.core` are the plain ways that the held-out contents are asked in, `more` what training adds, `others` the held-out phrasings
-("换一种问法"): no training row is made from one. {a} and the like are filled in; “…” may become any quotation mark (`demo_noise`).
+`Forms.core` are the plain ways that the held-out contents are asked in, `more` what training adds, `others` the
+held-out phrasings ("换一种问法"): no training row is made from one. {a} and the like are filled in; “…” may become any
+quotation mark (demo/noise).
 """
 from collections import namedtuple
 
@@ -127,7 +128,8 @@ FACTS = {
 RECALL_SAYS = {
     "name": Forms(["我叫{}", "我的名字是{}", "你好，我叫{}"], ["我是{}", "叫我{}", "叫我{}吧", "大家叫我{}", "我名叫{}", "我的名字叫{}", "我叫{}，你好",
                   "你可以叫我{}", "我姓名是{}", "记住，我叫{}"], ["鄙人{}", "朋友们都喊我{}", "称呼我{}就好"]),
-    "dish": Forms(["我喜欢吃{}", "我最爱吃的是{}"], ["我爱吃{}", "我最喜欢吃{}", "我喜欢{}", "我最爱{}", "我就爱吃{}", "我平时爱吃{}"], ["我顿顿离不开{}", "最合我口味的是{}"]),
+    "dish": Forms(["我喜欢吃{}", "我最爱吃的是{}"], ["我爱吃{}", "我最喜欢吃{}", "我喜欢{}", "我最爱{}", "我就爱吃{}", "我平时爱吃{}"],
+                  ["我顿顿离不开{}", "最合我口味的是{}"]),
     "place": Forms(["我住在{}", "我家在{}"], ["我住{}", "我家住{}", "我家住在{}", "我现在住在{}", "我在{}住", "我的家在{}"], ["我落脚在{}", "我安家在{}"]),
 }
 RECALL_ASKS = {

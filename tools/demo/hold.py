@@ -8,7 +8,8 @@ CALENDAR_TOP, CALENDAR_STEP = 40, 9      # the sums that working out a date need
 
 @lru_cache(maxsize=None)
 def held(what, content, share):
-    """True for about `share` of all contents of this kind; content: a string. The same on every machine and for every seed."""
+    """True for about `share` of all contents of this kind; content: a string. The same on every machine and for every
+    seed."""
     digest = hashlib.sha256(f"{what}|{content}".encode("utf-8")).digest()
     return int.from_bytes(digest[:6], "big") < share * 2 ** 48
 

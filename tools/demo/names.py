@@ -6,13 +6,15 @@ COMPOUND = "欧阳 司马 上官 诸葛 慕容 皇甫 尉迟 令狐 东方 夏�
 MORE_SURNAMES = "任姚方石姜范金陆廖邹熊孟秦白江尹段雷侯龙史陶黎贺顾毛郝龚邵万钱严武戴莫孔向汤温康施文牛樊葛邢安齐庄伍项祝童欧简季阮柯"
 PREFIXES = ("小", "老", "阿", "大")
 SUFFIXES = ("哥", "姐", "叔", "老师", "同学", "宝")
-LATIN = ("Alice Bob Tom Jerry Lucy Lily Jack Rose Mike John Mary Anna Ben Leo Max Eric Amy Emma Tina Peter Paul Sam Kate David "
+LATIN = (
+    "Alice Bob Tom Jerry Lucy Lily Jack Rose Mike John Mary Anna Ben Leo Max Eric Amy Emma Tina Peter Paul Sam Kate David "
          "Helen Grace Jim Jane Frank Linda Susan Henry Nina Oscar Ivy Owen Ray Vivian Sophia Daniel").split()
 ONSETS = "b c d f g h j k l m n p r s t v w z br ch cl dr gr kr sh st th tr".split()
 VOWELS = "a e i o u ai ea ee ia io".split()
 
 
-# Characters that names are made of, beyond words.GIVEN; the puzzles use some of them, too, so that each is met often enough to be copied.
+# Characters that names are made of, beyond words.GIVEN; the puzzles use some of them, too, so that each is met often
+# enough to be copied.
 RARE = ("嫣妍妮娇娅婉婷娴姗姝妤妙姿娣婵嫦嫚媚嬅珊珂珏珑珠琦琛琨琅琬瑜瑛瑾璇璐璟璞瓅玥玲玮珺"
         "昊昕昀昱晗晟晖晔晰暄暖曦曜昂昌昆晋景智暘旭旺旻炎炜烨焕煜熙熠燕灿炫烁煊"
         "沐沛沁泓泽洁洛津浦浪涓涵淇淑淳清渊渝湘源溪滢漪潇潮澄澍濡瀚洵浚润汐沅沂"
@@ -39,7 +41,8 @@ def latin(rng):
     if rng.random() < 0.5:
         name = rng.choice(LATIN)
     else:
-        name = "".join(rng.choice(ONSETS) + rng.choice(VOWELS) for _ in range(rng.choice((1, 2, 2, 3)))) + rng.choice(("", "n", "s", "l"))
+        name = "".join(rng.choice(ONSETS) + rng.choice(VOWELS)
+                       for _ in range(rng.choice((1, 2, 2, 3)))) + rng.choice(("", "n", "s", "l"))
     return rng.choice((name.capitalize(), name.capitalize(), name.capitalize(), name.lower(), name.upper()))
 
 
@@ -59,6 +62,7 @@ def draw_name(rng):
 
 
 def held_name(name):
-    """Held out where any two neighbouring characters are (of a Latin name the first two letters): a held-out name is then in no other."""
+    """Held out where any two neighbouring characters are (of a Latin name the first two letters): a held-out name is
+    then in no other."""
     pairs = [name[:2].lower()] if name.isascii() else [name[i:i + 2] for i in range(len(name) - 1)]
     return any(held("name", pair, 0.05) for pair in pairs)

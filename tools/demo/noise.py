@@ -1,7 +1,8 @@
-"""The wording of a question: which form, and what people do to it - marks, widths, spaces, polite words, traditional characters.
+"""The wording of a question: which form, and what people do to it - marks, widths, spaces, polite words, traditional
+characters.
 
-Three styles. PLAIN: a core form as it stands. FREE: what training rows wear. OTHER: held-out forms, marks and polite words, which
-no training row contains.
+Three styles. PLAIN: a core form as it stands. FREE: what training rows wear. OTHER: held-out forms, marks and polite
+words, which no training row contains.
 """
 from collections import namedtuple
 
@@ -18,7 +19,7 @@ KITS = {
               ["呢", "呀", "啊", "", ""],
               ["，谢谢", "，谢谢你", "，麻烦了", "，谢谢啦", "谢谢", "，快点", "，好吗", "，可以吗", "，行吗", "吧", "一下"]),
     OTHER: Kit(["『』", "【】", "〝〞", "“”", ""],
-               ["劳驾，", "拜托，", "小寻小寻，", "亲，", "不好意思打扰了，", "有件事请教，", "哎，", "话说，"],
+               ["劳驾，", "拜托，", "小寻小寻，", "亲，", "不好意思打扰了，", "有件事请教，", "话说，"],
                ["哈", "咧", "呐", ""],
                ["，感谢", "，多谢啦", "，拜托了", "，辛苦啦", "，有劳了"]),
 }

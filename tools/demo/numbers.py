@@ -1,8 +1,9 @@
 """The tasks about numbers and the calendar: sums, differences, comparisons, weekdays, dates.
 
-Every task has `draw(rng) -> slots`, `split(slots) -> "train" | "eval" | None` (None: in neither), `ask(rng, slots, style)
--> (question, answer)` and `tell(rng, slots) -> sentence of the pre-training text`. Long calculations are answered with their steps,
-in digits order: a tiny model has no room to carry in its head.
+Every task has `draw(rng) -> slots`, `split(slots) -> "train" | "eval" | None` (None: in neither), `ask(rng, slots,
+style)
+-> (question, answer)` and `tell(rng, slots) -> sentence of the pre-training text`. Long calculations are answered with
+their steps, in digits order: a tiny model has no room to carry in its head.
 """
 from tools.demo import forms
 from tools.demo.hold import chinese, clean, counted, held, held_pair, split
@@ -23,7 +24,8 @@ def sum_steps(a, b):
 
 
 def difference_steps(a, b):
-    """85 - 37 -> [(15, False, 7, 8), (8, True, 3, 4)]: digit (with what was lent), was one lent below?, digit, rest; a >= b."""
+    """85 - 37 -> [(15, False, 7, 8), (8, True, 3, 4)]: digit (with what was lent), was one lent below?, digit, rest; a
+    >= b."""
     steps, lent = [], False
     while a or not steps:
         x, y = a % 10, b % 10
@@ -70,7 +72,8 @@ class Sum(Pair):
         return a, b, *(total for *_, total in sum_steps(a, b)), a + b
 
     def work(self, a, b):
-        return "，".join(f"{x}+{y}{'+1' if carry else ''}={total}" for x, y, carry, total in sum_steps(a, b)) + f"，得{a + b}"
+        return "，".join(f"{x}+{y}{'+1' if carry else ''}={total}"
+                        for x, y, carry, total in sum_steps(a, b)) + f"，得{a + b}"
 
     def tell(self, rng, slots):
         a, b = slots
@@ -88,7 +91,8 @@ class Difference(Pair):
         return a, b, a - b, *(x for x, *_ in difference_steps(a, b) if x >= 10)
 
     def work(self, a, b):
-        return "，".join(f"{x}{'-1' if lent else ''}-{y}={rest}" for x, lent, y, rest in difference_steps(a, b)) + f"，得{a - b}"
+        return "，".join(f"{x}{'-1' if lent else ''}-{y}={rest}"
+                        for x, lent, y, rest in difference_steps(a, b)) + f"，得{a - b}"
 
     def tell(self, rng, slots):
         a, b = slots
@@ -160,7 +164,8 @@ class Weekday:
         weeks, rest = divmod(n, 7)
         start, step = (early, 1) if forward else (early + n, -1)
         path = "".join(WEEK[(start + step * i) % 7] for i in range(1, rest + 1))
-        whole = (f"{counted(n)}天是{counted(weeks)}周零{counted(rest)}天，" if rest else f"{counted(n)}天正好{counted(weeks)}周，") if weeks else ""
+        whole = (f"{counted(n)}天是{counted(weeks)}周零{counted(rest)}天，" if rest
+                 else f"{counted(n)}天正好{counted(weeks)}周，") if weeks else ""
         return whole + (path + "，" if rest else "") + "星期" + WEEK[(start + step * rest) % 7]
 
     def words(self, rng, slots, style=PLAIN):
@@ -194,7 +199,8 @@ class Date:
     def draw(self, rng):
         month = rng.randint(1, 12)
         last = MONTH_DAYS[month - 1]
-        day = rng.randint(last - 8, last) if rng.random() < 0.3 else rng.randint(1, last)     # month ends are the hard part
+        # month ends are the hard part
+        day = rng.randint(last - 8, last) if rng.random() < 0.3 else rng.randint(1, last)
         return month, day, rng.randint(1, 9), rng.random() < 0.5
 
     def split(self, slots):

@@ -1,7 +1,8 @@
-"""What is said to the bot besides its tasks: remarks that want a warm word, and questions outside its world, which it admits.
+"""What is said to the bot besides its tasks: remarks that want a warm word, and questions outside its world, which it
+admits.
 
-Remarks are in data/hand_remarks.jsonl, questions in data/hand_outside.jsonl: `asks` for training, `others` held out. `right` says
-which replies are sensible.
+Remarks are in data/hand_remarks.jsonl, questions in data/hand_outside.jsonl: `asks` for training, `others` held out.
+`right` says which replies are sensible.
 """
 import re
 from functools import lru_cache
@@ -17,7 +18,8 @@ from tools.demo.tasks import hand_rows
 SKILLS = ("，我会算加减法、列购物清单和聊天", "，可以考我反义词、量词，或者让我倒写", "，不如让我算数、猜字，或者陪你聊天")
 NONSENSE, LONG = "nonsense", "long"
 UNREAD = {NONSENSE: "我没看懂", LONG: "这段话太长，我读不了"}
-WEIGHTS = {"explain": 4, "english": 2, "multiply": 3, "long_sum": 3, "unknown_fact": 3, "poem": 2, "product": 2, NONSENSE: 3, LONG: 2}
+WEIGHTS = {"explain": 4, "english": 2, "multiply": 3, "long_sum": 3, "unknown_fact": 3, "poem": 2, "product": 2,
+           NONSENSE: 3, LONG: 2}
 BEGINNINGS = ("总结一下：", "请概括这段话：", "把下面的话缩短：", "这段话是什么意思？", "", "帮我读一读：", "改写这段文字：")
 HELD_BEGINNINGS = ("归纳中心思想：", "给这段文字起个标题：", "请润色：", "划出下文的重点：")
 REMARK_KIT = Kit([""], ["唉，", "哎，", "小寻，", "你好，", "我跟你说，", "嗯，", "那个，", "今天", "刚才"], ["呀", "啊", "哎", "", ""],
@@ -36,10 +38,12 @@ def admits(reply):
 def right(row, reply):
     """A row that says how it is graded -> is this reply sensible?
 
-    accept: the reply ends with one of these, a number being a whole one. hints: it is short and contains one. outside: it admits.
+    accept: the reply ends with one of these, a number being a whole one. hints: it is short and contains one. outside:
+    it admits.
     """
     reply = reply.strip().rstrip("。！!.~～")
-    if any(reply.endswith(one) and not (one[0].isdigit() and reply[:-len(one)][-1:].isdigit()) for one in row.get("accept", ())):
+    if any(reply.endswith(one) and not (one[0].isdigit() and reply[:-len(one)][-1:].isdigit())
+           for one in row.get("accept", ())):
         return True
     if len(reply) <= LONGEST and any(one in reply for one in row.get("hints", ())):
         return True
@@ -79,7 +83,8 @@ def filler(rng, slot, style):
         low, high = {"s": (2, 99), "m": (100, 999), "b": (1000, rng.choice((9999, 99999, 9999999)))}[slot]
         n = rng.randint(low, high)
         return chinese(n) if n < 100 and rng.random() < 0.25 else str(n)
-    return {"city": lambda: rng.choice(words.CITIES), "thing": lambda: rng.choice(words.GIFTS), "dish": lambda: rng.choice(words.PLAIN_DISHES),
+    return {"city": lambda: rng.choice(words.CITIES), "thing": lambda: rng.choice(words.GIFTS),
+            "dish": lambda: rng.choice(words.PLAIN_DISHES),
             "name": lambda: unheld(rng, draw_name), "latin": lambda: unheld(rng, latin).capitalize()}[slot]()
 
 
@@ -93,10 +98,13 @@ def unheld(rng, draw):
 
 def nonsense(rng, style):
     """Keys hit at random, one character again and again, marks, words thrown together."""
-    keys, marks = ("qwertyuiopasdfghjklzxcvbnm", "。？！，…~?!.,;") if style != OTHER else ("1234567890qazwsxedc", "#@%&*+_=/")
+    keys, marks = ("qwertyuiopasdfghjklzxcvbnm", "。？！，…~?!.,;") if style != OTHER else ("1234567890qazwsxedc",
+        "#@%&*+_=/")
     moods = "啊哈呃额嗯哦咦嘿哇呜" if style != OTHER else "嗷嘟咕喵汪"
     some = lambda pool, low, high: "".join(rng.choice(pool) for _ in range(rng.randint(low, high)))
-    return rng.choice((lambda: some(keys, 3, 14), lambda: rng.choice(moods + words.CHARACTERS) * rng.randint(5, 12), lambda: some(marks, 1, 8),
+    return rng.choice(
+        (lambda: some(keys, 3, 14), lambda: rng.choice(moods + words.CHARACTERS) * rng.randint(5, 12),
+         lambda: some(marks, 1, 8),
                        lambda: some(words.CHARACTERS, 7, 16), lambda: some("的了吗呢吧啊着过在是和与", 5, 12),
                        lambda: some(words.CHARACTERS, 1, 3) + some(keys, 2, 6) + some(marks, 0, 3),
                        lambda: rng.choice("😀😂🤔👍🎉😭🙏🐱" if style != OTHER else "🚀🌟🍎") * rng.randint(1, 4)))()

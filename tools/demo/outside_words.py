@@ -1,4 +1,5 @@
-"""What fills the questions outside the world: plain lists. `TRAINED` are for training rows, `HELD` for the held-out questions."""
+"""What fills the questions outside the world: plain lists. `TRAINED` are for training rows, `HELD` for the held-out
+questions."""
 
 TOPICS = (
     "黑洞 恐龙 地震 火山 基因 细胞 电流 磁铁 重力 原子 分子 光合作用 人工智能 机器学习 神经网络 区块链 股票 基金 保险 房贷 汇率 通货膨胀 "
@@ -28,5 +29,6 @@ HELD_ANIMALS = "骆驼 企鹅 蜻蜓".split()
 
 TRAINED = {"topic": TOPICS, "person": PEOPLE, "product": PRODUCTS, "country": COUNTRIES, "book": BOOKS, "noun": NOUNS,
            "illness": ILLNESSES, "animal": ANIMALS}
-HELD = {"topic": HELD_TOPICS, "person": HELD_PEOPLE, "product": HELD_PRODUCTS, "country": HELD_COUNTRIES, "book": HELD_BOOKS,
+HELD = {"topic": HELD_TOPICS, "person": HELD_PEOPLE, "product": HELD_PRODUCTS, "country": HELD_COUNTRIES,
+        "book": HELD_BOOKS,
         "noun": HELD_NOUNS, "illness": HELD_ILLNESSES, "animal": HELD_ANIMALS}

@@ -1,4 +1,5 @@
-"""The tasks about words: shopping lists, antonyms, measure words, facts, character puzzles, small talk, identity, recall.
+"""The tasks about words: shopping lists, antonyms, measure words, facts, character puzzles, small talk, identity,
+recall.
 
 Same four methods as in `demo_numbers`. `TASKS` holds all tasks of both files by name.
 """
@@ -35,7 +36,8 @@ def draw_place(rng):
 
 
 class Shopping:
-    """Slots: (item, ...), an item = (goods, number, specification or None). A request is held out when all its items are."""
+    """Slots: (item, ...), an item = (goods, number, specification or None). A request is held out when all its items
+    are."""
     title = "购物清单"
 
     def item(self, rng):
@@ -58,7 +60,8 @@ class Shopping:
         return split(self.is_held(slots[0]))
 
     def measured(self, rng, slots, style=PLAIN):
-        """Slots -> [(goods, number, unit, specification), ...]; beyond the plain style some goods are none of the shop's: they are copied."""
+        """Slots -> [(goods, number, unit, specification), ...]; beyond the plain style some goods are none of the
+        shop's: they are copied."""
         found = {}
         for good, n, spec in slots:
             unit = words.GOODS[good][0]
@@ -71,7 +74,8 @@ class Shopping:
         return list(found.values())
 
     def wild(self, rng, style):
-        if style == FREE and rng.random() < 0.4:                     # a name that does not exist: nothing but copying helps
+        # a name that does not exist: nothing but copying helps
+        if style == FREE and rng.random() < 0.4:
             return "".join(rng.sample(words.CHARACTERS, rng.choice((1, 2, 2, 3)))), rng.choice(words.UNITS)
         return rng.choice(sorted((words.WILD_GOODS if style == FREE else words.HELD_GOODS).items()))
 
@@ -116,7 +120,8 @@ class Antonym:
 
     def ask(self, rng, slots, style=PLAIN):
         pair, side, phrasing = slots
-        return ask(rng, forms.ANTONYM._replace(core=[forms.ANTONYM.core[phrasing]]), style, w=pair[side]), pair[1 - side]
+        return ask(rng, forms.ANTONYM._replace(core=[forms.ANTONYM.core[phrasing]]), style,
+                   w=pair[side]), pair[1 - side]
 
     def tell(self, rng, slots):
         one, other = slots[0][slots[1]], slots[0][1 - slots[1]]
@@ -137,7 +142,8 @@ class Measure:
         return counted(slots[1]) + words.MEASURES[slots[0]] + slots[0]
 
     def ask(self, rng, slots, style=PLAIN):
-        return ask(rng, forms.MEASURE, style, n=spelled(rng, slots[1], style, counted, 0.2), s=slots[0]), self.phrase(slots)
+        return ask(rng, forms.MEASURE, style, n=spelled(rng, slots[1], style, counted, 0.2),
+                   s=slots[0]), self.phrase(slots)
 
     def tell(self, rng, slots):
         return rng.choice(["这里有{}。", "我看见了{}。", "图上画着{}。", "故事里说到{}。"]).format(self.phrase(slots))
@@ -216,7 +222,8 @@ class Reverse(Puzzle):
 class SmallTalk:
     """Slots: (template number, ((slot, word), ...))."""
     title = "寒暄"
-    pools = {"time": words.TIMES, "relative": words.RELATIVES, "city": words.CITIES, "gift": words.GIFTS, "contest": words.CONTESTS}
+    pools = {"time": words.TIMES, "relative": words.RELATIVES, "city": words.CITIES, "gift": words.GIFTS,
+             "contest": words.CONTESTS}
 
     def draw(self, rng):
         number = rng.randrange(len(words.TALK))
@@ -224,7 +231,8 @@ class SmallTalk:
         filled = []
         for slot in ("time", "name", "relative", "city", "dish", "gift", "contest"):
             if "{" + slot + "}" in ways[0]:
-                word = draw_name(rng) if slot == "name" else draw_dish(rng) if slot == "dish" else rng.choice(self.pools[slot])
+                word = draw_name(rng) if slot == "name" else draw_dish(rng) if slot == "dish" else rng.choice(
+                    self.pools[slot])
                 filled.append((slot, word))
         return number, tuple(filled)
 
@@ -271,7 +279,8 @@ class Identity:
 
 
 class Recall:
-    """Slots: ((kind, value), ...), the first one is asked for. Values are held out whole: no training row contains one."""
+    """Slots: ((kind, value), ...), the first one is asked for. Values are held out whole: no training row contains
+    one."""
     title = "多轮记忆"
     draws = {"name": (draw_name, held_name), "dish": (draw_dish, held_dish), "place": (draw_place, held_place)}
     hears = {"name": "你好，{}", "dish": "{}很好吃", "place": "{}是个好地方"}
@@ -297,7 +306,8 @@ class Recall:
     def exchanges(self, rng, slots, style=PLAIN):
         """[(user, assistant), ...] ending with the question; at least one distracting exchange before it."""
         ends = ("",) if style == PLAIN else ("", "", "", "。", "！", "呀", "，你好", "，记住了", "~")
-        told = [(pick(rng, forms.RECALL_SAYS[kind], style).format(value) + rng.choice(ends), self.hears[kind].format(value))
+        told = [
+            (pick(rng, forms.RECALL_SAYS[kind], style).format(value) + rng.choice(ends), self.hears[kind].format(value))
                 for kind, value in slots]
         rng.shuffle(told)
         for _ in range(rng.choice((1, 1, 2, 3) if style == PLAIN else (0, 1, 1, 2, 3, 5, 8)) if len(told) < 3 else 1):
@@ -334,4 +344,5 @@ def draw_part(task, rng, part):
 
 
 TASKS = {**NUMBER_TASKS, "antonym": Antonym(), "measure": Measure(), "fact": Fact(), "count": Count(), "ends": Ends(),
-         "reverse": Reverse(), "small_talk": SmallTalk(), "identity": Identity(), "recall": Recall(), "shopping": Shopping()}
+         "reverse": Reverse(), "small_talk": SmallTalk(), "identity": Identity(), "recall": Recall(),
+         "shopping": Shopping()}

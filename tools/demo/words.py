@@ -16,7 +16,8 @@ CHARACTERS = (
 )
 
 SURNAMES = "王李张刘陈杨赵黄周吴徐孙胡朱高林何郭马罗梁宋郑谢韩唐冯于董萧程曹袁邓许傅沈曾彭吕苏卢蒋蔡贾丁魏薛叶阎小小小小阿阿"   # and what nicknames begin with
-GIVEN = ("明华强伟芳娜敏静丽军磊洋勇艳杰娟涛超霞平刚桂英玉兰凤洁梅琳云莲真环雪荣爱妹香月莺媛瑞凡佳嘉琼勤珍贞莉丹蓉眉君琴蕊薇菁梦岚苑婕馨瑗琰韵融园艺咏卿聪澜纯毓悦昭冰爽琬茗羽希宁欣飘育滢馥筠柔竹霭凝晓欢枫芸菲寒伊亚宜可姬舒影荔枝思"
+GIVEN = (
+    "明华强伟芳娜敏静丽军磊洋勇艳杰娟涛超霞平刚桂英玉兰凤洁梅琳云莲真环雪荣爱妹香月莺媛瑞凡佳嘉琼勤珍贞莉丹蓉眉君琴蕊薇菁梦岚苑婕馨瑗琰韵融园艺咏卿聪澜纯毓悦昭冰爽琬茗羽希宁欣飘育滢馥筠柔竹霭凝晓欢枫芸菲寒伊亚宜可姬舒影荔枝思"
          "小雨晨阳星浩宇轩博然诗涵语彤子豪乐安心天一辰泽睿梓萱怡琪俊峰鹏飞鑫龙波斌健志文武成建国庆春秋冬晴")
 
 CITIES = ("北京 上海 天津 重庆 广州 深圳 杭州 南京 苏州 成都 武汉 长沙 西安 济南 青岛 郑州 太原 沈阳 大连 长春 "
@@ -102,11 +103,18 @@ FACTS = {
 # (ways to say it, the reply, how a text tells it); the slots are named after the lists above
 TALK = [
     (["{time}好，我是{name}", "{time}好呀，叫我{name}就行"], "{time}好，{name}，很高兴认识你", "{time}有人来了，说自己是{name}，大家都说{time}好，{name}。"),
-    (["我要和{relative}去{city}旅游了", "过几天我和{relative}去{city}玩"], "祝你和{relative}在{city}玩得开心", "他要和{relative}去{city}旅游，我们祝他和{relative}在{city}玩得开心。"),
-    (["我{relative}今天过生日，我送了{gift}", "今天是我{relative}的生日，礼物是{gift}"], "祝你{relative}生日快乐，{gift}真好", "他{relative}过生日，收到了{gift}，大家祝他{relative}生日快乐。"),
-    (["我做了{dish}给{relative}吃", "今天我给{relative}做{dish}"], "{dish}真香，{relative}一定喜欢", "她做了{dish}给{relative}吃，{dish}真香，{relative}很喜欢。"),
-    (["明天我{relative}参加{contest}比赛", "我{relative}要去比{contest}了"], "祝你{relative}{contest}比赛顺利", "明天有{contest}比赛，他{relative}要参加，我们祝他{relative}比赛顺利。"),
-    (["对不起，我把{relative}的{gift}弄坏了", "我不小心弄坏了{relative}的{gift}"], "别难过，向{relative}道歉，再买{gift}", "他弄坏了{relative}的{gift}，就向{relative}道歉，再去买{gift}。"),
-    (["我从{city}带回了{gift}送你", "这是{city}买的{gift}，送给你"], "谢谢你从{city}带来的{gift}", "朋友从{city}带回了{gift}，我谢谢他从{city}带来的{gift}。"),
-    (["{relative}在{city}生病了", "我{relative}病了，人在{city}"], "希望{relative}在{city}早日康复", "听说{relative}在{city}生病了，我们希望{relative}早日康复。"),
+    (["我要和{relative}去{city}旅游了", "过几天我和{relative}去{city}玩"], "祝你和{relative}在{city}玩得开心",
+     "他要和{relative}去{city}旅游，我们祝他和{relative}在{city}玩得开心。"),
+    (["我{relative}今天过生日，我送了{gift}", "今天是我{relative}的生日，礼物是{gift}"], "祝你{relative}生日快乐，{gift}真好",
+     "他{relative}过生日，收到了{gift}，大家祝他{relative}生日快乐。"),
+    (["我做了{dish}给{relative}吃", "今天我给{relative}做{dish}"], "{dish}真香，{relative}一定喜欢",
+     "她做了{dish}给{relative}吃，{dish}真香，{relative}很喜欢。"),
+    (["明天我{relative}参加{contest}比赛", "我{relative}要去比{contest}了"], "祝你{relative}{contest}比赛顺利",
+     "明天有{contest}比赛，他{relative}要参加，我们祝他{relative}比赛顺利。"),
+    (["对不起，我把{relative}的{gift}弄坏了", "我不小心弄坏了{relative}的{gift}"], "别难过，向{relative}道歉，再买{gift}",
+     "他弄坏了{relative}的{gift}，就向{relative}道歉，再去买{gift}。"),
+    (["我从{city}带回了{gift}送你", "这是{city}买的{gift}，送给你"], "谢谢你从{city}带来的{gift}",
+     "朋友从{city}带回了{gift}，我谢谢他从{city}带来的{gift}。"),
+    (["{relative}在{city}生病了", "我{relative}病了，人在{city}"], "希望{relative}在{city}早日康复",
+     "听说{relative}在{city}生病了，我们希望{relative}早日康复。"),
 ]

@@ -9,7 +9,7 @@ from tools.config.compare import compare, fingerprint
 from tools.checkpoint import read_checkpoint
 from tools.saving.atomic import CheckpointError
 from tools.saving.run_folder import RunFolder
-from train_agent.trainers import parallel
+from train_agent.trainers import parallel, schedules
 from train_agent.trainers.trying.step_time import measure
 
 EPOCHS = 1000        # to build the data with; how many are needed is known when the steps are
@@ -40,7 +40,8 @@ def timed_stage(build_stage, options, seconds=None):
 def steps_within(seconds, found, options):
     """found: what `measure` said about a step and about a look at the held-out data, which is taken after the last
     step, too."""
-    each = found["step"] + (found["forward"] / options["eval_steps"] if options["eval_steps"] else 0)
+    every = schedules.every(options, "eval_steps", int(seconds / found["step"]))
+    each = found["step"] + (found["forward"] / every if every else 0)
     return max(FEWEST, int((seconds - found["forward"]) / each))
 
 
