@@ -1,6 +1,7 @@
 """Scores that cannot flatter: likelihoods against plain computations, and the command."""
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -335,6 +336,21 @@ def test_the_built_in_exam_is_for_models_that_learned_the_built_in_data(saved, c
     assert "exact" not in found["models"][0] and "内置考题不适用于 a" in table and "不适用" in table.splitlines()[3]
     assert told(capsys, "--model", a, "--task", "exact", "--data",
                 toy.write_rows(ram_path / "题.jsonl", QUESTIONS))[0]["models"][0]["exact"]
+
+
+def test_the_table_has_all_three_scores_of_the_built_in_world(saved, capsys, ram_path, monkeypatch):
+    rows = [{**q, "task": "sum"} for q in QUESTIONS]
+    names = ("eval", "phrasings", "outside")
+    monkeypatch.setattr(evaluate, "write_demo", lambda folder: {
+        name: toy.write_rows(ram_path / f"demo_{name}.jsonl", rows) for name in names})
+    demo = str(toy.write_rows(ram_path / "demo_sft.jsonl", toy.dialogue_rows(60)))
+    mine = str(toy.write_rows(ram_path / "我的.jsonl", toy.dialogue_rows(60)))
+    of_demo, of_mine = saved("b.pkl", json_data_path=demo), saved("a.pkl", json_data_path=mine)
+    found, table = told(capsys, "--model", of_demo, "--model", of_mine, "--task", "exact")
+    exact = found["models"][0]["exact"]
+    assert exact["phrasings"]["n"] == exact["n_outside"] == exact["n"] == 8 and exact["outside"] == 0
+    assert "换一种问法（8 题）" in table and "题外话答得体（8 题）" in table and "不适用" in table
+    assert [Path(file).name for file in found["data"]["exact"]["files"]] == [f"demo_{name}.jsonl" for name in names]
 
 
 def test_data_of_the_hub_can_be_evaluated(saved, capsys, ram_path, monkeypatch):

@@ -71,6 +71,27 @@ def test_questions_too_long_for_the_positions_are_wrong_not_fatal(vocab):
     assert scoring.exact_scores(model, vocab, QUESTIONS + long)["n"] == 9
 
 
+def test_three_scores_of_the_built_in_world(vocab, tmp_path):
+    """Contents, other phrasings, and what lies outside: admitted, or fitting; a false refusal is an error and counted."""
+    def ask(question, reply, **rule):
+        return {"task": rule.pop("task", "甲"), **rule, "conversations": [
+            {"role": "user", "content": question}, {"role": "assistant", "content": reply}]}
+    model = model_for(vocab, dtype=torch.float32, init_std=0.05)
+    said = [ask("苹果呢？", "很好看。"), ask("书呢？", "不知道。"), ask("茶呢？", "不知道。"), ask("天呢？", "很好看。")]
+    fit(model, [template.render(row["conversations"], vocab) for row in said], 150)
+    paths = {"eval": toy.write_rows(tmp_path / "eval.jsonl", [said[0], ask("书呢？", "放在桌上。")]),
+             "phrasings": toy.write_rows(tmp_path / "phrasings.jsonl", [ask("苹果呢？", "很好看。", task="乙")]),
+             "outside": toy.write_rows(tmp_path / "outside.jsonl", [
+                 ask("茶呢？", "这个我没学过", task="outside", outside=True), ask("苹果呢？", "没学过", task="outside", outside=True),
+                 ask("天呢？", "很好看", task="outside", accept=["很好看"])])}
+    found = scoring.world_scores(model, vocab, paths)
+    assert found["overall"] == 0.5 and found["refusals"] == 0.5 and found["by_task"] == {"甲": 0.5}
+    assert found["phrasings"] == {"overall": 1.0, "by_task": {"乙": 1.0}, "n": 1, "refusals": 0.0}
+    assert found["outside"] == 2 / 3 and found["n_outside"] == 3
+    assert {one["question"] for one in found["failures"]} == {"书呢？", "苹果呢？"}
+    assert "phrasings" not in scoring.world_scores(model, vocab, {"eval": paths["eval"]})
+
+
 def test_a_users_task_with_a_built_in_name_still_has_a_chance(vocab):
     rows = [{**q, "task": "ends"} for q in QUESTIONS]
     assert scoring._chance(rows) == {"ends": 1 / 8}

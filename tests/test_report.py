@@ -114,6 +114,8 @@ def test_equal_runs_do_not_differ(tmp_path):
 
 def test_scores_by_name():
     found = flat_scores({"scores": {"pre": None, "sft": {"overall": 0.5, "by_task": {"sum": 1.0}}}, "bits_per_char": {"pre": 2.5}})
+    three = {"overall": 0.5, "by_task": {}, "phrasings": {"overall": 0.25}, "outside": 0.75}
+    assert flat_scores({"scores": {"sft": three}}) == {"指令微调 总分": 0.5, "指令微调 换一种问法": 0.25, "指令微调 题外话": 0.75}
     assert found == {"指令微调 总分": 0.5, "指令微调 两位数加法": 1.0, "预训练 每字比特": 2.5} and flat_scores(None) == {}
 
 
