@@ -52,10 +52,10 @@ class Segments:
             base += flat.numel()
         return cls(shapes, torch.cat(gather), scatter)
 
-    def to(self, device):
+    def to(self, device, non_blocking=True):
         if self.gather is None:
             return self
-        gather, scatter = (t.to(device, non_blocking=True) for t in (self.gather, self.scatter))
+        gather, scatter = (t.to(device, non_blocking=non_blocking) for t in (self.gather, self.scatter))
         return Segments(self.shapes, gather, scatter)
 
     def pin_memory(self):

@@ -1,0 +1,102 @@
+"""A law against host waits and mixed devices: one training step of everything on a device that holds no numbers.
+
+There `.item()`, `.tolist()`, `nonzero` and a branch on a tensor cannot be answered; on a GPU they can, by waiting for it.
+"""
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import toy
+from model.gate import Gate
+from model.lora import apply_lora
+from model.memory import apply_memory
+from model.prefix import apply_prefix
+from train_agent.trainers.dataset import Batch
+from train_agent.trainers.losses import next_tokens_loss
+
+META = torch.device("meta")
+TOTALS = {"targets_1": 40, "targets_2": 35, "tokens": 47}
+WAYS = toy.VARIANTS | {"dropout": {"dropout": 0.1, "router_noise": 0.1}, "checkpointing": {"gradient_checkpointing": True}}
+ADAPTERS = {
+    "lora": lambda model: apply_lora(model, 2, targets="all", dropout=0.1),
+    "prefix": lambda model: apply_prefix(model, "kv", 3),
+    "role": lambda model: apply_prefix(model, "role", ids=(9, 10)),
+    "memory": lambda model: apply_memory(model, 8, 4, 2),
+}
+
+
+class OnMetaOnly(TorchDispatchMode):
+    """Every tensor that is made lies on the device itself."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        strangers = {leaf.device.type for leaf in tree_leaves(made) if isinstance(leaf, torch.Tensor)} - {"meta"}
+        assert not strangers, f"{function} made a tensor on {strangers}"
+        return made
+
+
+def batch(counted):
+    packed, _ = toy.pack(toy.toy_documents(), 13)
+    labels = packed["input_ids"].where(packed["valid"], -100)
+    left_out = torch.full_like(labels, 127, dtype=torch.int8) if counted else None
+    counts = (TOTALS[name] for name in ("tokens", "targets_1", "targets_2"))
+    made = Batch(packed["input_ids"], packed["positions"], packed["valid"], labels, labels, packed["layout"], *counts,
+                 left_out=left_out)
+    return made.to(META)
+
+
+def on_meta(changes, adapter=None):
+    """A model in training mode that holds no numbers, adapted where asked for."""
+    model = toy.toy_model(dtype=torch.float32, **changes)
+    return (ADAPTERS[adapter](model) if adapter else model).train().to(META)
+
+
+def learns(model, loss):
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+        assert parameter.grad is None or parameter.grad.device == META
+
+
+@pytest.mark.parametrize("changes", WAYS.values(), ids=WAYS.keys())
+def test_a_step_waits_for_no_device(changes):
+    model, data = on_meta(changes), batch("counted" in changes)
+    with OnMetaOnly():
+        loss, sums = next_tokens_loss(model, data, TOTALS)
+        learns(model, loss)
+    assert {value.device.type for value in sums.values() if isinstance(value, torch.Tensor)} == {"meta"}
+
+
+@pytest.mark.parametrize("changes", WAYS.values(), ids=WAYS.keys())
+def test_losses_one_by_one_wait_for_no_device(changes):
+    """What the preference stage and the gate's targets ask for."""
+    model, data = on_meta(changes), batch("counted" in changes)
+    with OnMetaOnly():
+        losses = model(data.ids, labels_1=data.labels_1, positions=data.positions, layout=data.layout, valid=data.valid,
+                       each=True, left_out=data.left_out).losses_1
+        losses.sum().backward()
+    assert losses.shape == data.ids.shape
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+@pytest.mark.parametrize("variant", ["default", "gqa", "dense", "gelu_layer", "sigmoid", "half_dense"])
+def test_an_adapters_step_waits_for_no_device(variant, adapter):
+    model, data = on_meta(toy.VARIANTS[variant], adapter), batch(False)
+    with OnMetaOnly():
+        learns(model, next_tokens_loss(model, data, TOTALS)[0])
+
+
+def test_a_gates_step_waits_for_no_device():
+    gate = Gate(300, 3).to(META)
+    with OnMetaOnly():
+        ids = torch.ones(4, 9, dtype=torch.long, device=META)
+        learns(gate, gate(ids, ids > 0).logsumexp(-1).sum())
+
+
+def test_the_law_can_fail():
+    with OnMetaOnly(), pytest.raises(AssertionError, match="cpu"):
+        torch.zeros(3)
+    for wait in (torch.Tensor.item, torch.Tensor.tolist, bool, torch.Tensor.nonzero):
+        with OnMetaOnly(), pytest.raises((RuntimeError, NotImplementedError)):
+            wait(torch.zeros((), device=META))
