@@ -8,7 +8,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import toy
+from model import moe
 from model.gate import Gate
+from model.kernels import cross_entropy
 from model.lora import apply_lora
 from model.memory import apply_memory
 from model.prefix import apply_prefix
@@ -92,6 +94,29 @@ def test_a_gates_step_waits_for_no_device():
     with OnMetaOnly():
         ids = torch.ones(4, 9, dtype=torch.long, device=META)
         learns(gate, gate(ids, ids > 0).logsumexp(-1).sum())
+
+
+@pytest.mark.parametrize("each", [False, True])
+@pytest.mark.parametrize("changes", toy.VARIANTS.values(), ids=toy.VARIANTS.keys())
+def test_the_ways_of_a_device_have_the_numbers_of_a_cpu(changes, each, monkeypatch):
+    """Loss and every gradient: rows without a target go along, experts are multiplied together."""
+    packed, _ = toy.pack(toy.toy_documents(), 13)
+    labels = packed["input_ids"].where(packed["valid"], -100)
+    labels[:, ::3] = -100
+    results = []
+    for on_device in (False, True):
+        if on_device:
+            monkeypatch.setattr(cross_entropy, "picks", lambda device: False)
+            for name in ("experts_on_cpu", "one_by_one"):
+                monkeypatch.setattr(moe, name, moe.grouped_experts)
+        model = toy.toy_model(**changes).train()
+        out = model(**packed, labels_1=labels, labels_2=labels.roll(-1, 1), each=each)
+        loss = out.losses_1.sum() if each else out.total_loss
+        loss.backward()
+        results.append([loss, *(p.grad for p in model.parameters() if p.grad is not None), *out.counts])
+    assert len(results[0]) == len(results[1])
+    for made, expected in zip(*results):
+        torch.testing.assert_close(made, expected, rtol=1e-9, atol=1e-11)
 
 
 def test_the_law_can_fail():

@@ -62,8 +62,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         need, learns = any(ctx.needs_input_grad), ctx.needs_input_grad[1]             # a frozen head does not learn
         grad_h = torch.empty_like(h) if need else None
         of_weight = WeightGradient(h, len(w), size, wide) if learns else None
-        # beside targets there are other rows where nobody has picked them, see places_of_targets
-        mask = None if own is None and h.device.type == "cpu" else (targets >= 0).to(wide)
+        # beside targets there are other rows where nobody has picked them, see picks
+        mask = None if own is None and picks(h.device) else (targets >= 0).to(wide)
         shares = None if mask is None else mask.clone()
         for start in range(0, len(h), size):
             part = slice(start, start + size)
@@ -114,9 +114,14 @@ def head_cross_entropy(head, hidden, labels, *more):
     return linear_cross_entropy(hidden, head.weight, labels)
 
 
+def picks(device):
+    """Whether rows without a target are left out here. Only on a CPU: any other would be waited for to count them."""
+    return device.type == "cpu"
+
+
 def places_of_targets(labels):
-    """The places of labels (N,) >= 0, None = all. On a device it is always all: to count them would wait for it."""
-    if labels.device.type != "cpu":
+    """The places of labels (N,) >= 0, None = all of them."""
+    if not picks(labels.device):
         return None
     places = (labels >= 0).nonzero().squeeze(1)
     return None if len(places) == len(labels) else places
