@@ -1,5 +1,5 @@
-"""bench/results/*.jsonl -> bench/RESULTS.md, a curve beside it, and the README's table of options. None of it is
-written by hand.
+"""bench/results/*.jsonl -> bench/RESULTS.md, a curve beside it, and the tables of docs/options.md and docs/results.md.
+None of it is written by hand.
 
     python bench/results_page.py
 
@@ -23,8 +23,9 @@ if __name__ == "__main__":
 
 HERE = Path(__file__).resolve().parent
 OPTIONS = HERE / "results/2_options.jsonl"
-README = (ROOT / "README.md", ROOT / "README_en.md")
-MARKS = ("<!-- options: python bench/results_page.py -->", "<!-- /options -->")
+OPTIONS_PAGE, RUNS_PAGE = ROOT / "docs/options.md", ROOT / "docs/results.md"
+MARKS = {name: (f"<!-- {name}: python bench/results_page.py -->", f"<!-- /{name} -->") for name in ("options", "runs")}
+RUNS = ("fast 60", "fast", "default")                   # labels that docs/results.md shows
 OPENING = """# 同样的时间，能学到多好？
 
 本页由 `python bench/results_page.py` 从 `bench/results/*.jsonl` 生成，不要手改；不好的结果也在里面。
@@ -129,24 +130,47 @@ def page(tables):
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
-def options_table(lines, header):
-    """The README's table: one line per option, the best first."""
+def options_table(lines):
+    """The table of docs/options.md: one line per option, the best first."""
     groups = by_label(lines)
     base = default_bits(groups)
     equal, _ = at_equal_steps(lines)
-    rows = ["| " + " | ".join(header) + " |", "|---|---:|---:|---:|---:|---:|"]
+    rows = ["| 选项 | 比特/字 | 同样的时间，与默认相差 | 同样的步数，与默认相差 | 词元/秒 | 种子数 |", "|---|---:|---:|---:|---:|---:|"]
     for label, group in groups:
-        bits = mean_bits(group)
-        rows.append(f"| `{label}` | {bits:.3f} | {bits - base:+.3f} | {equal[label][0] - equal['default'][0]:+.3f} | {statistics.fmean(line['tokens_per_s'] for line in group):,.0f} | {len(group)} |")
+        bits, speed = mean_bits(group), statistics.fmean(line["tokens_per_s"] for line in group)
+        rows.append(f"| `{label}` | {bits:.3f} | {bits - base:+.3f} | {equal[label][0] - equal['default'][0]:+.3f} "
+                    f"| {speed:,.0f} | {len({line['seed'] for line in group})} |")
     return "\n".join(rows)
 
 
-def with_options(text, lines):
-    """A README with the table between its two marks made anew."""
-    before, rest = text.split(MARKS[0])
-    old, after = rest.split(MARKS[1])
-    header = [cell.strip() for cell in old.strip().splitlines()[0].strip("| ").split("|")]
-    return before + MARKS[0] + "\n" + options_table(lines, header) + "\n" + MARKS[1] + after
+def runs_table(tables):
+    """The table of docs/results.md: how large, how long, how good."""
+    rows = ["| 做什么 | 参数 | 训练时间 | 步数 | 留出文本，比特/字 | 种子数 | 提交 |", "|---|---:|---:|---:|---|---:|---|"]
+    for label in RUNS:
+        group = [line for _, lines in tables for line in lines if line["label"] == label]
+        bits, steps = sorted(map(final_bits, group)), sorted(line["steps"] for line in group)
+        clock = f"{group[0]['train_seconds'] / 60:.0f} 分钟（{group[0]['threads']} 核）"
+        rows.append(f"| {'默认结构' if label == 'default' else '预设 `fast`'} | {group[0]['parameters'] / 1e6:.1f} M | {clock} "
+                    f"| {between(steps, ',')} | {between(bits, '.2f')} | {len({line['seed'] for line in group})} "
+                    f"| {' '.join(sorted({line['commit'] for line in group}))} |")
+    return "\n".join(rows)
+
+
+def pages(tables):
+    """[(page of the docs, name of its marks, the table between them)]"""
+    return [(OPTIONS_PAGE, "options", options_table(read_file(OPTIONS)[1])), (RUNS_PAGE, "runs", runs_table(tables))]
+
+
+def between(values, form):
+    low, high = (format(value, form) for value in (values[0], values[-1]))
+    return low if low == high else f"{low}～{high}"
+
+
+def with_table(text, name, table):
+    """A page with the table between its two marks made anew."""
+    opening, closing = MARKS[name]
+    before, rest = text.split(opening)
+    return before + opening + "\n" + table + "\n" + closing + rest.split(closing)[1]
 
 
 def drawn(tables):
@@ -194,9 +218,8 @@ def draw_curves(lines, path):
 def main():
     tables = read(HERE / "results")
     (HERE / "RESULTS.md").write_text(page(tables), encoding="utf-8")
-    options = read_file(OPTIONS)[1]
-    for readme in README:
-        readme.write_text(with_options(readme.read_text(encoding="utf-8"), options), encoding="utf-8")
+    for page_, name, made in pages(tables):
+        page_.write_text(with_table(page_.read_text(encoding="utf-8"), name, made), encoding="utf-8")
     if drawn(tables):
         draw_curves(drawn(tables), HERE / "quality.png")
     print(json.dumps({"tables": len(tables), "runs": sum(len(lines) for _, lines in tables)}))

@@ -1,5 +1,5 @@
 """Every command that README.md, README_en.md and docs/ tell people to type is run here, at toy size, in a folder with a space and
-Chinese in its name. What cannot be run says why: see NOT_HERE.
+Chinese in its name. What cannot be run says why: see NOT_HERE. Words and numbers of the pages: test_wording.py.
 """
 import importlib
 import json
@@ -14,14 +14,16 @@ import toy
 from tools.config.keys import KEYS, STAGES
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "README_en.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*(ROOT / name for name in ("README.md", "README_en.md", "CONTRIBUTING.md", "CHANGELOG.md")), *sorted((ROOT / "docs").glob("*.md"))]
 SHAPE = dict(n_layer=2, n_head=2, d_model=32, d_c=16, d_q=24, d_r=8, hidden=24, other_experts=4, shared_experts=1, keep=2, vocab_size=500)
 QUIET = dict(max_len=40, batch_size=2, max_steps=2, max_epochs=2, eval_steps=None, save_steps=None, logging_steps=1, n_of_samples=None,
              scheduler="constant", warmup_steps=0)
 DATA = {"pre": "my_text.jsonl", "sft": "my_chat.jsonl", "dpo": "my_preference.jsonl"}
 # Beginning of a command -> why it is not run.
 NOT_HERE = {"python -m pip": "需要联网", "python -m pytest": "就是这些测试自己", "ollama": "需要 Ollama", "llama-cli": "需要 llama.cpp",
-            "curl": "需要一个正在运行的服务，tests/test_serve.py 里有", "python -c": "只打印一个值"}
+            "curl": "需要一个正在运行的服务，tests/test_serve.py 里有", "python -c": "只打印一个值", "git clone": "需要联网",
+            "cd ": "换文件夹", "python -m venv": "不改变什么", "source ": "shell 的命令",
+            "python bench/results_page.py": "改写本项目的文件，tests/test_results_page.py 里有"}
 # Script -> what makes its command small, in place of what the command says about it.
 TOY = {"run.py": {"--quick": None}, "bench/quality_per_minute.py": {"--max_steps": "2", "--quick": None}, "chat_agent/evaluate.py": {"--every": "50"},
        "bench/course_shape.py": {"--quick": None, "--out": "bench_course_shape"},
@@ -87,6 +89,8 @@ def trained(tmp_path_factory):
         shutil.copy(folder / f"out/TinySeek_{source}_final.pkl", folder / f"out/{name}.pkl")
         shutil.copy(folder / f"out/TinySeek_{source}_final.pkl", folder / f"{name}.pkl")
     shutil.copytree(folder / "out", folder / "lora")
+    for name in ("my", "role"):
+        shutil.copytree(folder / "lora", folder / "out" / name)
     return folder
 
 
@@ -147,6 +151,11 @@ def test_the_pages_hold_commands_of_every_kind():
         assert any(script in line for line in lines), f"no page tells how to run {script}"
 
 
+def test_both_readmes_are_short():
+    for page in PAGES[:2]:
+        assert len(page.read_text(encoding="utf-8").splitlines()) <= 120, page.name
+
+
 def test_links_between_the_pages_lead_somewhere():
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#\s]+)\)", page.read_text(encoding="utf-8")):
@@ -158,7 +167,7 @@ def test_the_pages_name_only_keys_that_exist():
     sources = "".join(p.read_text(encoding="utf-8") for folder in ("chat_agent", "tools", "bench") for p in (ROOT / folder).rglob("*.py"))
     sources += (ROOT / "run.py").read_text(encoding="utf-8")
     for page in PAGES:
-        for option in set(re.findall(r"(?<![\w-])--([a-z_.]+)\b", page.read_text(encoding="utf-8"))):
+        for option in set(re.findall(r"(?<![\w-])--([a-z_.]+)\b", re.sub("python -m pip[^`\n]*", "", page.read_text(encoding="utf-8")))):
             stage, _, key = option.rpartition(".")
             fine = (key in known and (not stage or stage in STAGES)) or f'"--{option}"' in sources or option in ("nproc_per_node", "nnodes", "node_rank", "master_addr", "dist")
             assert fine, f"{page.name}: --{option} does not exist"

@@ -2,7 +2,7 @@
 import json
 import math
 
-from bench import quality_per_minute, results_page
+from bench import quality_per_minute, results_page, scores_page
 from toy import SHAPE, text_rows, write_rows
 
 
@@ -25,9 +25,9 @@ def test_a_table_groups_seeds_and_puts_the_best_first(tmp_path):
 def test_what_is_committed_is_what_the_results_say():
     tables = results_page.read(results_page.HERE / "results")
     assert (results_page.HERE / "RESULTS.md").read_text(encoding="utf-8") == results_page.page(tables)
-    for readme in results_page.README:
-        text = readme.read_text(encoding="utf-8")
-        assert text == results_page.with_options(text, results_page.read_file(results_page.OPTIONS)[1])
+    for path, name, table in results_page.pages(tables):
+        text = path.read_text(encoding="utf-8")
+        assert text == results_page.with_table(text, name, table), "run python bench/results_page.py"
 
 
 def test_curves_are_drawn(tmp_path):
@@ -65,3 +65,18 @@ def test_equal_steps_take_out_the_speed_of_the_machine():
     assert [round(found[label][0] - found["default"][0], 6) for label in ("better", "fast machine")] == [-0.1, 0.2]
     assert found["default"][1] < 1e-9 and found["fast machine"][1] is None
     assert results_page.at_equal_steps(runs[:1]) == ({}, None) == results_page.at_equal_steps([])
+
+
+def test_scores_of_a_run_go_into_the_pages():
+    scores = {"overall": 0.949, "n": 2040, "by_task": {"sum": 1.0, "reverse": 0.725}, "chance": {"sum": 0.008, "reverse": 0.156}}
+    report = {"scores": {"pre": {**scores, "overall": 0.0}, "sft": scores}, "steps": {"pre": 700, "sft": 1022}, "seconds": {"pre": 240, "sft": 360},
+              "machine": {"threads": 2, "torch": "2.13"}, "samples": [[["你好", "您好"], ["再见", "再见"]]]}
+    short = scores_page.summary(report, scores_page.CHINESE, "abc1234", "2026-11-26")
+    assert "| 留出的内容（2,040 题） | 0.0 % | 94.9 % |" in short and "SFT 1,022 步，训练共 10 分钟" in short and "问法" not in short
+    scores.update(phrasings={"overall": 0.8, "by_task": {"sum": 0.9}}, outside=0.5)
+    assert "| unseen phrasings | – | 80.0 % |" in scores_page.summary({**report, "scores": {"pre": None, "sft": scores}}, scores_page.ENGLISH, "a", "b")
+    long = scores_page.details(report)
+    assert long.index("倒写") < long.index("两位数加法") and "| 90.0 % | 0.8 % |" in long and "  你：再见\n小寻：再见" in long
+    for name in scores_page.PAGES:
+        text = (scores_page.ROOT / name).read_text(encoding="utf-8")
+        assert "\n新\n<!-- /scores -->" in scores_page.filled(text, "新")

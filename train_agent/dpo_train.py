@@ -18,7 +18,7 @@ from train_agent.trainers.dpo_tuning import dpo_train
 
 def main(argv=None):
     torch.multiprocessing.freeze_support()
-    config = parse(argv, "偏好对齐（DPO）：让模型更愿意说人选中的回答", stage="dpo")[0].stage("dpo")
+    config = parse(argv, "偏好对齐（DPO）：让模型更倾向于人选中的回答", stage="dpo")[0].stage("dpo")
     dpo_train(config, json_data_path=config["json_data_path"], pretraining_model_path=config["pretraining_model_path"],
               beta=config["beta"],
               max_len=config["max_len"], batch_size=config["batch_size"], init_lr=config["init_lr"])

@@ -139,7 +139,7 @@ def put_on(model, adapter):
 
 
 REASONS = [
-    (r"'(.*)' matches no projection; there are: (.*)", "模型里没有叫 {0} 的部位。lora_targets 可选：{1}"),
+    (r"'(.*)' matches no projection; there are: (.*)", "模型里没有叫 {0} 的模块。lora_targets 可选：{1}"),
     (r"no projection is named; there are: (.*)", "没有写 lora_targets。可选：{0}"),
     (r"rank (\S+) must lie between 1 and (\d+),.*", "rank={0} 不行，所选部位的矩阵只允许 1 到 {1}"),
     (r"memory layers (.*) must be different numbers from 0 to (\d+)", "memory_layers={0} 不行，应是互不相同的层号，从 0 到 {1}"),
