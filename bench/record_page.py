@@ -27,7 +27,8 @@ def record(model, questions, output, width, height):
     """Write the picture (PNG)."""
     import browser
     from toy_server import serving
-    with tempfile.TemporaryDirectory() as folder, serving(Path(folder), models={"小寻": model}) as server, browser.browsing() as tab:
+    with tempfile.TemporaryDirectory() as folder, serving(Path(folder),
+                                                          models={"小寻": model}) as server, browser.browsing() as tab:
         tab.size(width, height)
         tab.open(server.url + "/")
         tab.wait("document.querySelector('#model').options.length > 0")

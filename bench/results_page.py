@@ -60,8 +60,8 @@ def default_bits(groups):
 
 
 def at_equal_steps(lines):
-    """{label: (mean bits per character, their standard deviation)} brought to the steps of the default, and those steps; {} and None
-    without a default or without two runs of any label.
+    """{label: (mean bits per character, their standard deviation)} brought to the steps of the default, and those
+    steps; {} and None without a default or without two runs of any label.
 
     One slope of bits against ln(steps), fitted within labels: how many steps a run made is mostly the machine's doing.
     """
@@ -93,16 +93,18 @@ def table(lines):
     groups = by_label(lines)
     base = default_bits(groups)
     equal, steps = at_equal_steps(lines)
-    rows = [f"| label | bits/char | worst | vs default | at {steps or 'equal'} steps (sd) | seeds | seconds | tokens/s | steps | parameters "
-            "| keys | commit |", "|---|---:|---:|---:|---:|---|---:|---:|---:|---:|---|---|"]
+    rows = [
+        f"| label | bits/char | worst | vs default | at {steps or 'equal'} steps (sd) | seeds | seconds | tokens/s "
+            "| steps | parameters | keys | commit |", "|---|---:|---:|---:|---:|---|---:|---:|---:|---:|---|---|"]
     for label, group in groups:
         bits = [final_bits(line) for line in group]
         first, mean = group[0], mean_bits(group)
         keys = " ".join(f"{k}={v}" for k, v in _own_keys(first).items())
         rows.append(f"| {label} | {mean:.3f} | {max(bits):.3f} | {'' if base is None else f'{mean - base:+.3f}'} | "
-                    f"{told(equal.get(label))} | {','.join(str(line['seed']) for line in group)} | {first['train_seconds']:.0f} {first['clock']} × {first['threads']} | "
-                    f"{statistics.fmean(line['tokens_per_s'] for line in group):.0f} | {first['steps']} | {first['parameters'] / 1e6:.2f} M | "
-                    f"{keys} | {first['commit']} |")
+                    f"{told(equal.get(label))} | {','.join(str(line['seed']) for line in group)} "
+                    f"| {first['train_seconds']:.0f} {first['clock']} × {first['threads']} | "
+                    f"{statistics.fmean(line['tokens_per_s'] for line in group):.0f} | {first['steps']} "
+                    f"| {first['parameters'] / 1e6:.2f} M | {keys} | {first['commit']} |")
     return "\n".join(rows)
 
 
@@ -124,7 +126,8 @@ def _own_keys(line):
 def page(tables):
     parts = [OPENING]
     for notes, lines in tables:
-        parts += [f"## {notes['title']}", *([notes["note"]] if "note" in notes else []), table(lines) if lines else "（还没有结果）"]
+        parts += [f"## {notes['title']}", *([notes["note"]] if "note" in notes else []),
+                  table(lines) if lines else "（还没有结果）"]
         parts += [f"**结论**：{notes['verdict']}"] if notes.get("verdict") else []
     parts += ["![bits per character against minutes](quality.png)"] if drawn(tables) else []
     return "\n\n".join(part.strip() for part in parts) + "\n"
@@ -150,7 +153,8 @@ def runs_table(tables):
         group = [line for _, lines in tables for line in lines if line["label"] == label]
         bits, steps = sorted(map(final_bits, group)), sorted(line["steps"] for line in group)
         clock = f"{group[0]['train_seconds'] / 60:.0f} 分钟（{group[0]['threads']} 核）"
-        rows.append(f"| {'默认结构' if label == 'default' else '预设 `fast`'} | {group[0]['parameters'] / 1e6:.1f} M | {clock} "
+        rows.append(
+            f"| {'默认结构' if label == 'default' else '预设 `fast`'} | {group[0]['parameters'] / 1e6:.1f} M | {clock} "
                     f"| {between(steps, ',')} | {between(bits, '.2f')} | {len({line['seed'] for line in group})} "
                     f"| {' '.join(sorted({line['commit'] for line in group}))} |")
     return "\n".join(rows)
@@ -202,8 +206,10 @@ def draw_curves(lines, path):
                 told = f"{page.text(label)}（{len(curves)} {word['seeds']}）" if len(curves) > 1 else page.text(label)
                 ax.plot(*zip(*(curve[:-1] or curve)), color=color, linewidth=1.6, marker="o", markersize=2.5,
                         label=None if number else told)
-                ax.plot(*curve[-1], color=color, marker="D", markersize=7, markerfacecolor="white", markeredgewidth=1.6, linestyle="")
-        ax.plot([], [], color=GREY, marker="D", markersize=7, markerfacecolor="white", markeredgewidth=1.6, linestyle="", label=word["last"])
+                ax.plot(*curve[-1], color=color, marker="D", markersize=7, markerfacecolor="white",
+                        markeredgewidth=1.6, linestyle="")
+        ax.plot([], [], color=GREY, marker="D", markersize=7, markerfacecolor="white", markeredgewidth=1.6,
+                linestyle="", label=word["last"])
         ax.set_xscale("log")
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.xaxis.set_major_formatter(FuncFormatter(short_tick))

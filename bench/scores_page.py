@@ -23,12 +23,15 @@ from tools.demo_data import TASKS
 
 MARKS = ("<!-- scores: python bench/scores_page.py out/report.json -->", "<!-- /scores -->")
 PAGES = ("README.md", "README_en.md", "docs/results.md")
-CHINESE = {"head": ("分数", "SFT 前", "SFT 后"), "overall": "留出的内容（{n:,} 题）", "phrasings": "没见过的问法", "outside": "小世界以外的话，答得合适",
-           "run": "一次运行（提交 {commit}，{date}）：{threads} 个线程，torch {torch}，预训练 {pre:,} 步、SFT {sft:,} 步，训练共 {minutes:.0f} 分钟。"}
-ENGLISH = {"head": ("score", "before SFT", "after SFT"), "overall": "held-out contents ({n:,} questions)", "phrasings": "unseen phrasings",
+CHINESE = {"head": ("分数", "SFT 前", "SFT 后"), "overall": "留出的内容（{n:,} 题）", "phrasings": "没见过的问法",
+           "outside": "小世界以外的话，答得合适",
+           "run": "一次运行（提交 {commit}，{date}）：{threads} 个线程，torch {torch}，"
+                  "预训练 {pre:,} 步、SFT {sft:,} 步，训练共 {minutes:.0f} 分钟。"}
+ENGLISH = {"head": ("score", "before SFT", "after SFT"), "overall": "held-out contents ({n:,} questions)",
+           "phrasings": "unseen phrasings",
            "outside": "outside this world, answered sensibly",
-           "run": "One run (commit {commit}, {date}): {threads} threads, torch {torch}, {pre:,} steps of pre-training, {sft:,} of SFT, "
-                  "{minutes:.0f} minutes of training."}
+           "run": "One run (commit {commit}, {date}): {threads} threads, torch {torch}, {pre:,} steps of "
+                  "pre-training, {sft:,} of SFT, {minutes:.0f} minutes of training."}
 
 
 def share(scores, name):
@@ -43,7 +46,8 @@ def summary(report, words, commit, date):
     before, after = (report["scores"].get(stage) for stage in ("pre", "sft"))
     rows = [f"| {words[name].format(n=after['n'])} | {share(before, name)} | {share(after, name)} |"
             for name in ("overall", "phrasings", "outside") if share(after, name) != "–"]
-    about = words["run"].format(commit=commit, date=date, **report["steps"], **{k: report["machine"][k] for k in ("threads", "torch")},
+    about = words["run"].format(commit=commit, date=date, **report["steps"],
+                                **{k: report["machine"][k] for k in ("threads", "torch")},
                                 minutes=sum(report["seconds"].get(stage, 0) for stage in ("pre", "sft")) / 60)
     return "\n".join([f"| {' | '.join(words['head'])} |", "|---|---:|---:|", *rows, "", about])
 
@@ -72,7 +76,8 @@ def main(argv=None):
     parser.add_argument("--commit", help="那次运行的提交，默认现在的")
     options = parser.parse_args(argv)
     report = json.loads(options.report.read_text(encoding="utf-8"))
-    commit = options.commit or subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short=7", "HEAD"], capture_output=True, text=True,
+    commit = options.commit or subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short=7", "HEAD"],
+                                              capture_output=True, text=True,
                                               check=True).stdout.strip()
     date = time.strftime("%Y-%m-%d", time.localtime(options.report.stat().st_mtime))
     for name in PAGES:

@@ -1,5 +1,6 @@
-"""Every command that README.md, README_en.md and docs/ tell people to type is run here, at toy size, in a folder with a space and
-Chinese in its name. What cannot be run says why: see NOT_HERE. Words and numbers of the pages: test_wording.py.
+"""Every command that README.md, README_en.md and docs/ tell people to type is run here, at toy size, in a folder with a
+space and Chinese in its name. What cannot be run says why: see NOT_HERE. Words and numbers of the pages:
+test_wording.py.
 """
 import importlib
 import json
@@ -14,9 +15,12 @@ import toy
 from tools.config.keys import KEYS, STAGES
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [*(ROOT / name for name in ("README.md", "README_en.md", "CONTRIBUTING.md", "CHANGELOG.md")), *sorted((ROOT / "docs").glob("*.md"))]
-SHAPE = dict(n_layer=2, n_head=2, d_model=32, d_c=16, d_q=24, d_r=8, hidden=24, other_experts=4, shared_experts=1, keep=2, vocab_size=500)
-QUIET = dict(max_len=40, batch_size=2, max_steps=2, max_epochs=2, eval_steps=None, save_steps=None, logging_steps=1, n_of_samples=None,
+PAGES = [*(ROOT / name for name in ("README.md", "README_en.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+         *sorted((ROOT / "docs").glob("*.md"))]
+SHAPE = dict(n_layer=2, n_head=2, d_model=32, d_c=16, d_q=24, d_r=8, hidden=24, other_experts=4, shared_experts=1,
+             keep=2, vocab_size=500)
+QUIET = dict(max_len=40, batch_size=2, max_steps=2, max_epochs=2, eval_steps=None, save_steps=None, logging_steps=1,
+             n_of_samples=None,
              scheduler="constant", warmup_steps=0)
 DATA = {"pre": "my_text.jsonl", "sft": "my_chat.jsonl", "dpo": "my_preference.jsonl"}
 # Beginning of a command -> why it is not run.
@@ -25,11 +29,13 @@ NOT_HERE = {"python -m pip": "需要联网", "python -m pytest": "就是这些�
             "cd ": "换文件夹", "python -m venv": "不改变什么", "source ": "shell 的命令",
             "python bench/results_page.py": "改写本项目的文件，tests/test_results_page.py 里有"}
 # Script -> what makes its command small, in place of what the command says about it.
-TOY = {"run.py": {"--quick": None}, "bench/quality_per_minute.py": {"--max_steps": "2", "--quick": None}, "chat_agent/evaluate.py": {"--every": "50"},
+TOY = {"run.py": {"--quick": None}, "bench/quality_per_minute.py": {"--max_steps": "2", "--quick": None},
+       "chat_agent/evaluate.py": {"--every": "50"},
        "bench/course_shape.py": {"--quick": None, "--out": "bench_course_shape"},
        "bench/preference.py": {"--quick": None, "--out": "bench_preference", "--base_steps": "4"},
        "bench/adapters.py": {"--quick": None}}
-SLOW = ("run.py --minutes", "run.py --with", "run.py --quick", "train_speed.py")           # the same as run.py, and minutes of it
+# the same as run.py, and minutes of it
+SLOW = ("run.py --minutes", "run.py --with", "run.py --quick", "train_speed.py")
 
 
 def typed():
@@ -38,7 +44,8 @@ def typed():
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
         lines = [line for block in re.findall(r"^```bash\n(.*?)^```", text, re.S | re.M) for line in block.splitlines()]
-        lines += re.findall(r"`((?:python|torchrun) [^`]*\.py[^`]*)`", re.sub(r"^```.*?^```", "", text, flags=re.S | re.M))
+        lines += re.findall(r"`((?:python|torchrun) [^`]*\.py[^`]*)`",
+                            re.sub(r"^```.*?^```", "", text, flags=re.S | re.M))
         for line in lines:
             words, command = shlex.split(line, comments=True), []
             for word in [*words, "&&"]:
@@ -75,10 +82,13 @@ def trained(tmp_path_factory):
     (folder / "客服.csv").write_bytes(table.encode("gbk"))
     novel = [{"正文": row["text"]} for row in toy.text_rows(50)]
     (folder / "小说.json").write_text(json.dumps(novel, ensure_ascii=False, indent=2), encoding="utf-8")
-    stages = {stage: {**QUIET, "json_data_path": DATA.get(stage, "my_chat.jsonl")} for stage in ("pre", "sft", "lora", "prefix", "memory", "gate", "dpo")}
+    stages = {stage: {**QUIET, "json_data_path": DATA.get(stage, "my_chat.jsonl")}
+              for stage in ("pre", "sft", "lora", "prefix", "memory", "gate", "dpo")}
     presets = json.loads((ROOT / "model_config.json").read_text(encoding="utf-8"))["presets"]
-    config = {**SHAPE, "token_kind": "char", "device": "cpu", "mixed_precision": "no", "threads": 1, "out_dir": "out", "log_dir": "logs",
-              "log_file": "log.txt", "cache_dir": "out/cache", "vocab_trg_path": "out/vocab.json", **stages, "presets": {name: {} for name in presets}}
+    config = {**SHAPE, "token_kind": "char", "device": "cpu", "mixed_precision": "no", "threads": 1, "out_dir": "out",
+              "log_dir": "logs",
+              "log_file": "log.txt", "cache_dir": "out/cache", "vocab_trg_path": "out/vocab.json", **stages,
+              "presets": {name: {} for name in presets}}
     (folder / "model_config.json").write_text(json.dumps(config), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -101,7 +111,8 @@ def run(words, patch):
     main = importlib.import_module(script.removesuffix(".py").replace("/", ".")).main
     if script != "tools/plot.py":
         given = smaller(given, TOY.get(script, {})) + ["--config", "model_config.json"]
-    patch.setattr("builtins.input", lambda *_: (_ for _ in ()).throw(EOFError))             # whoever chats leaves at once
+    # whoever chats leaves at once
+    patch.setattr("builtins.input", lambda *_: (_ for _ in ()).throw(EOFError))
     patch.setattr("train_agent.trainers.trying.find_batch.MOST", 4)
     try:
         code = main(given)
@@ -146,7 +157,8 @@ def test_T1_a_command_of_the_pages_runs(words, trained, tmp_path, monkeypatch, c
 
 def test_the_pages_hold_commands_of_every_kind():
     lines = [" ".join(words) for words in COMMANDS]
-    for script in ("run.py", "pre_train.py", "sft_train.py", "lora_train.py", "prefix_train.py", "memory_train.py", "train_gate.py", "dpo_train.py",
+    for script in ("run.py", "pre_train.py", "sft_train.py", "lora_train.py", "prefix_train.py", "memory_train.py",
+                   "train_gate.py", "dpo_train.py",
                    "chat.py", "serve.py", "evaluate.py", "export.py", "plot.py", "check_data.py"):
         assert any(script in line for line in lines), f"no page tells how to run {script}"
 
@@ -164,10 +176,14 @@ def test_links_between_the_pages_lead_somewhere():
 
 def test_the_pages_name_only_keys_that_exist():
     known = set(KEYS) | {"config", "preset"}
-    sources = "".join(p.read_text(encoding="utf-8") for folder in ("chat_agent", "tools", "bench") for p in (ROOT / folder).rglob("*.py"))
+    sources = "".join(p.read_text(encoding="utf-8") for folder in ("chat_agent", "tools", "bench")
+                      for p in (ROOT / folder).rglob("*.py"))
     sources += (ROOT / "run.py").read_text(encoding="utf-8")
     for page in PAGES:
-        for option in set(re.findall(r"(?<![\w-])--([a-z_.]+)\b", re.sub("python -m pip[^`\n]*", "", page.read_text(encoding="utf-8")))):
+        for option in set(
+                re.findall(r"(?<![\w-])--([a-z_.]+)\b",
+                           re.sub("python -m pip[^`\n]*", "", page.read_text(encoding="utf-8")))):
             stage, _, key = option.rpartition(".")
-            fine = (key in known and (not stage or stage in STAGES)) or f'"--{option}"' in sources or option in ("nproc_per_node", "nnodes", "node_rank", "master_addr", "dist")
+            fine = (key in known and (not stage or stage in STAGES)) or f'"--{option}"' in sources or option in (
+                "nproc_per_node", "nnodes", "node_rank", "master_addr", "dist")
             assert fine, f"{page.name}: --{option} does not exist"

@@ -16,13 +16,17 @@ OLD_WORDS = {
 
 def prose(page):
     """[(place, line)] of a page, without what is code."""
-    text = re.sub(r"^```.*?^```", lambda found: "\n" * found[0].count("\n"), page.read_text(encoding="utf-8"), flags=re.S | re.M)
-    return [(f"{page.name}:{number}", re.sub(r"`[^`]*`", "``", line)) for number, line in enumerate(text.splitlines(), 1)]
+    text = re.sub(r"^```.*?^```", lambda found: "\n" * found[0].count("\n"), page.read_text(encoding="utf-8"),
+                  flags=re.S | re.M)
+    return [(f"{page.name}:{number}", re.sub(r"`[^`]*`", "``", line))
+            for number, line in enumerate(text.splitlines(), 1)]
 
 
 def messages():
     """[(place, text)] of every string with Chinese in the programs; the built-in world speaks as it likes."""
-    files = [ROOT / "run.py", *(p for top in ("model", "tools", "train_agent", "chat_agent", "bench") for p in sorted((ROOT / top).rglob("*")))]
+    files = [
+        ROOT / "run.py", *(p for top in ("model", "tools", "train_agent", "chat_agent", "bench")
+                           for p in sorted((ROOT / top).rglob("*")))]
     for path in files:
         place = path.relative_to(ROOT).as_posix()
         if path.suffix == ".py" and "tools/demo" not in place:
@@ -30,7 +34,8 @@ def messages():
                 if isinstance(node, ast.Constant) and isinstance(node.value, str) and re.search(CHINESE, node.value):
                     yield f"{place}:{node.lineno}", node.value
         elif path.suffix in (".js", ".html"):
-            yield from ((f"{place}:{n}", line) for n, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1))
+            yield from ((f"{place}:{n}", line)
+                        for n, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1))
 
 
 def old_words(lines):
@@ -80,5 +85,6 @@ def test_bits_per_character_are_committed_results_or_say_commit_and_date():
 
 def outside_tables(page):
     """The lines of a page; what a program writes between two marks has a test of its own."""
-    text = re.sub(r"<!-- (\w+): python bench/.*?<!-- /\1 -->", lambda found: "\n" * found[0].count("\n"), page.read_text(encoding="utf-8"), flags=re.S)
+    text = re.sub(r"<!-- (\w+): python bench/.*?<!-- /\1 -->", lambda found: "\n" * found[0].count("\n"),
+                  page.read_text(encoding="utf-8"), flags=re.S)
     return [(f"{page.name}:{number}", line) for number, line in enumerate(text.splitlines(), 1)]

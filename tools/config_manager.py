@@ -301,7 +301,8 @@ def _finish_paths(config):
 
 
 def _bases_of_this_name(config):
-    """Where nobody named a base, a run with a name starts from the one in its own folder, also while that lies in a backup."""
+    """Where nobody named a base, a run with a name starts from the one in its own folder, also while that lies in a
+    backup."""
     for stage in STAGES if config["name"] else ():
         base = config[stage]["pretraining_model_path"]
         if base and base == default_of("pretraining_model_path", stage):
