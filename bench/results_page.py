@@ -95,7 +95,7 @@ def table(lines):
     equal, steps = at_equal_steps(lines)
     rows = [
         f"| label | bits/char | worst | vs default | at {steps or 'equal'} steps (sd) | seeds | seconds | tokens/s "
-            "| steps | parameters | keys | commit |", "|---|---:|---:|---:|---:|---|---:|---:|---:|---:|---|---|"]
+        "| steps | parameters | keys | commit |", "|---|---:|---:|---:|---:|---|---:|---:|---:|---:|---|---|"]
     for label, group in groups:
         bits = [final_bits(line) for line in group]
         first, mean = group[0], mean_bits(group)
