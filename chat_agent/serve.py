@@ -5,8 +5,6 @@
          -d '{"model": "SFT_final", "messages": [{"role": "user", "content": "你好"}]}'
 """
 
-import dataclasses
-import os
 import sys
 from pathlib import Path
 
@@ -16,6 +14,9 @@ from tools.process.signals import end_on_signals
 
 if __name__ == "__main__":
     end_on_signals()            # first: importing torch takes seconds
+
+import dataclasses
+import os
 
 from tools.cli import guarded, parse
 from tools.config.stages import made_by

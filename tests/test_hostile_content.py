@@ -1,11 +1,13 @@
 """Content cannot forge structure: whatever people write, only the renderer makes roles and ends. Checked on ids, not on strings."""
 import json
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from chat_agent.session import Session
+from tools.reading.transcripts import unmarked
 from tools.formats import Row, parse_line
 from tools.template import END, render, render_many, render_prompt
 from tools.vocab import FIRST_BYTE, FIRST_WORD, RESERVED, Vocab
@@ -129,6 +131,9 @@ def test_lines_of_files(vocab):
                   {"prompt": question, "response": reply}, {"instruction": question, "output": reply}]
         for shape in shapes:
             row = parse_line(json.dumps(shape, ensure_ascii=rng.random() < 0.5).encode())
+            if not unmarked(reply, SimpleNamespace(drop=lambda *_: None)).strip():
+                assert isinstance(row, str)             # nothing but another model's end marks: an empty reply, by name
+                continue
             assert isinstance(row, Row) and [m["role"] for m in row.messages] == ["user", "assistant"]
             check(render(row.messages, vocab)[0], row.messages, vocab)
 

@@ -56,7 +56,7 @@ def plain_save(_):
         if path.exists():
             return torch.load(path, weights_only=True), torch.load(path.with_suffix(".state"), weights_only=True)
     run_folder.RunFolder.save, run_folder.RunFolder.newest_good = save, newest_good
-    run_folder.RunFolder.prune = lambda self, limit: None
+    run_folder.RunFolder.prune = lambda self, *_: None
 
 
 # ---- signals at a given place ----
