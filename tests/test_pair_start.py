@@ -102,3 +102,10 @@ def test_Q1_what_cannot_be_done_is_refused_when_asked_for_and_left_out_otherwise
     monkeypatch.setattr(pair_start, "WIDEST", 100)
     with pytest.raises(UserError, match="词表有 300 个词"):
         pair_start.passes_for(toy.toy_model(), {"init_from": None, "pretraining_model_path": None, "pair_start": 3})
+
+
+def test_Q1_fitted_tables_learn_at_a_third_of_the_rate(options):
+    for keys, expected in (({"pair_start": 1}, 1e-3), ({"pair_start": 0}, 3e-3), ({"pair_start": 1, "embedding_lr": 2e-3}, 2e-3)):
+        rates = {name: rate for name, _, rate in stage(options, init_lr=3e-3, **keys).trainable()}
+        assert rates["embed.weight"] == rates["fc1.weight"] == rates["fc2.weight"] == pytest.approx(expected)
+        assert rates["blocks.0.attention.out.weight"] == 3e-3

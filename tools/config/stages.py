@@ -23,7 +23,7 @@ _PRE = (
            key("pair_start", "int", None, "起步前让词向量和输出头先学词对计数，走几遍词表；null = 从零训练时 12 遍（词表太大、"
                "共用权重时不做），0 = 不做", low=0)),
     *block("stage", "学习率", "ask",
-           key("embedding_lr", "float", None, "词向量与输出头的学习率峰值，null = init_lr", above=0)))
+           key("embedding_lr", "float", None, "词向量与输出头的学习率峰值，null = init_lr，从词对起步时是它的三分之一", above=0)))
 _LORA = own(
     "never",
     key("rank", "int", 8, "LoRA 的秩；memory 阶段默认 0 = 不带 LoRA", low=0),

@@ -12,15 +12,19 @@ def build_stage(options):
     passes = passes_for(stage.model, options)
     if passes:
         stage.begin = lambda device: start_from_pairs(stage.model, stage.train, passes, options["seed"], device)
-    stage.rates = two_rates(options)
+    stage.rates = two_rates(options, bool(passes))
     return stage
 
 
-def two_rates(options):
-    """parameter name -> its learning rate, where word vectors and heads have one of their own; None where they have
-    not."""
-    own = options["embedding_lr"]
-    return own and (lambda name: own if name.startswith(("embed", "fc")) else options["init_lr"])
+def two_rates(options, from_pairs):
+    """parameter name -> its learning rate. Word vectors and heads that start from pair counts are nearly where they
+    belong: unless the user names their rate, it is a third of the others'."""
+    def rate(name):
+        if not name.startswith(("embed", "fc")):
+            return options["init_lr"]
+        started = from_pairs and options["pair_start"] != 0       # 0: a run begun before there was such a start
+        return options["embedding_lr"] or options["init_lr"] / (3 if started else 1)
+    return rate
 
 
 def pre_train(config, **parameters):
