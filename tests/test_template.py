@@ -6,7 +6,8 @@ import pytest
 
 from tools import Vocab
 from tools.formats import Row
-from tools.template import render, render_many, render_prompt, render_text, supervised_from_mask
+from tools.mask import mask_from_id_to_id
+from tools.template import render, render_many, render_prompt, render_text
 
 USER, ASSISTANT, SYSTEM, END = 9, 10, 11, 1
 
@@ -58,6 +59,17 @@ def test_cutting_drops_a_turn_or_ends_inside_a_reply(vocab):
         kept = 1 if max_len <= 7 else max_len if max_len <= first else first if max_len <= 15 else max_len
         assert ids.tolist() == whole[:kept].tolist() and learn_cut.tolist() == learn[:kept].tolist(), max_len
     assert render(messages, vocab, len(whole) + 5)[0].tolist() == whole.tolist()
+
+
+def supervised_from_mask(ids, vocab):
+    """The same `supervised` as `render` gives for a dialogue (without weights), from its ids alone. (T,) bool"""
+    ids = np.asarray(ids)
+    user, assistant, system = (vocab.id(name) for name in ("User", "Assistant", "System"))
+    context = mask_from_id_to_id(ids, user, assistant) | mask_from_id_to_id(ids, system, assistant)
+    context |= np.isin(ids, (user, assistant, system))
+    context[1:] |= ids[:-1] == assistant                                # the colon
+    context[:1] = True                                                  # the leading end
+    return ~context
 
 
 def test_D5_template_and_mask_agree_on_10000_conversations(vocab):

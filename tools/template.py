@@ -6,7 +6,6 @@ Roles and ends are ids that no content can produce.
 """
 import numpy as np
 
-from tools.mask import mask_from_id_to_id
 
 TEMPLATE = 1            # counts changes of the form; part of every token cache's key
 END = "<|im_end|>"
@@ -99,14 +98,3 @@ def _documents(row):
         return [(_roles(row.messages), [m["content"] for m in row.messages])]
     whole = [[*row.messages, {"role": "assistant", "content": reply}] for reply in (row.chosen, row.rejected)]
     return [(_roles(messages), [m["content"] for m in messages]) for messages in whole]
-
-
-def supervised_from_mask(ids, vocab):
-    """The same `supervised` as `render` gives for a dialogue (without weights), from its ids alone. (T,) bool"""
-    ids = np.asarray(ids)
-    user, assistant, system = (vocab.id(name) for name in ("User", "Assistant", "System"))
-    context = mask_from_id_to_id(ids, user, assistant) | mask_from_id_to_id(ids, system, assistant)
-    context |= np.isin(ids, (user, assistant, system))
-    context[1:] |= ids[:-1] == assistant                                # the colon
-    context[:1] = True                                                  # the leading end
-    return ~context

@@ -26,7 +26,7 @@ from train_agent.trainers.build_stage import about, cached, identity, prepare_ma
 from train_agent.trainers.data.split import divided
 from train_agent.trainers.stage import Stage
 from train_agent.trainers.start_model import build_model, load_base, open_vocab, shape_of
-from train_agent.trainers.run_stage import asked, start
+from train_agent.trainers.run_stage import start
 from train_agent.trainers.data.disk_table import stored
 
 WAYS_ON = "请先运行 python train_agent/sft_train.py（或 python run.py），或用 --pretraining_model_path 指定一个对话模型。"
@@ -128,13 +128,14 @@ def pairs_of(model, digest, options, device, cache, pairs, shuffle):
 def dpo_train(config, **parameters):
     """Train on the options of the stage `dpo`, `parameters` on top. Returns the last metrics; see Loop for exit
     codes."""
-    options, built = {**config, **parameters}, []
-    metrics = start(lambda o: built.append(build_stage(o)) or built[0], options)
-    if not asked(options) and parallel.is_main():
-        pairs = built[0].notes["rows"]["held"]
-        picture = draw_preference(options["log_dir"])
-        said = {k: metrics[k] for k in ("eval_accuracy", "eval_margin") if k in metrics}
-        told = f"留出的 {pairs} 对上，偏好准确率 {said['eval_accuracy']:.1%}，间隔 {said['eval_margin']:.3f}；" if len(
-            said) == 2 else ""
-        print(f"{told}奖励、间隔和准确率的曲线：{picture}", file=sys.stderr)
+    return start(build_stage, {**config, **parameters}, told)
+
+
+def told(stage, metrics):
+    """Say how well the held-out pairs are told apart -> metrics."""
+    picture, words = draw_preference(stage.options["log_dir"]), ""
+    if "eval_accuracy" in metrics and "eval_margin" in metrics:
+        words = (f"留出的 {stage.notes['rows']['held']} 对上，偏好准确率 {metrics['eval_accuracy']:.1%}，"
+                 f"间隔 {metrics['eval_margin']:.3f}；")
+    print(f"{words}奖励、间隔和准确率的曲线：{picture}", file=sys.stderr)
     return metrics

@@ -21,7 +21,7 @@ from train_agent.trainers.build_stage import about, cached, identity, path_from,
 from train_agent.trainers.data.split import divided
 from train_agent.trainers.stage import Stage
 from train_agent.trainers.start_model import found_start, open_vocab
-from train_agent.trainers.run_stage import asked, start
+from train_agent.trainers.run_stage import start
 
 
 @dataclass
@@ -155,11 +155,11 @@ def gate_report(gate, data):
 def gate_train(config, **parameters):
     """Train on the options of the stage `gate`, `parameters` on top. Returns the last metrics and, under "gate", the
     report."""
-    options, built = {**config, **parameters}, []
-    metrics = start(lambda o: built.append(build_stage(o)) or built[0], options)
-    if asked(options) or not parallel.is_main():
-        return metrics
-    stage = built[0]
+    return start(build_stage, {**config, **parameters}, told)
+
+
+def told(stage, metrics):
+    """Say how well the gate chooses -> metrics, the report among them."""
     report = gate_report(stage.model, stage.held.get("held", stage.train))
     names = expert_names(stage.options["experts"])
     picture = draw_confusion(report["confusion"], names,

@@ -80,27 +80,26 @@ class Loop:
         self.model.train()
         batches = loader(self.stage.train, self.position, self.options, self.device, parallel.rank(), parallel.world())
         bar = self.bar = tqdm(total=self.total_steps, initial=self.step, desc=self.stage.label, delay=0.5,
-                              dynamic_ncols=True,
-                              disable=not parallel.is_main())
+                              dynamic_ncols=True, disable=not parallel.is_main())
         clock = self.since = time.perf_counter()
         self.since_tokens = self.tokens
         for group, after, in_chunk in batches:
             if self.over():
                 break
-            here, self.position = self.stage.train.settled(self.position), after
-            self.optimize(group, here.epoch * self.stage.train.chunks + here.chunk + 1)
+            place, self.position = self.stage.train.settled(self.position), after
+            self.optimize(group, place.epoch * self.stage.train.chunks + place.chunk + 1)
             now = time.perf_counter()
             self.seconds, clock = self.seconds + now - clock, now
             bar.update()
             bar.set_postfix(loss=f"{self.metrics['loss']:.3f}", refresh=False)
             if self.due("logging_steps") or self.keys.logging_steps and self.over():
-                self.log(here, in_chunk)
+                self.log(place, in_chunk)
             if self.due("eval_steps"):
                 self.evaluate()
-            name = self.checkpoint_due(here)
+            name = self.checkpoint_due(place)
             stop = parallel.any_of(self.signals.asked, self.device)
             if name or stop:
-                self.save(name or self.step_name(here))
+                self.save(name or self.step_name(place))
             if stop:
                 self.signals.saved(self.step)
                 raise SystemExit(STOPPED)
@@ -180,29 +179,29 @@ class Loop:
         every = schedules.every(self.keys, cadence, self.total_steps)
         return bool(every) and self.step % every == 0
 
-    def checkpoint_due(self, here):
-        """The name of the checkpoint that is due after the step from `here`, or None."""
-        chunk_done = (self.position.epoch, self.position.chunk) != (here.epoch, here.chunk)
-        if chunk_done and self.keys.save_frq and (here.chunk + 1) % self.keys.save_frq == 0:
-            return self.stage.file_name(here, self.batches_done(here))
-        return self.step_name(here) if self.due("save_steps") and not self.over() else None
+    def checkpoint_due(self, place):
+        """The name of the checkpoint that is due after the step from `place`, or None."""
+        chunk_done = (self.position.epoch, self.position.chunk) != (place.epoch, place.chunk)
+        if chunk_done and self.keys.save_frq and (place.chunk + 1) % self.keys.save_frq == 0:
+            return self.stage.file_name(place, self.batches_done(place))
+        return self.step_name(place) if self.due("save_steps") and not self.over() else None
 
-    def step_name(self, here):
-        return self.stage.file_name(here, self.batches_done(here), self.step)
+    def step_name(self, place):
+        return self.stage.file_name(place, self.batches_done(place), self.step)
 
-    def batches_done(self, here):
-        """Batches of the chunk of `here` that are behind us."""
-        same = (self.position.epoch, self.position.chunk) == (here.epoch, here.chunk)
-        return self.position.batch if same else self.stage.train.batches_in(here.epoch, here.chunk)
+    def batches_done(self, place):
+        """Batches of the chunk of `place` that are behind us."""
+        same = (self.position.epoch, self.position.chunk) == (place.epoch, place.chunk)
+        return self.position.batch if same else self.stage.train.batches_in(place.epoch, place.chunk)
 
-    def log(self, here, in_chunk):
+    def log(self, place, in_chunk):
         """One line in log.txt; the numbers are those of the last step, speed and time those since the last line."""
         now, train = time.perf_counter(), self.stage.train
         rate = (self.tokens - self.since_tokens) / max(1e-9, now - self.since)
         self.since, self.since_tokens = now, self.tokens
-        fields = {"step": self.step, "epoch": here.epoch + 1, "epochs": self.epochs(here),
-                  "batch": self.batch_number(here, in_chunk),
-                  "batches": in_chunk, "index": here.chunk + 1, "indexes": train.chunks, **self.metrics,
+        fields = {"step": self.step, "epoch": place.epoch + 1, "epochs": self.epochs(place),
+                  "batch": self.batch_number(place, in_chunk),
+                  "batches": in_chunk, "index": place.chunk + 1, "indexes": train.chunks, **self.metrics,
                   "tok_s": rate, "device": str(self.device), "batch_t": self.seconds / self.step,
                   "remaining": (self.total_steps - self.step) * self.seconds / self.step, "tokens": self.tokens}
         if "load" in self.sums:
@@ -210,13 +209,13 @@ class Loop:
         self.journal.line(fields)
         self.tracker.log(self.step, numbers_of(fields, [g["lr"] for o in self.optimizers for g in o.param_groups]))
 
-    def epochs(self, here):
+    def epochs(self, place):
         """How many epochs this run will have begun when it ends: max_steps may end it in an early one."""
         share = self.total_steps / max(1, self.planned + self.more_steps)
-        return max(here.epoch + 1, math.ceil(self.stage.train.epochs * share - 1e-9))
+        return max(place.epoch + 1, math.ceil(self.stage.train.epochs * share - 1e-9))
 
-    def batch_number(self, here, in_chunk):
-        return min(in_chunk, here.batch + self.keys.accumulation_steps * parallel.world())
+    def batch_number(self, place, in_chunk):
+        return min(in_chunk, place.batch + self.keys.accumulation_steps * parallel.world())
 
     def evaluate(self):
         """All held-out sets; the first that is not the general one decides about the best model and about stopping
@@ -225,19 +224,25 @@ class Loop:
             return
         start = time.perf_counter()
         scores = {name: self.score(name, data) for name, data in self.stage.held.items()}
-        own = next((s for name, s in scores.items() if name != GENERAL), {})
-        self.held = dict(own)
+        deciding = next((s for name, s in scores.items() if name != GENERAL), {})
+        self.held = dict(deciding)
         if GENERAL in scores:
             self.held |= self.forgetting.seen(scores[GENERAL]["eval_loss"])
             if self.forgetting.warning:
                 self.journal.event("warning", text=self.forgetting.warning)
-        if own and self.patience.is_lowest(own["eval_loss"]) and self.keys.save_best_model:
-            self.saver.save(best_name(self.stage.label), self.step, finite({**self.metrics, **self.held}), best=True)
-        if own and not self.patience.improved(own["eval_loss"]) and self.keys.early_stopping:
-            if self.patience.waited >= self.keys.early_stopping_patience:
-                self.finished = True
-                self.journal.event("early_stop", step=self.step, best=self.patience.best)
+        if deciding:
+            self.judge(deciding["eval_loss"])
         self.since += time.perf_counter() - start                      # held-out time is not training speed
+
+    def judge(self, loss):
+        """Keep the best model, and end a run that gets no better."""
+        lowest, better = self.patience.is_lowest(loss), self.patience.improved(loss)
+        if lowest and self.keys.save_best_model:
+            self.saver.save(best_name(self.stage.label), self.step, finite({**self.metrics, **self.held}), best=True)
+        waited = not better and self.patience.waited >= self.keys.early_stopping_patience
+        if waited and self.keys.early_stopping:
+            self.finished = True
+            self.journal.event("early_stop", step=self.step, best=self.patience.best)
 
     def score(self, name, data):
         result = evaluate(self.wrapped, data, self.device, self.precision, self.stage.loss)
@@ -279,24 +284,24 @@ class Loop:
         """Take up an unfinished run of this configuration, or start afresh."""
         parallel.agree(self.stage.identity, "各进程读到的数据、词表或起点模型不一样，不能一起训练。请让每台机器用同样的文件。")
         self.setup()
-        found = self.saver.find()
-        if found:
-            self.take_place(found)
+        saved = self.saver.find()
+        if saved:
+            self.take_place(saved)
         elif self.stage.begin:
             self.stage.notes |= self.stage.begin(self.device)
-        self.choose(found["precision"] if found else None)
+        self.choose(saved["precision"] if saved else None)
         header = {"device": str(self.device), "precision": self.precision, "steps": self.total_steps,
                   "params": sum(p.numel() for p in self.model.parameters()),
                   "trainable": sum(p.numel() for _, p, _ in self.named),
                   "ranks": parallel.world(), **self.stage.notes, "config": self.options}
         files = (self.keys.log_file, self.keys.log_dir) if parallel.is_main() else (None, None)
-        self.journal = TrainLog(*files, self.stage.name, header=header, resume=found["run_id"] if found else False)
+        self.journal = TrainLog(*files, self.stage.name, header=header, resume=saved["run_id"] if saved else False)
         if parallel.is_main():
             self.tracker = open_tracker(self.keys.tracker, self.keys.log_dir, self.journal.run_id,
                                         self.options,
-                                        found["step"] if found else 0)
-        if found:
-            self.restore(found)
+                                        saved["step"] if saved else 0)
+        if saved:
+            self.restore(saved)
         else:
             recovery.seed_everything(self.keys.seed + parallel.rank())
             # what the model could before it learned anything new
@@ -344,8 +349,8 @@ class Loop:
             except ValueError as error:
                 raise UserError(f"优化器的分组和检查点不同（{error}）。请改回 embedding_lr 等学习率的分法，或用 --resume none 重新开始。", 4) from None
             # rates and decay are the configuration's, which may have changed
-            for group, own in zip(optimizer.param_groups, wanted):
-                group.update(own)
+            for group, today in zip(optimizer.param_groups, wanted):
+                group.update(today)
         if state["scaler"]:                                            # empty where the run was not in fp16
             self.scaler.load_state_dict(state["scaler"])
         self.spikes = SpikeWatch(state["spikes"])
@@ -355,8 +360,8 @@ class Loop:
         self.forgetting.first = state.get("forgetting")
         self.journal.resume_from(self.step)
         recovery.seed_everything(self.keys.seed + parallel.rank())
-        for own in state["random"][parallel.rank():][:1]:
-            recovery.restore_random_states(own)
+        for mine in state["random"][parallel.rank():][:1]:
+            recovery.restore_random_states(mine)
         why = recovery.unlike(state["surroundings"], self.device)
         if why:
             self.journal.event("warning", text=why)

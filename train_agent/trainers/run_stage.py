@@ -16,14 +16,18 @@ INSTEAD = {"dry_run": ("preflight", "preflight"), "find_lr": ("lr_finder", "find
            "check_gradients": ("trying.checks", "check_gradients")}
 
 
-def start(build_stage, options):
-    """Train the stage that build_stage(options) makes -> its last metrics; or do what a key of INSTEAD asks for."""
+def start(build_stage, options, after=None):
+    """Train the stage that build_stage(options) makes -> its last metrics; or do what a key of INSTEAD asks for.
+
+    after(stage, metrics) -> metrics: what the main process adds when all is trained.
+    """
     wanted = asked(options)
     checked = check_up(options) if wanted in (None, "dry_run") else None
     stage = build_stage(options) if wanted else timed_stage(build_stage, options)
     if not wanted:
         ahead = not options["minutes"]                          # else its speed has just been measured
-        return OpenedLoop(stage, checked, ahead, closing=lambda: draw_curves(stage)).run()
+        metrics = OpenedLoop(stage, checked, ahead, closing=lambda: draw_curves(stage)).run()
+        return after(stage, metrics) if after and parallel.is_main() else metrics
     home, name = INSTEAD[wanted]
     with parallel.watched():
         return getattr(import_module(f"train_agent.trainers.{home}"), name)(stage)

@@ -44,12 +44,12 @@ class Stage:
         rate = self.rates or (lambda name: self.options["init_lr"])
         return [(n, p, rate(n)) for n, p in self.model.named_parameters() if p.requires_grad]
 
-    def file_name(self, here, batches, step=None):
-        """Name of a checkpoint made in the chunk of Position `here`, `batches` of it done; step: for saves between
+    def file_name(self, place, batches, step=None):
+        """Name of a checkpoint made in the chunk of Position `place`, `batches` of it done; step: for saves between
         chunks."""
         if self.batch_names:
-            return checkpoint_name(self.label, here.chunk + 1, here.epoch + 1, batch=batches)
-        return checkpoint_name(self.label, here.chunk + 1, here.epoch + 1, step=step)
+            return checkpoint_name(self.label, place.chunk + 1, place.epoch + 1, batch=batches)
+        return checkpoint_name(self.label, place.chunk + 1, place.epoch + 1, step=step)
 
     def weights(self):
         """What a checkpoint holds: all of a model, or only the learning tensors of an adapter."""

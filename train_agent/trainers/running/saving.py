@@ -23,8 +23,11 @@ class Saver:
         self.request, self.kept = None, None
 
     def __enter__(self):
-        parallel.from_main(lambda: self.folder.lock() and None)
+        parallel.from_main(self._lock)
         return self
+
+    def _lock(self):
+        self.folder.lock()                          # what it returns is of this process alone
 
     def __exit__(self, *_):
         if parallel.is_main():
@@ -38,14 +41,16 @@ class Saver:
         The main process alone looks and loads; the others get its state without "optimizers", which travel tensor by
         tensor.
         """
-        kept = {}
+        optimizers = None
 
         def look():
+            nonlocal optimizers
             state = self._look()
-            kept.update(optimizers=state.pop("optimizers")) if state else None
+            if state:
+                optimizers = state.pop("optimizers")
             return state
         state = parallel.from_main(look)
-        return state and {**state, "optimizers": kept.get("optimizers")}
+        return state and {**state, "optimizers": optimizers}
 
     def _look(self):
         """resume auto: an unfinished run of this configuration goes on, anything else is moved aside, and why is said.
