@@ -2,6 +2,7 @@
 import pytest
 
 import toy
+from model.config import ModelConfig
 from tools.config_manager import ConfigManager
 from tools.errors import UserError
 from train_agent.trainers.start_model import fitting_shape
@@ -39,3 +40,12 @@ def test_A6_the_command_line_of_one_stage_does_not_lock_out_the_next():
             return before.config["vocab_size"]
     base = {"config": before.model()}
     assert fitting_shape(after.stage("sft"), Words(), base).max_position == 384
+
+
+@pytest.mark.parametrize("stage", ["sft", "lora", "dpo"])
+def test_A6_learned_positions_of_the_base_are_taken_over_unasked(stage):
+    """Pre-training with `--position learned`, then a stage whose command says nothing about the shape."""
+    before, after = (ConfigManager("model_config.json", overrides=keys, stage=name)
+                     for keys, name in (({"position": "learned"}, "pre"), ({}, stage)))
+    words = range(before.config["vocab_size"])
+    assert fitting_shape(after.stage(stage), words, {"config": before.model()}) == ModelConfig.from_dict(before.model())

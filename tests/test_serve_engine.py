@@ -11,6 +11,7 @@ import torch
 pytest.importorskip("fastapi", reason="requirements-serve.txt 没有装")
 
 import toy_export
+from chat_agent.server import schemas
 from chat_agent.server.engine import Engine, Job, Lane
 from chat_agent.server.errors import ApiError, bad
 from chat_agent.server.limits import Limits
@@ -468,3 +469,8 @@ def test_threads_are_not_left_behind(world):
     engine, _ = collect(world)
     engine.close()
     assert threading.active_count() == before
+
+
+def test_a_body_may_begin_with_a_byte_order_mark():
+    """As files written by Windows tools do."""
+    assert schemas.parsed(b'\xef\xbb\xbf{"messages": []}') == {"messages": []}

@@ -179,7 +179,7 @@ class Ask:
 def parsed(raw):
     """The bytes of a body -> dict. JSON as in RFC 8259: no NaN, no lone objects of other types."""
     try:
-        body = json.loads(raw.decode("utf-8"), parse_constant=_refuse)
+        body = json.loads(raw.decode("utf-8-sig"), parse_constant=_refuse)
     except (ValueError, RecursionError):
         raise bad("请求不是正确的 JSON（UTF-8）。") from None
     if not isinstance(body, dict):

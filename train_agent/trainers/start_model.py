@@ -169,7 +169,8 @@ def fitting_shape(options, vocab, base):
     for
     other tensors."""
     had, own = ModelConfig.from_dict(base["config"]), options.get("own_shape", MODEL_KEYS)
-    wanted = wanted_shape({**options, **{k: v for k, v in shape_of(had).items() if k not in own}}, vocab)
+    positions = {"max_position": had.max_position or options["max_position"]}
+    wanted = wanted_shape({**options, **positions, **{k: v for k, v in shape_of(had).items() if k not in own}}, vocab)
     differing = [(k, getattr(had, k), getattr(wanted, k)) for k in MODEL_KEYS
                  if k not in NOT_SHAPE and getattr(had, k) != getattr(wanted, k)]
     if differing:
