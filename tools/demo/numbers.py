@@ -7,7 +7,7 @@ their steps, in digits order: a tiny model has no room to carry in its head.
 """
 from tools.demo import forms
 from tools.demo.hold import chinese, clean, counted, held, held_pair, split
-from tools.demo.noise import KITS, PLAIN, ask, digits, dress, in_digits, pick, spelled, week_word
+from tools.demo.noise import FREE, KITS, PLAIN, ask, digits, dress, fill, in_digits, pick, spelled, week_word
 
 MONTH_DAYS = (31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)      # a common year
 WEEK = "一二三四五六日"
@@ -128,9 +128,13 @@ class Compare(Pair):
         return None if slots[0] == slots[1] else super().split(slots)
 
     def ask(self, rng, slots, style=PLAIN):
-        pick, ways = rng.choice(((max, forms.BIGGER), (min, forms.SMALLER)))
-        question = ask(rng, ways, style, **{name: self.show(rng, n, style) for name, n in zip("ab", slots)})
-        return question, self.show(rng, pick(slots))
+        pick, ways, word = rng.choice(((max, forms.BIGGER, "大"), (min, forms.SMALLER, "小")))
+        shown = {name: self.show(rng, n, style) for name, n in zip("ab", slots)}
+        right = self.show(rng, pick(slots))
+        if style == FREE and rng.random() < 0.08:                       # 57比34大吗？ -> 是，57大
+            question = fill(rng, rng.choice(forms.IS_BIGGER).replace("大", word), style, **shown)
+            return question, f"{'是' if pick(slots) == slots[0] else '不是'}，{right}{word}"
+        return ask(rng, ways, style, **shown), right
 
     def tell(self, rng, slots):
         a, b, high, low = (self.show(rng, n) for n in (*slots, max(slots), min(slots)))
