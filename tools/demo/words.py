@@ -1,6 +1,6 @@
 """The words of the built-in world: plain lists, nothing computed but splitting.
 
-Everything here is seen in training; what is held out are combinations (`demo_hold.py`).
+Everything here is seen in training; what is held out are combinations (demo/hold) and wordings (demo/forms).
 """
 
 # Characters for the puzzles: common, distinct, no digits and no quotation marks.
