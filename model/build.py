@@ -8,7 +8,7 @@ from torch import nn
 
 from model.config import ModelConfig
 from model.gate import Gate, GatedExperts
-from model.lora import apply_lora
+from model.lora import apply_lora, in_effect
 from model.memory import apply_memory
 from model.prefix import apply_prefix
 from model.tiny_seek import TinySeek
@@ -86,12 +86,12 @@ def own_weights(model):
 def load_adapter(model, weights):
     """Fill the adapter that was attached last with exactly its own tensors. ValueError for any other names or
     shapes."""
-    own = own_weights(model)
-    wrong = sorted(set(own) ^ set(weights)) + sorted(n for n in own if n in weights
-                                                     and own[n].shape != weights[n].shape)
+    learned = own_weights(model)
+    wrong = sorted(set(learned) ^ set(weights))
+    wrong += sorted(n for n in learned if n in weights and learned[n].shape != weights[n].shape)
     if wrong:
         raise ValueError(f"{len(wrong)} tensors of the adapter do not fit the model, {wrong[0]} first")
-    for name, tensor in own.items():
+    for name, tensor in learned.items():
         tensor.copy_(weights[name])
 
 
@@ -129,7 +129,4 @@ def _effective(model, name):
     """The weight of that name with everything that LoRA adds to it."""
     parent, attribute = name.rpartition(".")[::2]
     place = attrgetter(parent)(model)
-    value = getattr(place, attribute).detach()
-    for lora in getattr(place, f"{attribute}_lora", ()):
-        value = value + lora.delta()
-    return value
+    return in_effect(getattr(place, attribute).detach(), getattr(place, f"{attribute}_lora", ()))

@@ -84,7 +84,7 @@ class GatedExperts(nn.Module):
         """Conversations (lists of ids) -> [(model, [places of the conversations it should answer])], every place
         once."""
         picks = self.gate.choose(conversations)
-        return [(self.experts[i], [at for at, pick in enumerate(picks) if pick == i]) for i in sorted(set(picks))]
+        return [(self.experts[i], [place for place, pick in enumerate(picks) if pick == i]) for i in sorted(set(picks))]
 
     def forward(self, input_ids):
         """input_ids (B, T), every row a conversation without padding -> logits_1 (B, T, V), each row from its own

@@ -45,15 +45,16 @@ def generate_reply(model, ids, max_new_tokens, **options):
     return reply
 
 
-def stream(model, ids, max_new_tokens, *, seed=None, speculate=None, guard=True, reply=None, prepared=None, **sampling):
+def stream(model, ids, max_new_tokens, *, seed=None, speculate=None, guard=True, reply=None, prepared=None,
+           **sampling):
     """Yields the ids of the reply to the prompt `ids` one by one; `reply`, a Reply given by the caller, is filled on
     the way.
 
     **sampling: temperature, top_k, top_p, min_p, repetition_penalty, frequency_penalty, … (see Sampling). seed: same
     seed, same reply. speculate: let head 2 draft (None: when the model has one); greedy replies are the same with and
-    without, sampled ones follow the same distribution. guard: end a reply that loops. prepared: a dict kept between replies while the
-    weights stay what they are, see DecodeCache.of. ValueError for an empty prompt, ids that are not in the vocabulary, or a
-    prompt longer than the model's positions.
+    without, sampled ones follow the same distribution. guard: end a reply that loops. prepared: a dict
+    kept between replies while the weights stay what they are, see DecodeCache.of. ValueError for an empty prompt, ids
+    that are not in the vocabulary, or a prompt longer than the model's positions.
     """
     how, reply = Sampling(**sampling), Reply() if reply is None else reply
     model = model.groups([ids])[0][0]

@@ -68,9 +68,9 @@ def without_autocast(x):
 
 def rotary_tables(positions, width, theta):
     """positions: (N,) integers -> cos, sin: (N, width / 2), float32 (float64 for tables asked in float64 models)."""
-    here = "cpu" if positions.device.type == "mps" else positions.device          # mps has no float64
-    frequencies = theta ** (-torch.arange(0, width, 2, device=here, dtype=torch.float64) / width)
-    angles = positions.to(here)[:, None].double() * frequencies
+    device = "cpu" if positions.device.type == "mps" else positions.device          # mps has no float64
+    frequencies = theta ** (-torch.arange(0, width, 2, device=device, dtype=torch.float64) / width)
+    angles = positions.to(device)[:, None].double() * frequencies
     return angles.cos().float().to(positions.device), angles.sin().float().to(positions.device)
 
 

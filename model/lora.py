@@ -37,6 +37,13 @@ class LowRank(nn.Module):
         return self.b @ a * self.factor
 
 
+def in_effect(weight, loras):
+    """The weight with what each LowRank adds: a new adapter takes the way of the base, so that it changes no bit."""
+    for lora in loras:
+        weight = weight + lora.delta()
+    return weight
+
+
 class LoraLinear(nn.Module):
     """Takes the place of the projection `base`, which may itself be a LoraLinear: adapters stack."""
 
@@ -61,21 +68,21 @@ GROUPS = ("all", "attention", "mlp", "experts", "shared", "router", "heads")
 def projections(model):
     """{dotted name: (module, attribute)} of all that LoRA can adapt, e.g. blocks.0.attention.q_up,
     blocks.1.mlp.experts.down."""
-    found = {}
+    places = {}
     for i, block in enumerate(model.blocks):
         for name, child in block.attention.named_children():
             if isinstance(child, (nn.Linear, LoraLinear)):
-                found[f"blocks.{i}.attention.{name}"] = (block.attention, name)
+                places[f"blocks.{i}.attention.{name}"] = (block.attention, name)
         mlp, place = block.mlp, f"blocks.{i}.mlp"
         if hasattr(mlp, "router"):
-            found[f"{place}.router"] = (mlp.router, "weight")
-            found |= {f"{place}.experts.{name}": (mlp, name) for name in ("up", "down")}
+            places[f"{place}.router"] = (mlp.router, "weight")
+            places |= {f"{place}.experts.{name}": (mlp, name) for name in ("up", "down")}
             mlp = mlp.shared
         # without experts all tokens share the whole
-        found |= {f"{place}.shared.{name}": (mlp, name) for name in ("up", "down")}
+        places |= {f"{place}.shared.{name}": (mlp, name) for name in ("up", "down")}
     if model.config.counted:
-        return found | {"heads.fc1": (model.fc1, "weight")}
-    return found | {f"heads.{name}": (model, name) for name in ("fc1", "fc2") if hasattr(model, name)}
+        return places | {"heads.fc1": (model.fc1, "weight")}
+    return places | {f"heads.{name}": (model, name) for name in ("fc1", "fc2") if hasattr(model, name)}
 
 
 def chosen(model, targets):

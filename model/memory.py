@@ -63,8 +63,8 @@ class Memory(nn.Module):
         key, value = (f(rows).unflatten(-1, (self.heads, -1)) for f in (self.key, self.value))     # (M, H, w / H)
         scores = torch.einsum("nhw,mhw->nhm", query, key) / math.sqrt(key.shape[-1])
         scores = scores.to(logits.dtype) + self.openness(logits, chapters)[:, None]
-        found = torch.einsum("nhm,mhw->nhw", scores.softmax(-1).to(value.dtype), value)
-        return self.out(found.flatten(1)), ChapterRouting(logits, chapters)
+        mixed = torch.einsum("nhm,mhw->nhw", scores.softmax(-1).to(value.dtype), value)
+        return self.out(mixed.flatten(1)), ChapterRouting(logits, chapters)
 
     def route(self, x):
         """x (N, d) -> logits (N, C) in float32 or wider, the k chapters of each token (N, k)."""

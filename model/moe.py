@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from model.kernels.expert_products import experts_on_cpu, grouped_experts
 from model.layers import FeedForward, activate, is_gated, without_autocast
+from model.lora import in_effect
 
 
 @dataclass
@@ -80,13 +81,6 @@ class Router(nn.Module):
         return weights * self.config.routed_scaling, experts, scores
 
 
-def in_effect(weight, loras):
-    """The weight with what each LowRank adds: a new adapter takes the way of the base, so that it changes no bit."""
-    for lora in loras:
-        weight = weight + lora.delta()
-    return weight
-
-
 def one_by_one(x, weights, experts, up, down, activation):
     """The sum over the K chosen experts of weight * down(act(up(x))), as one reads it; shapes as in expert_products."""
     mixed = torch.zeros_like(x)
@@ -152,9 +146,9 @@ def balance_routers(model, load):
     """After a training step: every router of `model` that learns and has a bias moves it. load (layers, E): assignments
     of the step."""
     routers = [module for module in model.modules() if isinstance(module, Router)]
-    for router, own in zip(routers, load):
+    for router, assignments in zip(routers, load):
         if router.config.router == "sigmoid" and router.config.router_bias_rate and router.weight.requires_grad:
-            router.balance(own)
+            router.balance(assignments)
 
 
 # ---------------------------------------------------------------- losses of routers, of experts and of chapters

@@ -45,8 +45,8 @@ class RoleEmbedding(nn.Module):
 
     def forward(self, ids):
         same = ids[..., None] == self.ids                                         # (..., roles)
-        own = F.embedding(same.int().argmax(-1), self.rows)
-        return torch.where(same.any(-1, keepdim=True), own, self.base(ids))
+        anew = F.embedding(same.int().argmax(-1), self.rows)
+        return torch.where(same.any(-1, keepdim=True), anew, self.base(ids))
 
     @property
     def weight(self):

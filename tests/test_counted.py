@@ -4,6 +4,7 @@ import torch
 from torch.nn import functional as F
 
 from model.kernels.ngram_head import EVERY_ORDER, CountedHead, last_ids
+from model.lora import apply_lora
 from model.tiny_seek import TinySeek
 from toy import build_stage, decode_in_pieces, pack, toy_config, toy_model, toy_options, toy_vocab, train
 
@@ -67,6 +68,19 @@ def test_gradients_of_the_chunked_loss_are_those_of_the_logits():
     labels_nll(model, rows).backward()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(found[name], parameter.grad, rtol=1e-5, atol=1e-7, msg=name)
+
+
+def test_the_loss_knows_what_lora_adds_to_the_head():
+    model, rows = counted_model(use_moe=False)
+    before = float(model(rows, labels=rows).loss)
+    apply_lora(model, 2, targets="heads")
+    model.fc1.weight_lora[0].b.data.normal_()
+    out = model(rows, labels=rows, return_logits=True)
+    assert float(out.loss) == pytest.approx(float(labels_nll(model, rows)), rel=1e-6) != before
+    each = model(rows, labels_1=torch.nn.functional.pad(rows[:, 1:], (0, 1), value=-100), each=True).losses_1
+    assert float(each.sum() / (rows.numel() - len(rows))) == pytest.approx(float(out.loss), rel=1e-6)
+    out.loss.backward()
+    assert all(p.grad.abs().max() > 0 for p in model.fc1.weight_lora.parameters())
 
 
 def test_in_training_a_position_is_predicted_as_if_it_had_not_been_counted():

@@ -1,10 +1,10 @@
 """One reply, id after id: plainly, or with head 2 as the draftsman (self-speculation).
 
 Head 2 reads the hidden state of position t and guesses id t + 2. The next pass reads the known id t + 1 and the guess
-together, and head
-1 judges the guess: confirmed, it makes two ids of one pass; refused, it is forgotten again. Greedy replies stay what
-they were. Sampled ones keep their distribution by rejection sampling (Leviathan et al. 2023, arXiv:2211.17192): a guess
-d drawn from q is kept with probability min(1, p(d) / q(d)), else the id is drawn from the positive part of p - q.
+together, and head 1 judges the guess: confirmed, it makes two ids of one pass; refused, it is forgotten again. Greedy
+replies stay what they were. Sampled ones keep their distribution by rejection sampling (Leviathan et al. 2023,
+arXiv:2211.17192): a guess d drawn from q is kept with probability min(1, p(d) / q(d)), else the id is drawn from the
+positive part of p - q.
 """
 
 import torch
@@ -45,7 +45,7 @@ def drafted_ids(model, cache, last, how, numbers, reply, room, worth=WORTH):
         hidden = model.decode(torch.tensor([[new, guess]], device=last.device), cache)[0]                       # (2, d)
         logits = cache.heads[0](hidden)
         reply.drafted += 1
-        new, after = _judged(logits, guess, q, how, numbers, reply)
+        new, following = _judged(logits, guess, q, how, numbers, reply)
         if new != guess:
             cache.truncate(0, cache.lengths[0] - 1)
             last = hidden[:1]
@@ -56,7 +56,7 @@ def drafted_ids(model, cache, last, how, numbers, reply, room, worth=WORTH):
         if not left:
             return
         last = hidden[1:]
-        new = how.pick(logits[1:], [reply.ids], _numbers(how, numbers))[0] if after is None else after
+        new = how.pick(logits[1:], [reply.ids], _numbers(how, numbers))[0] if following is None else following
 
 
 def _guess(cache, ahead, how, numbers, reply, worth):

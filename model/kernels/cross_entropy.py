@@ -48,22 +48,22 @@ def softmax_and_norm(logits, wide):
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Sum over targets of -log p(target), p = softmax(hidden @ weight.T), or where a head counts the mixture exp(own) *
-    softmax(..) + exp(counted). hidden (N, d), weight (V, d), targets (N,); own, counted (N,) or None.
+    """Sum over targets of -log p(target), p = softmax(hidden @ weight.T), or where a head counts the mixture
+    exp(network) * softmax(..) + exp(counted). hidden (N, d), weight (V, d), targets (N,); network, counted (N,) or None.
 
     The gradients are made in the forward pass, chunk by chunk: softmax minus the one-hot target, times the share of
     p(target) that came from the network.
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, targets, dtype, own=None, counted=None):
+    def forward(ctx, hidden, weight, targets, dtype, network=None, counted=None):
         h, w, wide = hidden.to(dtype), weight.to(dtype), torch.promote_types(dtype, torch.float32)
         total, size = torch.zeros((), dtype=wide, device=h.device), chunk_size(h.device)
         need, learns = any(ctx.needs_input_grad), ctx.needs_input_grad[1]             # a frozen head does not learn
         grad_h = torch.empty_like(h) if need else None
         of_weight = WeightGradient(h, len(w), size, wide) if learns else None
         # beside targets there are other rows where nobody has picked them, see picks
-        mask = None if own is None and picks(h.device) else (targets >= 0).to(wide)
+        mask = None if network is None and picks(h.device) else (targets >= 0).to(wide)
         shares = None if mask is None else mask.clone()
         for start in range(0, len(h), size):
             part = slice(start, start + size)
@@ -71,10 +71,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
             logits = h[part] @ w.t()                                              # (C, V)
             error, norm = softmax_and_norm(logits, wide)
             log_p = (logits.gather(1, goal).to(wide) - norm)[:, 0]
-            if own is not None:
-                network = log_p + own[part]
-                log_p = torch.logaddexp(network, counted[part].to(wide))
-                shares[part] *= (network - log_p).exp()
+            if network is not None:
+                log_network = log_p + network[part]
+                log_p = torch.logaddexp(log_network, counted[part].to(wide))
+                shares[part] *= (log_network - log_p).exp()
             total -= (log_p if mask is None else log_p * mask[part]).sum()
             if need:
                 error.scatter_add_(1, goal, torch.full_like(goal, -1, dtype=wide))
@@ -83,7 +83,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 torch.mm(error, w, out=grad_h[part])
         if need:
             ctx.save_for_backward(grad_h, of_weight.total if learns else None, shares, mask)
-            ctx.dtypes, ctx.mixed = (hidden.dtype, weight.dtype), own is not None
+            ctx.dtypes, ctx.mixed = (hidden.dtype, weight.dtype), network is not None
         return total
 
     @staticmethod
@@ -94,16 +94,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return grad_h.to(ctx.dtypes[0]) * grad, grad_w, None, None, *mixed
 
 
-def linear_cross_entropy(hidden, weight, labels, own=None, counted=None):
+def linear_cross_entropy(hidden, weight, labels, network=None, counted=None):
     """Sum of cross-entropies of softmax(hidden @ weight.T) over labels >= 0, and how many there were.
 
-    hidden: (N, d), weight: (V, d), labels: (N,), negative = not a target; own, counted: see _LinearCrossEntropy.
+    hidden: (N, d), weight: (V, d), labels: (N,), negative = not a target; network, counted: see _LinearCrossEntropy.
     Returns two scalars; the first has a gradient.
     """
-    hidden, labels, own, counted = chosen(labels, hidden, labels, own, counted)
+    hidden, labels, network, counted = chosen(labels, hidden, labels, network, counted)
     if not torch.is_grad_enabled():           # a Function is told of weights that learn even then
         hidden, weight = hidden.detach(), weight.detach()
-    total = _LinearCrossEntropy.apply(hidden, weight, labels, compute_dtype(hidden), own, counted)
+    total = _LinearCrossEntropy.apply(hidden, weight, labels, compute_dtype(hidden), network, counted)
     return total, (labels >= 0).sum()
 
 

@@ -79,10 +79,10 @@ class Muon(torch.optim.Optimizer):
 
 
 def by_shape(parameters):
-    found = {}
+    groups = {}
     for p in parameters:
-        found.setdefault(p.shape, []).append(p)
-    return found.values()
+        groups.setdefault(p.shape, []).append(p)
+    return groups.values()
 
 
 def move(parameters, steps, rate, decay):

@@ -22,6 +22,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from model.kernels.cross_entropy import chosen, linear_cross_entropy, plain_losses
+from model.lora import in_effect
 
 NO_ID = 0         # the id before a document's first token: padding, which no text contains
 GATE = 64           # inner width of the gate
@@ -68,12 +69,12 @@ class Table(nn.Module):
         size = self.vocab_size
         contexts, rows = torch.unique(self.key(before), return_inverse=True)
         pairs, counts = torch.unique(rows * size + ids, return_counts=True)
-        own = self.pairs[self.pairs >= 0]                              # a table that is still empty has none
+        held = self.pairs[self.pairs >= 0]                             # a table that is still empty has none
         contexts, row = torch.unique(torch.cat((self.contexts, contexts)), return_inverse=True)
         old, new = row.split([len(self.contexts), len(row) - len(self.contexts)])
-        moved = old[own // size] * size + own % size, new[pairs // size] * size + pairs % size
+        moved = old[held // size] * size + held % size, new[pairs // size] * size + pairs % size
         pairs, place = torch.unique(torch.cat(moved), return_inverse=True)
-        counts = torch.cat((self.counts[:len(own)].long(), counts))
+        counts = torch.cat((self.counts[:len(held)].long(), counts))
         counts = counts.new_zeros(len(pairs)).index_add_(0, place, counts)
         kept = counts >= self.least
         pairs, counts = pairs[kept], counts[kept]
@@ -101,8 +102,8 @@ class Table(nn.Module):
         if target is None:
             return total, kinds, None
         pair = row * self.vocab_size + target
-        at = torch.searchsorted(self.pairs, pair).clamp_max(len(self.pairs) - 1)
-        times = self.counts[at].float() * (known & (self.pairs[at] == pair))
+        place = torch.searchsorted(self.pairs, pair).clamp_max(len(self.pairs) - 1)
+        times = self.counts[place].float() * (known & (self.pairs[place] == pair))
         if left_out is not None:
             fewer = torch.where(left_out < self.order, times, torch.where(times > self.least, times - 1, 0.0))
             total, kinds, times = total - (times - fewer), kinds - ((times > 0) & (fewer == 0)).float(), fewer
@@ -181,10 +182,6 @@ class CountedHead(nn.Linear):
             mixture = table.add_to(mixture, before, weight)
         return mixture.clamp_min(TINY).log()
 
-    def in_effect(self):
-        """The network's weight (V, d) with what LoRA adds to it."""
-        return sum((lora.delta() for lora in self.weight_lora), self.weight)
-
     def weights(self, hidden, totals, kinds):
         """hidden (N, d), totals and kinds: (N,) of each order -> log of the mixture's weights (N, 1 + K); a context
         that is not known has none."""
@@ -205,13 +202,13 @@ class CountedHead(nn.Linear):
     def cross_entropy(self, hidden, labels, before, left_out=None):
         """Sum of -log p(label) over labels >= 0 and how many there were, as `linear_cross_entropy`."""
         hidden, before, labels, left_out = chosen(labels, hidden, before, labels, left_out)
-        own, counted = self.shares(hidden, before, labels.clamp_min(0), left_out)
-        return linear_cross_entropy(hidden, self.weight, labels, own, counted)
+        network, counted = self.shares(hidden, before, labels.clamp_min(0), left_out)
+        return linear_cross_entropy(hidden, in_effect(self.weight, self.weight_lora), labels, network, counted)
 
     def losses(self, hidden, labels, before, left_out=None):
         """-log p(label) of each position (N,), 0 where labels are negative; plain autograd."""
-        own, counted = self.shares(hidden, before, labels.clamp_min(0), left_out)
-        network = own - plain_losses(F.linear(hidden, self.in_effect()), labels)
+        network, counted = self.shares(hidden, before, labels.clamp_min(0), left_out)
+        network = network - plain_losses(F.linear(hidden, in_effect(self.weight, self.weight_lora)), labels)
         return -torch.logaddexp(network, counted) * (labels >= 0)
 
 
