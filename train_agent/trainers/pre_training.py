@@ -12,7 +12,7 @@ def build_stage(options):
     passes = passes_for(stage.model, options)
     if passes:
         stage.begin = lambda device: start_from_pairs(stage.model, stage.train, passes, options["seed"], device)
-    stage.rates = two_rates(options, bool(passes))
+    stage.rates = two_rates(stage.options, bool(passes))
     return stage
 
 
