@@ -19,7 +19,7 @@ from train_agent.trainers import dataset, loop as loop_file
 ROOT = Path(__file__).resolve().parents[1]
 
 
-HARD = dict(optimizer="muon", pair_start=1, fc2_every=2, fc2_gradient=0.5, dropout=0.1, router_noise=0.1, accumulation_steps=2, batch_size=1, n_of_samples=20, max_epochs=2, eval_share=0.1, eval_steps=7,
+HARD = dict(optimizer="muon", expert_turns=3, pair_start=1, fc2_every=2, fc2_gradient=0.5, dropout=0.1, router_noise=0.1, accumulation_steps=2, batch_size=1, n_of_samples=20, max_epochs=2, eval_share=0.1, eval_steps=7,
             save_steps=4, decay=0.99, save_total_limit=2)         # Muon brings a second optimizer with it
 
 

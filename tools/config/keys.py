@@ -121,7 +121,7 @@ _LENGTH = block(
 _OPTIM = block(
     "stage", "优化器", "ask",
     never(key("optimizer", "choice", "adam", "优化器", choices=("adam", "adamw", "sgd", "muon"))),
-    key("expert_turns", "int", 4, "optimizer=muon 时每步更新几分之一的路由专家（4 = 轮流四分之一），0 = 专家用 AdamW", low=0),
+    key("expert_turns", "int", 0, "optimizer=muon 时路由专家也用 Muon，每步轮流更新几分之一（4 = 四分之一），0 = 专家用 AdamW", low=0),
     key("weight_decay", "float", 0.1, "权重衰减，只作用于矩阵；optimizer=adam 时不用", low=0),
     key("beta1", "float", 0.9, "Adam 的 β1，也是 SGD 的动量", low=0, high=0.99999),
     key("beta2", "float", 0.95, "Adam 的 β2", low=0, high=0.9999999),
