@@ -13,7 +13,7 @@ from functools import lru_cache
 import torch
 
 COLDEST = 1e-5  # below it logits divided by the temperature are no numbers any more
-RESERVED = 16   # ids below this are structure (roles, padding, ...): never generated, except for the stop ids
+RESERVED = 16   # ids below this are structure (roles, padding, ...): never generated, except for stop ids and marks
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Sampling:
     no_repeat_ngram: int = 0
     stop_ids: tuple = (1,)
     reserved: int = RESERVED
+    marks: tuple = ()       # reserved ids that this model may write: of thoughts, of calls
 
     def __post_init__(self):
         object.__setattr__(self, "stop_ids", tuple(self.stop_ids))
@@ -83,9 +84,9 @@ class Sampling:
         return logits
 
     def _structure(self, logits):
-        """0 for stop ids, -inf for the other reserved ids: (min(reserved, V),)."""
+        """0 for stop ids and marks, -inf for the other reserved ids: (min(reserved, V),)."""
         width = min(self.reserved, logits.shape[-1])
-        return _bans(width, self.stop_ids, logits.device, logits.dtype)
+        return _bans(width, (*self.stop_ids, *self.marks), logits.device, logits.dtype)
 
     def probabilities(self, logits):
         """logits (B, V) after `allowed` -> probabilities (B, V) in float32 or wider; one-hot when greedy."""
@@ -115,7 +116,7 @@ class Sampling:
 
 # How a model answers where nobody says otherwise: in the terminal, on the page, over the API and in a Modelfile. A
 # checkpoint keeps the table that it was saved with. Greedy, because that scores best on questions that have an answer.
-DEFAULTS = {f.name: f.default for f in fields(Sampling) if f.name not in ("stop_ids", "reserved")}
+DEFAULTS = {f.name: f.default for f in fields(Sampling) if f.name not in ("stop_ids", "reserved", "marks")}
 DEFAULTS["max_new_tokens"] = 256
 # What may be asked for, on every way to a model; Sampling itself takes more.
 RANGES = {"temperature": (0, 2), "top_p": (0, 1), "min_p": (0, 1), "repetition_penalty": (0.1, 10),
@@ -123,10 +124,10 @@ RANGES = {"temperature": (0, 2), "top_p": (0, 1), "min_p": (0, 1), "repetition_p
 
 
 @lru_cache(maxsize=64)
-def _bans(width, stop_ids, device, dtype):
+def _bans(width, allowed, device, dtype):
     with torch.inference_mode(False):
         bans = torch.full((width,), float("-inf"), device=device, dtype=dtype)
-        bans[[s for s in stop_ids if s < width]] = 0.0
+        bans[[i for i in allowed if i < width]] = 0.0
         return bans
 
 

@@ -315,63 +315,11 @@ READ = {
         sys_two,
         (),
     ),
-    "reasoning_content": (
-        lambda i: {
-            "conversations": [
-                {"role": "user", "content": q(i)},
-                {"role": "assistant", "reasoning_content": f"先想想{i}，河不宽。", "content": a(i)},
-            ]
-        },
-        D,
-        one,
-        ("reasoning_content",),
-    ),
     "a key written twice": (
         lambda i: Twice(instruction=q(i), output=a(i), earlier={"output": b(i)}),
         D,
         one,
         ("写了两次的 output",),
-    ),
-    "think tags": (
-        lambda i: {"instruction": q(i), "output": f"<think>\n先想想{i}。\n</think>\n\n{a(i)}"},
-        D,
-        one,
-        ("<think>",),
-    ),
-    "an empty thought": (lambda i: {"messages": said(user(q(i)), bot(f"<think>\n\n</think>\n\n{a(i)}"))}, D, one, ()),
-    "text beside tool_calls": (
-        lambda i: {
-            "messages": [
-                {"role": "user", "content": q(i)},
-                {
-                    "role": "assistant",
-                    "content": a(i),
-                    "tool_calls": [
-                        {"id": f"c{i}", "type": "function", "function": {"name": "量河", "arguments": f'{{"岸": {i}}}'}}
-                    ],
-                },
-            ]
-        },
-        D,
-        one,
-        ("tool_calls",),
-    ),
-    "tools in the system message": (
-        lambda i: {
-            "messages": [
-                {"role": "system", "content": s(i), "tools": [{"name": f"量河{i}", "description": "量一量"}]},
-                *said(*one(i)),
-            ]
-        },
-        D,
-        lambda i: [("system", s(i)), *one(i)],
-        ("tools",),
-    ),
-    "tools at the top": (
-        lambda i: {"tools": f'[{{"name": "量河{i}"}}]', "messages": said(*one(i))},
-        D,
-        one,
-        ("tools",),
     ),
     "weight 0": (
         lambda i: {
@@ -544,38 +492,9 @@ PAIRS = {
     ),
 }
 
-CALL = {"id": "c1", "type": "function", "function": {"name": "量河", "arguments": "{}"}}
-
 # name: (row, what its reason must name)
 REFUSED = {
     "one turn a row": (lambda i: {"role": "user", "content": q(i)}, "一轮对话"),
-    "tool role": (lambda i: {"messages": said(user(q(i)), ("tool", "3 步"), bot(a(i)))}, "工具"),
-    "only a call": (
-        lambda i: {
-            "messages": [
-                *said(user(q(i))),
-                {"role": "assistant", "content": None, "tool_calls": [CALL]},
-                *said(bot(a(i))),
-            ]
-        },
-        "工具",
-    ),
-    "empty text and a call": (
-        lambda i: {
-            "messages": [
-                *said(user(q(i))),
-                {"role": "assistant", "content": "", "tool_calls": [CALL]},
-                *said(bot(a(i))),
-            ]
-        },
-        "工具",
-    ),
-    "function_call and observation": (
-        lambda i: {
-            "conversations": said(user(q(i)), ("function_call", "{}"), ("observation", "3"), bot(a(i)), **SHAREGPT)
-        },
-        "工具",
-    ),
     "a picture": (
         lambda i: {
             "messages": [
@@ -589,13 +508,6 @@ REFUSED = {
         "image_url",
     ),
     "pictures beside": (lambda i: {"messages": said(*one(i)), "images": ["河.png"]}, "图片"),
-    "only a thought": (
-        lambda i: {
-            "messages": [*said(user(q(i))), {"role": "assistant", "reasoning_content": "想想", "content": None}]
-        },
-        "思考",
-    ),
-    "nothing but a thought": (lambda i: {"messages": said(user(q(i)), bot("<think>想想</think>"))}, "思考"),
     "nothing to learn": (
         lambda i: {"messages": [*said(user(q(i))), {"role": "assistant", "content": a(i), "weight": 0}]},
         "weight",

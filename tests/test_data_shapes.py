@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 
 import toy
+from acting_shapes import BROKEN, KEPT
 from data_shapes import PAIRS, READ, REFUSED
 from tools.errors import UserError
 from tools.formats import BadLines, parse_line, read_rows, row_texts
+from tools.reading.acting import written
+from tools.template import message_texts
 from tools.vocab import Vocab
 from train_agent.trainers.data.token_cache import open_cache
 
@@ -28,7 +31,7 @@ STRUCTURE = ("role", "from", "type")
 
 @pytest.fixture(scope="module")
 def vocab():
-    texts = [t for made in (READ, PAIRS) for row, *_ in made.values() for t in row_texts(parse_line(line(row(1))))]
+    texts = [t for made in (READ, PAIRS, KEPT) for row, *_ in made.values() for t in row_texts(parse_line(line(row(1))))]
     return Vocab.create_vocab(texts, vocab_size=900, token_kind="char", texts=True, progress=False)
 
 
@@ -52,8 +55,12 @@ def strings(value, name=""):
         for one in value:
             yield from strings(one, name)
     elif isinstance(value, str) and name not in STRUCTURE:
-        if name == "messages" and value.startswith("[{"):
-            yield from strings(json.loads(value))
+        try:
+            inner = json.loads(value) if value[:1] in ("[", "{") else None
+        except ValueError:
+            inner = None
+        if isinstance(inner, (list, dict)):
+            yield from strings(inner)
         else:
             yield name, value
 
@@ -73,6 +80,10 @@ def lost(row, out):
 
 def turns(messages):
     return [(m["role"], m["content"]) for m in messages]
+
+
+def learned_texts(row):
+    return [text for m in row.messages if m["role"] == "assistant" and m.get("weight") != 0 for text in message_texts(m)]
 
 
 def decoded(cache, vocab, documents):
@@ -110,7 +121,7 @@ def test_W1_D9_every_string_of_a_row_is_learned_context_or_counted(ram_path, voc
         targets = (
             out
             if kind == "text"
-            else [m["content"] for m in read.messages if m["role"] == "assistant" and m.get("weight") != 0]
+            else learned_texts(read)
         )
         assert learned == "".join(targets or out[-1:])
         missing = lost(row, out) - sum(read.dropped.values()) - (len(read.rejected or ""))
@@ -119,6 +130,39 @@ def test_W1_D9_every_string_of_a_row_is_learned_context_or_counted(ram_path, voc
     wanted = sum(sum(read.dropped.values()) + len(read.rejected or "") for read in parsed)
     assert total(cache.meta["dropped"]) == wanted
     toy_report(name, ROWS)
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_W1_W2_thoughts_calls_results_and_tools_come_out_as_they_went_in(ram_path, vocab, name):
+    make, says, names = KEPT[name]
+    rows = [make(i) for i in range(ROWS)]
+    data = write(ram_path / "a.jsonl", rows)
+    cache = open_cache(data, vocab, "instruction_finetuning", ram_path / "cache")
+    parsed = list(read_rows(data))
+    assert len(parsed) == len(cache) == ROWS and cache.meta["bad"] == 0
+    for i, (row, read) in enumerate(zip(rows, parsed)):
+        assert (read.kind, read.messages) == ("dialogue", says(i))
+        whole, learned = decoded(cache, vocab, [i])
+        texts = learned_texts(read)
+        assert learned == "".join(texts) and (whole.endswith(texts[-1]) or read.messages[-1].get("weight") == 0)
+        assert all(text in whole for text in row_texts(read))
+        assert lost(row, row_texts(read)) <= sum(read.dropped.values())
+        again = parse_line(json.dumps(written(read.messages)).encode())
+        assert (again.messages, again.dropped) == (read.messages, {})
+    assert set(names) == set(cache.meta["dropped"]), cache.meta["dropped"]
+    taught = {"thinking": any("thinking" in m for m in parsed[0].messages), "calls": bool(learned_calls(parsed[0]))}
+    assert cache.meta["acts"] == sorted(act for act, is_there in taught.items() if is_there)
+
+
+def learned_calls(row):
+    return [call for m in row.messages if m.get("weight") != 0 for call in m.get("calls", ())]
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_W1_W2_broken_thoughts_calls_and_tools_are_refused_by_name(name):
+    row, reason = BROKEN[name]
+    found = parse_line(line(row))
+    assert isinstance(found, str) and reason in found, found
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -160,7 +204,8 @@ SEEN = {}
 
 
 def test_the_figure_is_over_forty_shapes():
-    assert len(READ) + len(PAIRS) + len(REFUSED) >= 80 and len(READ) >= 40
+    assert len(READ) + len(PAIRS) + len(REFUSED) >= 70 and len(READ) >= 35
+    assert len(KEPT) + len(BROKEN) >= 90 and len(KEPT) >= 60 and len(BROKEN) >= 25
 
 
 # ---- --columns ----

@@ -95,7 +95,7 @@ def test_preference_shapes(value):
     (line({"messages": ["x"]}), "对象"), (line({"messages": [{"role": "user"}]}), "content"), (line({"messages": [{"content": "x"}]}), "role"),
     (line({"messages": [{"role": 1, "content": "x"}]}), "role"), (line({"messages": [TURNS[0], {"role": "assistant", "content": None}]}), "content"),
     (line({"messages": [TURNS[0], {"role": "assistant", "content": " \n"}, *TURNS]}), "空"),
-    (line({"messages": [{"role": "tool", "content": "x"}, *TURNS]}), "角色"), (line({"prompt": "x", "chosen": "a", "rejected": ""}), "空"),
+    (line({"messages": [{"role": "tool", "content": "x"}, *TURNS]}), "工具"), (line({"prompt": "x", "chosen": "a", "rejected": ""}), "空"),
     (line({"chosen": "a", "rejected": "b"}), "提问"), (line({"messages": TURNS, "chosen": "a", "rejected": "b"}), "提问"),
     (line({"prompt": "x", "chosen": 1, "rejected": "b"}), "列表"), (line({"prompt": "x", "chosen": [], "rejected": "b"}), "助手"),
     (line({"instruction": "x", "output": "y", "history": ["ab"]}), "history"), (lines.TooLong(b'{"text"'), "64 MiB"),

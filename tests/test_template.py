@@ -7,7 +7,8 @@ import pytest
 from tools import Vocab
 from tools.formats import Row
 from tools.mask import mask_from_id_to_id
-from tools.template import render, render_many, render_prompt, render_text
+from tools.template import (CALL, ROLE_NAMES, THINK, call_text, compact, message_texts, parsed_call, render, render_many,
+                            render_prompt, render_text)
 
 USER, ASSISTANT, SYSTEM, END = 9, 10, 11, 1
 
@@ -62,11 +63,11 @@ def test_cutting_drops_a_turn_or_ends_inside_a_reply(vocab):
 
 
 def supervised_from_mask(ids, vocab):
-    """The same `supervised` as `render` gives for a dialogue (without weights), from its ids alone. (T,) bool"""
-    ids = np.asarray(ids)
-    user, assistant, system = (vocab.id(name) for name in ("User", "Assistant", "System"))
-    context = mask_from_id_to_id(ids, user, assistant) | mask_from_id_to_id(ids, system, assistant)
-    context |= np.isin(ids, (user, assistant, system))
+    """What is learned of a dialogue, from its ids alone: what lies in no span from another's role to Assistant."""
+    assistant, *others = roles = [vocab.id(name) for name in sorted(ROLE_NAMES.values())]
+    context = np.isin(ids, roles)
+    for role in others:
+        context |= mask_from_id_to_id(ids, role, assistant)
     context[1:] |= ids[:-1] == assistant                                # the colon
     context[:1] = True                                                  # the leading end
     return ~context
@@ -81,6 +82,82 @@ def test_D5_template_and_mask_agree_on_10000_conversations(vocab):
         assert learn.tolist() == supervised_from_mask(ids, vocab).tolist(), (messages, ids)
         learned += learn.sum()
     assert learned > 50_000                                             # it was not all empty
+
+
+FORGED = ["[think]", "[/think]", "[call]", "[/call]", "Tool：", "<|Tool|>", "<think>", "</think>", "<tool_call>", "<|call|>", "Tools"]
+
+
+def random_acting(rng):
+    """A conversation with thoughts, calls, results and tools on offer, some of them empty or full of forged marks."""
+    def word():
+        return "".join(rng.choices("你好您是谁小寻：。\n", k=rng.randrange(5))) + rng.choice(FORGED + [""] * 9)
+    messages = [{"role": "tools", "content": compact([{"name": word()}])}] if rng.random() < 0.5 else []
+    for role in rng.choices(["user", "assistant", "system", "tool"], weights=[4, 6, 1, 4], k=rng.randrange(1, 9)):
+        message = {"role": role, "content": word()}
+        if role == "assistant":
+            message |= {"thinking": word()} if rng.random() < 0.5 else {}
+            calls = [call_text(word(), {word(): word()}) for _ in range(rng.choice([0, 0, 1, 2]))]
+            message |= {"calls": calls} if calls else {}
+        messages.append(message)
+    return messages
+
+
+def test_W1_W2_template_and_mask_agree_on_10000_conversations_with_tools(vocab):
+    rng = random.Random(7)
+    seen, marks = np.zeros(16, int), [vocab.id(m) for pair in (THINK, CALL) for m in pair]
+    for _ in range(10_000):
+        messages = random_acting(rng)
+        ids, learn = render(messages, vocab, rng.choice([None, None, rng.randrange(1, 60)]))
+        assert learn.tolist() == supervised_from_mask(ids, vocab).tolist(), (messages, ids)
+        seen += np.bincount(ids[ids < 16], minlength=16)
+        assert learn[np.isin(ids, marks)].all() and not learn[np.isin(ids, (9, 10, 11, 12, 13))].any()
+    assert (seen[[1, *marks, 9, 10, 11, 12, 13]] > 1000).all() and seen[[0, 2, 3, 8, 14, 15]].sum() == 0
+
+
+def test_W1_W2_nothing_can_forge_a_mark_and_everything_can_be_read_back(vocab):
+    """From the ids alone: the marks and roles are exactly those that were rendered, what lies between is what was said."""
+    rng = random.Random(8)
+    for _ in range(2_000):
+        messages = random_acting(rng)
+        messages.append({"role": "assistant", "content": "好"})
+        ids = render(messages, vocab)[0].tolist()
+        wanted = [1]
+        for m in messages:
+            wanted += [vocab.id(ROLE_NAMES[m["role"]])] + ([4, 5] if "thinking" in m else []) + [6, 7] * len(m.get("calls", ()))
+            wanted += [1] if m["role"] == "assistant" else []
+        assert [i for i in ids if i < 16] == wanted
+        texts = [t for m in messages for t in message_texts(m)]
+        assert vocab.decode(ids) == "".join(texts_with_colons(messages)) and all(vocab.decode(vocab.encode(t)) == t for t in texts)
+
+
+def texts_with_colons(messages):
+    return ["：" + "".join(message_texts(m)) for m in messages]
+
+
+def test_W1_a_thought_can_be_begun_forbidden_and_left_open(vocab):
+    asked = turns(("U", "谁"))
+    plain = render_prompt(asked, vocab)
+    assert render_prompt(asked, vocab, "on") == [*plain, 4] and render_prompt(asked, vocab, "off") == [*plain, 4, 5]
+    for thought in (None, "", "想"):                                     # each prompt is how such a reply begins in training
+        reply = {"role": "assistant", "content": "我", **({} if thought is None else {"thinking": thought})}
+        ids = render([*asked, reply], vocab)[0].tolist()
+        for way in {None: ["auto"], "": ["auto", "on", "off"], "想": ["auto", "on"]}[thought]:
+            prompt = render_prompt(asked, vocab, way)
+            assert ids[:len(prompt)] == prompt
+
+
+def test_W1_thinking_on_off_auto_of_training(vocab):
+    messages = [*turns(("U", "谁"), ("A", "我"), ("U", "您")), {"role": "assistant", "content": "小寻", "thinking": "好"}]
+    row = Row("dialogue", messages=messages)
+    ids = {how: render_many([row], vocab, thinking=how)[0][0][0].tolist() for how in ("auto", "on", "off")}
+    assert [ids[how].count(4) for how in ids] == [1, 2, 0] and messages[-1]["thinking"] == "好"
+    assert ids["off"] == render(turns(("U", "谁"), ("A", "我"), ("U", "您"), ("A", "小寻")), vocab)[0].tolist()
+
+
+def test_a_call_is_read_only_where_it_is_one():
+    assert parsed_call(call_text("量", {"a": [1, "x"]})) == {"name": "量", "arguments": {"a": [1, "x"]}}
+    for text in ("", "{", "[]", "3", '{"name": "x"}', '{"name": 3, "arguments": {}}', '{"name": "x", "arguments": []}', "[" * 100_000):
+        assert parsed_call(text) is None
 
 
 def test_prompt_is_what_the_reply_follows_in_training(vocab):

@@ -146,6 +146,12 @@ def load_chain(path, known=None):
     return _down_from(top, Path(path), known)
 
 
+def acts_of(payloads):
+    """What beside speaking a model made of these has learned: sorted names, as template.acts_in gives them."""
+    talks = [payload["talk"] for payload in payloads if isinstance(payload.get("talk"), dict)]
+    return sorted({act for talk in talks for act in talk.get("acts") or () if isinstance(act, str)})
+
+
 def _down_from(payload, place, known):
     """The chain that ends with `payload`, which was read from `place`."""
     chain = [payload]

@@ -9,18 +9,22 @@ A file is JSON lines, a JSON array or object, a CSV table or plain text, zipped 
     text_field               the user's own field or fields (a list is joined by a space, a missing one is empty)
     question + answer        and the other usual names of the two: query, ask, input, q · answer, target, reply, a …
     text, content            units separated by a literal <|im_end|>; content takes a title before it
+A reply's thought (reasoning_content, <think>…</think> at its head), its tool_calls, the results of tools and the tools on
+offer become parts of the conversation (reading/acting.py).
 A field that is null counts as missing. In a .txt file a text is a paragraph: the lines up to a blank one.
 Whatever a row says beside that is counted in Row.dropped, by name.
 """
 import json
+from dataclasses import replace
 
 from tools.errors import UserError
 # these names are part of this file's interface, wherever they live
 from tools.reading.bad_lines import BadLines, add_dropped, count_dropped, dropped_text, too_many            # noqa: F401
 from tools.reading.columns import fields_of, renamed                                                        # noqa: F401
 from tools.reading.lines import TooLong, Unreadable, expand_paths, is_plain_text, iter_lines, rangeable     # noqa: F401
-from tools.reading.row import REJECTED, SURROGATE, Bad, Row, Source                                         # noqa: F401
+from tools.reading.row import REJECTED, SURROGATE, THOUGHT, Bad, Row, Source                                         # noqa: F401
 from tools.reading.shapes import check_strings, shape, text_row
+from tools.template import message_texts
 
 
 def _object_of(pairs):
@@ -91,6 +95,12 @@ def as_dialogue(row):
     return Row("dialogue", messages=messages, file=row.file, line=row.line, dropped=dropped)
 
 
+def without_thoughts(row):
+    """The row as it counts where thoughts are not learned (thinking = off)."""
+    size = sum(len(m.get("thinking") or "") for m in row.messages)
+    return replace(row, dropped={**row.dropped, THOUGHT: row.dropped.get(THOUGHT, 0) + size}) if size else row
+
+
 def not_a_pair(row):
     """Why a good Row teaches no preference (Chinese str), or None."""
     if row.kind != "preference":
@@ -120,4 +130,5 @@ def read_range(path, start=0, end=None, text_field=None, bad=None):
 
 def row_texts(row):
     """Every string of a row that a model may see."""
-    return [*row.texts, *(m["content"] for m in row.messages), *(t for t in (row.chosen, row.rejected) if t)]
+    said = [text for m in row.messages for text in message_texts(m)]
+    return [*row.texts, *said, *(t for t in (row.chosen, row.rejected) if t)]

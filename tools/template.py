@@ -2,62 +2,140 @@
 
 A document starts with <|im_end|> as context. A turn is [Role id] "：" content; a reply ends with <|im_end|>:
     <|im_end|> User ： 你好 Assistant ： 您好 <|im_end|>
-Roles and ends are ids that no content can produce.
+A reply may think and call tools before it speaks; what a tool gives back is a turn of the role Tool, and the tools on
+offer are a turn of the role Tools at the very beginning, a JSON list:
+    … Assistant ： [think] 先想想 [/think] [call] {"name": …, "arguments": {…}} [/call] 请稍等 <|im_end|> Tool ： 1991
+Roles, marks and ends are ids that no content can produce.
 """
+import json
+
 import numpy as np
 
 
-TEMPLATE = 1            # counts changes of the form; part of every token cache's key
+TEMPLATE = 2            # counts changes of the form; part of every token cache's key
 END = "<|im_end|>"
 COLON = "："
-ROLE_NAMES = {"user": "User", "assistant": "Assistant", "system": "System"}
+ROLE_NAMES = {"user": "User", "assistant": "Assistant", "system": "System", "tool": "Tool", "tools": "Tools"}
+THINK, CALL = ("[think]", "[/think]"), ("[call]", "[/call]")
+MARKS = {THINK: "thinking", CALL: "calls"}      # what a model that was taught nothing of it never writes
+THINKING = ("auto", "on", "off")
+
+
+def compact(value):
+    """What calls and offered tools look like. ValueError for numbers that JSON has no words for."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def call_text(name, arguments):
+    return compact({"name": name, "arguments": arguments})
+
+
+def parsed_call(text):
+    """What a model wrote between the marks of a call -> {"name": str, "arguments": dict}, None where it is no call."""
+    try:
+        call = json.loads(text, parse_constant=lambda name: None)
+        return call if isinstance(call["name"], str) and isinstance(call["arguments"], dict) else None
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
+def message_parts(message):
+    """[(marks around it or None, string)] of what a turn says, in the order in which it stands in the document.
+
+    "thinking" absent: no thought; "": an empty one. "calls": strings as `call_text` makes them.
+    """
+    thought = message.get("thinking")
+    parts = [] if thought is None else [(THINK, thought)]
+    return parts + [(CALL, call) for call in message.get("calls", ())] + [(None, message["content"])]
+
+
+def message_texts(message):
+    return [text for _, text in message_parts(message)]
+
+
+def with_thinking(messages, how):
+    """The messages as they are learned. how: "auto" as they are; "on" a reply without a thought gets an empty one, so
+    that a model learns to do without where it is asked to; "off" without thoughts."""
+    if how == "auto":
+        return messages
+    if how == "off":
+        return [{name: value for name, value in m.items() if name != "thinking"} for m in messages]
+    return [{"thinking": "", **m} if m["role"] == "assistant" else m for m in messages]
 
 
 def render(messages, vocab, max_len=None):
-    """messages: [{"role": "system|user|assistant", "content": str}] -> (ids int32 (T,), supervised bool (T,)).
+    """messages: [{"role": a key of ROLE_NAMES, "content": str}] -> (ids int32 (T,), supervised bool (T,)).
 
-    supervised[i]: id i is a target to learn: a reply's content and its end, unless the reply has "weight": 0. Turns
-    after the last reply are dropped. At max_len a system or user turn that does not fit is dropped, a reply is cut.
+    A reply may have "thinking" and "calls", see `message_parts`. supervised[i]: id i is a target to learn: a reply's
+    thought, calls, content and its end, unless the reply has "weight": 0. Turns after the last reply are dropped. At
+    max_len a turn of somebody else that does not fit is dropped, a reply is cut.
     """
-    contents = vocab.encode_many([m["content"] for m in messages])
-    return _assemble(*_roles(messages), contents, vocab, max_len)
+    return _assemble(messages, iter(vocab.encode_many(_texts(messages))), vocab, max_len)
 
 
-def _roles(messages):
-    """-> (role of each, whether each is learned)"""
-    return [m["role"] for m in messages], [m["role"] == "assistant" and m.get("weight") != 0 for m in messages]
+def _texts(messages):
+    return [text for message in messages for text in message_texts(message)]
 
 
-def _assemble(roles, learned, contents, vocab, max_len=None):
-    end, colon = vocab.id(END), vocab.id(COLON)
-    ids, learn = [np.array([end], dtype=np.int32)], [np.zeros(1, dtype=bool)]
+def _body(message, encoded, vocab):
+    """The ids of a turn behind its colon, int32 (T,). encoded: iterator over the ids of its parts."""
+    if len(message) == 2:                                               # plain: role and content
+        pieces = [next(encoded)]
+    else:
+        pieces = []
+        for marks, _ in message_parts(message):
+            begin, end = ([vocab.id(mark)] for mark in marks) if marks else ([], [])
+            pieces += [begin, next(encoded), end]
+    if message["role"] == "assistant":
+        pieces.append([vocab.id(END)])
+    return np.concatenate(pieces).astype(np.int32) if len(pieces) > 1 else pieces[0]
+
+
+def _head(message, vocab):
+    return np.array([vocab.id(ROLE_NAMES[message["role"]]), vocab.id(COLON)], dtype=np.int32)
+
+
+def _assemble(messages, encoded, vocab, max_len=None):
+    ids, learn = [np.array([vocab.id(END)], dtype=np.int32)], [np.zeros(1, dtype=bool)]
     size, complete = 1, 1                                               # parts up to the last reply
-    for role, wanted, content in zip(roles, learned, contents):
-        head = np.array([vocab.id(ROLE_NAMES[role]), colon], dtype=np.int32)
-        body = np.append(content, np.int32(end)) if role == "assistant" else content
+    bodies = [_body(message, encoded, vocab) for message in messages]   # all: the iterator goes on with the next row
+    for message, body in zip(messages, bodies):
+        head, replies = _head(message, vocab), message["role"] == "assistant"
         room = len(body) if max_len is None else max_len - size - len(head)
-        if room < len(body) and (role != "assistant" or room < 1):
+        if room < len(body) and (not replies or room < 1):
             break
         cut = body[:room]
         ids += [head, cut]
-        learn += [np.zeros(len(head), dtype=bool), np.full(len(cut), wanted)]
+        learn += [np.zeros(len(head), dtype=bool), np.full(len(cut), replies and message.get("weight") != 0)]
         size += len(head) + len(cut)
-        if role == "assistant":
+        if replies:
             complete = len(ids)
         if len(cut) < len(body):
             break
     return np.concatenate(ids[:complete]).astype(np.int32), np.concatenate(learn[:complete])
 
 
-def render_prompt(messages, vocab):
-    """All turns, then Assistant and the colon: what a model is asked to go on from. -> list of ids"""
-    end, colon = vocab.id(END), vocab.id(COLON)
-    ids = [end]
-    for message, content in zip(messages, vocab.encode_many([m["content"] for m in messages])):
-        ids += [vocab.id(ROLE_NAMES[message["role"]]), colon, *content.tolist()]
-        if message["role"] == "assistant":
-            ids.append(end)
-    return ids + [vocab.id("Assistant"), colon]
+def render_prompt(messages, vocab, thinking="auto"):
+    """All turns, then Assistant and the colon: what a model is asked to go on from. -> list of ids
+
+    thinking: "on" begins a thought, "off" puts an empty one there; only for models that have learned to think.
+    """
+    encoded = iter(vocab.encode_many(_texts(messages)))
+    ids = [vocab.id(END)]
+    for message in messages:
+        ids += [*_head(message, vocab).tolist(), *_body(message, encoded, vocab).tolist()]
+    begun = {"auto": (), "on": THINK[:1], "off": THINK}[thinking]
+    return ids + [vocab.id("Assistant"), vocab.id(COLON), *(vocab.id(mark) for mark in begun)]
+
+
+def marks_of(acts, vocab):
+    """The ids that a model may write which has learned these acts ("thinking", "calls")."""
+    return tuple(vocab.id(mark) for pair, act in MARKS.items() if act in acts for mark in pair)
+
+
+def acts_in(learned, vocab):
+    """Which acts ids (T,) that are learned teach. -> set of names"""
+    return {act for (begin, _), act in MARKS.items() if (learned == vocab.id(begin)).any()}
 
 
 def render_text(text, vocab):
@@ -73,28 +151,23 @@ def _document(content, vocab):
     return ids, learn
 
 
-def render_many(rows, vocab, max_len=None):
+def render_many(rows, vocab, max_len=None, thinking="auto"):
     """Rows of formats -> one list of documents [(ids, supervised), …] per row, all contents encoded in one go.
 
     A text row gives one document per unit, a dialogue one, a preference two (with the chosen and the rejected reply).
-    max_len cuts dialogues as `render` does; texts stay whole.
+    max_len cuts dialogues as `render` does; texts stay whole. thinking: see `with_thinking`.
     """
-    jobs = [_documents(row) for row in rows]                            # per row: [(roles, learned or None; contents)]
-    encoded = iter(vocab.encode_many([c for docs in jobs for _, contents in docs for c in contents]))
-    out = []
-    for docs in jobs:
-        done = []
-        for roles, contents in docs:
-            ids = [next(encoded) for _ in contents]
-            done.append(_document(ids[0], vocab) if roles is None else _assemble(*roles, ids, vocab, max_len))
-        out.append(done)
-    return out
+    jobs = [_documents(row, thinking) for row in rows]                            # per row: texts, or lists of messages
+    encoded = iter(vocab.encode_many([text for docs in jobs for one in docs
+                                      for text in ([one] if isinstance(one, str) else _texts(one))]))
+    return [[_document(next(encoded), vocab) if isinstance(one, str) else _assemble(one, encoded, vocab, max_len)
+             for one in docs] for docs in jobs]
 
 
-def _documents(row):
+def _documents(row, thinking):
     if row.kind == "text":
-        return [(None, [unit]) for unit in row.texts]
+        return row.texts
     if row.kind == "dialogue":
-        return [(_roles(row.messages), [m["content"] for m in row.messages])]
-    whole = [[*row.messages, {"role": "assistant", "content": reply}] for reply in (row.chosen, row.rejected)]
-    return [(_roles(messages), [m["content"] for m in messages]) for messages in whole]
+        return [with_thinking(row.messages, thinking)]
+    return [with_thinking([*row.messages, {"role": "assistant", "content": reply}], thinking)
+            for reply in (row.chosen, row.rejected)]

@@ -15,8 +15,8 @@ from tools.saving.atomic import write_bytes
 
 FORMAT = 1
 KINDS = ("char", "jieba")
-RESERVED = ("[PAD]", "<|im_end|>", "[MASK]", "[UNK]", "[R4]", "[R5]", "[R6]", "[R7]", "[R8]",
-            "User", "Assistant", "System", "[R12]", "[R13]", "[R14]", "[R15]")
+RESERVED = ("[PAD]", "<|im_end|>", "[MASK]", "[UNK]", "[think]", "[/think]", "[call]", "[/call]", "[R8]",
+            "User", "Assistant", "System", "Tool", "Tools", "[R14]", "[R15]")     # a file holds none of these names
 FIRST_BYTE = len(RESERVED)
 FIRST_WORD = FIRST_BYTE + 256
 UNIT = 1 << 16          # scores are natural logarithms of probabilities, in units of 2**-16

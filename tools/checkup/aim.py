@@ -17,6 +17,7 @@ class Aim:
     stage: str = None
     whole: bool = False
     max_len: int = 512
+    thinking: str = "auto"
 
     @property
     def title(self):
@@ -25,7 +26,8 @@ class Aim:
 
 def aim_of(stage, options):
     """The Aim of a stage with these resolved options."""
-    return Aim(stage, options["training_mode"] == "pretraining" and stage not in ("dpo", "gate"), options["max_len"])
+    return Aim(stage, options["training_mode"] == "pretraining" and stage not in ("dpo", "gate"), options["max_len"],
+               options["thinking"])
 
 
 def natural_stage(path, text_field=None):

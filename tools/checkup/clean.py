@@ -14,14 +14,14 @@ from tools.checkup.faults import KINDS, PATTERNS, ROLE_LINE, excused, row_faults
 from tools.checkup.scan import Columns, row_text, scan_files, store
 from tools.errors import UserError
 from tools.reading.containers import COPIES
-from tools.reading.row import MARKS, THOUGHT
+from tools.reading.acting import written as as_written
+from tools.reading.row import MARKS
 from tools.saving.atomic import put, write_temporary
 
 # a mark that takes its role's name along
 OPENING = re.compile(r"(?:<\|(?:im_start|start_header_id|header_start|im_user|im_assistant|im_system|start)\|>|<start_of_turn>|"
                      r"<beginning_of_sentence>|\]~b\])[ \t]*(?:(?:user|assistant|system|model|ai)\b[ \t]*\n?)?|<s>")
-NAMES = {"thinking": "reasoning_content"}       # under which a message's field is read again
-WRITTEN = (MARKS, THOUGHT, *NAMES.values())     # counted as not learned, but written or told apart
+WRITTEN = (MARKS,)         # counted as not learned, but told apart
 EMPTY = "去掉标记后没有内容"
 
 
@@ -106,7 +106,7 @@ def canonical(row):
     if row.kind == "text":
         fields = {"text": template.END.join(row.texts)}
     else:
-        fields = {"messages": [{NAMES.get(k, k): v for k, v in m.items()} for m in row.messages]}
+        fields = as_written(row.messages)
         fields |= {"chosen": row.chosen, "rejected": row.rejected} if row.kind == "preference" else {}
     return json.dumps(fields, ensure_ascii=False)
 
@@ -115,7 +115,8 @@ def stripped(row):
     """The Row without other people's marks, control and invisible characters, and role names that open a turn."""
     if row.kind == "text":
         return replace(row, texts=[text for text in (_without(text, row) for text in row.texts) if text.strip()])
-    messages = [{**m, "content": _without(m["content"], row)} for m in row.messages]
+    messages = [{**m, **{name: _without(m[name], row) for name in ("content", "thinking") if m.get(name)}}
+                if m["role"] != "tools" else m for m in row.messages]
     pair = {name: _without(getattr(row, name), row) for name in ("chosen", "rejected")} if row.kind == "preference" else {}
     return replace(row, messages=messages, **pair)
 

@@ -117,7 +117,8 @@ def row_faults(row, raw):
         elif sum(len(unit.strip()) for unit in row.texts) < SHORTEST:
             kinds.append("short")
         return kinds
-    replies = [row.chosen, row.rejected] if row.kind == "preference" else [m["content"] for m in row.messages if m["role"] == "assistant"]
+    replies = [row.chosen, row.rejected] if row.kind == "preference" else [
+        "".join([m["content"], *m.get("calls", ())]) for m in row.messages if m["role"] == "assistant"]
     if not any(c.isalnum() for reply in replies for c in reply):
         kinds.append("no_words")
     if any(reply.strip().lower() in PLACEHOLDERS for reply in replies):
@@ -131,16 +132,16 @@ def row_faults(row, raw):
 
 def _turn_faults(row):
     kinds, roles = [], [m["role"] for m in row.messages]
-    spoken = [r for r in roles if r != "system"]
-    if any(a == b for a, b in zip(spoken, spoken[1:])):
+    spoken = [r for r in roles if r not in ("system", "tools")]
+    if any(a == b != "tool" for a, b in zip(spoken, spoken[1:])):
         kinds.append("same_role")
     if spoken and spoken[0] == "assistant":
         kinds.append("starts_assistant")
     if row.kind == "dialogue" and roles[-1] != "assistant":
         kinds.append("trailing")
-    if "system" in roles[1:]:
+    if "system" in roles[1 + (roles[0] == "tools"):]:
         kinds.append("late_system")
-    if any(not m["content"].strip() for m in row.messages if m["role"] != "assistant"):
+    if any(not m["content"].strip() for m in row.messages if m["role"] in ("user", "system")):
         kinds.append("empty_turn")
     for before, message in zip(row.messages, row.messages[1:]):
         said = message["content"].strip()

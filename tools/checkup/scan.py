@@ -15,6 +15,7 @@ from tools.checkup.faults import excused, pattern_faults, repeat_faults, row_fau
 from tools.reading.bad_lines import field_names
 from tools.reading.lines import is_plain_text, iter_places
 from tools.checkup.near import SHORTEST, codes_of, signatures
+from tools.template import message_texts
 from tools.vocab import FIRST_BYTE, FIRST_WORD, Vocab
 from tools.reading.workers import Workers, cores
 
@@ -72,7 +73,7 @@ def row_text(row):
 
 def _row_hash(row):
     """64 bits of the content, roles and order included."""
-    parts = row.texts or [m["role"] + "\1" + m["content"] for m in row.messages] + [row.chosen or "", row.rejected or ""]
+    parts = row.texts or ["\1".join([m["role"], *message_texts(m)]) for m in row.messages] + [row.chosen or "", row.rejected or ""]
     return int.from_bytes(hashlib.blake2b("\0".join(parts).encode(), digest_size=8).digest(), "little")
 
 
@@ -90,7 +91,7 @@ def _token_counts(rows, aim):
     counts = dict.fromkeys(("tokens", "bytes_tokens", "learned", "cut", "cut_rows", "cut_learned", "documents", "over"),
                            0)
     faults, lengths, room = [], [], aim.max_len + 1
-    for i, documents in enumerate(template.render_many(rows, _worker["vocab"])):
+    for i, documents in enumerate(template.render_many(rows, _worker["vocab"], thinking=aim.thinking)):
         total = fallback = longest = 0
         kind = rows[i].kind
         for ids, learned in documents:

@@ -100,6 +100,8 @@ _DATA = block(
     key("hf_split", "str", "train", "hf:名字 的划分"),
     key("hf_streaming", "bool", False, "hf:名字 边下载边用"),
     key("training_mode", "choice", "instruction_finetuning", "训练方式", choices=("pretraining", "instruction_finetuning")),
+    key("thinking", "choice", "auto", "回答里的思考：auto 有就学；on 没有的学成空的思考，聊天时可以关；off 不学",
+        choices=("auto", "on", "off")),
     key("max_len", "int", 256, "一行的词元数", low=4),
     key("seed", "int", 0, "随机种子", low=0, high=2 ** 63 - 1),
     free(key("num_workers", "int", 0, "读数据的进程数", low=0, high=1024)),

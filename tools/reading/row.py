@@ -25,10 +25,10 @@ class Bad(Exception):
 
 @dataclass
 class Row:
-    """kind "text": texts. "dialogue": messages [{"role": "system|user|assistant", "content"}]. "preference": messages
-    (the prompt), chosen, rejected. line counts from 1.
+    """kind "text": texts. "dialogue": messages as tools/template.py renders them. "preference": messages (the prompt),
+    chosen, rejected. line counts from 1.
 
-    A reply may carry "thinking" (kept, not rendered yet) and "weight": 0 (context, nothing to learn).
+    A reply may carry "thinking", "calls" and "weight": 0 (context, nothing to learn).
     dropped: {field or reason: characters} of what the row said and no model will see.
     """
     kind: str

@@ -3,9 +3,11 @@
 A shape whose fields are there but hold something else (an empty list, no reply) gives way to the next.
 If none fits, the first one's complaint is told. Shapes that are known and cannot be learned from are refused by name.
 """
-from tools.reading.row import SURROGATE, Bad, Row, Source
+from tools.reading.acting import OWN_THOUGHTS, with_offered
+from tools.reading.row import SURROGATE, THOUGHT, Bad, Row, Source
 from tools.reading.transcripts import transcript, unmarked
 from tools.reading.turns import ANSWERS, PICTURES, QUESTIONS, answered, conversation, muted, reply, several, user
+from tools.template import message_texts
 
 END = "<|im_end|>"
 LISTS = ("messages", "conversations", "conversation", "dialogue", "dialog", "dialogs", "turns", "data")
@@ -40,6 +42,7 @@ def shape(fields, text_field=None, whole=None):
         if row is not None:
             if row.kind != "text" and muted(source, fields, "weight"):
                 raise Bad("这一行标了 weight: 0，没有要学的")
+            row.messages = with_offered(source, row.messages) if row.messages else []
             row.dropped = source.left()
             return row
     raise first or Bad("没有可识别的字段。用 --columns 说明，如 --columns user=问题的字段 assistant=回答的字段，或 --text_field 正文的字段")
@@ -122,7 +125,7 @@ def _chat(source):
     for turn in turns.values():
         said = {name: text for name, text in turn.items() if isinstance(text, str)}
         if any("None" not in said[name] for name in ("Commands", "Tool Responses") if said.get(name)):
-            raise Bad("有工具调用（Commands），还不能训练，请去掉这样的行")
+            raise Bad("MOSS 的工具调用（Commands）不是 JSON，不能学，请去掉这样的行")
         both = transcript("\n".join(source.take(said[name]) for name in ("Human", "MOSS") if name in said))
         if not both or len(both) != 2:
             raise Bad("chat 里的一轮应有 Human 和 MOSS")
@@ -145,6 +148,8 @@ def _named_pair(source):
     if question is None and "title" in source and answer != "completion":
         question = "title"
         answer = answer or ("content" if "answer_id" in source or "answerer_tags" in source else None)
+    if question and answer is None and any(name in source for name in OWN_THOUGHTS) and "content" in source:
+        answer = "content"                                              # distilled answers beside their thoughts
     return _pair(source, question, answer) if question and answer else None
 
 
@@ -159,6 +164,9 @@ def _pair(source, question, answer):
         replies = conversation(source, value, answer)
     else:
         replies = [reply(source, source.take(_checked(value, answer)))]
+        thought = next((name for name in OWN_THOUGHTS if isinstance(source.get(name), str) and source.get(name)), None)
+        if thought and "thinking" not in replies[0]:
+            replies[0]["thinking"] = source.take(source.get(thought))
     return Row("dialogue", messages=answered(source, _with_system(source, messages + replies)))
 
 
@@ -270,15 +278,23 @@ def _last(source, value, name):
     if isinstance(value, str) and not value.lstrip().startswith('[{"'):
         turns = transcript(source.take(value))
         if turns and turns[-1]["role"] == "assistant":
-            return turns[:-1], reply(source, turns[-1]["content"])["content"]
-        return [], reply(source, value)["content"]
+            return turns[:-1], _compared(source, reply(source, turns[-1]["content"]))
+        return [], _compared(source, reply(source, value))
     messages = [value] if isinstance(value, dict) else several(value, name)
     if len(messages) == 1 and isinstance(messages[0], str):
-        return [], reply(source, source.take(messages[0]))["content"]
+        return [], _compared(source, reply(source, source.take(messages[0])))
     messages = conversation(source, messages, name, value) if messages else []
     if not messages or messages[-1]["role"] != "assistant":
         raise Bad("chosen 与 rejected 应以助手的回答结尾")
-    return messages[:-1], messages[-1]["content"]
+    return messages[:-1], _compared(source, messages[-1])
+
+
+def _compared(source, message):
+    """What of a reply is compared with another: its words."""
+    if message.get("calls"):
+        raise Bad("偏好对齐还不能比较工具调用")
+    source.drop(THOUGHT, message.get("thinking") or "")
+    return message["content"]
 
 
 # ---- texts ----
@@ -332,7 +348,8 @@ def text_row(text, source, plain=False):
 
 
 def check_strings(row):
-    for text in [*row.texts, *(m["content"] for m in row.messages), row.chosen or "", row.rejected or ""]:
+    said = [text for m in row.messages for text in message_texts(m)]
+    for text in [*row.texts, *said, row.chosen or "", row.rejected or ""]:
         if "\0" in text:
             raise Bad("含有 NUL 字符")
         if SURROGATE.search(text):

@@ -4,7 +4,7 @@ Only what is certain is split: the string begins with the user's (or a system) l
 """
 import re
 
-from tools.reading.row import MARKS, THOUGHT
+from tools.reading.row import MARKS
 
 USERS, SYSTEMS = {"human", "user", "用户"}, {"system", "系统"}
 _NAMES = "Human|HUMAN|User|USER|用户|Assistant|ASSISTANT|助手|AI|System|SYSTEM|系统"
@@ -32,12 +32,11 @@ def unmarked(text, source):
     return text
 
 
-def without_thought(text, source):
-    """-> (what follows a <think>…</think> at the head of a reply, the thought or "")"""
+def without_thought(text):
+    """-> (what follows a <think>…</think> at the head of a reply, the thought; None without one)"""
     hit = THINK.match(text) if "</think>" in text else None
     if not hit or "<think>" in hit[1]:
-        return text, ""
-    source.drop(THOUGHT, hit[1])
+        return text, None
     return text[hit.end():], hit[1].strip()
 
 

@@ -1,19 +1,21 @@
-"""A conversation in any of its usual spellings -> [{"role": "system|user|assistant", "content": str}, …]."""
+"""A conversation in any of its usual spellings -> messages as tools/template.py renders them."""
 import json
 
-from tools.reading.row import UNANSWERED, Bad
+from tools.reading.acting import CALL_ID, MANY, THOUGHTS, calls_of, offered, take_all
+from tools.reading.row import THOUGHT, UNANSWERED, Bad
 from tools.reading.transcripts import transcript, unmarked, without_thought
 
 ROLES = {name: role for role, names in {
     "user": "user human 用户 人类 prompter",
     "assistant": "assistant asst gpt model bot ai chatgpt chatbot moss 助手 机器人",
-    "system": "system developer 系统"}.items() for name in names.split()}
-TOOLS = set("tool tools function observation function_call function_response tool_call tool_calls tool_response "
-            "tool_result ipython 工具".split())
+    "system": "system developer 系统",
+    "tools": "tools", "tool": "tool function observation function_response tool_response tool_result ipython 工具",
+    "calls": "function_call tool_call tool_calls"}.items() for name in names.split()}
 QUESTIONS = tuple("instruction prompt query question ask q problem user human input user_input 问题 问 提问".split())
 ANSWERS = tuple("output response answer target a completion reply assistant bot gpt chatgpt moss solution "
                 "回答 答案 答 回复".split())
 PICTURES = tuple("image images image_url input_image audio input_audio audios video videos video_url".split())
+EMPTY = ("[]", "null", "{}")
 WORDS = ("text", "input_text", "output_text")       # kinds of a content's parts that are text
 
 
@@ -75,25 +77,65 @@ def _pair(source, turn):
 def _message(source, turn):
     role = next((turn[name] for name in ("role", "from", "speaker") if name in turn), None)
     named = next((name for name in ("content", "value", "text", "message", "utterance") if name in turn), None)
-    if isinstance(role, str) and role.strip().lower() in TOOLS:
-        raise Bad(f"有工具角色 {role.strip()[:20]!r}，工具调用还不能训练，请去掉这样的行")
-    if not (named and turn[named]) and (turn.get("tool_calls") or turn.get("function_call")):
-        raise Bad("有只调用工具、不说话的一轮（tool_calls），工具调用还不能训练，请去掉这样的行")
-    if named is None and turn.get("reasoning_content"):
-        raise Bad("有的回答只有思考（reasoning_content），没有正文")
-    content = None if named is None else _text(source, turn[named])
-    if not isinstance(role, str) or not isinstance(content, str):
-        raise Bad("一轮对话要有 role（或 from）和 content（或 value），都是字符串")
-    known = ROLES.get(role.strip().lower())
-    if known is None:
+    known = ROLES.get(role.strip().lower()) if isinstance(role, str) else None
+    if isinstance(role, str) and known is None:
         raise Bad(f"无法识别的角色 {role[:20]!r}")
+    calls = _calls(source, turn) if known == "assistant" else []
+    content = _text(source, turn[named]) if named else "" if calls else None
+    if content is None and any(turn.get(name) for name in THOUGHTS):
+        raise Bad("有的回答只有思考，没有正文")
+    if known == "tool" and isinstance(content, (dict, int, float)):     # a result need not be text
+        take_all(source, content)
+        content = json.dumps(content, ensure_ascii=False)
+    if known is None or not isinstance(content, str):
+        raise Bad("一轮对话要有 role（或 from）和 content（或 value），都是字符串")
     source.take(role)
-    message = _cleaned(source, known, source.take(content))
-    if known == "assistant" and isinstance(turn.get("reasoning_content"), str) and turn["reasoning_content"].strip():
-        message["thinking"] = turn["reasoning_content"]
-    if known == "assistant" and any(muted(source, turn, name) for name in ("weight", "loss", "train")):
-        message["weight"] = 0
+    message = _spoken(source, known, source.take(content))
+    if message["role"] == "assistant":
+        _complete(source, message, turn, calls)
+    elif message["role"] == "tool":
+        _about_result(source, turn)
+    elif turn.get("tools"):
+        message["tools"] = offered(source, turn["tools"], "tools")
     return message
+
+
+def _spoken(source, role, content):
+    """A turn's content as a message. The role tools may offer tools, or bring a result; calls may be all of a turn."""
+    if role == "tools":
+        tools = content.lstrip().startswith("[{") and offered(source, content, role)
+        return {"role": role, "content": tools} if tools else {"role": "tool", "content": content}
+    message = _cleaned(source, "assistant" if role == "calls" else role, content)
+    if role == "calls":
+        message |= {"content": "", "calls": calls_of(source, message["content"], "function_call")}
+    return message
+
+
+def _calls(source, turn):
+    """What a reply calls, in the order in which it stands there."""
+    return [call for name in (MANY, "function_call") if turn.get(name) and turn[name] not in EMPTY
+            for call in calls_of(source, turn[name], name)]
+
+
+def _complete(source, message, turn, calls):
+    """What a reply says beside its content: thought, calls, whether it is learned."""
+    if calls:
+        message["calls"] = calls
+    name = next((name for name in THOUGHTS if isinstance(turn.get(name), str) and turn[name].strip()), None)
+    if name:
+        inline = message.get("thinking")
+        message["thinking"] = source.take(turn[name])
+        if inline and inline != message["thinking"].strip():
+            source.drop(THOUGHT, inline)
+    if any(muted(source, turn, name) for name in ("weight", "loss", "train")):
+        message["weight"] = 0
+
+
+def _about_result(source, turn):
+    """Which call a result answers: results follow their calls in order."""
+    for name in ("tool_call_id", "call_id"):
+        if isinstance(turn.get(name), str):
+            source.drop(CALL_ID, source.take(turn[name]))
 
 
 def muted(source, fields, name):
@@ -131,8 +173,8 @@ def _cleaned(source, role, content):
     content = unmarked(content, source)
     if role != "assistant":
         return {"role": role, "content": content}
-    content, thought = without_thought(content, source)
-    return {"role": role, "content": content, **({"thinking": thought} if thought else {})}
+    content, thought = without_thought(content)
+    return {"role": role, "content": content, **({} if thought is None else {"thinking": thought})}
 
 
 def user(source, text):
@@ -152,8 +194,12 @@ def answered(source, messages):
     replies = [m for m in messages if m["role"] == "assistant"]
     if not replies:
         raise Bad("对话里没有回答")
-    if not all(m["content"].strip() for m in replies):
-        thought = any(m.get("thinking") for m in replies if not m["content"].strip())
+    if any(m["role"] == "tool" and before["role"] not in ("assistant", "tool")
+           for before, m in zip([{"role": ""}, *messages], messages)):
+        raise Bad("工具角色的结果前面没有调用它的回答")
+    silent = [m for m in replies if not m["content"].strip() and not m.get("calls")]
+    if silent:
+        thought = any(m.get("thinking") for m in silent)
         raise Bad("有的回答只有思考，没有正文" if thought else "有的回答是空的")
     if all(m.get("weight") == 0 for m in replies):
         raise Bad("所有回答都标了 weight: 0，没有计入损失的")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from tools.checkpoint import read_checkpoint, weights_hash
+from tools.checkpoint import acts_of, read_checkpoint, weights_hash
 from tools.config.stages import TABLE
 from tools.errors import UserError
 from tools.formats import dropped_text, fields_of
@@ -45,14 +45,15 @@ def prepare_machine(options):
 
 # ---- what a stage says about itself ----
 
-def about(name, vocab, config, starts, kind="model", adapter=None, base=None):
+def about(name, vocab, config, starts, kind="model", adapter=None, base=None, acts=()):
     """What a .pkl of the stage `name` says beside its weights.
 
-    config: the model's, a dict; vocab: None where it is not ours; starts: {name of a file it starts from: weights hash}
+    config: the model's, a dict; vocab: None where it is not ours; starts: {name of a file it starts from: weights hash};
+    acts: what the weights that it starts from had learned beside speaking
     """
     known = {"vocab_hash": vocab.hash, "vocab": vocab.state()} if vocab else {"vocab_hash": "", "vocab": {}}
     return {"kind": kind, "stage": TABLE[name].label, "config": config, **known, "adapter": adapter, "base": base,
-            "starts": starts}
+            "starts": starts, "talk": {"acts": list(acts)}}
 
 
 def identity(vocab, cache, **more):
@@ -77,7 +78,8 @@ def cached(options, vocab, data):
     cache = parallel.main_first(lambda: open_cache(
         local_files(data, options), vocab, options["training_mode"], options["cache_dir"], fields_of(options),
         options["max_bad_share"],
-        Path(options["log_dir"]) / "bad_lines.jsonl", verify=parallel.is_first_here()))
+        Path(options["log_dir"]) / "bad_lines.jsonl", verify=parallel.is_first_here(),
+        thinking=options["thinking"]))
     said = dropped_text(cache.meta["dropped"])[0]
     if said and parallel.is_main() and cache.name not in _told:
         _told.add(cache.name)
@@ -126,8 +128,8 @@ def full_model_stage(name, options, ways_on):
     if base:
         digest = weights_hash(base["weights"])
         starts, same["起点模型"] = {start_name(start): digest}, digest[:16]
-    stage = Stage(name, options, model, train, held, about(name, vocab, model.config.to_dict(), starts), same,
-                  notes=notes)
+    described = about(name, vocab, model.config.to_dict(), starts, acts=acts_of([base] if base else []))
+    stage = Stage(name, options, model, train, held, described, same, notes=notes)
     count_training(stage)
     return stage
 

@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from tools.checkpoint import weights_hash
+from tools.checkpoint import acts_of, weights_hash
 from tools.errors import UserError
 from tools.pictures.others import draw_preference
 from tools.saving.start_files import start_name
@@ -107,7 +107,7 @@ def build_stage(options):
         head.requires_grad_(False)
     split = divided(options, partial(pair_cache, options, vocab), partial(usable_pairs, width=options["max_len"]))
     train, held = training_and_held(split, partial(pairs_of, model, digest, options, device))
-    described = about("dpo", vocab, model.config.to_dict(), {start_name(path): digest})
+    described = about("dpo", vocab, model.config.to_dict(), {start_name(path): digest}, acts=acts_of([base]))
     same = identity(vocab, split.cache, 起点模型=digest[:16])
     return Stage("dpo", options, model, train, held, described, same, partial(preference_loss, options["beta"]),
                  notes=split.notes())

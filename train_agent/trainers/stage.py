@@ -75,5 +75,8 @@ class Stage:
         weights = sharding.for_file(self.weights(),
                                     parallel.is_main()) if sharding.is_sharded(self.model) else self.weights()
         talk = {"sampling": dict(DEFAULTS), "prompts": own_questions(self)}           # how it wants to be talked to
+        taught = getattr(getattr(self.train, "cache", None), "meta", {}).get("acts", ())
+        if acts := sorted({*self.about["talk"].get("acts", ()), *taught}):
+            talk["acts"] = acts
         return {"format": 1, **self.about, "talk": talk, "weights": weights, "step": step, "metrics": metrics,
                 "run": self.options}

@@ -26,6 +26,7 @@ class JoinedCache:
         self.meta["dropped"] = {}
         for part in self.parts:
             add_dropped(self.meta["dropped"], part.meta["dropped"])
+        self.meta["acts"] = sorted({act for part in self.parts for act in part.meta["acts"]})
         self.meta |= {k: [one for part in self.parts for one in part.meta[k]] for k in ("digests", "files")}
 
     def __reduce__(self):

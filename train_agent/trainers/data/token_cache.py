@@ -79,23 +79,25 @@ def _mapped(path, dtype):
     return np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.zeros(0, dtype)
 
 
-def open_cache(data, vocab, mode, cache_dir, text_field=None, max_bad_share=0.001, bad_log=None, verify=True):
+def open_cache(data, vocab, mode, cache_dir, text_field=None, max_bad_share=0.001, bad_log=None, verify=True,
+               thinking="auto"):
     """The token cache of these files, built where it is not there or damaged.
 
     data: path, pattern or list; mode: pretraining (all of it is learned) | instruction_finetuning | preference (what is
     no pair is a bad line). text_field: as parse_line takes it. meta["dropped"]: {what: [rows, characters]} not learned.
-    verify=False: another process of this machine has just read all of it.
+    verify=False: another process of this machine has just read all of it. thinking: as template.with_thinking takes it.
+    meta["acts"]: what beside words the data teach, as template.acts_in names it.
     """
     paths = formats.expand_paths(data)
     root, bad = Path(cache_dir), formats.BadLines(bad_log, max_bad_share)
     digests = [file_digest(p, root) for p in paths]
-    common = [vocab.hash, mode, text_field]
+    common = [vocab.hash, mode, text_field, *([] if thinking == "auto" else [thinking])]
     keys = [hashlib.sha256(json.dumps([VERSION, template.TEMPLATE, [d], *common]).encode()).hexdigest()[:24]
             for d in digests]
     _sweep(root)
     missing = {k: (p, d) for k, p, d in zip(keys, paths, digests) if not _is_sound(root / k, verify)}
     if missing:
-        with _encoder(vocab, mode, text_field, sum(os.path.getsize(p) for p, _ in missing.values())) as encode:
+        with _encoder(vocab, mode, text_field, thinking, sum(os.path.getsize(p) for p, _ in missing.values())) as encode:
             for key, (path, digest) in missing.items():
                 _build(root / key, path, digest, encode, bad)
     parts = [TokenCache(root / key) for key in keys]
@@ -194,13 +196,14 @@ def _build(folder, path, digest, encode, bad):
 
 def _write(work, path, encode, bad):
     documents = tokens = rows = last = wrong = 0
-    first, dropped = None, {}
+    first, dropped, acts = None, {}, set()
     with open(work / "tokens.bin", "wb") as out, open(work / "ends.bin", "wb") as ends, open(work / "rows.bin",
             "wb") as origin, \
             tqdm(total=os.path.getsize(path), unit="B", unit_scale=True, desc=f"分词 {Path(path).name}", delay=2,
                  leave=False) as bar:
         for result in encode(_blocks(path)):
             formats.add_dropped(dropped, result["dropped"])
+            acts |= result["acts"]
             for number, reason, raw in result["bad"]:
                 bad.add(path, number, reason, raw)
                 first, wrong = first or (str(path), number, reason), wrong + 1
@@ -216,16 +219,16 @@ def _write(work, path, encode, bad):
             os.fsync(f.fileno())
     return {"dtype": encode.dtype.name, "documents": documents, "tokens": tokens, "rows": rows, "lines": last,
             "bad": wrong,
-            "first_bad": first, "dropped": dropped, "content": content_of(work)}
+            "first_bad": first, "dropped": dropped, "acts": sorted(acts), "content": content_of(work)}
 
 
 class _encoder:
     """encode(blocks) -> their results in order; several processes when that pays, never more blocks in flight than
     twice the workers."""
 
-    def __init__(self, vocab, mode, text_field, total_bytes):
+    def __init__(self, vocab, mode, text_field, thinking, total_bytes):
         self.dtype = np.dtype(np.uint16 if len(vocab) <= 1 << 15 else np.uint32)
-        self.settings = (vocab.state(), mode, text_field, self.dtype.name)
+        self.settings = (vocab.state(), mode, text_field, thinking, self.dtype.name)
         self.cores = cores()
         self.alone = total_bytes < PARALLEL_FROM or self.cores == 1
 
@@ -269,9 +272,10 @@ def _blocks(path):
 _worker = {}
 
 
-def _start_worker(vocab_state, mode, text_field, dtype):
+def _start_worker(vocab_state, mode, text_field, thinking, dtype):
     _follow_parent()
-    _worker.update(vocab=Vocab.from_state(vocab_state), mode=mode, text_field=text_field, dtype=np.dtype(dtype))
+    _worker.update(vocab=Vocab.from_state(vocab_state), mode=mode, text_field=text_field, thinking=thinking,
+                   dtype=np.dtype(dtype))
 
 
 def _follow_parent():
@@ -293,19 +297,20 @@ def _encode_block(block):
         if isinstance(row, str):
             bad.append((number, row, raw[:1000]))
         else:
-            formats.count_dropped(dropped, row)
+            formats.count_dropped(dropped, formats.without_thoughts(row) if _worker["thinking"] == "off" else row)
             rows.append(row)
             numbers.append(number - 1)
-    parts, owners = [], []
+    parts, owners, acts = [], [], set()
     dtype = _worker["dtype"]
     top = dtype.type(1 << (8 * dtype.itemsize - 1))
-    for number, documents in zip(numbers, template.render_many(rows, _worker["vocab"])):
+    for number, documents in zip(numbers, template.render_many(rows, _worker["vocab"], thinking=_worker["thinking"])):
         for ids, supervised in documents:
             if _worker["mode"] == "pretraining":
                 supervised[1:] = True
+            acts |= template.acts_in(ids[supervised], _worker["vocab"])
             parts.append(ids.astype(dtype) | np.where(supervised, top, dtype.type(0)))
             owners.append(number)
     return {"lines": len(lines), "last": lines[-1][0], "bytes": sum(len(raw) + 1 for _, raw in lines), "bad": bad,
-            "dropped": dropped,
+            "dropped": dropped, "acts": acts,
             "numbers": np.concatenate(parts) if parts else np.zeros(0, dtype),
             "lengths": np.array([len(p) for p in parts], dtype=np.int64), "rows": np.array(owners, dtype=np.int64)}
