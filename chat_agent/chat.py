@@ -26,6 +26,7 @@ from tools.cli import guarded, parse
 from tools.config.stages import made_by
 from tools.errors import UserError
 from tools.process.signals import ctrl_c_interrupts
+from tools.template import THINKING
 
 READS = ("device", "threads", "out_dir", "name")
 OPTIONS = [
@@ -44,6 +45,8 @@ OPTIONS = [
     ("--no_repeat_ngram", {"type": int, "metavar": "数", "help": "回答里不重复任何 n 个连续的词元，0 = 不限（0）"}),
     ("--stop", {"action": "append", "metavar": "文字", "help": "回答里出现这段文字就停在它前面；可写几次"}),
     ("--seed", {"type": int, "metavar": "数", "help": "随机种子；同一种子回答相同"}),
+    ("--thinking", {"choices": THINKING, "metavar": "|".join(THINKING), "help": "回答前先想：on 先想，off 不想，auto 由模型定（auto；要学过思考的模型）"}),
+    ("--show_thinking", {"action": "store_true", "help": "把思考也显示出来（默认只说想了多少字）"}),
     ("--context", {"type": int, "metavar": "数", "help": "对话最多占多少个词元，更早的整轮先忘掉（默认为训练时的 max_len）"}),
     ("--stats", {"action": "store_true", "help": "每次回答后显示长度、速度、上下文用量"}),
     ("--no_speculate", {"action": "store_true", "help": "不用第二个输出头猜词（更慢，贪心时结果相同）"}),
@@ -63,8 +66,8 @@ def main(argv=None):
     chats = {name: open_model(path)[1] for name, path in zip(short_names(paths), paths)}
     how = sampling_of(options, next(iter(chats.values())).sampling)
     if options.prompt is None:
-        return converse(chats, how, open_model, options.stats)
-    return answer_once(chats, options.prompt, how, options.stats)
+        return converse(chats, how, open_model, options.stats, options.show_thinking)
+    return answer_once(chats, options.prompt, how, options.stats, options.show_thinking)
 
 
 def sampling_of(options, table):
@@ -75,6 +78,7 @@ def sampling_of(options, table):
         raise UserError("--stop 后面不能是空的文字。")
     given = {name: getattr(options, name) for name in table if getattr(options, name) is not None}
     return {**checked({**table, **given, "seed": options.seed}), "stops": tuple(options.stop or ()),
+            "thinking": options.thinking or "auto",
             "speculate": False if options.no_speculate else None}
 
 
@@ -94,8 +98,8 @@ def open_session(path, device, options):
     if options.prompt is None or completes:             # who asks for one reply wants nothing else
         about = "，还没学过对话，只会接着写" if completes else ""
         print(f"{path}：{title}，{size:.1f} M 参数{about}", file=sys.stderr)
-    context, sampling = context_of(model, payload, options.context), talk_of(payload)["sampling"]
-    return Session(model, vocab, context, completes, options.system, sampling)
+    context, talk = context_of(model, payload, options.context), talk_of(payload)
+    return Session(model, vocab, context, completes, options.system, talk["sampling"], talk["acts"])
 
 
 def short_names(paths):
@@ -105,28 +109,28 @@ def short_names(paths):
     return [n if names.count(n) == 1 else f"{n}#{i + 1}" for i, n in enumerate(names)]
 
 
-def answer_once(chats, prompt, how, stats=False):
+def answer_once(chats, prompt, how, stats=False, thoughts=False):
     """--prompt: the reply alone; with several models each reply under its model's name. Remarks go to stderr."""
     for name, session in chats.items():
         if len(chats) > 1:
             print(f"【{name}】")
-        show(session.ask(prompt, **how))
+        show(session.ask(prompt, **how), thoughts=thoughts)
         for remark in remarks(session, stats):
             print(f"（{remark}）", file=sys.stderr)
     return 0
 
 
-def converse(chats, how, open_model, stats=False):
+def converse(chats, how, open_model, stats=False, thoughts=False):
     """Questions and commands until the person leaves."""
     def ask(how, again=False, text=None):
         for name, session in chats.items():
             alone = "接着写：" if session.completes else "小寻："
             print(f"\n【{name}】" if len(chats) > 1 else alone, end="\n" if len(chats) > 1 else "", flush=True)
-            show(session.retry(**how) if again else session.ask(text, **how), as_list=True)
-            thin(remarks(session, commands.stats))
+            show(session.retry(**how) if again else session.ask(text, **how), True, commands.thoughts)
+            thin(remarks(session, commands.stats, not commands.thoughts))
 
     commands = Commands(chats, how, checked, open_model, ask)
-    commands.stats = stats
+    commands.stats, commands.thoughts = stats, thoughts
     keyboard = Keyboard(commands.table)
     ctrl_c_interrupts()
     completes = all(session.completes for session in chats.values())

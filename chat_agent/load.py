@@ -5,7 +5,7 @@ from pathlib import Path
 
 from model.build import build
 from model.sampling import DEFAULTS, Sampling
-from tools.checkpoint import load_chain
+from tools.checkpoint import acts_of, load_chain
 from tools.errors import UserError
 from tools.process.device import choose_device
 from tools.vocab import Vocab
@@ -14,7 +14,8 @@ USUAL = "TinySeek_SFT_final.pkl"
 
 
 def load(path, device="auto"):
-    """path of any .pkl -> (model in eval mode on the device, Vocab, payload of the file itself).
+    """path of any .pkl -> (model in eval mode on the device, Vocab, payload of the file itself, where "acts" says what
+    it has learned beside speaking: "thinking", "calls").
 
     UserError: 2 no such device, 3 the file or a base it needs is missing or damaged, 4 the parts do not fit together.
     """
@@ -32,7 +33,7 @@ def load(path, device="auto"):
         raise UserError(f"{path} 的权重和它写的结构对不上（{_first_line(error)}）。请换一个检查点，或重新训练。", 4) from None
     if model.config.vocab_size < len(vocab):
         raise UserError(f"{path} 的词表有 {len(vocab)} 项，模型只有 {model.config.vocab_size} 项。请换一个检查点。", 4)
-    return model.to(device).eval().requires_grad_(False), vocab, chain[-1]
+    return model.to(device).eval().requires_grad_(False), vocab, {**chain[-1], "acts": acts_of(parts)}
 
 
 def model_paths(given, config):
@@ -85,7 +86,7 @@ ANY_QUESTIONS, ANY_OPENINGS = ("你好", "你是谁？", "你会做什么？"), 
 
 def talk_of(payload):
     """How a model wants to be talked to -> {"sampling": as model.sampling.DEFAULTS, "prompts": a few sentences from its
-    own data}.
+    own data, "acts": what it has learned beside speaking}.
 
     Kept in the checkpoint; one from before that gets the table and sentences that its kind of data suggest.
     """
@@ -99,7 +100,7 @@ def talk_of(payload):
         sampling = dict(DEFAULTS)
     prompts = [one for one in talk.get("prompts") or () if isinstance(one, str) and one.strip()]
     guessed = _guessed(payload["stage"] == "Pre", run.get("json_data_path"))
-    return {"sampling": sampling, "prompts": prompts or list(guessed)}
+    return {"sampling": sampling, "prompts": prompts or list(guessed), "acts": payload.get("acts") or acts_of([payload])}
 
 
 def _guessed(completes, data):

@@ -1,52 +1,18 @@
-"""One conversation with one model: the history, what of it is sent, and ids turned into whole characters as they
-come."""
+"""One conversation with one model: the history, and what of it is sent."""
 
-import codecs
 import time
 
+from chat_agent.spoken import Spoken
 from model.generate import Reply, stream
 from model.sampling import DEFAULTS
 from tools.errors import UserError
-from tools.template import render_prompt, render_text
-
-
-class Characters:
-    """Bytes to text without ever showing half a character, or anything from the first of the strings `stops` on.
-
-    Bytes that form no character become U+FFFD, as soon as that is certain. `stopped`: a stop string is complete.
-    """
-
-    def __init__(self, vocab, stops=()):
-        self.vocab, self.stops = vocab, tuple(stops)
-        self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self.held, self.stopped = "", False         # text that may be the beginning of a stop string
-
-    def feed(self, ids):
-        """The characters that these ids complete; "" while one is under way."""
-        return self._certain(self.decoder.decode(self.vocab.decode_bytes(ids)))
-
-    def end(self):
-        """What was held back, and what is left of a character that was never completed."""
-        return "" if self.stopped else self._certain(self.decoder.decode(b"", final=True)) + self.held
-
-    def _certain(self, piece):
-        text = self.held + piece
-        found = [at for at in (text.find(stop) for stop in self.stops) if at >= 0]
-        keep = min(found) if found else len(text) - max((_begun(text, stop) for stop in self.stops), default=0)
-        self.stopped = bool(found)
-        self.held = "" if found else text[keep:]
-        return text[:keep]
-
-
-def _begun(text, stop):
-    """How many characters at the end of `text` are a beginning of `stop`."""
-    return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)
+from tools.template import marks_of, message_texts, render_prompt, render_text
 
 
 def turns(messages):
-    """messages -> (leading system messages, list of turns); a turn begins with a user's message and holds the replies
-    to it."""
-    first = next((i for i, m in enumerate(messages) if m["role"] != "system"), len(messages))
+    """messages -> (leading system messages and tools on offer, list of turns); a turn begins with a user's message and
+    holds the replies to it and what tools gave back."""
+    first = next((i for i, m in enumerate(messages) if m["role"] not in ("system", "tools")), len(messages))
     parts = []
     for message in messages[first:]:
         if message["role"] == "user" or not parts:
@@ -69,8 +35,10 @@ def fitting(messages, vocab, limit):
 
 
 def _sizes(messages, vocab):
-    contents = vocab.encode_many([m["content"] for m in messages]) if messages else []
-    return [2 + len(c) + (m["role"] == "assistant") for m, c in zip(messages, contents)]
+    parts = [message_texts(m) for m in messages]
+    encoded = iter(vocab.encode_many([text for texts in parts for text in texts]) if messages else [])
+    return [2 + sum(len(next(encoded)) for _ in texts) + 2 * (len(texts) - 1) + (m["role"] == "assistant")
+            for m, texts in zip(messages, parts)]
 
 
 def within(context, prompt, wanted):
@@ -83,14 +51,16 @@ class Session:
     """model, vocab: as `load` gives them. context: ids that prompt and reply share. completes: a pre-trained model that
     knows no dialogues goes on with the user's text instead of answering it, and remembers nothing.
 
-    sampling: how it answers where nobody says otherwise. After a reply: `reply` (a Reply) and `seconds` say how it
+    sampling: how it answers where nobody says otherwise. acts: what it has learned beside speaking; a model that knows
+    no thoughts writes none, whatever `thinking` (auto, on, off) says. tools: what is on offer, as JSON text. After a reply: `reply` (a Reply) and `seconds` say how it
     went, `used` how many ids the prompt had, `dropped` how many of the oldest turns were left out of it because they
     did not fit.
     """
 
-    def __init__(self, model, vocab, context=512, completes=False, system=None, sampling=DEFAULTS):
+    def __init__(self, model, vocab, context=512, completes=False, system=None, sampling=DEFAULTS, acts=()):
         self.model, self.vocab, self.context, self.completes = model, vocab, context, completes
         self.system, self.sampling, self.prepared = system, sampling, {}
+        self.acts, self.thinking = tuple(acts), "auto"
         self.reply, self.seconds, self.used, self.dropped = Reply(), 0.0, 0, 0
         self.clear()
 
@@ -103,13 +73,16 @@ class Session:
         if self.completes:
             return render_text(self.messages[-1]["content"], self.vocab)[0][:-1].tolist()
         limit = self.context - min(max_new_tokens, self.context // 2)
-        kept, self.dropped = fitting(self.messages, self.vocab, limit)
-        return render_prompt(kept, self.vocab)
+        kept, self.dropped = fitting(self.messages, self.vocab, limit - 2 * (self._thinking() != "auto"))
+        return render_prompt(kept, self.vocab, self._thinking())
+
+    def _thinking(self):
+        return self.thinking if "thinking" in self.acts and not self.completes else "auto"
 
     def ask(self, text, max_new_tokens=None, **options):
-        """Yields the reply in pieces of whole characters and keeps it in the history, also when it is broken off.
+        """Yields the reply in Pieces of whole characters and keeps it in the history, also when it is broken off.
 
-        Options: `stops`, strings that end the reply; the rest as in model.generate.stream.
+        Options: `stops`, strings that end the reply; `thinking`: auto, on or off; the rest as in model.generate.stream.
         """
         if self.completes:
             self.clear()
@@ -126,29 +99,25 @@ class Session:
 
     def _answer(self, wanted, options):
         self.reply, usual = Reply(), options.pop("max_new_tokens")
+        self.thinking = options.pop("thinking", self.thinking)
         max_new_tokens = wanted or usual
         prompt = self._prompt_or_forget(max_new_tokens)
         self.used = len(prompt)
-        characters, pieces, started = Characters(self.vocab, options.pop("stops", ())), [], time.perf_counter()
-        ids = stream(self.model, prompt, within(self.context, prompt, max_new_tokens), reply=self.reply,
+        marks = () if self.completes else marks_of(self.acts, self.vocab)
+        spoken, started = Spoken(self.vocab, options.pop("stops", ()), self._thinking()), time.perf_counter()
+        ids = stream(self.model, prompt, within(self.context, prompt, max_new_tokens), reply=self.reply, marks=marks,
                      prepared=self.prepared, **options)
         try:
             for new in ids:
-                piece = characters.feed([new])
-                if piece:
-                    pieces.append(piece)
-                    yield piece
-                if characters.stopped:
+                yield from spoken.feed([new])
+                if spoken.stopped:
                     self.reply.finish = "stop"
                     break
-            rest = characters.end()
-            if rest:
-                pieces.append(rest)
-                yield rest
+            yield from spoken.end()
         finally:
             self.seconds = time.perf_counter() - started
-            if pieces:  # a question without a reply can be asked again: /retry
-                self.messages.append({"role": "assistant", "content": "".join(pieces)})
+            if not spoken.empty:  # a question without a reply can be asked again: /retry
+                self.messages.append(spoken.message())
 
     def _prompt_or_forget(self, max_new_tokens):
         """The prompt's ids. A question that cannot be asked leaves the history again, with a UserError."""

@@ -11,7 +11,8 @@ import torch
 import toy
 from chat_agent import chat, session
 from chat_agent.load import choose_device, context_of, load
-from chat_agent.session import Characters, Session, fitting, turns, within
+from chat_agent.session import Session, fitting, turns, within
+from chat_agent.spoken import Characters
 from chat_agent.terminal import kept
 from chat_agent.terminal.kept import messages_of
 from chat_agent.terminal.shown import readable, show

@@ -199,12 +199,12 @@ def written(world, text, stops, room=10_000):
     writer, pieces = Writer(world.vocab, room, stops=stops), []
     for new in world.vocab.encode(text):
         over = writer.add(new)
-        pieces.append(writer.take())
+        pieces.append("".join(writer.take()))
         if over:
             break
     else:
         writer.end("length")
-        pieces.append(writer.take())
+        pieces.append("".join(writer.take()))
     return "".join(pieces), writer.finish, pieces
 
 
@@ -309,8 +309,8 @@ def test_message_fields_that_say_nothing_are_accepted():
                 {"role": "user", "content": [{"type": "text", "text": "三", "cache_control": {"type": "ephemeral"}}]}]
     got = reading(ask(messages=messages))
     assert [m["content"] for m in got.prompts[0]] == ["一", "", "二", "三"] and not got.headers()
-    for wrong in ({"tool_calls": [{"id": "x"}]}, {"function_call": {"name": "f"}}):
-        with pytest.raises(ApiError, match="不支持"):
+    for wrong in ({"tool_calls": [{"id": "x"}]}, {"function_call": {"arguments": "{}"}}):
+        with pytest.raises(ApiError, match="没有函数名"):
             reading(ask(messages=[{"role": "assistant", "content": "x", **wrong}, {"role": "user", "content": "x"}]))
 
 

@@ -1,4 +1,6 @@
 """One renderer: ids and what is learned from them, against worked examples and against the mask."""
+import hashlib
+import json
 import random
 
 import numpy as np
@@ -11,6 +13,7 @@ from tools.template import (CALL, ROLE_NAMES, THINK, call_text, compact, message
                             render_prompt, render_text)
 
 USER, ASSISTANT, SYSTEM, END = 9, 10, 11, 1
+LETTERS = "你好您是谁小寻请问：。\nUser<|im_end|>😀abc123,."
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +161,28 @@ def test_a_call_is_read_only_where_it_is_one():
     assert parsed_call(call_text("量", {"a": [1, "x"]})) == {"name": "量", "arguments": {"a": [1, "x"]}}
     for text in ("", "{", "[]", "3", '{"name": "x"}', '{"name": 3, "arguments": {}}', '{"name": "x", "arguments": []}', "[" * 100_000):
         assert parsed_call(text) is None
+
+
+def plain_conversation(rng):
+    def said():
+        return "".join(rng.choices(LETTERS, k=rng.randrange(1, 30)))
+    messages = [{"role": "system", "content": said()}] if rng.random() < 0.3 else []
+    for _ in range(rng.randrange(1, 4)):
+        messages += [{"role": "user", "content": said()}, {"role": "assistant", "content": said()}]
+    return messages
+
+
+def test_plain_conversations_have_the_ids_that_they_had_before_there_were_thoughts_and_calls():
+    """The two hashes were taken from the first form of the template: a vocabulary's, and that of 1,000 conversations."""
+    rng, words, made = random.Random(3), sorted(set(LETTERS) | {"你好", "小寻", "im_end", "User"}), []
+    vocab = Vocab.from_words(words, [-5] * len(words), "char")
+    assert vocab.hash == "7d9334f4b672372a691cd436de419b7282e6c65495c8a22e35e80835351fe928"
+    for _ in range(1000):
+        messages = plain_conversation(rng)
+        ids, learn = render(messages, vocab, rng.choice([None, rng.randrange(1, 80)]))
+        made.append([ids.tolist(), learn.tolist(), render_prompt(messages[:-1], vocab)])
+    digest = hashlib.sha256(json.dumps(made).encode()).hexdigest()
+    assert digest == "2aa2e9120726a95a0565545aafb3f26c417161b3c9a000ac57bc4b85dab2b82a"
 
 
 def test_prompt_is_what_the_reply_follows_in_training(vocab):

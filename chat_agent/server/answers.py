@@ -4,6 +4,9 @@ import json
 import secrets
 import time
 
+from chat_agent.spoken import SAID, THOUGHT
+from tools.template import compact, parsed_call
+
 
 class Answer:
     """What all parts of one answer have in common. about: what the field `tinyseek` says of the prompt (dropped_turns,
@@ -18,28 +21,43 @@ class Answer:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices, **more}
 
     def whole(self, results, prompt_tokens):
-        """results: (text, finish, number of ids) per choice; prompt_tokens: ids of all prompts together."""
-        choices, about = [], self._with_empty(any(not text for text, *_ in results))
-        for index, (text, finish, _) in enumerate(results):
-            body = {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
-            choices.append({"index": index, **body, "logprobs": None, "finish_reason": finish})
+        """results: (Spoken, finish, number of ids) per choice; prompt_tokens: ids of all prompts together."""
+        choices, about = [], self._noticed(*(spoken for spoken, *_ in results))
+        for index, (spoken, finish, _) in enumerate(results):
+            said = spoken.message()
+            calls = tool_calls(said)
+            message = {"role": "assistant", "content": said["content"] or (None if calls else "")}
+            message |= {"reasoning_content": said["thinking"]} if said.get("thinking") else {}
+            message |= {"tool_calls": calls} if calls else {}
+            body = {"message": message} if self.chat else {"text": said["content"]}
+            choices.append({"index": index, **body, "logprobs": None, "finish_reason": "tool_calls" if calls else finish})
         return self._frame("chat.completion" if self.chat else "text_completion", choices,
                            usage=usage(prompt_tokens, sum(count for *_, count in results)), tinyseek=about)
 
-    def _with_empty(self, empty):
-        return {**self.about, "notices": self.about["notices"] + ["（空的回答）"] * empty}
+    def _noticed(self, *replies):
+        """`about` with what is to be said of these replies: nothing was said, or a call is none."""
+        notices = ["（空的回答）"] * any(spoken.empty for spoken in replies)
+        notices += [f"模型写了一次不完整的工具调用：{call[:200]}" for spoken in replies for call in spoken.broken()]
+        return {**self.about, "notices": self.about["notices"] + notices}
 
     def opening(self, index):
         """The first chunk of a choice, or None: only chats announce who speaks."""
         opened = {"role": "assistant", "content": ""}
         return self._chunk(index, opened, None, tinyseek=self.about) if self.chat else None
 
-    def piece(self, index, text):
-        return self._chunk(index, {"content": text} if self.chat else text, None)
+    def piece(self, index, kind, text):
+        """The chunks for some characters of one kind; a call is told when it is known to be one, in `closing`."""
+        if kind == SAID:
+            yield self._chunk(index, {"content": text} if self.chat else text, None)
+        elif kind == THOUGHT:
+            yield self._chunk(index, {"reasoning_content": text}, None)
 
-    def closing(self, index, finish, empty=False):
-        more = {"tinyseek": self._with_empty(True)} if empty else {}
-        return self._chunk(index, {} if self.chat else "", finish, **more)
+    def closing(self, index, finish, spoken):
+        calls = tool_calls(spoken.message())
+        for place, call in enumerate(calls):
+            yield self._chunk(index, {"tool_calls": [{"index": place, **call}]}, None)
+        more = {"tinyseek": self._noticed(spoken)} if spoken.empty or spoken.broken() else {}
+        yield self._chunk(index, {} if self.chat else "", "tool_calls" if calls else finish, **more)
 
     def totals(self, prompt_tokens, completion_tokens):
         """The last chunk, where stream_options asks for it."""
@@ -52,6 +70,13 @@ class Answer:
     def _chunk(self, index, content, finish, **more):
         return self._frame(self._kind, [{"index": index, "delta" if self.chat else "text": content, "logprobs": None,
                                          "finish_reason": finish}], **more)
+
+
+def tool_calls(message):
+    """The calls of a reply as OpenAI writes them."""
+    found = [parsed_call(call) for call in message.get("calls", ())]
+    return [{"id": "call_" + secrets.token_hex(8), "type": "function",
+             "function": {"name": call["name"], "arguments": compact(call["arguments"])}} for call in found]
 
 
 def usage(prompt_tokens, completion_tokens):

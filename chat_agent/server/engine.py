@@ -52,7 +52,7 @@ class Lane:
         return bool(self.jobs or self.waiting)
 
     def step(self, now):
-        """One round -> list of (job, text, finish, error), the news of this step."""
+        """One round -> list of (job, Pieces of text, finish, error), the news of this step."""
         self.news = []
         self._leave(now)
         self._enter()
@@ -104,7 +104,7 @@ class Lane:
         tired = [job for job in self.waiting if job.gone or now >= job.wait_until]
         if tired:
             self.waiting = deque(job for job in self.waiting if job not in tired)
-            self.news += [(job, "", None, busy("排队太久，请稍后再试。", "queue_timeout")) for job in tired]
+            self.news += [(job, (), None, busy("排队太久，请稍后再试。", "queue_timeout")) for job in tired]
 
     def _enter(self):
         while self.waiting and len(self.jobs) < self.slots:
@@ -129,7 +129,7 @@ class Lane:
         if not self.jobs:  # not even a place could be made: those who wait would break it again
             lost, self.waiting = list(self.waiting), deque()
         self.jobs, self.cache = [], None
-        return self.news + [(job, "", None, internal()) for job in lost]
+        return self.news + [(job, (), None, internal()) for job in lost]
 
 
 def _news(job):
@@ -218,7 +218,7 @@ class Engine:
         with self.change:
             jobs, self.inbox = self.inbox, deque()
         for job in jobs:
-            news += self._guarded(self._assign, lambda job=job: [(job, "", None, internal())], job)
+            news += self._guarded(self._assign, lambda job=job: [(job, (), None, internal())], job)
         return news
 
     def _assign(self, job):

@@ -7,7 +7,7 @@ from chat_agent.server.errors import ApiError, bad, shown
 from chat_agent.session import fitting, turns, within
 from model.gate import GatedExperts
 from model.sampling import DEFAULTS
-from tools.template import render_prompt, render_text
+from tools.template import marks_of, message_texts, render_prompt, render_text
 from tools.vocab import MAX_WORD
 
 LEAST_LONGEST = 1024    # ids of a prompt that are read even by a model that was trained on shorter ones
@@ -23,8 +23,8 @@ class Prompt(NamedTuple):
 @dataclass
 class Served:
     """One entry of the list. context: ids that a conversation should stay within; completes: it knows no dialogues;
-    title: what kind of model it is; label: what people read instead of the name; sampling, prompts: as `load.talk_of`
-    gives them."""
+    title: what kind of model it is; label: what people read instead of the name; sampling, prompts, acts: as
+    `load.talk_of` gives them."""
 
     name: str
     model: object
@@ -36,6 +36,12 @@ class Served:
     label: str = ""
     sampling: dict = field(default_factory=lambda: dict(DEFAULTS))
     prompts: tuple = ()
+    acts: tuple = ()
+
+    @property
+    def marks(self):
+        """Reserved ids that its replies may hold."""
+        return () if self.completes else marks_of(self.acts, self.vocab)
 
     @property
     def positions(self):
@@ -57,17 +63,17 @@ class Served:
         room = within(self.context, ids, wanted)
         return room if self.positions is None else min(room, self.positions - len(ids) + 1)
 
-    def chat_prompt(self, messages, new_tokens):
+    def chat_prompt(self, messages, new_tokens, thinking="auto"):
         """Conversation -> Prompt; the oldest turns are left out where it is too long. ApiError 400 when the last one
         alone is."""
         if self.completes:
             return self.text_prompt(messages[-1]["content"])
-        limit = self.context - min(new_tokens, self.context // 2)
+        limit = self.context - min(new_tokens, self.context // 2) - 2 * (thinking != "auto")
 
         def encode():
             recent, long_ago = self._recent(messages, limit)
             kept, dropped = fitting(recent, self.vocab, limit)
-            return Prompt(render_prompt(kept, self.vocab), long_ago + dropped)
+            return Prompt(render_prompt(kept, self.vocab, thinking), long_ago + dropped)
         return self._checked(encode)
 
     def text_prompt(self, text):
@@ -79,11 +85,11 @@ class Served:
         """Leaves out, before any of it is encoded, what cannot fit anyway: a word has at most MAX_WORD characters.
         -> (messages, number of turns left out)"""
         system, parts = turns(messages)
-        last = sum(len(m["content"]) for m in system + (parts[-1] if parts else []))
+        last = _size(system + (parts[-1] if parts else []))
         self._check_size(last)
         room, kept = limit * MAX_WORD - last, parts[-1:]
         for part in reversed(parts[:-1]):
-            room -= sum(len(m["content"]) for m in part)
+            room -= _size(part)
             if room < 0:
                 break
             kept.insert(0, part)
@@ -104,6 +110,11 @@ class Served:
 
     def _too_long(self):
         return bad(f"这段话太长：模型 {self.name[:64]} 最多读 {self.longest} 个词元。", "messages", "context_length_exceeded")
+
+
+def _size(messages):
+    """Characters of these messages."""
+    return sum(len(text) for message in messages for text in message_texts(message))
 
 
 class Models:

@@ -6,6 +6,7 @@ slots.
 
 import asyncio
 import time
+from itertools import groupby
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
@@ -55,8 +56,8 @@ def prepare(raw, chat, models, limits):
     ask = (read_chat if chat else read_completion)(parsed(raw), limits)
     models.look()
     served = models.get(ask.model)
-    ask.settle(served.sampling, limits)
-    make = (lambda p: served.chat_prompt(p, ask.new_tokens)) if ask.chat else served.text_prompt
+    ask.settle(served.sampling, limits, served.acts if ask.chat and not served.completes else (), served.marks)
+    make = (lambda p: served.chat_prompt(p, ask.new_tokens, ask.thinking)) if ask.chat else served.text_prompt
     prompts = [make(p) for p in ask.prompts]
     if min(served.room(prompt.ids, ask.new_tokens) for prompt in prompts) < 1:
         raise bad("这段话占满了模型的位置，没有地方写回答。", "messages", "context_length_exceeded")
@@ -68,7 +69,8 @@ def jobs_for(ask, served, prompts, limits, bell):
     now, jobs = time.monotonic(), []
     for ids, _ in prompts:
         for _ in range(ask.n):
-            writer = Writer(served.vocab, served.room(ids, ask.new_tokens), ask.how.stop_ids, ask.stops)
+            writer = Writer(served.vocab, served.room(ids, ask.new_tokens), ask.how.stop_ids, ask.stops,
+                            ask.thinking)
             jobs.append(Job(served, ids, ask.how, stream_of(ask.seed, len(jobs)), writer, bell, ask.stream,
                             now + limits.request_time, now + limits.queue_time))
     return jobs
@@ -98,9 +100,8 @@ def headers_of(ask, facts):
 
 def deliver(news):
     """Runs on the event loop, once per step of the engine: hands its news over and rings."""
-    for job, text, finish, error in news:
-        if text:
-            job.pieces.append(text)
+    for job, pieces, finish, error in news:
+        job.pieces += pieces
         job.finish, job.error = finish, error
         job.count = len(job.writer.ids)
         job.bell.set()
@@ -147,7 +148,7 @@ async def whole(request, jobs, bell, read, answer, headers):
     failed = next((job.error for job in jobs if job.error), None)
     if failed:
         raise failed
-    results = [("".join(job.pieces), job.finish, job.count) for job in jobs]
+    results = [(job.writer.spoken, job.finish, job.count) for job in jobs]
     return JSONResponse(answer.whole(results, read), headers=headers)
 
 
@@ -207,11 +208,12 @@ class Stream(Response):
         """The events for what has come in; choices that are over leave `left`."""
         for i, job in list(left.items()):
             if job.pieces:
-                text, job.pieces = "".join(job.pieces), []
-                yield event(answer.piece(i, text))
+                pieces, job.pieces = job.pieces, []
+                for kind, group in groupby(pieces, lambda piece: piece.kind):
+                    yield from map(event, answer.piece(i, kind, "".join(group)))
             if job.error:
                 del left[i]
                 yield event(job.error.content())
             elif job.finish:
                 del left[i]
-                yield event(answer.closing(i, job.finish, not job.writer.shown))
+                yield from map(event, answer.closing(i, job.finish, job.writer.spoken))

@@ -15,9 +15,15 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from chat_agent.server.errors import bad, shown
 from model.sampling import RANGES, Sampling
-from tools.template import ROLE_NAMES
+from tools.reading.acting import THOUGHTS, calls_of, offered
+from tools.reading.row import Bad, Source
 
 SEED = 1 << 63
+# a message's role -> ours. developer: OpenAI's newer word for system; function: its older one for tool
+ROLES = {"user": "user", "assistant": "assistant", "system": "system", "tool": "tool", "developer": "system",
+         "function": "tool"}
+# Words for whether the model shall think, other servers' among them.
+THINKING = ("enable_thinking", "think", "thinking", "reasoning_effort", "reasoning", "chat_template_kwargs")
 LONGEST_NOTE = 400                                      # characters of the header that names what was left out
 SAME = {"repeat_penalty": "repetition_penalty", "max_completion_tokens": "max_tokens", "max_new_tokens": "max_tokens",
         "num_predict": "max_tokens", "n_predict": "max_tokens", "no_repeat_ngram_size": "no_repeat_ngram"}
@@ -25,7 +31,7 @@ SAME = {"repeat_penalty": "repetition_penalty", "max_completion_tokens": "max_to
 QUIET = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
          "parallel_tool_calls", "keep_alive", "cache_prompt", "skip_special_tokens", "spaces_between_special_tokens",
          "num_ctx", "options",
-         "name", "id", "refusal", "annotations", "reasoning_content", "reasoning", "timestamp", "created", "created_at")
+         "name", "id", "refusal", "annotations", "tool_call_id", "timestamp", "created", "created_at")
 # What asks for another reply than this server can give, unless it has one of these values (or changes nothing, see
 # `neutral`).
 REFUSED = {
@@ -45,6 +51,17 @@ def neutral(value, inside=False):
     if isinstance(value, dict) and not inside:
         return all(neutral(one, True) for one in value.values())
     return not value or isinstance(value, str) and value.lower() in OFF
+
+
+def wanted_thinking(value):
+    """What a field of THINKING asks for: on, off, or auto where it leaves that to the model."""
+    if isinstance(value, dict):
+        found = [wanted_thinking(value[name]) for name in (*THINKING, "type", "effort", "enabled") if name in value]
+        return next((one for one in found if one != "auto"), "auto")
+    word = str(value).lower()
+    if value is False or word in ("none", "disabled", "off"):
+        return "off"
+    return "on" if value is True or word in ("on", "enabled", "low", "medium", "high", "xhigh") else "auto"
 
 
 def _number(value):
@@ -77,16 +94,27 @@ class Part(BaseModel):
 
 class Message(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True)
-    role: Literal["developer", *ROLE_NAMES]             # developer: OpenAI's newer word for system
+    role: Literal[*ROLES]
     content: str | Annotated[list[Part], Field(min_length=1)] | None = None
 
     def plain(self, place, ignored):
-        """-> {"role", "content"}. ApiError 400 for what cannot be read."""
+        """-> a message as tools/template.py renders it. ApiError 400 for what cannot be read."""
+        calls = self._calls(place) if self.role == "assistant" else []
+        thoughts = [self.model_extra.pop(name, None) for name in THOUGHTS]
         _sorted_out(self.model_extra, ignored, "messages.")
         content = "".join(part.text for part in self.content) if isinstance(self.content, list) else self.content
         if content is None and self.role != "assistant":
             raise bad(f"{place}.content 应是文字；图片等别的内容这里看不懂。", "messages")
-        return {"role": "system" if self.role == "developer" else self.role, "content": content or ""}
+        thought = next((one for one in thoughts if isinstance(one, str)), "")
+        message = {"role": ROLES[self.role], "content": content or "", **({"calls": calls} if calls else {})}
+        return message | ({"thinking": thought} if thought.strip() and self.role == "assistant" else {})
+
+    def _calls(self, place):
+        found = [(name, self.model_extra.pop(name)) for name in ("tool_calls", "function_call") if self.model_extra.get(name)]
+        try:
+            return [call for name, value in found for call in calls_of(Source({}), value, name)]
+        except Bad as error:
+            raise bad(f"{place}：{error}。", "messages") from None
 
 
 class Streaming(BaseModel):
@@ -131,7 +159,7 @@ class Request(BaseModel):
 
     def given(self):
         """The fields of Sampling that the request sets."""
-        values = {name: getattr(self, name, None) for name in Sampling.__dataclass_fields__}
+        values = {name: getattr(self, name) for name in Sampling.__dataclass_fields__ if name in type(self).model_fields}
         most = {"top_k": 1 << 31, "no_repeat_ngram": 1 << 20}
         return {name: max(0, min(value, most[name])) if name in most else value
                 for name, value in values.items() if value is not None}
@@ -162,14 +190,34 @@ class Ask:
     stream: bool = False
     usage: bool = False
     ignored: list = field(default_factory=list)
+    thinking: str = "auto"
+    tools: object = None
     how: Sampling = None
 
-    def settle(self, defaults, limits):
-        """Fill in what the request leaves to the model. defaults: as model.sampling.DEFAULTS."""
+    def settle(self, defaults, limits, acts=(), marks=()):
+        """Fill in what the request leaves to the model, leave out what it knows nothing of. defaults: as
+        model.sampling.DEFAULTS; acts: what it has learned beside speaking, marks: the ids for that. ApiError 400."""
         own = {name: value for name, value in defaults.items() if name != "max_new_tokens"}
-        self.how = Sampling(**{**own, **self.given})
+        self.how = Sampling(**{**own, **self.given}, marks=marks if self.chat else ())
+        if "thinking" in acts:
+            self.ignored = [name for name in self.ignored if name not in THINKING]
+        else:
+            self.thinking = "auto"
+            self.prompts = [[{k: v for k, v in m.items() if k != "thinking"} for m in one] if self.chat else one
+                            for one in self.prompts]
+        if "calls" in acts and self.tools:
+            self._offer()
         wanted = defaults["max_new_tokens"] if self.new_tokens is None else self.new_tokens
         self.new_tokens = min(wanted, limits.new_tokens)
+
+    def _offer(self):
+        try:
+            tools = offered(Source({}), self.tools, "tools")
+        except Bad as error:
+            raise bad(f"{error}。", "tools") from None
+        self.ignored = [name for name in self.ignored if name != "tools"]
+        if tools:
+            self.prompts = [[{"role": "tools", "content": tools}, *one] for one in self.prompts]
 
     def headers(self):
         names = quote(",".join(dict.fromkeys(self.ignored)), safe=",._-[]")
@@ -196,7 +244,11 @@ def read_chat(body, limits):
     if len(request.messages) > limits.messages:
         raise bad(f"messages 最多 {limits.messages} 条。", "messages")
     messages = [_message(one, f"messages[{i}]", ignored) for i, one in enumerate(request.messages)]
-    return _ask(request, limits, [messages], True, ignored)
+    ask, extra = _ask(request, limits, [messages], True, ignored), request.model_extra
+    wanted = [wanted_thinking(extra[name]) for name in THINKING if name in extra]
+    ask.thinking = next((one for one in wanted if one != "auto"), "auto")
+    ask.tools = None if extra.get("tool_choice") == "none" else extra.get("tools")
+    return ask
 
 
 def read_completion(body, limits):
@@ -241,7 +293,7 @@ def _message(message, place, ignored):
         return Message.model_validate(message).plain(place, ignored)
     except ValidationError as error:
         if error.errors()[0]["loc"][0] == "role":
-            said = f"只能是 system、user 或 assistant，不能是 {shown(message.get('role'))}"
+            said = f"只能是 system、user、assistant 或 tool，不能是 {shown(message.get('role'))}"
             raise bad(f"{place}.role {said}。", "messages") from None
         raise bad(f"{place}.content 应是文字；图片等别的内容这里看不懂。", "messages") from None
 

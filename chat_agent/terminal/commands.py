@@ -5,11 +5,13 @@ from difflib import get_close_matches
 from chat_agent.terminal import kept
 from chat_agent.terminal.shown import thin
 from tools.errors import UserError
+from tools.template import THINKING
 
 NUMBERS = {"temperature": float, "top_k": int, "top_p": float, "min_p": float, "repetition_penalty": float,
            "frequency_penalty": float, "presence_penalty": float, "no_repeat_ngram": int, "max_new_tokens": int,
            "seed": int}
 OFF = ("none", "null", "无")
+SWITCHES = {"thinking": THINKING, "show_thinking": ("on", "off")}
 
 
 class Commands:
@@ -19,14 +21,14 @@ class Commands:
 
     def __init__(self, chats, how, check, open_model, ask):
         self.chats, self.how, self.check, self.open_model, self.ask = chats, how, check, open_model, ask
-        self.stats = False
+        self.stats = self.thoughts = False              # what is shown beside a reply
         self.table = {
             "/clear": (self.clear, "", "忘掉这次对话，重新开始"),
             "/retry": (self.retry, "", "上一句重新回答一次"),
             "/save": (self.save, "文件", "把对话接在文件后面，一行一段（也可用作训练数据），不会覆盖"),
             "/load": (self.load, "文件", "接着文件里最后一段对话继续"),
             "/system": (self.system, "文字", "换系统提示；none = 不要；不写就显示现在的"),
-            "/set": (self.set, "名字 数", "改取样，如 /set temperature 0.7；不写就显示现在的"),
+            "/set": (self.set, "名字 数", "改取样，如 /set temperature 0.7、/set thinking on；不写就显示现在的"),
             "/model": (self.model, "文件", "换一个模型；不写就显示现在的"),
             "/stats": (self.switch_stats, "", "每次回答后显示长度、速度、上下文用量，再写一次关掉"),
             "/help": (self.help, "", "显示这些命令"),
@@ -84,15 +86,34 @@ class Commands:
 
     def set(self, words):
         name, _, value = words.replace("=", " ").partition(" ")
-        if words:
+        if name in SWITCHES:
+            self._switch(name, value.strip())
+        elif words:
             if name not in NUMBERS:
-                raise UserError(f"不能设 {name}，可以设：{'、'.join(NUMBERS)}。")
+                raise UserError(f"不能设 {name}，可以设：{'、'.join((*NUMBERS, *SWITCHES))}。")
             try:
                 new = None if name == "seed" and value.strip() in OFF else NUMBERS[name](value)
             except (ValueError, OverflowError):
                 raise UserError(f"{name} 应是数，例如 /set temperature 0.7") from None
             self.how.update(self.check({**self.how, name: new}))
-        print("　".join(f"{name} {self.how[name] if self.how[name] is not None else '无'}" for name in NUMBERS))
+        shown = {name: self.how[name] if self.how[name] is not None else "无" for name in NUMBERS}
+        if self._thinks():
+            shown |= {"thinking": self.how["thinking"], "show_thinking": "on" if self.thoughts else "off"}
+        print("　".join(f"{name} {value}" for name, value in shown.items()))
+
+    def _thinks(self):
+        return any("thinking" in session.acts for session in self.chats.values())
+
+    def _switch(self, name, value):
+        """thinking: whether the model thinks first; show_thinking: whether its thoughts are shown."""
+        if value not in SWITCHES[name]:
+            raise UserError(f"{name} 应是 {'、'.join(SWITCHES[name])} 之一，例如 /set {name} on")
+        if name == "show_thinking":
+            self.thoughts = value == "on"
+            return
+        self.how["thinking"] = value
+        if value != "auto" and not self._thinks():
+            thin(["这个模型没有学过思考，这样设不起作用"])
 
     def model(self, path):
         if path:

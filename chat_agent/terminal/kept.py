@@ -7,6 +7,8 @@ from pathlib import Path
 
 from tools.errors import UserError
 from tools.formats import SURROGATE
+from tools.reading.acting import EMPTY_THOUGHT, calls_of, offered, written
+from tools.reading.row import Bad, Source
 from tools.template import ROLE_NAMES
 
 
@@ -15,7 +17,7 @@ def save(path, conversations):
 
     What stood in the file is not touched: a failed write is undone, and two chats may append to one file.
     """
-    rows = [{"messages": messages} for messages in conversations if any(m["role"] == "assistant" for m in messages)]
+    rows = [written(messages) for messages in conversations if any(m["role"] == "assistant" for m in messages)]
     if not rows:
         raise UserError("还没有一问一答，没有什么可存。")
     place = _place(path, "/save 对话.jsonl")
@@ -57,7 +59,23 @@ def messages_of(row):
         good = isinstance(m, dict) and m.get("role") in ROLE_NAMES and isinstance(m.get("content"), str)
         if not good or SURROGATE.search(m["content"]):
             raise ValueError
-    return [{"role": m["role"], "content": m["content"]} for m in messages]
+    try:
+        tools = offered(Source({}), row.get("tools"), "tools")
+        return ([{"role": "tools", "content": tools}] if tools else []) + [_message(m) for m in messages]
+    except Bad:
+        raise ValueError from None
+
+
+def _message(saved):
+    message = {"role": saved["role"], "content": saved["content"]}
+    if saved["role"] == "assistant":
+        if saved.get("reasoning_content"):
+            message["thinking"] = str(saved["reasoning_content"])
+        elif saved["content"].startswith(EMPTY_THOUGHT):
+            message |= {"content": saved["content"][len(EMPTY_THOUGHT):], "thinking": ""}
+        if saved.get("tool_calls"):
+            message["calls"] = calls_of(Source({}), saved["tool_calls"], "tool_calls")
+    return message
 
 
 def _place(path, example):

@@ -4,6 +4,8 @@ import os
 import re
 import sys
 
+from chat_agent.spoken import SAID, THOUGHT
+
 # A model may write any byte. On a terminal control characters become visible ones instead of moving the cursor.
 VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
 VISIBLE |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
@@ -12,18 +14,30 @@ NOTHING = "没有"
 ENDINGS = {"length": "已到 --max_new_tokens 的长度上限", "loop": "回答开始重复，已停下"}
 
 
-def show(pieces, as_list=False):
-    """Print pieces as they come, then a line end. as_list: a shopping list is shown as one, once it is complete."""
+def show(pieces, as_list=False, thoughts=False):
+    """Print what is said as it comes, then a line end. as_list: a shopping list is shown as one, once it is complete;
+    thoughts: dim, on lines before what is said."""
     table = VISIBLE if sys.stdout.isatty() else {}
     held = "" if as_list else None                      # a reply that may yet become a shopping list
+    thinking = False
     try:
         for piece in pieces:
+            kind = getattr(piece, "kind", SAID)
+            if thoughts and (kind == THOUGHT) != thinking:
+                thinking = not thinking
+                print("（想：" if thinking else "）\n", end="")
+            if kind == THOUGHT and thoughts:
+                print(dimmed(piece.translate(table)), end="", flush=True)
+            if kind != SAID:
+                continue
             if held is not None and (held + piece).startswith("|") and "\n" not in piece:
                 held += piece
                 continue
             print(((held or "") + piece).translate(table), end="", flush=True)
             held = None
     finally:
+        if thinking:
+            print("）")
         pieces.close()                                  # an interrupted reply is kept in the history as far as it went
         print(readable(held or "").translate(table), flush=True)
 
@@ -40,14 +54,19 @@ def readable(text):
     return "\n".join(["购物清单：", *(f"  · {good}　{amount}{special}" for good, amount, special in items)])
 
 
-def remarks(session, stats=False):
-    """What the person should know about the last reply: thin lines, often none. stats: also length and speed."""
+def remarks(session, stats=False, folded=False):
+    """What the person should know about the last reply: thin lines, often none. stats: also length and speed; folded:
+    there was a thought that is not shown."""
     reply, lines, said = session.reply, [], session.messages[-1:]
+    last = said[0] if said and said[0]["role"] == "assistant" else {}
+    if folded and last.get("thinking"):
+        lines.append(f"想了 {len(last['thinking'])} 个字；/set show_thinking on 就显示出来")
+    lines += [f"模型要用工具：{call}".translate(VISIBLE) for call in last.get("calls", ())]
     if session.used > session.context:
         lines.append(f"这段话有 {session.used} 个词元，超过模型训练时的长度 {session.context}，回答多半不可靠，请说短一些")
     if session.dropped:
         lines.append(f"对话太长，最早的 {session.dropped} 轮模型已经看不到了；/clear 可以重新开始")
-    if not said or said[0]["role"] != "assistant" or not said[0]["content"].strip():
+    if not last.get("content", "").strip() and not last.get("calls"):
         lines.append("空的回答：模型一个字也没说就结束了，/retry 可以再试一次")
     if reply.finish in ENDINGS:
         lines.append(ENDINGS[reply.finish])
@@ -65,6 +84,10 @@ def statistics(session):
 
 def thin(lines):
     """Lines in brackets, dim on a terminal that knows the word for it (Windows' old console does not)."""
-    dim = sys.stdout.isatty() and os.name != "nt" and os.environ.get("TERM", "dumb") != "dumb"
     for line in lines:
-        print(f"\x1b[2m（{line}）\x1b[0m" if dim else f"（{line}）")
+        print(dimmed(f"（{line}）"))
+
+
+def dimmed(text):
+    dim = sys.stdout.isatty() and os.name != "nt" and os.environ.get("TERM", "dumb") != "dumb"
+    return f"\x1b[2m{text}\x1b[0m" if dim else text

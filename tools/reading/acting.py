@@ -13,6 +13,7 @@ OWN_THOUGHTS = (*THOUGHTS, "complex_cot", "cot")                            # be
 OFFERED = ("tools", "functions")
 CALL_ID = "tool_call_id"
 MANY = "tool_calls"
+EMPTY_THOUGHT = "<think>\n\n</think>\n\n"
 
 
 def said_once(pairs):
@@ -135,7 +136,7 @@ def _written(message):
     if thought:
         fields["reasoning_content"] = thought
     elif thought is not None:                                           # an empty field would count as missing
-        fields["content"] = f"<think>\n\n</think>\n\n{message['content']}"
+        fields["content"] = EMPTY_THOUGHT + message["content"]
     if message.get("calls"):
         fields[MANY] = [{"type": "function", "function": json.loads(call)} for call in message["calls"]]
     return fields | ({"weight": 0} if message.get("weight") == 0 else {})
