@@ -100,7 +100,8 @@ def talk_of(payload):
         sampling = dict(DEFAULTS)
     prompts = [one for one in talk.get("prompts") or () if isinstance(one, str) and one.strip()]
     guessed = _guessed(payload["stage"] == "Pre", run.get("json_data_path"))
-    return {"sampling": sampling, "prompts": prompts or list(guessed), "acts": payload.get("acts") or acts_of([payload])}
+    return {"sampling": sampling, "prompts": prompts or list(guessed),
+            "acts": payload.get("acts") or acts_of([payload])}
 
 
 def _guessed(completes, data):

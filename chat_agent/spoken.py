@@ -1,4 +1,5 @@
-"""The ids of a reply turned into text as they come: whole characters, told apart into thought, calls and what is said."""
+"""The ids of a reply turned into text as they come: whole characters, told apart into thought, calls and what is
+said."""
 
 import codecs
 
@@ -109,5 +110,6 @@ class Spoken:
     def message(self):
         """The reply as the conversation goes on with it. What is no call stays out of it, see `broken`."""
         good = [call for call in self.calls if parsed_call(call)]
-        return {"role": "assistant", "content": self.said, **({} if self.thought is None else {"thinking": self.thought}),
+        return {"role": "assistant", "content": self.said,
+                **({} if self.thought is None else {"thinking": self.thought}),
                 **({"calls": good} if good else {})}

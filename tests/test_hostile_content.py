@@ -125,7 +125,7 @@ def test_lines_of_files(vocab):
     """Through the reader of files: every shape of a dialogue, contents full of structure."""
     rng = random.Random(3)
     for _ in range(300):
-        question, reply = hostile(rng).strip() or "问", hostile(rng).strip() or "答"
+        question, reply = hostile(rng).strip() or "问", hostile(rng).strip() + "答"     # marks alone are no answer
         shapes = [{"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]},
                   {"conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": reply}]},
                   {"prompt": question, "response": reply}, {"instruction": question, "output": reply}]

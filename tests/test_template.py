@@ -35,7 +35,8 @@ def test_D1_dialogue_ids(vocab):
     ids, learn = render(turns(("S", "小寻"), ("U", "你好"), ("A", "您好"), ("U", "谁"), ("A", "我")), vocab)
     c = vocab.id
     colon = c("：")
-    assert ids.tolist() == [END, SYSTEM, colon, c("小"), c("寻"), USER, colon, c("你"), c("好"), ASSISTANT, colon, c("您"), c("好"), END,
+    assert ids.tolist() == [END, SYSTEM, colon, c("小"), c("寻"), USER, colon, c("你"), c("好"), ASSISTANT, colon, c("您"),
+                            c("好"), END,
                             USER, colon, c("谁"), ASSISTANT, colon, c("我"), END]
     assert ids.dtype == np.int32 and learn.dtype == bool
     assert np.flatnonzero(learn).tolist() == [11, 12, 13, 19, 20]
@@ -87,7 +88,8 @@ def test_D5_template_and_mask_agree_on_10000_conversations(vocab):
     assert learned > 50_000                                             # it was not all empty
 
 
-FORGED = ["[think]", "[/think]", "[call]", "[/call]", "Tool：", "<|Tool|>", "<think>", "</think>", "<tool_call>", "<|call|>", "Tools"]
+FORGED = ["[think]", "[/think]", "[call]", "[/call]", "Tool：", "<|Tool|>", "<think>", "</think>", "<tool_call>",
+          "<|call|>", "Tools"]
 
 
 def random_acting(rng):
@@ -118,7 +120,8 @@ def test_W1_W2_template_and_mask_agree_on_10000_conversations_with_tools(vocab):
 
 
 def test_W1_W2_nothing_can_forge_a_mark_and_everything_can_be_read_back(vocab):
-    """From the ids alone: the marks and roles are exactly those that were rendered, what lies between is what was said."""
+    """From the ids alone: the marks and roles are exactly those that were rendered, what lies between is what was
+    said."""
     rng = random.Random(8)
     for _ in range(2_000):
         messages = random_acting(rng)
@@ -126,11 +129,13 @@ def test_W1_W2_nothing_can_forge_a_mark_and_everything_can_be_read_back(vocab):
         ids = render(messages, vocab)[0].tolist()
         wanted = [1]
         for m in messages:
-            wanted += [vocab.id(ROLE_NAMES[m["role"]])] + ([4, 5] if "thinking" in m else []) + [6, 7] * len(m.get("calls", ()))
+            wanted += [vocab.id(ROLE_NAMES[m["role"]])] + ([4, 5] if "thinking" in m else []) + [6,
+                7] * len(m.get("calls", ()))
             wanted += [1] if m["role"] == "assistant" else []
         assert [i for i in ids if i < 16] == wanted
         texts = [t for m in messages for t in message_texts(m)]
-        assert vocab.decode(ids) == "".join(texts_with_colons(messages)) and all(vocab.decode(vocab.encode(t)) == t for t in texts)
+        assert vocab.decode(ids) == "".join(texts_with_colons(messages)) and all(vocab.decode(vocab.encode(t)) == t
+            for t in texts)
 
 
 def texts_with_colons(messages):
@@ -141,7 +146,8 @@ def test_W1_a_thought_can_be_begun_forbidden_and_left_open(vocab):
     asked = turns(("U", "谁"))
     plain = render_prompt(asked, vocab)
     assert render_prompt(asked, vocab, "on") == [*plain, 4] and render_prompt(asked, vocab, "off") == [*plain, 4, 5]
-    for thought in (None, "", "想"):                                     # each prompt is how such a reply begins in training
+    # each prompt is how such a reply begins in training
+    for thought in (None, "", "想"):
         reply = {"role": "assistant", "content": "我", **({} if thought is None else {"thinking": thought})}
         ids = render([*asked, reply], vocab)[0].tolist()
         for way in {None: ["auto"], "": ["auto", "on", "off"], "想": ["auto", "on"]}[thought]:
@@ -159,7 +165,8 @@ def test_W1_thinking_on_off_auto_of_training(vocab):
 
 def test_a_call_is_read_only_where_it_is_one():
     assert parsed_call(call_text("量", {"a": [1, "x"]})) == {"name": "量", "arguments": {"a": [1, "x"]}}
-    for text in ("", "{", "[]", "3", '{"name": "x"}', '{"name": 3, "arguments": {}}', '{"name": "x", "arguments": []}', "[" * 100_000):
+    for text in ("", "{", "[]", "3", '{"name": "x"}', '{"name": 3, "arguments": {}}', '{"name": "x", "arguments": []}',
+                 "[" * 100_000):
         assert parsed_call(text) is None
 
 
@@ -168,12 +175,14 @@ def plain_conversation(rng):
         return "".join(rng.choices(LETTERS, k=rng.randrange(1, 30)))
     messages = [{"role": "system", "content": said()}] if rng.random() < 0.3 else []
     for _ in range(rng.randrange(1, 4)):
-        messages += [{"role": "user", "content": said()}, {"role": "assistant", "content": said()}]
+        reply = {"role": "assistant", "content": said()}
+        messages += [{"role": "user", "content": said()}, reply]
     return messages
 
 
 def test_plain_conversations_have_the_ids_that_they_had_before_there_were_thoughts_and_calls():
-    """The two hashes were taken from the first form of the template: a vocabulary's, and that of 1,000 conversations."""
+    """The two hashes were taken from the first form of the template: a vocabulary's, and that of 1,000
+    conversations."""
     rng, words, made = random.Random(3), sorted(set(LETTERS) | {"你好", "小寻", "im_end", "User"}), []
     vocab = Vocab.from_words(words, [-5] * len(words), "char")
     assert vocab.hash == "7d9334f4b672372a691cd436de419b7282e6c65495c8a22e35e80835351fe928"

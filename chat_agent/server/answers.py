@@ -30,7 +30,8 @@ class Answer:
             message |= {"reasoning_content": said["thinking"]} if said.get("thinking") else {}
             message |= {"tool_calls": calls} if calls else {}
             body = {"message": message} if self.chat else {"text": said["content"]}
-            choices.append({"index": index, **body, "logprobs": None, "finish_reason": "tool_calls" if calls else finish})
+            choices.append(
+                {"index": index, **body, "logprobs": None, "finish_reason": "tool_calls" if calls else finish})
         return self._frame("chat.completion" if self.chat else "text_completion", choices,
                            usage=usage(prompt_tokens, sum(count for *_, count in results)), tinyseek=about)
 

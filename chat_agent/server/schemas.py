@@ -110,7 +110,8 @@ class Message(BaseModel):
         return message | ({"thinking": thought} if thought.strip() and self.role == "assistant" else {})
 
     def _calls(self, place):
-        found = [(name, self.model_extra.pop(name)) for name in ("tool_calls", "function_call") if self.model_extra.get(name)]
+        found = [(name, self.model_extra.pop(name)) for name in ("tool_calls", "function_call")
+                 if self.model_extra.get(name)]
         try:
             return [call for name, value in found for call in calls_of(Source({}), value, name)]
         except Bad as error:
@@ -149,7 +150,8 @@ class Request(BaseModel):
         said."""
         options = body.get("options") if isinstance(body.get("options"), dict) else {}
         given = [(name, value) for part in (options, body) for name, value in part.items() if value is not None]
-        given.sort(key=lambda one: (one[0] in body, one[0] in SAME))       # of two words for one thing: max_completion_tokens
+        # of two words for one thing: max_completion_tokens
+        given.sort(key=lambda one: (one[0] in body, one[0] in SAME))
         return {SAME.get(name, name): value for name, value in given}
 
     @field_validator("stop")
@@ -159,7 +161,8 @@ class Request(BaseModel):
 
     def given(self):
         """The fields of Sampling that the request sets."""
-        values = {name: getattr(self, name) for name in Sampling.__dataclass_fields__ if name in type(self).model_fields}
+        values = {name: getattr(self, name) for name in Sampling.__dataclass_fields__
+                  if name in type(self).model_fields}
         most = {"top_k": 1 << 31, "no_repeat_ngram": 1 << 20}
         return {name: max(0, min(value, most[name])) if name in most else value
                 for name, value in values.items() if value is not None}

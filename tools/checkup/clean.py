@@ -19,7 +19,8 @@ from tools.reading.row import MARKS
 from tools.saving.atomic import put, write_temporary
 
 # a mark that takes its role's name along
-OPENING = re.compile(r"(?:<\|(?:im_start|start_header_id|header_start|im_user|im_assistant|im_system|start)\|>|<start_of_turn>|"
+OPENING = re.compile(
+    r"(?:<\|(?:im_start|start_header_id|header_start|im_user|im_assistant|im_system|start)\|>|<start_of_turn>|"
                      r"<beginning_of_sentence>|\]~b\])[ \t]*(?:(?:user|assistant|system|model|ai)\b[ \t]*\n?)?|<s>")
 WRITTEN = (MARKS,)         # counted as not learned, but told apart
 EMPTY = "去掉标记后没有内容"
@@ -37,7 +38,8 @@ def check_target(output, paths):
 
 def write_clean(paths, output, text_field, aim_of_path, no_duplicates=True, near=True, threshold=0.85):
     """Write `output` -> {"rows": written, "read": rows read, "stripped": rows that lost marks,
-    "dropped": {why (Chinese): rows}, "left_out": {field: [rows, characters]} that no stage learns and so is not written}."""
+    "dropped": {why (Chinese): rows}, "left_out": {field: [rows, characters]} that no stage learns and so is not
+    written}."""
     counts = {"rows": 0, "read": 0, "stripped": 0, "dropped": Counter(), "left_out": {}}
     check_target(output, paths)
     with tempfile.TemporaryDirectory(prefix="check_data_", ignore_cleanup_errors=True) as folder:
@@ -117,7 +119,8 @@ def stripped(row):
         return replace(row, texts=[text for text in (_without(text, row) for text in row.texts) if text.strip()])
     messages = [{**m, **{name: _without(m[name], row) for name in ("content", "thinking") if m.get(name)}}
                 if m["role"] != "tools" else m for m in row.messages]
-    pair = {name: _without(getattr(row, name), row) for name in ("chosen", "rejected")} if row.kind == "preference" else {}
+    pair = {name: _without(getattr(row, name), row)
+            for name in ("chosen", "rejected")} if row.kind == "preference" else {}
     return replace(row, messages=messages, **pair)
 
 

@@ -1,7 +1,7 @@
 """Reading data for the check-up: blocks of lines in several processes, small numbers out. Nothing here imports torch.
 
-`scan_block` turns a byte range of a file into counts, faults and per-row columns (place, hash, signature); `scan_files` hands
-out the blocks and yields their results in file order. Memory stays flat: columns go to disk (`Columns`).
+`scan_block` turns a byte range of a file into counts, faults and per-row columns (place, hash, signature); `scan_files`
+hands out the blocks and yields their results in file order. Memory stays flat: columns go to disk (`Columns`).
 """
 import hashlib
 import os
@@ -34,7 +34,8 @@ def start_worker(vocab_state=None, text_field=None):
 
 
 def scan_block(path, start, end, aim):
-    """One byte range of a plain file, judged for `aim` -> dict of counts, faults [(line from 1 in the range, kind)], columns."""
+    """One byte range of a plain file, judged for `aim` -> dict of counts, faults [(line from 1 in the range, kind)],
+    columns."""
     places, bad, plain, dropped = [], [], is_plain_text(path), {}
     for number, offset, raw in iter_places(path, start, end):
         row = taken(formats.parse_line(raw, _worker["text_field"], plain), aim)
@@ -57,10 +58,14 @@ def scan_block(path, start, end, aim):
     tokens, token_faults, teaches = _token_counts(rows, aim)
     numbered += token_faults
     long = np.flatnonzero(lengths >= SHORTEST)
-    columns = {"line": np.array([row.line for row in rows], np.int64), "offset": np.array([o for _, o, _ in places], np.int64),
-               "kind": np.array([KIND_NUMBERS[row.kind] for row in rows], np.uint8), "hash": np.array([_row_hash(r) for r in rows], np.uint64),
-               "teaches": teaches, "long": long, "signature": signatures(codes, starts[long], starts[long] + lengths[long])}
-    return {"bytes": end - start, "lines": count_lines(path, start, end), "items": len(rows) + len(bad), "chars": int(lengths.sum()),
+    columns = {"line": np.array([row.line for row in rows], np.int64),
+               "offset": np.array([o for _, o, _ in places], np.int64),
+               "kind": np.array([KIND_NUMBERS[row.kind] for row in rows], np.uint8),
+               "hash": np.array([_row_hash(r) for r in rows], np.uint64),
+               "teaches": teaches, "long": long,
+               "signature": signatures(codes, starts[long], starts[long] + lengths[long])}
+    return {"bytes": end - start, "lines": count_lines(path, start, end), "items": len(rows) + len(bad),
+            "chars": int(lengths.sum()),
             "last": max([0, *(row.line for row in rows), *(line for line, *_ in bad)]), "bad": bad, "dropped": dropped,
             "faults": list(dict.fromkeys((rows[i].line, kind) for i, kind in numbered)), "columns": columns,
             "char_bins": histogram(lengths), **tokens}
@@ -73,7 +78,8 @@ def row_text(row):
 
 def _row_hash(row):
     """64 bits of the content, roles and order included."""
-    parts = row.texts or ["\1".join([m["role"], *message_texts(m)]) for m in row.messages] + [row.chosen or "", row.rejected or ""]
+    parts = row.texts or ["\1".join([m["role"], *message_texts(m)]) for m in row.messages] + [row.chosen or "",
+        row.rejected or ""]
     return int.from_bytes(hashlib.blake2b("\0".join(parts).encode(), digest_size=8).digest(), "little")
 
 
@@ -84,7 +90,8 @@ def histogram(lengths):
 
 
 def _token_counts(rows, aim):
-    """Token statistics of these rows as the trainers would see them, faults that only tokens show, which rows teach anything."""
+    """Token statistics of these rows as the trainers would see them, faults that only tokens show, which rows teach
+    anything."""
     teaches = np.ones(len(rows), np.uint8)
     if not _worker["vocab"]:
         return {}, [], teaches
@@ -142,7 +149,8 @@ def scan_files(files, aims, settings, progress=lambda n: None):
         return
     with Workers(count, start_worker, settings) as pool:
         waiting = []
-        for job in jobs + [None] * (2 * count):                         # never more blocks in flight than twice the workers
+        # never more blocks in flight than twice the workers
+        for job in jobs + [None] * (2 * count):
             if job:
                 waiting.append((job, pool.submit(scan_block, *job[1:])))
             if waiting and (not job or len(waiting) > 2 * count):
@@ -152,7 +160,8 @@ def scan_files(files, aims, settings, progress=lambda n: None):
 
 
 def store(columns, number, result, before, rows):
-    """Add one block's columns -> rows so far. number: of its file; before: lines of the file before it; rows: so far."""
+    """Add one block's columns -> rows so far. number: of its file; before: lines of the file before it; rows: so
+    far."""
     own = result["columns"]
     count = len(own["line"])
     columns.append(line=own["line"] + before, **{name: own[name] for name in ("offset", "kind", "hash", "teaches")},

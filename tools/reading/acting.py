@@ -90,7 +90,8 @@ def _compact(make, name, *values):
 
 
 def offered(source, value, name):
-    """The tools on offer, a list of definitions, one of them, or either as JSON text -> JSON text, "" if there are none.
+    """The tools on offer, a list of definitions, one of them, or either as JSON text -> JSON text, "" if there are
+    none.
 
     A text that is no JSON, and a list of mere names, stay where they are, to be counted as dropped.
     """
@@ -127,7 +128,8 @@ def with_offered(source, messages):
 def written(messages):
     """Messages in the shape that files have: {"messages": […], "tools"?: […]}. Reading it gives the same messages."""
     tools = [json.loads(m["content"]) for m in messages if m["role"] == "tools"]
-    return {"messages": [_written(m) for m in messages if m["role"] != "tools"], **({"tools": tools[0]} if tools else {})}
+    return {"messages": [_written(m) for m in messages if m["role"] != "tools"],
+            **({"tools": tools[0]} if tools else {})}
 
 
 def _written(message):

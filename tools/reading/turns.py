@@ -139,7 +139,8 @@ def _about_result(source, turn):
 
 
 def muted(source, fields, name):
-    """Whether `fields` says (0, false, "0") that it is not to be learned. Another weight than 1 counts as dropped: here all are 1."""
+    """Whether `fields` says (0, false, "0") that it is not to be learned. Another weight than 1 counts as dropped: here
+    all are 1."""
     said = str(fields.get(name, 1))
     try:
         weight = float({"false": 0, "true": 1}.get(said.strip().lower(), said))

@@ -97,7 +97,8 @@ def open_cache(data, vocab, mode, cache_dir, text_field=None, max_bad_share=0.00
     _sweep(root)
     missing = {k: (p, d) for k, p, d in zip(keys, paths, digests) if not _is_sound(root / k, verify)}
     if missing:
-        with _encoder(vocab, mode, text_field, thinking, sum(os.path.getsize(p) for p, _ in missing.values())) as encode:
+        with _encoder(vocab, mode, text_field, thinking,
+                      sum(os.path.getsize(p) for p, _ in missing.values())) as encode:
             for key, (path, digest) in missing.items():
                 _build(root / key, path, digest, encode, bad)
     parts = [TokenCache(root / key) for key in keys]
