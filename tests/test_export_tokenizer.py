@@ -17,7 +17,7 @@ from chat_agent.exports.hf.tokenizer import (pieces, special_tokens, surface, to
                                              tokenizer_json,  # noqa: E402
                                              vocab_from_tokenizer)
 from tools.errors import UserError                                       # noqa: E402
-from tools.template import render, render_prompt                         # noqa: E402
+from tools.template import call_text, compact, render, render_prompt                         # noqa: E402
 from tools.vocab import RESERVED, Vocab                                  # noqa: E402
 from toy_export import SHARED, hand_texts, marked, random_texts, rows_of, toy_vocab  # noqa: E402
 
@@ -31,12 +31,12 @@ def fast(vocab, size=None):
     return Tokenizer.from_str(json.dumps(tokenizer_json(vocab, size or len(vocab))))
 
 
-def auto(vocab, folder, size=None):
+def auto(vocab, folder, size=None, acts=()):
     """The tokenizer as AutoTokenizer loads it from a folder."""
     size = size or len(vocab)
     folder.mkdir(exist_ok=True)
     write_json(folder / "tokenizer.json", tokenizer_json(vocab, size))
-    write_json(folder / "tokenizer_config.json", tokenizer_config(vocab, size, 128))
+    write_json(folder / "tokenizer_config.json", tokenizer_config(vocab, size, 128, acts))
     return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
@@ -152,11 +152,79 @@ def test_generation_marks_exactly_what_we_learn_from(vocab, tmp_path):
         assert more["assistant_masks"] == learn.astype(int).tolist() + [0] * (len(more["input_ids"]) - len(ids))
 
 
+def acting(rng, bits):
+    """A conversation of transformers' making, with thoughts, calls, results and tools on offer -> (messages, tools)."""
+    def said(most=5):
+        return "".join(rng.choices(bits, k=rng.randint(0, most)))
+
+    def value(depth=0):
+        return rng.choice([said, lambda: rng.randint(-9, 9 ** 20), lambda: rng.random(), lambda: rng.random() < 0.5,
+                           lambda: None, lambda: depth < 2 and [value(2), {said(): value(2)}]])()
+    talk = [{"role": "system", "content": said()}] if rng.random() < 0.3 else []
+    for _ in range(rng.randint(1, 3)):
+        talk.append({"role": "user", "content": said()})
+        for _ in range(rng.choice([0, 1, 1, 2])):
+            calls = [{"type": "function", "function": {"name": said(), "arguments": {said(): value() for _ in range(2)}}}
+                     for _ in range(rng.randint(1, 2))]
+            talk.append({"role": "assistant", "content": rng.choice([None, "", said()]), "tool_calls": calls})
+            talk += [{"role": "tool", "content": said()} for _ in calls]
+        talk.append({"role": "assistant", "content": said()})
+    for message in talk:
+        if message["role"] == "assistant" and rng.random() < 0.5:
+            message["reasoning_content"] = said()
+    tools = [{"type": "function", "function": {"name": said(), "parameters": {"type": "object", "properties": value()}}}
+             for _ in range(rng.randint(0, 2))]
+    return talk, tools or None
+
+
+def ours(talk, tools):
+    messages = [{"role": "tools", "content": compact(tools)}] if tools else []
+    for m in talk:
+        messages.append({"role": m["role"], "content": m["content"] or ""})
+        if "reasoning_content" in m:
+            messages[-1]["thinking"] = m["reasoning_content"]
+        if m.get("tool_calls"):
+            messages[-1]["calls"] = [call_text(**one["function"]) for one in m["tool_calls"]]
+    return messages
+
+
+def test_W1_W2_thoughts_calls_and_tools_give_our_ids_on_1000_conversations(vocab, tmp_path):
+    tokenizer, rng = auto(vocab, tmp_path, acts=("calls", "thinking")), random.Random(5)
+    bits = [*special_tokens(vocab, len(vocab)).values(), MARK, MARK + "1", "<", "|", '"', "\\", "\n", "'", "&", "你好", "x", "😀"]
+    for _ in range(500):                                                # for each kind of vocabulary
+        talk, tools = acting(rng, bits)
+        found = tokenizer.apply_chat_template(talk, tools=tools, return_dict=True, return_assistant_tokens_mask=True)
+        ids, learn = render(ours(talk, tools), vocab)
+        assert found["input_ids"] == ids.tolist() and found["assistant_masks"] == learn.astype(int).tolist(), talk
+        for way, asked in (("auto", {}), ("on", {"enable_thinking": True}), ("off", {"enable_thinking": False})):
+            prompt = tokenizer.apply_chat_template(talk[:-1], tools=tools, add_generation_prompt=True, return_dict=False,
+                                                   **asked)
+            assert prompt == render_prompt(ours(talk[:-1], tools), vocab, way)
+
+
+def test_W1_a_model_without_thoughts_and_calls_is_not_disturbed(vocab, tmp_path):
+    tokenizer = auto(vocab, tmp_path)
+    plain = tokenizer.apply_chat_template(TALK, add_generation_prompt=True, return_dict=False)
+    asked = [{**m, "reasoning_content": "想"} for m in TALK]
+    assert plain == tokenizer.apply_chat_template(asked, tools=[{"type": "function", "function": {"name": "x"}}],
+                                                  enable_thinking=False, add_generation_prompt=True, return_dict=False)
+
+
+def test_a_folder_from_before_reserved_ids_had_names_is_read(vocab):
+    found = tokenizer_json(vocab, len(vocab))
+    for i in (4, 5, 6, 7, 12, 13):
+        found["model"]["vocab"][i][0] = f"<|R{i}|>"
+    assert vocab_from_tokenizer(found, vocab.token_kind, vocab.hash) == vocab
+    found["model"]["vocab"][9][0] = "<|R12|>"
+    with pytest.raises(UserError):
+        vocab_from_tokenizer(found, vocab.token_kind, vocab.hash)
+
+
 def test_roles_as_the_server_has_them(vocab, tmp_path):
     tokenizer = auto(vocab, tmp_path)
     talks = [[{"role": role, "content": "简短"}, *TALK[1:]] for role in ("system", "developer")]
     assert tokenizer.apply_chat_template(talks[0]) == tokenizer.apply_chat_template(talks[1])
-    for odd in ({"role": "tool", "content": "x"}, {"role": "user", "content": None},
+    for odd in ({"role": "tools", "content": "x"}, {"role": "user", "content": None},
                 {"role": "user", "content": ["x"]}):
         with pytest.raises(Exception, match="must be"):
             tokenizer.apply_chat_template([odd])

@@ -13,6 +13,7 @@ from chat_agent.exports.hf.tokenizer import pieces
 from chat_agent.exports.hf.weights import SECOND_HEAD
 from chat_agent.exports.gguf.modelfile import check_place, write_modelfile
 from chat_agent.exports.source import need
+from tools.checkpoint import acts_of
 from tools.errors import UserError
 from tools.vocab import FIRST_BYTE, FIRST_WORD
 
@@ -151,4 +152,4 @@ def _tokens(gguf, w, source):
     w.add_pad_token_id(vocab.id("[PAD]"))
     w.add_add_bos_token(False)                      # the template writes it; this tokenizer would not add it anyway
     w.add_add_eos_token(False)
-    w.add_chat_template(gguf_template())
+    w.add_chat_template(gguf_template(acts_of([source.payload])))

@@ -16,6 +16,7 @@ from chat_agent.exports.hf.tokenizer import tokenizer_config, tokenizer_json
 from chat_agent.exports.hf.weights import SECOND_HEAD, to_hf
 from chat_agent.exports.hf.card import model_card
 from chat_agent.exports.source import need, precision_of
+from tools.checkpoint import acts_of
 
 SHARD = 5 * 1000 ** 3       # bytes, as transformers splits
 NAMES = re.compile(r"(config|tokenizer|tokenizer_config|generation_config|tinyseek|model\.safetensors\.index)\.json"
@@ -32,7 +33,8 @@ def write_hf(source, output, shard=SHARD):
     with whole_folder(output, NAMES.fullmatch, "tinyseek.json") as folder:
         write_json(folder / "config.json", config)
         write_json(folder / "tokenizer.json", tokenizer_json(source.vocab, size))
-        write_json(folder / "tokenizer_config.json", tokenizer_config(source.vocab, size, source.context))
+        write_json(folder / "tokenizer_config.json", tokenizer_config(source.vocab, size, source.context,
+                                                                   acts_of([source.payload])))
         write_json(folder / "generation_config.json", {"bos_token_id": END, "eos_token_id": END, "pad_token_id": PAD})
         known = {k: source.payload[k] for k in REMEMBERED if k in source.payload}
         write_json(folder / "tinyseek.json", {**known, "token_kind": source.vocab.token_kind})

@@ -6,7 +6,9 @@ ids are special
 tokens: their surface forms have to look like <|User|>, because a tokenizer file knows no id that text cannot reach.
 """
 
-from chat_agent.exports.chat_template import hf_template, unmarked
+import re
+
+from chat_agent.exports.chat_template import hf_template, surface as written, unmarked
 from tools.errors import UserError
 from tools.template import COLON
 from tools.vocab import FIRST_BYTE, FIRST_WORD, RESERVED, Vocab
@@ -16,9 +18,8 @@ NEVER = -(1 << 30)
 
 
 def surface(index):
-    """How a reserved id is written in exports: <|User|>, <|im_end|>, <|PAD|>, …"""
-    name = RESERVED[index]
-    return name if name.startswith("<|") else f"<|{name.strip('[]')}|>"
+    """How a reserved id is written in exports, see chat_template.surface."""
+    return written(RESERVED[index])
 
 
 def byte_name(byte):
@@ -70,14 +71,14 @@ def tokenizer_json(vocab, size):
                       "vocab": [[name, float(score)] for name, score in pieces(vocab, size)]}}
 
 
-def tokenizer_config(vocab, size, context):
+def tokenizer_config(vocab, size, context, acts=()):
     """The content of tokenizer_config.json, with the chat template."""
     end = surface(vocab.id("<|im_end|>"))
     return {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": end, "eos_token": end,
             "pad_token": surface(vocab.id("[PAD]")),
             "unk_token": surface(vocab.id("[UNK]")), "add_bos_token": False, "add_eos_token": False,
             "clean_up_tokenization_spaces": False, "model_max_length": context,
-            "chat_template": hf_template()}
+            "chat_template": hf_template(acts)}
 
 
 def vocab_from_tokenizer(found, kind=None, digest=None):
@@ -90,7 +91,10 @@ def vocab_from_tokenizer(found, kind=None, digest=None):
         words = [(w, s) for w, s in entries[FIRST_WORD:] if not (s == NEVER and w.startswith("<|unused"))]
         kind = kind or ("char" if all(len(w) == 1 for w, _ in words) else "jieba")
         vocab = Vocab.from_words([w for w, _ in words], [s for _, s in words], kind)
-        fits = [tuple(e) for e in entries] == pieces(vocab, len(entries))
+        # what was reserved for later has names by now; a folder from before says <|R4|>
+        wanted = pieces(vocab, len(entries))
+        known = [(wanted[i][0] if name == f"<|R{i}|>" else name, score) for i, (name, score) in enumerate(entries)]
+        fits = known == wanted
     except (KeyError, TypeError, ValueError, AttributeError):
         fits = False
     if not fits or digest not in (None, vocab.hash):
