@@ -247,6 +247,9 @@ def read_chat(body, limits):
     if len(request.messages) > limits.messages:
         raise bad(f"messages 最多 {limits.messages} 条。", "messages")
     messages = [_message(one, f"messages[{i}]", ignored) for i, one in enumerate(request.messages)]
+    for i, message in enumerate(messages):
+        if message["role"] == "tool" and (not i or messages[i - 1]["role"] not in ("assistant", "tool")):
+            raise bad(f"messages[{i}] 是工具的结果，前面却没有调用它的回答。", "messages")
     ask, extra = _ask(request, limits, [messages], True, ignored), request.model_extra
     wanted = [wanted_thinking(extra[name]) for name in THINKING if name in extra]
     ask.thinking = next((one for one in wanted if one != "auto"), "auto")
