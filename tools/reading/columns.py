@@ -4,7 +4,8 @@ from tools.errors import UserError
 # the field that tools.reading.shapes knows -> what people call it, LLaMA-Factory's names among them
 NAMES = {"instruction": "user question prompt instruction human", "input": "input context",
          "output": "assistant answer response output target", "system": "system", "history": "history",
-         "messages": "messages conversations", "chosen": "chosen", "rejected": "rejected", "text": "text"}
+         "messages": "messages conversations", "chosen": "chosen", "rejected": "rejected", "text": "text",
+         "reasoning_content": "thinking", "tools": "tools"}
 MEANINGS = {name: field for field, names in NAMES.items() for name in names.split()}
 WHOLE = ({"instruction", "output"}, {"messages"}, {"chosen", "rejected"}, {"text"})      # each is a shape of its own
 
