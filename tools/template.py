@@ -11,7 +11,6 @@ import json
 
 import numpy as np
 
-
 TEMPLATE = 2            # counts changes of the form; part of every token cache's key
 END = "<|im_end|>"
 COLON = "："
@@ -157,7 +156,7 @@ def render_many(rows, vocab, max_len=None, thinking="auto"):
     A text row gives one document per unit, a dialogue one, a preference two (with the chosen and the rejected reply).
     max_len cuts dialogues as `render` does; texts stay whole. thinking: see `with_thinking`.
     """
-    jobs = [_documents(row, thinking) for row in rows]                            # per row: texts, or lists of messages
+    jobs = [_documents(row, thinking) for row in rows]                  # per row: texts, or lists of messages
     encoded = iter(vocab.encode_many([text for docs in jobs for one in docs
                                       for text in ([one] if isinstance(one, str) else _texts(one))]))
     return [[_document(next(encoded), vocab) if isinstance(one, str) else _assemble(one, encoded, vocab, max_len)
