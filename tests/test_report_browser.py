@@ -22,7 +22,8 @@ def pages(tmp_path_factory):
     one = make_run(folder / "a")
     make_run(folder / "b", steps=20, init_lr=1e-3, n_layer=2, header={"identity": {"数据": "d2", "词表": "v1"}, "code": "def456"})
     for name, score in (("a", 0.5), ("b", 0.75)):
-        (folder / name / "report.json").write_text(json.dumps({"scores": {"sft": {"overall": score, "by_task": {"sum": score}}}}), encoding="utf-8")
+        three = {"overall": score, "by_task": {"sum": score}, "phrasings": {"overall": 0.25, "by_task": {"sum": 0.25}}, "outside": 0.625}
+        (folder / name / "report.json").write_text(json.dumps({"scores": {"sft": three}}), encoding="utf-8")
     subjects = [subject(str(folder / name), config) for name in ("a", "b")]
     return {"one": report.write_report(folder / "one.html", [subject(str(one), config)]), "two": report.write_report(folder / "two.html", subjects)}
 
@@ -46,6 +47,8 @@ def test_report_is_drawn_and_asks_for_nothing(tab, pages, tmp_path, name, width,
     assert tab.run("document.documentElement.dataset.theme") == scheme
     assert tab.run("document.documentElement.scrollWidth") <= width
     assert tab.complaints() == [] and tab.foreign_requests("file:///") == []
+    scores = tab.run("document.querySelector('#scores').innerText")
+    assert "换一种问法" in scores and "25.0 %" in scores and "62.5 % 答得体" in scores
     if name == "two":
         text = tab.run("document.querySelector('#diff').innerText")
         assert all(word in text for word in ("init_lr", "n_layer", "d2", "def456", "指令微调 总分")), text
