@@ -151,7 +151,8 @@ def evaluate_model(model, vocab, payload, runs, plan, options, config, name, ans
         elif task == "exact":
             exam = exact_scores if options.data else world_scores
             asked = files if options.data else dict(zip(EXAMS, files))
-            result[task] = exam(model, vocab, asked, answers=mine, text_field=fields, **common)
+            result[task] = exam(model, vocab, asked, answers=mine, text_field=fields, acts=payload.get("acts", ()),
+                                **common)
         else:
             dialogue = payload["stage"] != "Pre"
             result[task] = mcq_scores(model, vocab, files, dialogue=dialogue, answers=mine, **likelihood, **common)

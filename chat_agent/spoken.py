@@ -113,3 +113,11 @@ class Spoken:
         return {"role": "assistant", "content": self.said,
                 **({} if self.thought is None else {"thinking": self.thought}),
                 **({"calls": good} if good else {})}
+
+
+def said_of(ids, vocab):
+    """What a whole reply says, without its thoughts and calls."""
+    spoken = Spoken(vocab)
+    spoken.feed(ids)
+    spoken.end()
+    return spoken.said

@@ -5,6 +5,7 @@ import pytest
 
 import toy
 from chat_agent import chat
+from chat_agent.evaluation import scoring
 from chat_agent.load import load, talk_of
 from chat_agent.session import Session
 from chat_agent.spoken import CALLED, SAID, THOUGHT, Spoken
@@ -149,6 +150,15 @@ def test_W1_chat_has_a_word_for_each(trained, capsys):
     assert capsys.readouterr().out == "（想：数一数）\n九岁。\n"
     with pytest.raises(UserError, match="--thinking"):
         chat.main(["--model", trained, "--thinking", "maybe"])
+
+
+def test_W1_an_exam_grades_what_is_said(trained, tmp_path):
+    model, vocab, payload = load(trained, "cpu")
+    row = {"task": "岁", "conversations": [{"role": "user", "content": "几岁"}, {"role": "assistant", "content": "九岁。"}]}
+    found = scoring.exact_scores(model, vocab, [row], acts=payload["acts"])
+    assert found["overall"] == 1 and found["failures"] == []
+    thought = {"messages": [row["conversations"][0], {**row["conversations"][1], "reasoning_content": "数一数"}]}
+    assert scoring.bits_per_char(model, vocab, toy.write_rows(tmp_path / "a.jsonl", [thought]))["characters"] == 6
 
 
 # ---------------------------------------------------------------- over the API

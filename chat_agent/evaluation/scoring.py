@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 from chat_agent.evaluation import rows as eval_data
+from chat_agent.spoken import said_of
 from model.kernels.cross_entropy import IGNORE, target_losses
 from model.kernels.ngram_head import orders_held
 from model.generate import evaluating, generate_replies
@@ -26,6 +27,7 @@ BLOCK_ROWS = 4096       # rows that are encoded before they are scored
 SHOWN_PER_TASK = 3      # failed questions that are quoted
 # tokens a reply may be longer than the longest right answer: beyond, it is wrong whatever follows
 SPARE = 16
+ASIDE = 256             # more for what a model thinks and calls before it answers
 
 
 # ---------------------------------------------------------------- likelihood of documents
@@ -158,23 +160,26 @@ def _one_reply(row):
 
 def _content(row):
     """The strings of a row that are scored."""
-    return row.texts if row.kind == "text" else [m["content"] for m in row.messages if m["role"] == "assistant"]
+    replies = [m for m in row.messages if m["role"] == "assistant"]
+    return row.texts if row.kind == "text" else [text for m in replies for text in template.message_texts(m)]
 
 
 # ---------------------------------------------------------------- exact answers
 
-def exact_scores(model, vocab, data, every=1, bad=None, batch_size=128, progress=False, answers=None, text_field=None):
+def exact_scores(model, vocab, data, every=1, bad=None, batch_size=128, progress=False, answers=None, text_field=None,
+                 acts=()):
     """Greedy replies to questions with one right answer (the last message of each conversation), or with a rule of
     their own (`tools.demo.outside.right`).
 
     data: path or rows {"conversations", "task"}. -> {"overall", "by_task", "chance", "n", "refusals", "failures"};
     shares in 0..1, failures: a few {"task", "question", "expected", "reply"} per task. chance: of the tasks in the
     whole data. refusals: of the questions that it should know, the share that it says it cannot answer; they count as
-    errors. answers: a list that gets every question with its reply.
+    errors. answers: a list that gets every question with its reply. acts: what the model has learned beside speaking;
+    only what it says is graded.
     """
     rows = eval_data.question_rows(data, every, bad, text_field)
     whole = rows if every == 1 else eval_data.question_rows(data, text_field=text_field)
-    replies = _replies(model, vocab, rows, batch_size, progress)
+    replies = _replies(model, vocab, rows, batch_size, progress, acts)
     right, failures, refusals = {}, [], sum(map(refused, rows, replies))
     for row, reply in zip(rows, replies):
         question, expected = (m["content"] for m in row["conversations"][-2:])
@@ -209,7 +214,7 @@ def world_scores(model, vocab, paths, every=1, **options):
     return found
 
 
-def _replies(model, vocab, rows, batch_size, progress):
+def _replies(model, vocab, rows, batch_size, progress, acts):
     """The greedy reply to each row; empty where a model with learned positions cannot even read the question."""
     prompts = [template.render_prompt(row["conversations"][:-1], vocab) for row in rows]
     longest = max(map(len, vocab.encode_many([row["conversations"][-1]["content"] for row in rows])))
@@ -217,9 +222,10 @@ def _replies(model, vocab, rows, batch_size, progress):
     fitting = [i for i, p in enumerate(prompts) if len(p) <= room]
     replies = [""] * len(rows)
     with tqdm(total=len(fitting), desc="答题", unit="题", delay=2, leave=False, disable=not progress) as bar:
-        made = generate_replies(model, [prompts[i] for i in fitting], longest + SPARE, batch_size, progress=bar.update)
+        made = generate_replies(model, [prompts[i] for i in fitting], longest + SPARE + ASIDE * bool(acts), batch_size,
+                                progress=bar.update, marks=template.marks_of(acts, vocab))
     for i, reply in zip(fitting, made):
-        replies[i] = vocab.decode(reply.ids)
+        replies[i] = said_of(reply.ids, vocab)
     return replies
 
 
