@@ -69,7 +69,7 @@ class Saver:
             payload, state = found
         again = "上次已经训完，这次只收尾" if state.get("complete") else "接着训"
         print(f"{self.stage.label} 从第 {state['step']} 步{again}。", file=sys.stderr)
-        self.options.update(older(state["fingerprint"]))
+        self.options.update({k: v for k, v in older(state["fingerprint"]).items() if k in self.options})
         self.stage.load(state.pop("weights", None) or payload["weights"])
         return state
 
