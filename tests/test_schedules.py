@@ -125,5 +125,5 @@ def test_no_step_of_a_run_is_taken_at_rate_zero(changes, warmup):
     (3, 1, 1), (30, 3, 1), (300, 30, 6), (1000, 100, 10), (4000, 400, 10), (100_000, 500, 10)])
 def test_C7_auto_gives_short_runs_points_enough(total, evaluations, lines):
     auto = {"eval_steps": "auto", "logging_steps": "auto", "save_steps": 500}
-    assert [schedules.every(SimpleNamespace(**auto), key, total) for key in auto] == [evaluations, lines, 500]
-    assert schedules.every(SimpleNamespace(eval_steps=None), "eval_steps", total) is None
+    assert [schedules.every(key, auto[key], total) for key in auto] == [evaluations, lines, 500]
+    assert schedules.every("eval_steps", None, total) is None

@@ -176,7 +176,7 @@ class Loop:
         return self.finished or limit is not None and self.step >= limit or self.stage.train.is_end(self.position)
 
     def due(self, cadence):
-        every = schedules.every(self.keys, cadence, self.total_steps)
+        every = schedules.every(cadence, getattr(self.keys, cadence), self.total_steps)
         return bool(every) and self.step % every == 0
 
     def checkpoint_due(self, place):

@@ -15,7 +15,6 @@ from tools.errors import UserError
 from tools.vocab import Vocab
 from train_agent.trainers import parallel, schedules
 from train_agent.trainers.running import resume
-from train_agent.trainers.running.options import LoopOptions
 from train_agent.trainers.data import count_ngrams
 from train_agent.trainers.dataset import Position, loader
 from train_agent.trainers.hardware.ram import memory_there
@@ -184,7 +183,7 @@ def time_left(stage, measured, parameters, done):
     options, steps = stage.options, max(0, measured["total_steps"] - done)
     group = options["accumulation_steps"] * parallel.world()
     training = steps * measured["step"]
-    every = schedules.every(LoopOptions.of(options), "eval_steps", measured["total_steps"])
+    every = schedules.every("eval_steps", options["eval_steps"], measured["total_steps"])
     rounds = (steps // every if every else 0) + 1
     saves = (steps // options["save_steps"] if options["save_steps"] else 0) + 1
     evaluating = rounds * measured["forward"] if stage.held else 0.0

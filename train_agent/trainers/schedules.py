@@ -42,9 +42,9 @@ def is_held(options, chunk):
 AUTO = {"eval_steps": (10, 500), "logging_steps": (50, 10)}     # points of a run, and steps between two of them at most
 
 
-def every(options, cadence, total_steps):
-    """Steps from one `cadence` ("eval_steps" ...) to the next in a run of so many steps; None = never."""
-    steps = getattr(options, cadence)
+def every(cadence, steps, total_steps):
+    """Steps from one `cadence` ("eval_steps" ...) to the next in a run of so many; steps: what its key says, None =
+    never."""
     if steps != "auto":
         return steps
     points, most = AUTO[cadence]

@@ -40,7 +40,7 @@ def timed_stage(build_stage, options, seconds=None):
 def steps_within(seconds, found, options):
     """found: what `measure` said about a step and about a look at the held-out data, which is taken after the last
     step, too."""
-    every = schedules.every(options, "eval_steps", int(seconds / found["step"]))
+    every = schedules.every("eval_steps", options["eval_steps"], int(seconds / found["step"]))
     each = found["step"] + (found["forward"] / every if every else 0)
     return max(FEWEST, int((seconds - found["forward"]) / each))
 
