@@ -172,7 +172,7 @@ def test_modelfile_writes_our_dialogue(tmp_path, vocab):
     branches = dict(
         zip(re.findall(r'eq \.Role "(\w+)"', loop), re.split(r"\{\{ (?:else )?if eq \.Role \"\w+\" \}\}", loop)[1:]))
     talk = [{"role": "system", "content": "甲"}, {"role": "user", "content": "乙"}, {"role": "assistant", "content": "丙"},
-            {"role": "user", "content": "丁"}]
+            {"role": "tool", "content": "戊"}, {"role": "user", "content": "丁"}]
     text = before + "".join(branches[m["role"]].replace("{{ .Content }}", m["content"]) for m in talk) + after
     tokenizers = pytest.importorskip("tokenizers")
     import json

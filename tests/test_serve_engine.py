@@ -334,6 +334,13 @@ def test_what_nobody_here_knows_is_left_out_and_named():
     assert "deep" in reading(ask(deep=deep)).headers()["x-tinyseek-ignored"]
 
 
+def test_no_request_reaches_what_a_model_may_write():
+    """Which reserved ids may be written is the model's, whatever a client calls its fields."""
+    got = reading(ask(reserved=1, stop_ids=[300], marks=[4, 5], acts=["thinking"]))
+    assert got.how == reading(ask()).how and got.how.marks == ()
+    assert got.headers()["x-tinyseek-ignored"] == "reserved,stop_ids,marks,acts"
+
+
 def test_the_only_model_answers_to_any_name(world):
     for name in (None, "", "gpt-3.5-turbo", "../one"):
         assert prepare(json.dumps({**ask(), "model": name}).encode(), True, Models([world]), LIMITS)[1] is world

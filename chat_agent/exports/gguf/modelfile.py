@@ -8,8 +8,9 @@ from tools.template import COLON, END
 FIRST_LINE = "# TinySeek 导出，用法：ollama create tinyseek -f Modelfile && ollama run tinyseek"
 WARNING = "# Ollama 把模板当文字填写：消息里写的 <|User|>、<|im_end|> 会被当成标记。要接收不可信的消息，请改用 chat_agent/serve.py。"
 TURNS = (
-    '{{ range .Messages }}{{ if eq .Role "system" }}<|System|>@{{ .Content }}{{ else if eq .Role "user" }}<|User|>@{{ .Content }}'
-         '{{ else if eq .Role "assistant" }}<|Assistant|>@{{ .Content }}' + END + '{{ end }}{{ end }}<|Assistant|>@')
+    '{{ range .Messages }}{{ if eq .Role "system" }}<|System|>@{{ .Content }}'
+    '{{ else if eq .Role "user" }}<|User|>@{{ .Content }}{{ else if eq .Role "tool" }}<|Tool|>@{{ .Content }}'
+    '{{ else if eq .Role "assistant" }}<|Assistant|>@{{ .Content }}' + END + '{{ end }}{{ end }}<|Assistant|>@')
 
 
 def check_place(path):
