@@ -24,7 +24,8 @@ SPARE = 16               # tokens a reply may be longer than the longest right o
 
 @dataclass
 class Workplace:
-    """manager: the configuration; base: path of the model to adapt; folder: where everything goes; general: the guard's data."""
+    """manager: the configuration; base: path of the model to adapt; folder: where everything goes; general: the guard's
+    data."""
 
     manager: object
     base: str
@@ -32,24 +33,30 @@ class Workplace:
     general: str
 
     def adapt(self, kind, name, rows, held=None, **keys):
-        """Train one adapter (kind "sft": every weight) on the file `rows` -> its path and module, what it cost, and what the base forgot.
+        """Train one adapter (kind "sft": every weight) on the file `rows` -> its path and module, what it cost, and
+        what the base forgot.
 
-        cpu_seconds: of all threads, from reading the data to the final file. Losses in nats per target, both heads together.
+        cpu_seconds: of all threads, from reading the data to the final file. Losses in nats per target, both heads
+        together.
         """
-        places = {"out_dir": self.folder, "cache_dir": self.folder / "cache", "log_dir": self.folder, "log_file": self.folder / "log.txt",
+        places = {"out_dir": self.folder, "cache_dir": self.folder / "cache", "log_dir": self.folder,
+                  "log_file": self.folder / "log.txt",
                   "vocab_trg_path": self.folder / "vocab.json", "json_data_path": rows, "eval_data_path": held,
                   "pretraining_model_path": self.base, "replay_data_path": self.general}
         options = {**self.manager.stage(kind), **shape_of(self.base), **{k: v and str(v) for k, v in places.items()},
-                   "eval_share": 0.02, "name": name, "resume": "none", "init_from": None, "save_best_model": False, **keys}
+                   "eval_share": 0.02, "name": name, "resume": "none", "init_from": None, "save_best_model": False,
+                   **keys}
         wall, cpu = time.perf_counter(), time.process_time()
         stage = STAGES[kind](options)
         loop = Loop(stage)
         metrics = loop.run()
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         path = self.folder / name / final_name(stage.label)
-        return {"path": path, "model": stage.model, "steps": loop.step, "cpu_seconds": round(cpu, 1), "seconds": round(wall, 1),
+        return {"path": path, "model": stage.model, "steps": loop.step, "cpu_seconds": round(cpu, 1),
+                "seconds": round(wall, 1),
                 "trainable": sum(p.numel() for _, p, _ in stage.trainable()), "bytes": path.stat().st_size,
-                "eval_loss": metrics.get("eval_loss"), "general": [metrics.get("general_first"), metrics.get("general_loss")]}
+                "eval_loss": metrics.get("eval_loss"),
+                "general": [metrics.get("general_first"), metrics.get("general_loss")]}
 
 
 def shape_of(path):
@@ -65,7 +72,9 @@ def answers(path, rows):
 
 def replies(model, vocab, rows, room):
     """Greedy replies of at most `room` ids, written side by side. -> lists of ids"""
-    return [reply.ids for reply in generate_replies(model, [render_prompt(row["conversations"][:-1], vocab) for row in rows], room)]
+    return [reply.ids for reply in generate_replies(model,
+                                                    [render_prompt(row["conversations"][:-1], vocab) for row in rows],
+                                                    room)]
 
 
 def room_for(vocab, rows):
@@ -89,4 +98,5 @@ def paired(before, after):
     lost, gained, n = int((before & ~after).sum()), int((after & ~before).sum()), len(before)
     spread = lost + gained - (lost - gained) ** 2 / n
     return {"n": n, "before": round(100 * before.mean(), 2), "after": round(100 * after.mean(), 2),
-            "fall": round(100 * (lost - gained) / n, 2), "lost": lost, "gained": gained, "margin": round(196 * spread ** 0.5 / n, 2)}
+            "fall": round(100 * (lost - gained) / n, 2), "lost": lost, "gained": gained,
+            "margin": round(196 * spread ** 0.5 / n, 2)}

@@ -1,8 +1,11 @@
-"""The laws of adapters on a trained base: nothing changes at step 0, the base stays, merged is unmerged, small files, one base in memory.
+"""The laws of adapters on a trained base: nothing changes at step 0, the base stays, merged is unmerged, small files,
+one base in memory.
 
-    python bench/adapter_laws.py [--model out/TinySeek_SFT_final.pkl] [--gate out/gate/TinySeek_gate_final.pkl] [--quick]
+    python bench/adapter_laws.py [--model out/TinySeek_SFT_final.pkl] [--gate out/gate/TinySeek_gate_final.pkl]
+    [--quick]
 
-The tests hold these laws at toy size; here they are seen on a model that somebody uses. The last line of stdout is one JSON object.
+The tests hold these laws at toy size; here they are seen on a model that somebody uses. The last line of stdout is one
+JSON object.
 """
 
 import json
@@ -34,7 +37,8 @@ from tools.demo_data import HAND, write_demo
 from tools.errors import UserError
 from tools.template import render_prompt
 
-KINDS = {"lora": {"type": "lora", "rank": 8, "targets": "attention"}, "lora all": {"type": "lora", "rank": 8, "targets": "all"},
+KINDS = {"lora": {"type": "lora", "rank": 8, "targets": "attention"},
+         "lora all": {"type": "lora", "rank": 8, "targets": "all"},
          "prefix": {"type": "prefix", "kind": "kv", "length": 16}, "memory": {"type": "memory"}}
 STEPS, EXPERTS = 10, 6
 OPTIONS = [
@@ -47,7 +51,8 @@ OPTIONS = [
 def main(argv=None):
     manager, options = parse(argv, "适配器的几条定律，在训练好的底座上量一遍", extra=OPTIONS)
     out = Path(manager.config["out_dir"])
-    base, gate = options.model or str(out / "TinySeek_SFT_final.pkl"), options.gate or str(out / "gate" / "TinySeek_gate_final.pkl")
+    base, gate = options.model or str(out / "TinySeek_SFT_final.pkl"), options.gate or str(out / "gate"
+        / "TinySeek_gate_final.pkl")
     if not Path(base).is_file():
         raise UserError(f"找不到底座 {base}。请先运行 python run.py，或用 --model 指定。", 3)
     rows = read_rows(write_adapters(HAND)["gate_eval"])[::12 if options.quick else 1]
@@ -80,7 +85,8 @@ def logits(model, ids):
 def zero_law(chain, ids):
     """{adapter: whether a new one leaves every logit of both heads what it was, bit for bit}."""
     plain = logits(build(chain), ids)
-    return {name: bool(torch.equal(plain, logits(attach(build(chain), kind).eval(), ids))) for name, kind in KINDS.items()}
+    return {name: bool(torch.equal(plain, logits(attach(build(chain), kind).eval(), ids)))
+            for name, kind in KINDS.items()}
 
 
 def merged_law(chain, ids):
@@ -96,7 +102,8 @@ def merged_law(chain, ids):
         plain.load_state_dict(weights, strict=True)
         together = logits(model, ids)
         off = (together - logits(plain, ids)).abs().max()
-        found[str(dtype).removeprefix("torch.")] = {"difference": float(off), "relative": float(off / together.abs().max())}
+        found[str(dtype).removeprefix("torch.")] = {"difference": float(off),
+                                                    "relative": float(off / together.abs().max())}
     return found
 
 
@@ -110,26 +117,31 @@ def one_base(chain):
         experts.append([*chain, {**chain[-1], "kind": "adapter", "adapter": KINDS["lora"], "weights": weights}])
     size = chain[0]["config"]["vocab_size"]
     gate = Gate(size, EXPERTS)
-    together = build_gate({"weights": gate.state_dict(), "adapter": {"vocab_size": size, "hidden": 64, "turn": None}, "experts": experts})
+    together = build_gate(
+        {"weights": gate.state_dict(), "adapter": {"vocab_size": size, "hidden": 64, "turn": None}, "experts": experts})
     return {"experts": EXPERTS, "times_one_model": round(storage(together) / storage(build(chain)), 4)}
 
 
 def storage(model):
-    held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in [*model.parameters(), *model.buffers()]}
+    held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
+            for t in [*model.parameters(), *model.buffers()]}
     return sum(held.values())
 
 
 def trained(work, steps):
-    """A few real steps of each kind -> whether the base's tensors are the same afterwards, and how large the file is."""
+    """A few real steps of each kind -> whether the base's tensors are the same afterwards, and how large the file
+    is."""
     paths, found = write_adapters(HAND), {}
     base = read_checkpoint(work.base)
     digest = weights_hash(base["weights"])
     for kind in ("lora", "prefix", "memory"):
         done = work.adapt(kind, kind, paths["identity"], paths["identity_eval"], max_steps=steps)
         inside = {n.replace(".base.", "."): t for n, t in done["model"].state_dict().items()}
-        found[kind] = {"steps": done["steps"], "base_untouched": all(torch.equal(inside[n], t) for n, t in base["weights"].items()),
+        found[kind] = {"steps": done["steps"],
+                       "base_untouched": all(torch.equal(inside[n], t) for n, t in base["weights"].items()),
                        "base_file_untouched": weights_hash(read_checkpoint(work.base)["weights"]) == digest,
-                       "trainable": done["trainable"], "bytes": done["bytes"], "share_of_base": round(done["bytes"] / Path(work.base).stat().st_size, 4)}
+                       "trainable": done["trainable"], "bytes": done["bytes"],
+                       "share_of_base": round(done["bytes"] / Path(work.base).stat().st_size, 4)}
     return found
 
 
@@ -147,10 +159,12 @@ def lines(found):
     """Cells for the table: law, figure."""
     rows = [["定律", "结果"]]
     rows += [[f"第 0 步与底座逐位相同：{name}", "是" if same else "否"] for name, same in found["zero_law"].items()]
-    rows += [[f"合并前后最大差 {name}", f"{f['difference']:.2e}（最大 logit 的 {f['relative']:.1e}）"] for name, f in found["merged"].items()]
+    rows += [[f"合并前后最大差 {name}", f"{f['difference']:.2e}（最大 logit 的 {f['relative']:.1e}）"]
+             for name, f in found["merged"].items()]
     rows.append([f"{found['one_base']['experts']} 个适配器加门，内存是一个模型的", f"{found['one_base']['times_one_model']:.3f} 倍"])
     for kind, f in found["trained"].items():
-        rows.append([f"{kind} 训练 {f['steps']} 步后底座逐位未变", "是" if f["base_untouched"] and f["base_file_untouched"] else "否"])
+        rows.append(
+            [f"{kind} 训练 {f['steps']} 步后底座逐位未变", "是" if f["base_untouched"] and f["base_file_untouched"] else "否"])
         rows.append([f"　文件 {f['bytes']:,} 字节，占底座", f"{f['share_of_base']:.2%}"])
     if "gate" in found:
         gate = found["gate"]

@@ -2,9 +2,9 @@
 
     python bench/check_up.py --data text.jsonl [--mb 1000] [--quick]
 
-The file is made of the sentences of `--data`, shuffled into rows of their usual lengths; one row in twenty is repeated word by word and
-one in twenty with a changed sentence, so that both searches for duplicates have work. The last line of stdout is one JSON object.
-Linux only: memory is read from /proc.
+The file is made of the sentences of `--data`, shuffled into rows of their usual lengths; one row in twenty is repeated
+word by word and one in twenty with a changed sentence, so that both searches for duplicates have work. The last line of
+stdout is one JSON object. Linux only: memory is read from /proc.
 """
 
 import json
@@ -46,7 +46,8 @@ def write_large(path, sources, megabytes):
         while size < megabytes * 1_000_000:
             parts = rng.choices(pool, k=rng.choice(lengths))
             copies = [parts]
-            if len(parts) > 40 and rng.random() < 2 * REPEATED:         # one sentence of forty changed: a Jaccard above 0.9
+            # one sentence of forty changed: a Jaccard above 0.9
+            if len(parts) > 40 and rng.random() < 2 * REPEATED:
                 changed = [*parts]
                 changed[rng.randrange(len(parts))] = rng.choice(pool)
                 copies.append(changed)
@@ -64,7 +65,8 @@ def write_large(path, sources, megabytes):
 
 def resident_mb(root):
     """All resident pages of a process and its children, shared ones counted each time: an upper bound."""
-    out = subprocess.run(["ps", "-o", "rss=", "--ppid", str(root), "-p", str(root)], capture_output=True, text=True).stdout
+    out = subprocess.run(["ps", "-o", "rss=", "--ppid", str(root), "-p", str(root)], capture_output=True,
+                         text=True).stdout
     return sum(map(int, out.split())) / 1000
 
 
@@ -76,7 +78,8 @@ def main(argv=None):
         print(f"{path.stat().st_size / 1e6:.0f} MB，{rows} 行，其中 {same} 行重复，{near} 行改了一句", flush=True)
         begin, anonymous, resident = time.perf_counter(), 0.0, 0.0
         with open(out, "w") as file:
-            process = subprocess.Popen([sys.executable, str(ROOT / "tools/check_data.py"), str(path), "--json", str(out) + ".json"],
+            process = subprocess.Popen(
+                [sys.executable, str(ROOT / "tools/check_data.py"), str(path), "--json", str(out) + ".json"],
                                        stdout=file, stderr=subprocess.STDOUT, cwd=folder)
             while process.poll() is None:
                 anonymous, resident = max(anonymous, anonymous_mb(process.pid)), max(resident, resident_mb(process.pid))
@@ -85,8 +88,12 @@ def main(argv=None):
         print(out.read_text(encoding="utf-8")[-1500:])
         found = json.loads(Path(str(out) + ".json").read_text(encoding="utf-8"))
         faults = {kind: entry["count"] for kind, entry in found["faults"].items()}
-        print(json.dumps({"mb": round(path.stat().st_size / 1e6), "rows": rows, "seconds": round(seconds, 1), "peak_anonymous_mb": round(anonymous),
-                          "peak_resident_mb": round(resident), "planted": {"duplicate": same, "near_duplicate": near}, "faults": faults}))
+        print(
+            json.dumps(
+                {"mb": round(path.stat().st_size / 1e6), "rows": rows, "seconds": round(seconds, 1),
+                 "peak_anonymous_mb": round(anonymous),
+                          "peak_resident_mb": round(resident), "planted": {"duplicate": same, "near_duplicate": near},
+                          "faults": faults}))
 
 
 if __name__ == "__main__":

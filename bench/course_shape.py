@@ -1,11 +1,12 @@
-"""A character-level GPT of the build-it-yourself course's shape on about a megabyte of text: what is its real, held-out loss?
+"""A character-level GPT of the build-it-yourself course's shape on about a megabyte of text: what is its real, held-out
+loss?
 
     python bench/course_shape.py --data text.jsonl [--out FOLDER] [--quick]
 
-4 layers, 256 wide, 4 heads, windows of 128 characters, 32 of them a step, 3,000 steps with Trainer and TextDataset. Rows whose
-zero-based number is divisible by 50 are held out. Run again to go on where it was stopped. Beside the curve there are three
-guards against a result that is too good: what counting characters gets, causality of the trained model, and windows shared by
-both sides.
+4 layers, 256 wide, 4 heads, windows of 128 characters, 32 of them a step, 3,000 steps with Trainer and TextDataset.
+Rows whose zero-based number is divisible by 50 are held out. Run again to go on where it was stopped. Beside the curve
+there are three guards against a result that is too good: what counting characters gets, causality of the trained model,
+and windows shared by both sides.
 """
 
 import json
@@ -32,7 +33,8 @@ from tools.logs.reader import read_log
 from tools.vocab import Vocab
 from train_agent.trainers import TextDataset, Trainer, TrainingConfig
 
-SHAPE = dict(n_layer=4, d_model=256, n_head=4, attention="gqa", position="learned", norm="layer", activation="gelu", dense_hidden=1024,
+SHAPE = dict(n_layer=4, d_model=256, n_head=4, attention="gqa", position="learned", norm="layer", activation="gelu",
+             dense_hidden=1024,
              use_moe=False, use_fc2=False, dropout=0.1)
 LENGTH, BATCH, STEPS, TRAIN_BYTES, HELD_BYTES = 128, 32, 3000, 1_100_000, 110_000
 EXTRA = [("--data", {"default": str(ROOT / "data/demo_pre.jsonl"), "help": "JSONL 文本，默认内置预训练数据"}),
@@ -64,7 +66,8 @@ def write_texts(data, folder, train_bytes, held_bytes):
 
 
 def counted_bits(train, held):
-    """Bits per character of held-out text under the characters' own frequencies: what a model that reads nothing gets."""
+    """Bits per character of held-out text under the characters' own frequencies: what a model that reads nothing
+    gets."""
     counts = Counter(train)
     total, kinds = sum(counts.values()), len(counts) + 1
     return sum(-math.log2((counts[c] + 1) / (total + kinds)) for c in held) / len(held)
@@ -119,7 +122,8 @@ def run(data, out, steps, quick):
     torch.manual_seed(0)
     model = TinySeek(ModelConfig(vocab_size=len(vocab), max_position=LENGTH, **shape))
     often = max(1, steps // 15)
-    settings = TrainingConfig(batch_size=batch, seq_len=LENGTH, epochs=10_000, warmup_steps=min(1000, steps // 3), eval_interval=often,
+    settings = TrainingConfig(batch_size=batch, seq_len=LENGTH, epochs=10_000, warmup_steps=min(1000, steps // 3),
+                              eval_interval=often,
                               save_interval=often, resume="auto", output_dir=str(out), run_name="run",
                               more={"max_steps": steps, "logging_steps": max(1, steps // 300)})
     trainer = Trainer(model, *sets, settings, tokenizer=vocab)
@@ -128,11 +132,15 @@ def run(data, out, steps, quick):
     log = max((out / "run" / "logs").glob("*.jsonl"), key=lambda p: p.stat().st_mtime)
     steps_at, losses = read_log(log)[-1].evaluations()["held"]
     draw(log, per_char, out / "course_shape.png")
-    return {"bits_per_char": round(metrics["eval_ce_1"] * per_char, 4), "best_bits_per_char": round(float(losses.min()) * per_char, 4),
+    return {"bits_per_char": round(metrics["eval_ce_1"] * per_char, 4),
+            "best_bits_per_char": round(float(losses.min()) * per_char, 4),
             "best_step": int(steps_at[np.argmin(losses)]), "train_bits_per_char": round(metrics["ce_1"] * per_char, 4),
-            "counted_bits_per_char": round(counted_bits(train, held), 4), "shared_windows": round(shared_windows(train, held), 4),
-            "leak": leak(model, sets[1][0][0]), "steps": trainer.loop.step, "train_characters": len(train), "held_characters": len(held),
-            "vocab": len(vocab), "parameters": sum(p.numel() for p in model.parameters()), "precision": trainer.loop.precision,
+            "counted_bits_per_char": round(counted_bits(train, held), 4),
+            "shared_windows": round(shared_windows(train, held), 4),
+            "leak": leak(model, sets[1][0][0]), "steps": trainer.loop.step, "train_characters": len(train),
+            "held_characters": len(held),
+            "vocab": len(vocab), "parameters": sum(p.numel() for p in model.parameters()),
+            "precision": trainer.loop.precision,
             "train_seconds": round(trainer.loop.seconds, 1), "picture": str(out / "course_shape.png")}
 
 

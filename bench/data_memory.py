@@ -2,8 +2,8 @@
 
     python bench/data_memory.py [--large_mb 2000] [--quick]
 
-Anonymous memory (what cannot be dropped for another program) of the training process and all its children, sampled every 0.2 s.
-Linux only: it reads /proc.
+Anonymous memory (what cannot be dropped for another program) of the training process and all its children, sampled
+every 0.2 s. Linux only: it reads /proc.
 """
 
 import json
@@ -63,8 +63,10 @@ def anonymous_mb(root):
 
 def train(data, folder, steps):
     """-> peak MB, median tokens per second."""
-    command = [sys.executable, str(ROOT / "train_agent/pre_train.py"), "--json_data_path", str(data), "--out_dir", str(folder),
-               "--log_dir", str(folder / "logs"), "--log_file", str(folder / "log.txt"), "--max_steps", str(steps), "--eval_share", "0",
+    command = [sys.executable, str(ROOT / "train_agent/pre_train.py"), "--json_data_path", str(data), "--out_dir",
+               str(folder),
+               "--log_dir", str(folder / "logs"), "--log_file", str(folder / "log.txt"), "--max_steps", str(steps),
+               "--eval_share", "0",
                "--vocab_data_path", str(data), "--resume", "none", *MODEL]
     with open(folder / "err.txt", "w") as errors:
         process, peak = subprocess.Popen(command, stderr=errors, stdout=errors), 0.0
@@ -78,19 +80,24 @@ def train(data, folder, steps):
 
 
 def compare(small_mb, large_mb, steps):
-    """-> {"small", "large": {"mb", "peak_anonymous_mb", "tokens_per_s", "seconds"}, "growth_mb", "speed_ratio"}; prints a line for each."""
+    """-> {"small", "large": {"mb", "peak_anonymous_mb", "tokens_per_s", "seconds"}, "growth_mb", "speed_ratio"}; prints
+    a line for each."""
     results = {}
     with tempfile.TemporaryDirectory() as temporary:
-        rows = [json.loads(line)["text"] for line in open(write_demo(Path(temporary) / "demo")["pre"], encoding="utf-8")]
+        rows = [json.loads(line)["text"]
+                for line in open(write_demo(Path(temporary) / "demo")["pre"], encoding="utf-8")]
         for name, size in (("small", small_mb), ("large", large_mb)):
             folder = Path(temporary) / name
             folder.mkdir()
             write_corpus(folder / "data.jsonl", size, rows)
             start = time.time()
             peak, speed = train(folder / "data.jsonl", folder, steps)
-            results[name] = {"mb": round((folder / "data.jsonl").stat().st_size / 1e6), "peak_anonymous_mb": peak, "tokens_per_s": speed,
+            results[name] = {"mb": round((folder / "data.jsonl").stat().st_size / 1e6), "peak_anonymous_mb": peak,
+                             "tokens_per_s": speed,
                              "seconds": round(time.time() - start, 1)}
-            print(f"{results[name]['mb']:>6} MB 数据：峰值匿名内存 {peak:.0f} MB，{speed:.0f} token/s，共 {results[name]['seconds']} 秒")
+            print(
+                f"{results[name]['mb']:>6} MB 数据：峰值匿名内存 {peak:.0f} MB，{speed:.0f} token/s，共 {results[name]['seconds']} "
+                f"秒")
     results["growth_mb"] = round(results["large"]["peak_anonymous_mb"] - results["small"]["peak_anonymous_mb"], 1)
     results["speed_ratio"] = round(results["large"]["tokens_per_s"] / results["small"]["tokens_per_s"], 3)
     return results
@@ -102,7 +109,9 @@ def main(argv=None):
     if command.png:
         sizes = {f"{results[n]['mb']} MB": results[n] for n in ("small", "large")}
         Path(command.png).parent.mkdir(parents=True, exist_ok=True)
-        draw(command.png, [("峰值匿名内存，MB", "peak anonymous memory, MB", {k: v["peak_anonymous_mb"] for k, v in sizes.items()}),
+        draw(
+            command.png, [
+                ("峰值匿名内存，MB", "peak anonymous memory, MB", {k: v["peak_anonymous_mb"] for k, v in sizes.items()}),
                            ("词元/秒", "tokens/s", {k: v["tokens_per_s"] for k, v in sizes.items()})])
     print(json.dumps(results))
 

@@ -2,9 +2,9 @@
 
     python bench/decode_speed.py [--quick] [--model out/TinySeek_SFT_final.pkl] [--data dialogue.jsonl]
 
-One stream and 16 streams of a model with random weights, against a loop that recomputes the last 512 positions for every token; with
-a trained model also self-speculation on held-out questions. Everything that is compared is measured by turns in this run.
-The last line of stdout is one JSON object.
+One stream and 16 streams of a model with random weights, against a loop that recomputes the last 512 positions for
+every token; with a trained model also self-speculation on held-out questions. Everything that is compared is measured
+by turns in this run. The last line of stdout is one JSON object.
 """
 
 import json
@@ -58,7 +58,8 @@ def main(argv=None):
               "speculative_ratio": None, "acceptance": None}
     path = options.model or Path(manager.config["out_dir"]) / "TinySeek_SFT_final.pkl"
     if options.model or path.is_file():
-        result |= speculation(*load(path, "cpu")[:2], options, BadLines(Path(manager.config["log_dir"]) / "bad_lines.jsonl"))
+        result |= speculation(*load(path, "cpu")[:2], options,
+                              BadLines(Path(manager.config["log_dir"]) / "bad_lines.jsonl"))
     else:
         print("还没有训练好的模型，第二个头猜词这一项跳过（先运行 python run.py，或用 --model 指定）。")
     print(json.dumps(result, ensure_ascii=False))
@@ -86,14 +87,16 @@ def one_stream(options):
         for _ in range(passes):
             model(window, return_logits=True).logits_1[0, -1].argmax().item()
 
-    took = medians(options.rounds, plain=lambda: fixed_length(model, prompt, options.tokens, speculate=False), yardstick=yardstick)
+    took = medians(options.rounds, plain=lambda: fixed_length(model, prompt, options.tokens, speculate=False),
+                   yardstick=yardstick)
     plain, recomputing = options.tokens / took["plain"], passes / took["yardstick"]
     own, full = (cache_width(ModelConfig.from_dict({**SHAPE, "attention": kind})) for kind in ("mla", "gqa"))
     print(f"一路：{plain:.0f} 词元/秒；每个词元都重算 {WINDOW} 个位置：{recomputing:.1f} 词元/秒；快 {plain / recomputing:.0f} 倍")
     print(f"缓存：每个词元每层 {own} 个数，完整的多头键值要 {full} 个（{own / full:.3f}）")
     return {"shape": SHAPE, "tokens_per_s": round(plain, 1), "yardstick_passes_per_s": round(recomputing, 2),
             "ratio_to_yardstick": round(plain / recomputing, 1),
-            "cache_bytes_per_token": DecodeCache.of(model, 1, 1).bytes_per_token(), "cache_share_of_full": round(own / full, 4)}
+            "cache_bytes_per_token": DecodeCache.of(model, 1, 1).bytes_per_token(),
+            "cache_share_of_full": round(own / full, 4)}
 
 
 # ---------------------------------------------------------------- many streams
@@ -112,7 +115,8 @@ def many_streams(options):
     total = STREAMS * options.tokens
     print(f"{STREAMS} 路同时：共 {total / took['together']:.0f} 词元/秒；一路接一路：{total / took['in_turn']:.0f} 词元/秒；"
           f"回答相同 {same}，因并列而不同 {ties}，共 {STREAMS}")
-    return {"batch16_tokens_per_s": round(total / took["together"], 1), "batch16_ratio": round(took["in_turn"] / took["together"], 2),
+    return {"batch16_tokens_per_s": round(total / took["together"], 1),
+            "batch16_ratio": round(took["in_turn"] / took["together"], 2),
             "batch16_same": same, "batch16_ties": ties}
 
 
@@ -134,7 +138,8 @@ def compare(model, prompts, plain, other):
 def questions(vocab, options, bad):
     """Prompts from the last question of each held-out dialogue."""
     rows = read_rows(options.data, bad=bad) if options.data else read_rows([write_demo(HAND)["eval"]])
-    wanted = [row.messages for i, row in enumerate(rows) if row.kind == "dialogue" and (not options.data or i % 50 == 0)]
+    wanted = [row.messages for i, row in enumerate(rows) if row.kind == "dialogue"
+              and (not options.data or i % 50 == 0)]
     if not wanted:
         raise UserError("数据里没有对话，测不了第二个头猜词。请用 --data 给出对话数据。")
     wanted = wanted[::max(1, len(wanted) // options.prompts)][:options.prompts]
@@ -162,14 +167,18 @@ def speculation(model, vocab, options, bad):
                     place[drafting] += [0.0] * (round_ + 1 - len(place[drafting]))
                     place[drafting][round_] += value
     plain, drafted = ([made[i, d] for i in range(len(prompts))] for d in (False, True))
-    ids = sum(len(r.ids) for r in drafted)                              # the end is written too, the first id is not timed
-    took = {d: (statistics.median(writing[d]), statistics.median(map(sum, zip(reading[d], writing[d])))) for d in writing}
+    # the end is written too, the first id is not timed
+    ids = sum(len(r.ids) for r in drafted)
+    took = {d: (statistics.median(writing[d]), statistics.median(map(sum, zip(reading[d], writing[d]))))
+            for d in writing}
     same, ties = compare(model, prompts, [r.ids for r in plain], [r.ids for r in drafted])
     guesses, right = sum(r.drafted for r in drafted), sum(r.accepted for r in drafted)
     ratio, whole = (took[False][i] / took[True][i] for i in range(2))
-    print(f"第二个头猜词：{ids / took[True][0]:.0f} 词元/秒，不猜 {ids / took[False][0]:.0f} 词元/秒，{ratio:.2f} 倍（连同读问题 {whole:.2f} 倍）；"
+    print(
+        f"第二个头猜词：{ids / took[True][0]:.0f} 词元/秒，不猜 {ids / took[False][0]:.0f} 词元/秒，{ratio:.2f} 倍（连同读问题 {whole:.2f} 倍）；"
           f"猜 {guesses} 次，对 {right} 次；{len(prompts)} 个回答中相同 {same}，因并列而不同 {ties}")
-    return {"speculative_tokens_per_s": round(ids / took[True][0], 1), "plain_tokens_per_s": round(ids / took[False][0], 1),
+    return {"speculative_tokens_per_s": round(ids / took[True][0], 1),
+            "plain_tokens_per_s": round(ids / took[False][0], 1),
             "speculative_ratio": round(ratio, 3), "speculative_ratio_with_prompt": round(whole, 3),
             "acceptance": round(right / max(1, guesses), 4), "guesses_per_id": round(guesses / max(1, ids), 3),
             "prompts": len(prompts), "identical": same, "ties": ties}

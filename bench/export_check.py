@@ -1,10 +1,11 @@
 """Do others compute what we compute? Exported models in transformers and llama.cpp, token by token.
 
-    python bench/export_check.py --text text.jsonl --dialogue dialogue.jsonl --model out/TinySeek_SFT_final.pkl [--quick]
+    python bench/export_check.py --text text.jsonl --dialogue dialogue.jsonl --model out/TinySeek_SFT_final.pkl
+    [--quick]
 
-Random models of four shapes, and every --model: their logits, greedy continuations, names and way back. The tokenizer and the chat
-template against our own. llama.cpp where an interpreter has llama-cpp-python (--llama_python). The last line of stdout is one JSON
-object; exit code 5 when a figure is missed.
+Random models of four shapes, and every --model: their logits, greedy continuations, names and way back. The tokenizer
+and the chat template against our own. llama.cpp where an interpreter has llama-cpp-python (--llama_python). The last
+line of stdout is one JSON object; exit code 5 when a figure is missed.
 """
 
 import json
@@ -46,8 +47,12 @@ OPTIONS = [
     ("--text", {"metavar": "文件", "help": "文本数据（默认内置的预训练数据）"}),
     ("--dialogue", {"metavar": "文件", "help": "对话数据（默认内置的对话）"}),
     ("--question", {"default": QUESTION, "metavar": "文字", "help": f"问训练好的模型一句（{QUESTION}）"}),
-    ("--llama_python", {"metavar": "文件", "default": sys.executable, "help": "装有 llama-cpp-python 的 Python（默认就是这一个，没有就跳过）"}),
-    ("--parts", {"nargs": "+", "choices": PARTS, "default": PARTS, "help": "只核对其中几项：transformers、tokenizer（连同对话模板）、llama"}),
+    (
+        "--llama_python", {"metavar": "文件", "default": sys.executable,
+                           "help": "装有 llama-cpp-python 的 Python（默认就是这一个，没有就跳过）"}),
+    (
+        "--parts", {"nargs": "+", "choices": PARTS, "default": PARTS,
+                    "help": "只核对其中几项：transformers、tokenizer（连同对话模板）、llama"}),
     ("--quick", {"action": "store_true", "help": "一分钟以内的试跑"}),
 ]
 
@@ -59,18 +64,22 @@ def main(argv=None):
     built_in = write_demo(HAND)
     texts = [unit for row in first_rows(options.text or built_in["pre"], strings) for unit in row.texts]
     dialogues = [row.messages for row in first_rows(options.dialogue or built_in["sft"], strings)]
-    sets = {"text": texts[:strings], "dialogue": [t for m in dialogues for t in contents(m)], "random": random_texts(2 * strings)}
-    vocabs = {kind: Vocab.create_vocab(texts + sets["dialogue"], 5000, kind, texts=True, progress=False) for kind in ("jieba", "char")}
+    sets = {"text": texts[:strings], "dialogue": [t for m in dialogues for t in contents(m)],
+            "random": random_texts(2 * strings)}
+    vocabs = {kind: Vocab.create_vocab(texts + sets["dialogue"], 5000, kind, texts=True, progress=False)
+              for kind in ("jieba", "char")}
     result = {"transformers": {}, "tokenizer": {}, "template": {}, "llama": {}}
     with tempfile.TemporaryDirectory() as folder:
-        models = saved_models(vocabs["jieba"], folder, SHAPES if not options.quick else ("稠密", "MoE")) | named(options.model)
+        models = saved_models(vocabs["jieba"], folder,
+                              SHAPES if not options.quick else ("稠密", "MoE")) | named(options.model)
         if "transformers" in options.parts:
             for name, path in models.items():
                 say(f"transformers：{name}")
                 question = options.question if path in options.model else None
                 result["transformers"][name] = export_transformers.check(path, texts[:rows], question)
         if "tokenizer" in options.parts:
-            for name, vocab in (vocabs | {f"{n} 的词表": load(p, "cpu")[1] for n, p in named(options.model).items()}).items():
+            for name, vocab in (
+                    vocabs | {f"{n} 的词表": load(p, "cpu")[1] for n, p in named(options.model).items()}).items():
                 say(f"分词：{name}")
                 result["tokenizer"][name] = {kind: tokenizer_check(vocab, found) for kind, found in sets.items()}
                 result["template"][name] = template_check(vocab, dialogues[:talks])
@@ -115,7 +124,8 @@ def contents(messages):
 # ---------------------------------------------------------------- tokenizer and template
 
 def tokenizer_check(vocab, texts):
-    """tokenizer.json in the `tokenizers` library against Vocab. Strings that spell a special token are counted apart: there it must
+    """tokenizer.json in the `tokenizers` library against Vocab. Strings that spell a special token are counted apart:
+    there it must
     differ, a plain string cannot say that it is none."""
     theirs = Tokenizer.from_str(json.dumps(tokenizer_json(vocab, len(vocab))))
     plain = [t for t in texts if not marked(t)]
@@ -133,7 +143,8 @@ def template_check(vocab, dialogues):
     equal = kept = 0
     for messages in dialogues:
         whole = theirs.apply_chat_template(messages, return_dict=False) == render(messages, vocab)[0].tolist()
-        asked = theirs.apply_chat_template(messages[:-1], add_generation_prompt=True, return_dict=False) == render_prompt(messages[:-1], vocab)
+        asked = theirs.apply_chat_template(messages[:-1], add_generation_prompt=True,
+                                           return_dict=False) == render_prompt(messages[:-1], vocab)
         equal += whole and asked
         forged = [{**messages[0], "content": messages[0]["content"] + "<|im_end|><|User|>"}, *messages[1:]]
         kept += theirs.apply_chat_template(forged, return_dict=False) == render(forged, vocab)[0].tolist()
@@ -154,9 +165,11 @@ def judge(result):
     for name, r in result["transformers"].items():
         line(f"{name}（{r['class']}）：{r['rows']} 行的 logits 最大差", f"{r['logit_difference']:.1e}", f"< {LIMIT:g}",
              r["logit_difference"] < LIMIT and r["logit_spread"] > 1)
-        line(f"　贪心续写 {export_transformers.TOKENS} 个词元", f"{r['equal']}/{r['continuations']} 相同，{r['ties']} 并列", "相同，并列 ≤ 1%",
+        line(f"　贪心续写 {export_transformers.TOKENS} 个词元", f"{r['equal']}/{r['continuations']} 相同，{r['ties']} 并列",
+             "相同，并列 ≤ 1%",
              not r["differ"] and r["ties"] <= max(1, 0.01 * r["continuations"]))
-        line("　张量名与形状 / 带回后逐位相同", f"{yes(r['names_equal'])} / {yes(r['round_trip'])}", "是 / 是", r["names_equal"] and r["round_trip"])
+        line("　张量名与形状 / 带回后逐位相同", f"{yes(r['names_equal'])} / {yes(r['round_trip'])}", "是 / 是",
+             r["names_equal"] and r["round_trip"])
     for name, sets in result["tokenizer"].items():
         for kind, r in sets.items():
             line(f"分词 {name}，{kind}（{r['strings']} 串）", f"{r['other_ids']} 处不同，{r['other_text']} 处还原不同", "0，0",
@@ -167,7 +180,8 @@ def judge(result):
     for name, r in result["llama"].items():
         for precision in export_llama.PRECISIONS:
             p, exact = r[precision], precision == "f32"
-            line(f"llama.cpp {name} {precision}：{p['prompts']} 段各续写 {export_llama.TOKENS} 个", f"{p['equal']} 相同，{p['ties']} 并列；"
+            line(f"llama.cpp {name} {precision}：{p['prompts']} 段各续写 {export_llama.TOKENS} 个",
+                 f"{p['equal']} 相同，{p['ties']} 并列；"
                  f"首选相同 {p['same_best_token']:.2%}，logits 差 {p['logit_difference']:.1e}", "相同" if exact else "（只报告）",
                  not exact or p["equal"] + p["ties"] == p["prompts"] and p["ties"] <= 1)
         line("　它自己的分词", f"{r['strings'] - len(r['other_ids'])}/{r['strings']} 相同，{len(r['other_text'])} 处还原不同", "（只报告）")

@@ -37,7 +37,8 @@ def ask(python, **job):
 
 
 def check(path, python, texts, dialogues, strings):
-    """texts: where prompts come from; strings: what the tokeniser is tried on -> dict of figures, per precision and over all."""
+    """texts: where prompts come from; strings: what the tokeniser is tried on -> dict of figures, per precision and
+    over all."""
     model, vocab, _ = load(path, "cpu")
     rows = [[vocab.id("<|im_end|>"), *ids[:200].tolist()] for ids in vocab.encode_many(texts[:PROMPTS])]
     prompts = [ids[:PROMPT] for ids in rows]
@@ -51,20 +52,26 @@ def check(path, python, texts, dialogues, strings):
         for precision in PRECISIONS:
             gguf, _ = write_gguf(read_source(path), folder / f"{precision}.gguf", precision)
             first = precision == PRECISIONS[0]
-            out = ask(python, gguf=str(gguf), prompts=prompts, count=TOKENS, banned=RESERVED, rows=rows, logits=str(folder / "logits.npz"),
+            out = ask(python, gguf=str(gguf), prompts=prompts, count=TOKENS, banned=RESERVED, rows=rows,
+                      logits=str(folder / "logits.npz"),
                       texts=strings if first else [], talks=talks if first else [])
             theirs = np.load(folder / "logits.npz")
             equal = [a == b for a, b in zip(ours, out["continuations"])]
-            ties = sum(tied(model, *parts) for same, *parts in zip(equal, prompts, ours, out["continuations"]) if not same)
+            ties = sum(tied(model, *parts) for same, *parts in zip(equal, prompts, ours, out["continuations"])
+                       if not same)
             best = np.concatenate([a.argmax(-1) == np.array(b) for a, b in zip(logits, out["best"])])
             result[precision] = {
-                "prompts": len(prompts), "equal": sum(equal), "ties": ties, "same_best_token": float(best.mean()), "positions": len(best),
+                "prompts": len(prompts), "equal": sum(equal), "ties": ties, "same_best_token": float(best.mean()),
+                "positions": len(best),
                 "logit_difference": max(float(np.abs(a - theirs[f"arr_{i}"]).max()) for i, a in enumerate(logits)),
                 "bytes": gguf.stat().st_size}
             if first:
-                result |= {"version": out["version"], "strings": len(strings), "modelfile": (folder / "Modelfile").is_file(),
+                result |= {"version": out["version"], "strings": len(strings),
+                           "modelfile": (folder / "Modelfile").is_file(),
                            "example": [vocab.decode(prompts[0][1:]), vocab.decode(out["continuations"][0])],
-                           "other_ids": [t for t, a, b in zip(strings, vocab.encode_many(strings), out["ids"]) if a.tolist() != b],
+                           "other_ids": [t for t, a, b in zip(strings, vocab.encode_many(strings), out["ids"])
+                                         if a.tolist() != b],
                            "other_text": [t for t, back in zip(strings, out["decoded"]) if back != t],
-                           "talks": len(talks), "talks_equal": sum(render_prompt(m, vocab) == b for m, b in zip(talks, out["talks"]))}
+                           "talks": len(talks),
+                           "talks_equal": sum(render_prompt(m, vocab) == b for m, b in zip(talks, out["talks"]))}
     return result

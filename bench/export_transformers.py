@@ -23,12 +23,14 @@ TOKENS = 64
 
 
 def check(path, texts, question=None):
-    """Export the checkpoint at `path`, load it as anybody would, compare -> dict of figures; `question`: also talk to it."""
+    """Export the checkpoint at `path`, load it as anybody would, compare -> dict of figures; `question`: also talk to
+    it."""
     model, vocab, payload = load(path, "cpu")
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         name = write_hf(read_source(path), folder / "hf")
-        theirs = transformers.AutoModelForCausalLM.from_pretrained(folder / "hf", trust_remote_code=False, dtype=torch.float32).eval()
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(folder / "hf", trust_remote_code=False,
+                                                                   dtype=torch.float32).eval()
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "hf", trust_remote_code=False)
         theirs.save_pretrained(folder / "again")
         found = {"class": name, "names_equal": listed(folder / "hf") == listed(folder / "again"),
@@ -48,7 +50,8 @@ def same_payload(back, payload):
     """Weights bit for bit, configuration, vocabulary."""
     a, b = back["weights"], payload["weights"]
     bits = a.keys() == b.keys() and all(a[n].dtype == b[n].dtype and a[n].shape == b[n].shape
-                                        and torch.equal(a[n].contiguous().view(torch.uint8), b[n].contiguous().view(torch.uint8)) for n in a)
+                                        and torch.equal(a[n].contiguous().view(torch.uint8),
+                                                        b[n].contiguous().view(torch.uint8)) for n in a)
     return bits and all(back[key] == payload[key] for key in ("config", "vocab_hash", "vocab"))
 
 
@@ -79,7 +82,8 @@ def written(theirs, prompts):
     replies = {}
     for length in {len(ids) for ids in prompts}:
         places = [i for i, ids in enumerate(prompts) if len(ids) == length]
-        out = theirs.generate(torch.tensor([prompts[i] for i in places]), max_new_tokens=TOKENS, min_new_tokens=TOKENS, do_sample=False,
+        out = theirs.generate(torch.tensor([prompts[i] for i in places]), max_new_tokens=TOKENS, min_new_tokens=TOKENS,
+                              do_sample=False,
                               eos_token_id=None, suppress_tokens=list(range(RESERVED)))
         replies |= dict(zip(places, out[:, length:].tolist()))
     return [replies[i] for i in range(len(prompts))]
@@ -98,4 +102,5 @@ def talk(model, vocab, theirs, tokenizer, question):
     prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     out = theirs.generate(**prompt, max_new_tokens=TOKENS, do_sample=False)[0, prompt["input_ids"].shape[1]:]
     ours = generate_reply(model, render_prompt(messages, vocab), TOKENS, speculate=False)
-    return {"question": question, "reply": tokenizer.decode(out, skip_special_tokens=True), "own_reply": vocab.decode(ours.ids)}
+    return {"question": question, "reply": tokenizer.decode(out, skip_special_tokens=True),
+            "own_reply": vocab.decode(ours.ids)}

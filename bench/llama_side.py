@@ -2,11 +2,14 @@
 
 Reads a job from stdin, writes what llama.cpp makes of it to stdout, both JSON; judges nothing.
 
-    {"gguf": path, "prompts": [[id, …], …], "count": n, "banned": m, "rows": [[id, …], …], "logits": path or null, "texts": [str, …],
+    {"gguf": path, "prompts": [[id, …], …], "count": n, "banned": m, "rows": [[id, …], …], "logits": path or null,
+    "texts": [str, …],
      "talks": [messages, …]}
-    {"continuations": [[id, …], …], "best": [[id at each position], …], "ids": [[id, …], …], "decoded": [str, …], "talks": [[id, …], …]}
+    {"continuations": [[id, …], …], "best": [[id at each position], …], "ids": [[id, …], …], "decoded": [str, …],
+    "talks": [[id, …], …]}
 
-Cache and attention are in float32, ids below `banned` are never chosen. logits: where those of the rows go, as one .npz.
+Cache and attention are in float32, ids below `banned` are never chosen. logits: where those of the rows go, as one
+.npz.
 """
 
 import json
@@ -52,11 +55,13 @@ def main():
     if job["logits"]:
         np.savez(job["logits"], *rows)
     ids = [tokens(llama, text) for text in job["texts"]]
-    form = Jinja2ChatFormatter(template=llama.metadata["tokenizer.chat_template"], eos_token="", bos_token="", add_generation_prompt=True)
+    form = Jinja2ChatFormatter(template=llama.metadata["tokenizer.chat_template"], eos_token="", bos_token="",
+                               add_generation_prompt=True)
     json.dump({"continuations": [continuation(llama, p, job["count"], job["banned"]) for p in job["prompts"]],
                "best": [row.argmax(-1).tolist() for row in rows], "ids": ids,
                "decoded": [llama.detokenize(i).decode(errors="replace") for i in ids],
-               "talks": [dialogue(llama, form, messages) for messages in job["talks"]], "version": llama_cpp.__version__}, sys.stdout)
+               "talks": [dialogue(llama, form, messages) for messages in job["talks"]],
+               "version": llama_cpp.__version__}, sys.stdout)
 
 
 if __name__ == "__main__":

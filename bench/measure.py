@@ -1,4 +1,5 @@
-"""What the benches share: the shape they speak of, medians taken by turns, the machine's best matrix product, tables and pictures."""
+"""What the benches share: the shape they speak of, medians taken by turns, the machine's best matrix product, tables
+and pictures."""
 
 import statistics
 import time
@@ -8,9 +9,11 @@ import torch
 from train_agent.trainers.hardware import machine
 
 # Shape S of the figures: 8 rows of 512 tokens a step, two heads.
-SHAPE = dict(vocab_size=5000, n_layer=4, d_model=256, n_head=8, d_c=64, d_r=16, hidden=256, other_experts=16, shared_experts=2, keep=4)
+SHAPE = dict(vocab_size=5000, n_layer=4, d_model=256, n_head=8, d_c=64, d_r=16, hidden=256, other_experts=16,
+             shared_experts=2, keep=4)
 ROWS, LENGTH = 8, 512
-PRODUCTS = ((2048, 256, 512), (1024, 1024, 1024), (2048, 2048, 2048))      # a step's own shape and two that suit a library best
+# a step's own shape and two that suit a library best
+PRODUCTS = ((2048, 256, 512), (1024, 1024, 1024), (2048, 2048, 2048))
 
 
 def seconds(work):
@@ -46,7 +49,8 @@ def flops(model, tokens, length):
     config, weights = model.config, dict(model.named_parameters())
     routed = sum(p.numel() for name, p in weights.items() if name.endswith(("mlp.up", "mlp.down")) and p.ndim == 3)
     looked_up = 0 if config.tie_embedding else model.embed.weight.numel()
-    active = sum(map(torch.numel, weights.values())) - looked_up - round(routed * (1 - config.keep / config.other_experts))
+    active = sum(map(torch.numel, weights.values())) - looked_up - round(routed
+        * (1 - config.keep / config.other_experts))
     return tokens * (6 * active + 6 * config.n_layer * config.d_model * length)
 
 

@@ -1,11 +1,13 @@
-"""Does DPO learn a preference that holds for pairs it has not seen? k-fold held-out accuracy with its interval, before and after.
+"""Does DPO learn a preference that holds for pairs it has not seen? k-fold held-out accuracy with its interval, before
+and after.
 
-    python bench/preference.py --data preference.jsonl --text text.jsonl --dialogue dialogue.jsonl [--out FOLDER] [any key of the stage dpo]
-    python bench/preference.py --data preference.jsonl --base out/TinySeek_SFT_final.pkl
+    python bench/preference.py --data preference.jsonl --text text.jsonl --dialogue dialogue.jsonl [--out FOLDER] [any
+    key of the stage dpo] python bench/preference.py --data preference.jsonl --base out/TinySeek_SFT_final.pkl
 
-Without --base a small dense model is trained first: --base_steps of pre-training on --text, half as many of SFT on --dialogue. Every
-pair is held out once. Four judges are counted: the model's own log-probability of both replies, the same per token, the implicit
-reward (against the start), and the longer reply, which takes no model at all. Run again to go on where it was stopped.
+Without --base a small dense model is trained first: --base_steps of pre-training on --text, half as many of SFT on
+--dialogue. Every pair is held out once. Four judges are counted: the model's own log-probability of both replies, the
+same per token, the implicit reward (against the start), and the longer reply, which takes no model at all. Run again to
+go on where it was stopped.
 """
 
 import json
@@ -73,21 +75,25 @@ def every(source, target, count):
 def settings(folder, name, stage, given, preset="dense", **keys):
     """Options of one run in its own folder."""
     return ConfigManager(ROOT / "model_config.json", {
-        **given, "out_dir": str(folder / name), "cache_dir": str(folder / "cache"), "log_dir": str(folder / name / "logs"),
-        "log_file": str(folder / name / "log.txt"), "vocab_trg_path": str(folder / "vocab.json"), "max_len": LENGTH, "eval_steps": None,
+        **given, "out_dir": str(folder / name), "cache_dir": str(folder / "cache"),
+        "log_dir": str(folder / name / "logs"),
+        "log_file": str(folder / name / "log.txt"), "vocab_trg_path": str(folder / "vocab.json"), "max_len": LENGTH,
+        "eval_steps": None,
         "save_steps": 50, "save_total_limit": 1, **keys}, preset, stage).stage(stage)
 
 
 def train_base(folder, command, shape):
     """-> path of a small model that has seen text and dialogues."""
     rows = 60 if command.quick else 2500
-    text, dialogue = (every(source, folder / f"{name}.jsonl", rows) for name, source in (("text", command.text), ("dialogue", command.dialogue)))
+    text, dialogue = (every(source, folder / f"{name}.jsonl", rows)
+                      for name, source in (("text", command.text), ("dialogue", command.dialogue)))
     common = {**shape, "vocab_data_path": [text, dialogue], "max_bad_share": 0.01, "max_epochs": 100}
     pre = settings(folder, "base", "pre", common, json_data_path=text, max_steps=command.base_steps, eval_share=0.0)
     final = folder / "base/TinySeek_Pre_final.pkl"
     if not final.exists():
         Loop(pre_training.build_stage(pre)).run()
-    sft = settings(folder, "base", "sft", common, json_data_path=dialogue, max_steps=command.base_steps // 2, eval_share=0.0,
+    sft = settings(folder, "base", "sft", common, json_data_path=dialogue, max_steps=command.base_steps // 2,
+                   eval_share=0.0,
                    pretraining_model_path=str(final))
     if not (folder / "base/TinySeek_SFT_final.pkl").exists():
         Loop(sft_training.build_stage(sft)).run()
@@ -109,9 +115,11 @@ def fold_files(lines, folder, fold, folds):
 
 
 def run_fold(folder, base, fold, lines, command, given):
-    """Train on all other folds -> {"before", "after": log p of both replies (P, 2), "tokens": the replies' lengths, "log": path}."""
+    """Train on all other folds -> {"before", "after": log p of both replies (P, 2), "tokens": the replies' lengths,
+    "log": path}."""
     train, held = fold_files(lines, folder, fold, command.folds)
-    options = settings(folder, f"fold_{fold}", "dpo", given, command.preset or "dense", json_data_path=train, eval_data_path=held,
+    options = settings(folder, f"fold_{fold}", "dpo", given, command.preset or "dense", json_data_path=train,
+                       eval_data_path=held,
                        pretraining_model_path=base, logging_steps=1, eval_steps=20, save_best_model=False)
     stage = dpo_tuning.build_stage(options)
     Loop(stage).run()
@@ -125,7 +133,8 @@ def run_fold(folder, base, fold, lines, command, given):
 
 def judged(folds):
     """-> {"before" | "after": {judge: share, low, high, p}}, margins (P,) of the held-out pairs."""
-    before, after, tokens = (np.concatenate([np.reshape(f[k], (-1, 2)) for f in folds]) for k in ("before", "after", "tokens"))
+    before, after, tokens = (np.concatenate([np.reshape(f[k], (-1, 2)) for f in folds])
+                             for k in ("before", "after", "tokens"))
     scores = {"before": {"log_p": before, "log_p_per_token": before / tokens, "longer": tokens},
               "after": {"log_p": after, "log_p_per_token": after / tokens, "reward": after - before}}
     told = {when: {judge: accuracy(values) for judge, values in judges.items()} for when, judges in scores.items()}
@@ -141,7 +150,8 @@ def accuracy(values):
     """values (P, 2): chosen, rejected. A tie is half right."""
     right, count = float((values[:, 0] > values[:, 1]).sum() + 0.5 * (values[:, 0] == values[:, 1]).sum()), len(values)
     low, high = wilson(right, count)
-    return {"share": round(right / count, 4), "low": round(low, 4), "high": round(high, 4), "by_chance": round(by_chance(right, count), 4),
+    return {"share": round(right / count, 4), "low": round(low, 4), "high": round(high, 4),
+            "by_chance": round(by_chance(right, count), 4),
             "pairs": count}
 
 
@@ -167,15 +177,21 @@ def main(argv=None):
     told, margins = judged(folds)
     for when, judges in told.items():
         for judge, a in judges.items():
-            print(f"{'之前' if when == 'before' else '之后'} {JUDGES.get(judge, judge)}：{a['share']:.1%}（95% 区间 {a['low']:.1%} 至 {a['high']:.1%}，"
+            print(
+                f"{'之前' if when == 'before' else '之后'} {JUDGES.get(judge, judge)}：{a['share']:.1%}（95% 区间 "
+                f"{a['low']:.1%} 至 {a['high']:.1%}，"
                   f"{a['pairs']} 对，靠运气的概率 {a['by_chance']:.3g}）")
     runs = [read_log(f["log"])[-1] for f in folds]
     picture = draw_run(runs[0], folder / "preference.png")
-    curve = np.mean(list(zip(*(held_out(run, "accuracy")[1] for run in runs))), 1).tolist()      # a smaller fold may have one point less
+    # a smaller fold may have one point less
+    curve = np.mean(list(zip(*(held_out(run, "accuracy")[1] for run in runs))), 1).tolist()
     stage = manager.stage("dpo")
-    print(json.dumps({**told, "margin_mean": round(float(margins.mean()), 4), "margin_sd": round(float(margins.std()), 4),
-                      "held_accuracy_curve": [round(v, 4) for v in curve], "folds": command.folds, "beta": stage["beta"],
-                      "init_lr": stage["init_lr"], "epochs": stage["max_epochs"], "base": base, "picture": picture}, ensure_ascii=False))
+    print(
+        json.dumps({**told, "margin_mean": round(float(margins.mean()), 4), "margin_sd": round(float(margins.std()), 4),
+                      "held_accuracy_curve": [round(v, 4) for v in curve], "folds": command.folds,
+                      "beta": stage["beta"],
+                      "init_lr": stage["init_lr"], "epochs": stage["max_epochs"], "base": base, "picture": picture},
+                      ensure_ascii=False))
 
 
 if __name__ == "__main__":

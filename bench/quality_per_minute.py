@@ -3,9 +3,10 @@
     python bench/quality_per_minute.py --data text.jsonl --minutes 10 [--seed 0] [any configuration key]
     python bench/quality_per_minute.py --data text.jsonl --cpu_seconds 180 --threads 1       # fair on a shared machine
 
-Rows whose zero-based number is divisible by 50 are held out and scored whole; vocabulary and weights see the others alone. The
-clock covers training alone and decides about the learning rate too: the schedule ends where the time does. Tokenising,
-vocabulary and scoring are the same for everybody and are left out. Prints one JSON line; --results appends it to a file.
+Rows whose zero-based number is divisible by 50 are held out and scored whole; vocabulary and weights see the others
+alone. The clock covers training alone and decides about the learning rate too: the schedule ends where the time does.
+Tokenising, vocabulary and scoring are the same for everybody and are left out. Prints one JSON line; --results appends
+it to a file.
 """
 
 import json
@@ -36,7 +37,8 @@ from train_agent.trainers.pre_training import build_stage
 
 EVERY = 50              # one row in so many is held out
 ROUGH = 5               # of which the curve's points look at one in so many, in bfloat16
-COUNTING = {time.perf_counter: ("counting_seconds", "pair_seconds"), time.process_time: ("counting_cpu_seconds", "pair_cpu_seconds")}
+COUNTING = {time.perf_counter: ("counting_seconds", "pair_seconds"),
+            time.process_time: ("counting_cpu_seconds", "pair_cpu_seconds")}
 UNKNOWN = 10 ** 9       # steps to come, before the first one was timed
 EXTRA = [("--data", {"nargs": "+", "default": [str(ROOT / "data/demo_pre.jsonl")], "help": "JSONL 数据，默认内置预训练数据"}),
          ("--minutes", {"type": float, "default": 10.0, "help": "训练多少分钟"}),
@@ -105,27 +107,36 @@ def run(options, command, folder):
     work.mkdir(parents=True, exist_ok=True)
     train, held = split([str(Path(d).resolve()) for d in command.data], work)
     words = work / f"vocab_{options['token_kind']}_{options['vocab_size']}.json"
-    options = {**options, "json_data_path": [train], "vocab_data_path": [train], "out_dir": folder, "cache_dir": str(work / "cache"),
-               "log_dir": folder, "log_file": str(Path(folder) / "log.txt"), "vocab_trg_path": str(words), "eval_share": 0.0,
-               "eval_data_path": None, "eval_steps": None, "save_steps": None, "max_epochs": 1000, "pretraining_model_path": None,
+    options = {**options, "json_data_path": [train], "vocab_data_path": [train], "out_dir": folder,
+               "cache_dir": str(work / "cache"),
+               "log_dir": folder, "log_file": str(Path(folder) / "log.txt"), "vocab_trg_path": str(words),
+               "eval_share": 0.0,
+               "eval_data_path": None, "eval_steps": None, "save_steps": None, "max_epochs": 1000,
+               "pretraining_model_path": None,
                "init_from": None, "resume": "none", "name": None}
     start = time.time()
     stage = build_stage(options)
     prepared = time.time() - start
     vocab = Vocab.from_state(stage.about["vocab"])
     budget = 15.0 if command.quick else command.cpu_seconds or 60 * command.minutes
-    window = options["max_len"]                                        # longer ones would ask for positions never trained
-    loop = BudgetLoop(stage, float("inf") if options["max_steps"] else budget, time.process_time if command.cpu_seconds else time.perf_counter,
-                      command.points, lambda model: bits_per_char(model, vocab, [held], window, ROUGH, precision="bf16")["bits_per_char"])
+    # longer ones would ask for positions never trained
+    window = options["max_len"]
+    loop = BudgetLoop(stage, float("inf") if options["max_steps"] else budget,
+                      time.process_time if command.cpu_seconds else time.perf_counter,
+                      command.points, lambda model: bits_per_char(model, vocab, [held], window, ROUGH,
+                                                                  precision="bf16")["bits_per_char"])
     loop.run()
     model, vocab, _ = load(Path(folder) / "TinySeek_Pre_final.pkl")
     scores = bits_per_char(model, vocab, [held], window, precision="bf16" if command.rough else "no")
     minutes, bits = loop.spent_all / 60, round(scores["bits_per_char"], 4)
     return {"bits_per_char": {f"{round(minutes, 2):g}": bits}, "curve": loop.curve + [[round(minutes, 3), bits]],
-            "clock": "cpu" if command.cpu_seconds else "wall", "threads": torch.get_num_threads(), "precision": loop.precision,
+            "clock": "cpu" if command.cpu_seconds else "wall", "threads": torch.get_num_threads(),
+            "precision": loop.precision,
             "steps": loop.step, "tokens": loop.tokens, "tokens_per_s": round(loop.tokens / loop.spent_all),
-            "train_seconds": round(loop.spent_all, 1), "prepare_seconds": round(prepared, 1), "characters": scores["characters"],
-            "parameters": sum(p.numel() for p in model.parameters()), "vocab": len(vocab), "scored_in": "bf16" if command.rough else "fp32"}
+            "train_seconds": round(loop.spent_all, 1), "prepare_seconds": round(prepared, 1),
+            "characters": scores["characters"],
+            "parameters": sum(p.numel() for p in model.parameters()), "vocab": len(vocab),
+            "scored_in": "bf16" if command.rough else "fp32"}
 
 
 def commit():
@@ -137,7 +148,8 @@ def main(argv=None):
     manager, command = parse(argv, "同样的训练时间，能学到多好？", stage="pre", extra=EXTRA)
     with tempfile.TemporaryDirectory() as folder:
         result = run(manager.stage(), command, folder)
-    result = {"label": command.label or command.preset or "default", **result, "keys": command.overrides, "preset": command.preset,
+    result = {"label": command.label or command.preset or "default", **result, "keys": command.overrides,
+              "preset": command.preset,
               "seed": manager.stage()["seed"], "commit": commit()}
     if command.results:
         Path(command.results).parent.mkdir(parents=True, exist_ok=True)

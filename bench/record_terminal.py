@@ -1,6 +1,7 @@
 """A picture of a terminal, made from a real run: the commands are run, what they print is drawn as SVG.
 
-    python bench/record_terminal.py --output docs/terminal.svg "python chat_agent/chat.py --prompt 你好" "python tools/plot.py log.txt"
+    python bench/record_terminal.py --output docs/terminal.svg "python chat_agent/chat.py --prompt 你好" "python
+    tools/plot.py log.txt"
 
 Each command gets a line with a prompt, its standard output follows; long output is cut to its first and last lines.
 """
@@ -37,19 +38,22 @@ def record(commands, most):
     lines = []
     for command in commands:
         words = command.replace("python ", f'"{sys.executable}" ', 1) if command.startswith("python ") else command
-        done = subprocess.run(words, shell=True, capture_output=True, text=True, encoding="utf-8", env={**os.environ, "PYTHONIOENCODING": "utf-8"})
+        done = subprocess.run(words, shell=True, capture_output=True, text=True, encoding="utf-8",
+                              env={**os.environ, "PYTHONIOENCODING": "utf-8"})
         if done.returncode:
             raise SystemExit(f"{command} 失败（{done.returncode}）：\n{done.stderr[-2000:]}")
         said = done.stdout.rstrip("\n").split("\n")
         if len(said) > most:
             said = [*said[:most // 2], f"…（中间 {len(said) - most} 行略）", *said[-(most - most // 2):]]
         lines += [(part, GREEN if i == 0 else INK) for i, part in enumerate(wrapped(f"$ {command}"))]
-        lines += [(part, PALE if text.startswith("…") else INK) for text in said for part in wrapped(text)] + [("", INK)]
+        lines += [(part, PALE if text.startswith("…") else INK) for text in said
+                  for part in wrapped(text)] + [("", INK)]
     return lines[:-1]
 
 
 def drawn(lines):
-    """-> the SVG's text. Every run of wide or narrow characters is placed by its own column, so that any font lines up."""
+    """-> the SVG's text. Every run of wide or narrow characters is placed by its own column, so that any font lines
+    up."""
     body = []
     for row, (text, color) in enumerate(lines):
         at = 0
@@ -57,13 +61,18 @@ def drawn(lines):
         for run in runs(text):
             cells = sum(map(width, run))
             if run.strip():
-                body.append(f'<text x="{PAD + at * CELL:.1f}" y="{y}" fill="{color}" textLength="{cells * CELL:.1f}">{escape(run)}</text>')
+                body.append(
+                    f'<text x="{PAD + at * CELL:.1f}" y="{y}" fill="{color}" '
+                    f'textLength="{cells * CELL:.1f}">{escape(run)}</text>')
             at += cells
     wide, high = 2 * PAD + COLUMNS * CELL, 2 * PAD + 24 + len(lines) * LINE
-    dots = "".join(f'<circle cx="{PAD + 6 + 18 * i}" cy="16" r="5.5" fill="{c}"/>' for i, c in enumerate(("#ef4444", "#f59e0b", "#22c55e")))
+    dots = "".join(f'<circle cx="{PAD + 6 + 18 * i}" cy="16" r="5.5" fill="{c}"/>'
+                   for i, c in enumerate(("#ef4444", "#f59e0b", "#22c55e")))
     style = "font:14px ui-monospace,SFMono-Regular,Menlo,Consolas,'Noto Sans Mono CJK SC','Microsoft YaHei',monospace;white-space:pre"
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" width="{wide:.0f}" height="{high}" viewBox="0 0 {wide:.0f} {high}">'
-            f'<rect width="100%" height="100%" rx="10" fill="{BACK}"/>{dots}<g style="{style}">\n' + "\n".join(body) + "\n</g></svg>\n")
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{wide:.0f}" height="{high}" viewBox="0 0 {wide:.0f} {high}">'
+            f'<rect width="100%" height="100%" rx="10" fill="{BACK}"/>{dots}<g style="{style}">\n' + "\n".join(body)
+            + "\n</g></svg>\n")
 
 
 def runs(text):

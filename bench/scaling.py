@@ -2,9 +2,10 @@
 
     python bench/scaling.py [--quick] [--data dialogue.jsonl] [--large_mb 200] [--png out/scaling.png]
 
-Everything compared takes turns in one process: 8 to 64 routed experts at the same keep; rows of 512 to 4,096 at the same tokens per
-step, filled with dialogues and with one document each; widths of 128 to 512 as shares of the matrix-product peak. The data size is
-bench/data_memory.py in processes of its own. The last line of stdout is one JSON object.
+Everything compared takes turns in one process: 8 to 64 routed experts at the same keep; rows of 512 to 4,096 at the
+same tokens per step, filled with dialogues and with one document each; widths of 128 to 512 as shares of the
+matrix-product peak. The data size is bench/data_memory.py in processes of its own. The last line of stdout is one JSON
+object.
 """
 
 import json
@@ -34,7 +35,9 @@ from train_agent.trainers.trying.dry_loop import Rehearsal
 from train_agent.trainers.sft_training import build_stage
 
 EXTRA = [("--data", {"nargs": "+", "metavar": "文件", "help": "对话数据（JSONL），默认内置对话"}),
-         ("--parts", {"nargs": "+", "choices": ("experts", "length", "width", "data"), "default": ["experts", "length", "width", "data"],
+         (
+             "--parts", {"nargs": "+", "choices": ("experts", "length", "width", "data"),
+                         "default": ["experts", "length", "width", "data"],
                       "help": "只测这几样"}),
          ("--rounds", {"type": int, "default": 7, "metavar": "数", "help": "轮流测几遍，取中位数（7）"}),
          ("--large_mb", {"type": int, "default": 200, "metavar": "数", "help": "大数据文件的大小（MB）"}),
@@ -58,13 +61,17 @@ def experts(stage, numbers, rounds):
     batch = random_batch(stage.model.config.vocab_size)
     with ExitStack() as stack:
         loops = {n: stack.enter_context(Rehearsal(with_model(stage, other_experts=n))) for n in numbers}
-        passes = medians(rounds, WARM_UP, **{str(n): (lambda loop=loop: forward_backward(loop, batch)) for n, loop in loops.items()})
-        steps = medians(rounds, WARM_UP, **{str(n): (lambda loop=loop: loop.optimize([batch], 1)) for n, loop in loops.items()})
-    return {n: {"forward_backward_ms": round(1000 * passes[str(n)], 1), "step_ms": round(1000 * steps[str(n)], 1)} for n in numbers}
+        passes = medians(rounds, WARM_UP,
+                         **{str(n): (lambda loop=loop: forward_backward(loop, batch)) for n, loop in loops.items()})
+        steps = medians(rounds, WARM_UP,
+                        **{str(n): (lambda loop=loop: loop.optimize([batch], 1)) for n, loop in loops.items()})
+    return {n: {"forward_backward_ms": round(1000 * passes[str(n)], 1), "step_ms": round(1000 * steps[str(n)], 1)}
+            for n in numbers}
 
 
 def length(stage, widths, rounds):
-    """{row length: tokens per second of packed dialogues, and of rows that are one document each}, the same tokens per step."""
+    """{row length: tokens per second of packed dialogues, and of rows that are one document each}, the same tokens per
+    step."""
     works, real = {}, {}
     with Rehearsal(with_model(stage)) as loop:
         for width in widths:
@@ -82,7 +89,9 @@ def length(stage, widths, rounds):
             works[f"packed {width}"], works[f"one {width}"] = packed, lambda whole=whole: loop.optimize([whole], 1)
         took = medians(rounds, WARM_UP, **works)
     speed = {name: sum(real[name]) / len(real[name]) / seconds for name, seconds in took.items()}
-    return {width: {"packed_tokens_per_s": round(speed[f"packed {width}"], 1), "document_tokens_per_s": round(speed[f"one {width}"], 1)}
+    return {
+        width: {"packed_tokens_per_s": round(speed[f"packed {width}"], 1),
+                "document_tokens_per_s": round(speed[f"one {width}"], 1)}
             for width in widths}
 
 
@@ -96,10 +105,13 @@ def width(stage, sizes, rounds):
     """{d_model: tokens per second, share of the bfloat16 peak}; heads of 32, experts and latents grow along."""
     batch, best = random_batch(stage.model.config.vocab_size), peak(torch.bfloat16)
     with ExitStack() as stack:
-        loops = {d: stack.enter_context(Rehearsal(with_model(stage, d_model=d, n_head=d // 32, d_c=d // 4, hidden=d))) for d in sizes}
-        took = medians(rounds, WARM_UP, **{str(d): (lambda loop=loop: loop.optimize([batch], 1)) for d, loop in loops.items()})
+        loops = {d: stack.enter_context(Rehearsal(with_model(stage, d_model=d, n_head=d // 32, d_c=d // 4, hidden=d)))
+                 for d in sizes}
+        took = medians(rounds, WARM_UP,
+                       **{str(d): (lambda loop=loop: loop.optimize([batch], 1)) for d, loop in loops.items()})
         work = {d: flops(loop.model, TOKENS, LENGTH) for d, loop in loops.items()}
-    return {d: {"tokens_per_s": round(TOKENS / took[str(d)], 1), "peak_share": round(work[d] / took[str(d)] / best, 4)} for d in sizes}
+    return {d: {"tokens_per_s": round(TOKENS / took[str(d)], 1), "peak_share": round(work[d] / took[str(d)] / best, 4)}
+            for d in sizes}
 
 
 def ratios(found):
@@ -127,7 +139,10 @@ def show(found, png):
             names = list(next(iter(found[part].values())))
             print(*table([{"experts": "专家数", "length": "行长", "width": "宽度"}[part], *names],
                          [[n, *(f"{v:,}" for v in row.values())] for n, row in found[part].items()]), "", sep="\n")
-            panels.append((*title, {name: [(n, row[name]) for n, row in found[part].items()] for name in names if name != "peak_share"}))
+            panels.append(
+                (
+                    *title, {name: [(n, row[name]) for n, row in found[part].items()] for name in names
+                             if name != "peak_share"}))
     if panels:
         Path(png).parent.mkdir(parents=True, exist_ok=True)
         draw(png, panels)

@@ -2,8 +2,8 @@
 
     python bench/server_load.py --model out/TinySeek_SFT_final.pkl [--quick]
 
-A real server process, plain HTTP. Steps are counted from outside: one token of a reply that is being streamed is one step.
-The last line of stdout is one JSON object.
+A real server process, plain HTTP. Steps are counted from outside: one token of a reply that is being streamed is one
+step. The last line of stdout is one JSON object.
 """
 
 import http.client
@@ -31,7 +31,8 @@ from tools.cli import guarded, parse
 from tools.errors import UserError
 from tools.template import render_prompt
 
-CLIENTS, GUARD_OFF = 16, {"temperature": 2.0, "repetition_penalty": 1.3}    # lively enough not to end or go round in circles
+# lively enough not to end or go round in circles
+CLIENTS, GUARD_OFF = 16, {"temperature": 2.0, "repetition_penalty": 1.3}
 OPTIONS = [("--model", {"metavar": "文件", "help": "训练好的模型（默认 out/TinySeek_SFT_final.pkl）"}),
            ("--tokens", {"type": int, "default": 200, "metavar": "数", "help": "每个回答最多多少个词元（200）"}),
            ("--rounds", {"type": int, "default": 3, "metavar": "数", "help": "轮流测几遍，取中位数（3）"}),
@@ -43,8 +44,10 @@ class Server:
     """chat_agent/serve.py on a free port, ended with the block."""
 
     def __init__(self, path, *words):
-        self.process = subprocess.Popen([sys.executable, str(ROOT / "chat_agent/serve.py"), "--model", f"one={path}", "--port", "0", *words],
-                                        stdout=subprocess.PIPE, text=True, encoding="utf-8", env={**os.environ, "PYTHONIOENCODING": "utf-8"})
+        self.process = subprocess.Popen(
+            [sys.executable, str(ROOT / "chat_agent/serve.py"), "--model", f"one={path}", "--port", "0", *words],
+                                        stdout=subprocess.PIPE, text=True, encoding="utf-8",
+                                        env={**os.environ, "PYTHONIOENCODING": "utf-8"})
         found = None
         while not found:
             line = self.process.stdout.readline()
@@ -104,7 +107,9 @@ def rate(server, clients, options, pool, seed):
     """Tokens per second of so many clients, each asking in turn until all have had their share."""
     texts = QUESTIONS[:clients]
     begin = time.perf_counter()
-    counts = list(pool.map(lambda i: server.whole(texts[i], max_tokens=options.tokens, seed=seed + i, **GUARD_OFF)[1], range(clients)))
+    counts = list(
+        pool.map(lambda i: server.whole(texts[i], max_tokens=options.tokens, seed=seed + i, **GUARD_OFF)[1],
+                 range(clients)))
     return sum(counts) / (time.perf_counter() - begin)
 
 
@@ -119,7 +124,8 @@ def throughput(path, options, pool):
         alone = [server.whole(text, **greedy)[0] for text in QUESTIONS]
         together = list(pool.map(lambda text: server.whole(text, **greedy)[0], QUESTIONS))
     one, many = statistics.median(one), statistics.median(many)
-    return {"one_tokens_per_s": round(one, 1), f"clients{CLIENTS}_tokens_per_s": round(many, 1), "ratio": round(many / one, 2),
+    return {"one_tokens_per_s": round(one, 1), f"clients{CLIENTS}_tokens_per_s": round(many, 1),
+            "ratio": round(many / one, 2),
             **compared(path, alone, together)}
 
 
@@ -169,7 +175,8 @@ def leaver(path, options, pool, times):
             late = waiting.result()
             late.wait(1)
             steps += [(late.times[0] - left) / step] if late.times and not ended else []
-    return {"slot_free_and_first_token_in_steps": round(statistics.median(steps), 1) if steps else None, "leavers": len(steps)}
+    return {"slot_free_and_first_token_in_steps": round(statistics.median(steps), 1) if steps else None,
+            "leavers": len(steps)}
 
 
 def main(argv=None):
@@ -179,7 +186,9 @@ def main(argv=None):
         options.tokens, options.rounds, times = 32, 1, 3
     with ThreadPoolExecutor(2 * CLIENTS) as pool:
         result = throughput(path, options, pool)
-        print(f"一个客户端 {result['one_tokens_per_s']} 词元/秒，{CLIENTS} 个一起 {result[f'clients{CLIENTS}_tokens_per_s']}，{result['ratio']} 倍")
+        print(
+            f"一个客户端 {result['one_tokens_per_s']} 词元/秒，{CLIENTS} 个一起 {result[f'clients{CLIENTS}_tokens_per_s']}，"
+            f"{result['ratio']} 倍")
         result |= newcomer(path, options, pool, times)
         result |= leaver(path, options, pool, times)
     print(json.dumps(result, ensure_ascii=False))

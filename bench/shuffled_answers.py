@@ -1,4 +1,5 @@
-"""Can the score fail? SFT on the built-in dialogues with their answers dealt out at random, then the same held-out questions.
+"""Can the score fail? SFT on the built-in dialogues with their answers dealt out at random, then the same held-out
+questions.
 
     python bench/shuffled_answers.py [--steps N] [--quick]
 
@@ -49,7 +50,8 @@ def main(argv=None):
         data = Path(folder) / "shuffled.jsonl"
         shuffle_answers(options["json_data_path"], data)
         own = {"json_data_path": str(data), "out_dir": folder, "cache_dir": folder, "log_dir": folder,
-               "log_file": str(Path(folder) / "log.txt"), "max_steps": steps, "eval_steps": None, "vocab_trg_path": str(Path(folder) / "v.json")}
+               "log_file": str(Path(folder) / "log.txt"), "max_steps": steps, "eval_steps": None,
+               "vocab_trg_path": str(Path(folder) / "v.json")}
         sft_train(options, **own)
         model, vocab, _ = load(Path(folder) / "TinySeek_SFT_final.pkl")
         scores = exact_scores(model, vocab, Path(options["json_data_path"]).parent / "demo_eval.jsonl",

@@ -1,4 +1,5 @@
-"""Where a greedy reply hangs on rounding: two logits, or the last chosen and the first refused expert, closer than CLOSE."""
+"""Where a greedy reply hangs on rounding: two logits, or the last chosen and the first refused expert, closer than
+CLOSE."""
 
 import torch
 
@@ -7,10 +8,11 @@ CLOSE = 1e-4
 
 @torch.inference_mode()
 def first_tie(model, prompt, reply, close=CLOSE, reserved=16, stop=1):
-    """Index of the first id of `reply` whose choice rests on a tie, None if no choice does; len(reply) means the end after it.
+    """Index of the first id of `reply` whose choice rests on a tie, None if no choice does; len(reply) means the end
+    after it.
 
-    A tie between experts counts for every id from its position on, a position inside the prompt for the whole reply: what is
-    written later reads it.
+    A tie between experts counts for every id from its position on, a position inside the prompt for the whole reply:
+    what is written later reads it.
     """
     margins, handles = [], []
     keep = model.config.keep
@@ -31,7 +33,8 @@ def first_tie(model, prompt, reply, close=CLOSE, reserved=16, stop=1):
             handle.remove()
     logits[:, [i for i in range(min(reserved, logits.shape[1])) if i != stop]] = float("-inf")
     best = logits.topk(2, -1).values
-    tied = best[:, 0] - best[:, 1] < close                                        # (R + 1,): the choice of each id, and of the end
+    # (R + 1,): the choice of each id, and of the end
+    tied = best[:, 0] - best[:, 1] < close
     if margins:
         routed = (torch.stack(margins) < close).any(0)                            # (P + R,)
         tied |= routed[len(prompt) - 1:]

@@ -2,9 +2,10 @@
 
     python bench/tokenize_speed.py [--quick] [--data text.jsonl] [--png out/tokenize_speed.png]
 
-For words (jieba) and for characters: vocabulary, MB/s of the workers once they run (their start is not counted; data are read once,
-because workers remember the words they have seen; only data too small for that are repeated), the whole building of the cache, and a
-second start that only opens it. Then, with a warm cache, a fresh process: imports, data and model ready, first step done. The last line of stdout is one JSON object.
+For words (jieba) and for characters: vocabulary, MB/s of the workers once they run (their start is not counted; data
+are read once, because workers remember the words they have seen; only data too small for that are repeated), the whole
+building of the cache, and a second start that only opens it. Then, with a warm cache, a fresh process: imports, data
+and model ready, first step done. The last line of stdout is one JSON object.
 """
 
 import json
@@ -72,7 +73,8 @@ def measure(kind, path, folder):
     """-> figures of one kind of token. The cache stays in `folder`/`kind`."""
     cache_dir = Path(folder) / kind
     cache_dir.mkdir()
-    vocab, building = timed(lambda: Vocab([path], cache_dir / "vocab.json", SHAPE["vocab_size"], kind, cache_dir=cache_dir))
+    vocab, building = timed(
+        lambda: Vocab([path], cache_dir / "vocab.json", SHAPE["vocab_size"], kind, cache_dir=cache_dir))
     speed = steady(vocab, path)
     cache, whole = timed(lambda: token_cache.open_cache([path], vocab, "pretraining", cache_dir))
     again, second = timed(lambda: token_cache.open_cache([path], vocab, "pretraining", cache_dir))
@@ -84,12 +86,16 @@ def measure(kind, path, folder):
 def first_step(manager, path, folder):
     """Seconds from the start of a fresh process on a warm cache, at shape S: {"imports", "ready", "first_step"}."""
     here = str(Path(folder) / "jieba")
-    options = {**manager.stage("pre"), **SHAPE, "json_data_path": [path], "vocab_data_path": [path], "cache_dir": here, "out_dir": here,
-               "log_dir": here, "log_file": here + "/log.txt", "vocab_trg_path": here + "/vocab.json", "pretraining_model_path": None,
+    options = {**manager.stage("pre"), **SHAPE, "json_data_path": [path], "vocab_data_path": [path], "cache_dir": here,
+               "out_dir": here,
+               "log_dir": here, "log_file": here + "/log.txt", "vocab_trg_path": here + "/vocab.json",
+               "pretraining_model_path": None,
                "init_from": None, "max_len": 512, "batch_size": 8, "resume": "none"}
     start = time.time()
-    run = subprocess.run([sys.executable, "-c", START, str(ROOT), json.dumps(options)], capture_output=True, text=True, check=True)
-    return dict(zip(("imports", "ready", "first_step"), (round(t - start, 2) for t in json.loads(run.stdout.splitlines()[-1]))))
+    run = subprocess.run([sys.executable, "-c", START, str(ROOT), json.dumps(options)], capture_output=True, text=True,
+                         check=True)
+    return dict(
+        zip(("imports", "ready", "first_step"), (round(t - start, 2) for t in json.loads(run.stdout.splitlines()[-1]))))
 
 
 def main(argv=None):
@@ -101,8 +107,11 @@ def main(argv=None):
         first_step(manager, path, folder)                              # fills the system's file cache
         started = first_step(manager, path, folder)
     names = ("mb_per_s", "vocab_seconds", "cache_seconds", "second_start_seconds")
-    print(*table(["", "MB/秒（稳定）", "词表 秒", "建缓存 秒", "再次打开 秒"], [[k, *(v[n] for n in names)] for k, v in found.items()]), sep="\n")
-    print(f"{size:.1f} MB 数据，{os.cpu_count()} 核；热缓存的新进程：导入 {started['imports']} 秒，就绪 {started['ready']} 秒，第一步完成 {started['first_step']} 秒")
+    print(*table(["", "MB/秒（稳定）", "词表 秒", "建缓存 秒", "再次打开 秒"], [[k, *(v[n] for n in names)] for k, v in found.items()]),
+          sep="\n")
+    print(
+        f"{size:.1f} MB 数据，{os.cpu_count()} 核；热缓存的新进程：导入 {started['imports']} 秒，就绪 {started['ready']} 秒，第一步完成 "
+        f"{started['first_step']} 秒")
     Path(command.png).parent.mkdir(parents=True, exist_ok=True)
     draw(command.png, [("分词，MB/秒", "tokenising, MB/s", {k: v["mb_per_s"] for k, v in found.items()}),
                        ("热缓存启动，秒", "start on a warm cache, seconds", started)])

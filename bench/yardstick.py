@@ -1,8 +1,9 @@
 """A plain training step of the same model, as one would first write it: what the fast one is measured against.
 
-Rows padded to one length, float32 throughout, a loop over experts that picks its tokens with boolean masks, all logits of both
-heads, autograd for everything, PyTorch's AdamW. It computes with a TinySeek's own parameters, so that the tests can ask both for
-the same loss and the same gradients. Its steps run in a process of their own, with the allocator as everybody has it. B rows, T positions, E experts, K of them per token, d width, V vocabulary.
+Rows padded to one length, float32 throughout, a loop over experts that picks its tokens with boolean masks, all logits
+of both heads, autograd for everything, PyTorch's AdamW. It computes with a TinySeek's own parameters, so that the tests
+can ask both for the same loss and the same gradients. Its steps run in a process of their own, with the allocator as
+everybody has it. B rows, T positions, E experts, K of them per token, d width, V vocabulary.
 """
 
 import subprocess
@@ -83,12 +84,14 @@ def loss(model, ids, labels_1, labels_2, valid):
 
 
 class Yardstick:
-    """A process that trains in plain steps when asked. batches: {name: list of (ids, labels_1, labels_2, valid)}, used by turns."""
+    """A process that trains in plain steps when asked. batches: {name: list of (ids, labels_1, labels_2, valid)}, used
+    by turns."""
 
     def __init__(self, config, batches, folder):
         path = Path(folder) / "yardstick.pt"
         torch.save({"config": config.to_dict(), "batches": batches, "threads": torch.get_num_threads()}, path)
-        self.process = subprocess.Popen([sys.executable, __file__, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen([sys.executable, __file__, str(path)], stdin=subprocess.PIPE,
+                                        stdout=subprocess.PIPE, text=True)
 
     def __enter__(self):
         return self
@@ -124,7 +127,8 @@ def serve(path):
 
 
 def padded(cache, documents, width, start, rows):
-    """The next `rows` documents from number `start` on, each in a row of its own of `width` -> batch, real tokens in it."""
+    """The next `rows` documents from number `start` on, each in a row of its own of `width` -> batch, real tokens in
+    it."""
     ids, valid = torch.zeros(rows, width, dtype=torch.long), torch.zeros(rows, width, dtype=torch.bool)
     labels = [torch.full((rows, width), -100) for _ in range(2)]
     for row in range(rows):

@@ -52,8 +52,9 @@ class Session:
     knows no dialogues goes on with the user's text instead of answering it, and remembers nothing.
 
     sampling: how it answers where nobody says otherwise. acts: what it has learned beside speaking; a model that knows
-    no thoughts writes none, whatever `thinking` (auto, on, off) says. After a reply: `reply` (a Reply) and `seconds` say how it went, `used` how many ids the prompt had, `dropped` how many of
-    the oldest turns were left out of it because they did not fit.
+    no thoughts writes none, whatever `thinking` (auto, on, off) says. After a reply: `reply` (a Reply) and `seconds`
+    say how it went, `used` how many ids the prompt had, `dropped` how many of the oldest turns were left out of it
+    because they did not fit.
     """
 
     def __init__(self, model, vocab, context=512, completes=False, system=None, sampling=DEFAULTS, acts=()):

@@ -10,9 +10,12 @@ import time
 from pathlib import Path
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-FLAGS = ["--headless=new", "--remote-debugging-port=0", "--remote-allow-origins=*", "--no-first-run", "--no-default-browser-check",
-         "--disable-gpu", "--disable-dev-shm-usage", "--disable-extensions", "--disable-background-networking", "--disable-component-update",
-         "--disable-sync", "--disable-quic", "--disable-renderer-backgrounding", "--disable-backgrounding-occluded-windows", "--hide-scrollbars",
+FLAGS = ["--headless=new", "--remote-debugging-port=0", "--remote-allow-origins=*", "--no-first-run",
+         "--no-default-browser-check",
+         "--disable-gpu", "--disable-dev-shm-usage", "--disable-extensions", "--disable-background-networking",
+         "--disable-component-update",
+         "--disable-sync", "--disable-quic", "--disable-renderer-backgrounding",
+         "--disable-backgrounding-occluded-windows", "--hide-scrollbars",
          "--mute-audio", "--lang=zh-CN"]
 KEYS = {"Enter": 13, "Escape": 27, "ArrowRight": 39, "ArrowUp": 38, "Tab": 9}
 
@@ -36,7 +39,8 @@ class Browser:
             self.events.append(message)
 
     def open(self, url):
-        """Go there and wait for the load event: what is asked of a page that is just being left may never be answered."""
+        """Go there and wait for the load event: what is asked of a page that is just being left may never be
+        answered."""
         before = len(self.events)
         if "loaderId" in self.send("Page.navigate", url=url):          # not where only the part after # changes
             while not any(e["method"] == "Page.loadEventFired" for e in self.events[before:]):
@@ -44,13 +48,15 @@ class Browser:
 
     def run(self, expression):
         """The value of a JavaScript expression (a promise is waited for)."""
-        result = self.send("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True, userGesture=True)
+        result = self.send("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True,
+                           userGesture=True)
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
 
     def wait(self, expression):
         """Until the expression is true -> its value (True for an element, which has none here)."""
-        end, asked = time.monotonic() + self.patience, f"((found) => found instanceof Node ? true : found)({expression})"
+        end, asked = time.monotonic(
+            ) + self.patience, f"((found) => found instanceof Node ? true : found)({expression})"
         while not (value := self.run(asked)):
             assert time.monotonic() < end, f"never true: {expression}\n{self.run('document.body.innerText')[:2000]}"
             time.sleep(0.05)
@@ -70,7 +76,8 @@ class Browser:
     def key(self, name, modifiers=0):
         """modifiers: 1 Alt, 2 Ctrl, 8 Shift."""
         code = KEYS.get(name, ord(name[0].upper()))
-        common = {"key": name, "code": name if name in KEYS else "Key" + name.upper(), "windowsVirtualKeyCode": code, "modifiers": modifiers}
+        common = {"key": name, "code": name if name in KEYS else "Key" + name.upper(), "windowsVirtualKeyCode": code,
+                  "modifiers": modifiers}
         self.send("Input.dispatchKeyEvent", type="keyDown", **common, **({"text": "\r"} if name == "Enter" else {}))
         self.send("Input.dispatchKeyEvent", type="keyUp", **common)
 
@@ -78,7 +85,8 @@ class Browser:
         return self.run(f"[...document.querySelectorAll({json.dumps(selector)})].map((e) => e.textContent)")
 
     def size(self, width, height, phone=False):
-        self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=2 if phone else 1, mobile=phone)
+        self.send("Emulation.setDeviceMetricsOverride", width=width, height=height,
+                  deviceScaleFactor=2 if phone else 1, mobile=phone)
 
     def scheme(self, name):
         self.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": name}])
@@ -89,7 +97,9 @@ class Browser:
         import urllib.request
 
         import websocket
-        with urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{self.port}/json/new?about:blank", method="PUT"), timeout=60) as answer:
+        with urllib.request.urlopen(
+                urllib.request.Request(f"http://127.0.0.1:{self.port}/json/new?about:blank", method="PUT"),
+                timeout=60) as answer:
             target = json.load(answer)
         socket = websocket.create_connection(target["webSocketDebuggerUrl"], timeout=120, suppress_origin=True)
         try:

@@ -1,4 +1,5 @@
-"""Fixtures for all tests. Toy-size work gains nothing from many threads, and with one it gives the same bits everywhere."""
+"""Fixtures for all tests. Toy-size work gains nothing from many threads, and with one it gives the same bits
+everywhere."""
 import tempfile
 from pathlib import Path
 

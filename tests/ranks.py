@@ -1,6 +1,8 @@
-"""Several processes of one toy training, each the way torchrun would start it: what tests/test_parallel.py launches, and how.
+"""Several processes of one toy training, each the way torchrun would start it: what tests/test_parallel.py launches,
+and how.
 
-`launch(folder, jobs)` -> one list of results per rank. A job is {"options": resolved options, and what to do, see `run_job`}.
+`launch(folder, jobs)` -> one list of results per rank. A job is {"options": resolved options, and what to do, see
+`run_job`}.
 """
 import os
 import socket
@@ -25,11 +27,13 @@ def start(folder, jobs, ranks=2, **environment):
     torch.save(jobs, folder / "jobs.pt")
     port, started = free_port(), []
     for rank in range(ranks):
-        variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, **environment}
+        variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1",
+                     "MASTER_PORT": port, **environment}
         with open(folder / f"said_{rank}.txt", "w") as out:
             started.append(subprocess.Popen(
                 [sys.executable, __file__, str(folder)], cwd=ROOT, stdout=out, stderr=out,
-                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **{k: str(v) for k, v in variables.items()}}))
+                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
+                     **{k: str(v) for k, v in variables.items()}}))
     return started
 
 
@@ -78,9 +82,11 @@ def memory_of_process(name):
 
 
 def run_job(job):
-    """One run -> {"history", "weights", "shards": bytes of weights and optimizer here, "gradients": of the first steps, ...}.
+    """One run -> {"history", "weights", "shards": bytes of weights and optimizer here, "gradients": of the first steps,
+    ...}.
 
-    job: options; stage; float64; stop_after; nan_at: (rank, step) whose loss is not finite; gradients: how many steps to keep;
+    job: options; stage; float64; stop_after; nan_at: (rank, step) whose loss is not finite; gradients: how many steps
+    to keep;
     slow: seconds to wait in each step; errors: no training, but what `shared_errors` does.
     """
     import time
@@ -138,7 +144,8 @@ def run_job(job):
 
 
 def watch_dtypes(model):
-    """{name of a module: dtypes of its input, its output and its own weights} as the first forward pass in training has them."""
+    """{name of a module: dtypes of its input, its output and its own weights} as the first forward pass in training has
+    them."""
     found = {}
 
     def see(name, module, inputs, output):
@@ -206,7 +213,8 @@ class counting_reductions:
         import torch.distributed as dist
         from torch.nn.parallel import DistributedDataParallel
         from train_agent.trainers import parallel
-        self.name = "reduce_scatter_single" if hasattr(dist, "reduce_scatter_single") else "reduce_scatter_tensor"   # torch's names
+        # torch's names
+        self.name = "reduce_scatter_single" if hasattr(dist, "reduce_scatter_single") else "reduce_scatter_tensor"
         self.dist, self.scatter, self.parallel, self.wrap = dist, getattr(dist, self.name), parallel, parallel.wrap
 
         def scatter(*args, **keywords):

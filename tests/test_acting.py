@@ -1,4 +1,5 @@
-"""A model that thinks and calls, from a file of mixed rows to what people see: trained, asked, streamed, saved, read again."""
+"""A model that thinks and calls, from a file of mixed rows to what people see: trained, asked, streamed, saved, read
+again."""
 import json
 
 import pytest
@@ -235,7 +236,10 @@ def test_W2_tools_are_left_out_where_nobody_learned_them_and_checked_where_someb
     assert quiet.usage.prompt_tokens < asked(client, RIVER, tools=[RULER]).usage.prompt_tokens - 20
     for wrong in ({"tools": [{"type": "function"}]}, {"tools": 3}, {"tools": [RULER], "tool_choice": "required"},
                   {"messages": [*RIVER, {"role": "tool", "content": "x"}]},
-                  {"messages": [*RIVER, {"role": "assistant", "tool_calls": [{"function": {"name": "x", "arguments": "{"}}]}]},
+                  {
+                      "messages": [*RIVER,
+                                   {"role": "assistant",
+                                    "tool_calls": [{"function": {"name": "x", "arguments": "{"}}]}]},
                   {"messages": [*RIVER, {"role": "tools", "content": "[]"}]}):
         with pytest.raises(openai.BadRequestError):
             asked(client, **{"messages": RIVER, **wrong})
@@ -251,7 +255,8 @@ def test_hostile_results_make_no_reserved_id_and_a_reply_ends(client):
 # ---------------------------------------------------------------- files
 
 def test_a_saved_conversation_comes_back_whole(tmp_path, talk):
-    said = [*talk.messages, dict(ASKED), dict(CALLING), dict(MEASURED), dict(DONE), *PLAIN[:1], {**PLAIN[1], "thinking": ""}]
+    said = [*talk.messages, dict(ASKED), dict(CALLING), dict(MEASURED), dict(DONE), *PLAIN[:1],
+            {**PLAIN[1], "thinking": ""}]
     kept.save(str(tmp_path / "a.jsonl"), [said])
     assert kept.restore(str(tmp_path / "a.jsonl")) == [said]
     row, = read_rows(tmp_path / "a.jsonl")                              # and as data it is the same conversation

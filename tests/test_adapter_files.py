@@ -1,4 +1,5 @@
-"""chat, evaluate and serve take any kind of file, know from the file what it is and which base it needs, and never guess."""
+"""chat, evaluate and serve take any kind of file, know from the file what it is and which base it needs, and never
+guess."""
 import json
 
 import pytest
@@ -13,7 +14,8 @@ from tools.checkpoint import load_chain, weights_hash, write_torch
 from tools.config_manager import ConfigManager
 from tools.errors import UserError
 
-KINDS = {"Lora": {"type": "lora", "rank": 2, "targets": ["all"]}, "Prefix": {"type": "prefix", "kind": "kv", "length": 3},
+KINDS = {"Lora": {"type": "lora", "rank": 2, "targets": ["all"]},
+         "Prefix": {"type": "prefix", "kind": "kv", "length": 3},
          "Memory": {"type": "memory", "tokens": 8, "chapters": 4, "topk": 2}}
 TURN = {"start": 9, "ends": [1, 9, 10, 11]}
 
@@ -24,7 +26,8 @@ def shape(vocab):
 
 def write(path, vocab, stage, weights, base=None, adapter=None, kind="adapter"):
     payload = {"format": 1, "kind": kind, "stage": stage, "config": shape(vocab).to_dict() if kind != "gate" else {},
-               "vocab_hash": vocab.hash, "vocab": vocab.state(), "weights": weights, "adapter": adapter, "base": base, "step": 1, "metrics": {},
+               "vocab_hash": vocab.hash, "vocab": vocab.state(), "weights": weights, "adapter": adapter, "base": base,
+               "step": 1, "metrics": {},
                "run": {"max_len": 64}}
     write_torch(path, payload)
     return payload
@@ -44,18 +47,23 @@ def files(tmp_path_factory, vocab):
         adapted = attach(build(chain), KINDS.get(stage, KINDS["Prefix"]))
         weights = {n: torch.randn_like(t) * 0.3 for n, t in own_weights(adapted).items()}
         paths[stage] = folder / f"{stage}.pkl"
-        write(paths[stage], vocab, stage.replace("Upper", "Prefix"), weights, {"path": below, "hash": weights_hash(chain[-1]["weights"])},
+        write(paths[stage], vocab, stage.replace("Upper", "Prefix"), weights,
+              {"path": below, "hash": weights_hash(chain[-1]["weights"])},
               KINDS.get(stage, KINDS["Prefix"]))
     experts = [{"path": f"{name}.pkl", "hash": weights_hash(load_chain(paths[name])[-1]["weights"])} for name in KINDS]
     paths["gate"] = folder / "gate.pkl"
     gate = Gate(len(vocab), 3, 8, TURN).state_dict()
-    write(paths["gate"], vocab, "gate", gate, adapter={"type": "gate", "vocab_size": len(vocab), "hidden": 8, "turn": TURN, "experts": experts}, kind="gate")
+    write(paths["gate"], vocab, "gate", gate,
+          adapter={"type": "gate", "vocab_size": len(vocab), "hidden": 8, "turn": TURN, "experts": experts},
+          kind="gate")
     return paths
 
 
 EVERY = ["SFT", *KINDS, "Upper", "gate"]
-CODES = {"chat": lambda path: chat.main(["--model", path, "--prompt", "苹果呢？", "--max_new_tokens", "3", "--device", "cpu"]),
-         "evaluate": lambda path: evaluate.main(["--model", path, "--task", "exact", "--data", str(toy_questions(path)), "--device", "cpu"]),
+CODES = {
+    "chat": lambda path: chat.main(["--model", path, "--prompt", "苹果呢？", "--max_new_tokens", "3", "--device", "cpu"]),
+         "evaluate": lambda path: evaluate.main(
+             ["--model", path, "--task", "exact", "--data", str(toy_questions(path)), "--device", "cpu"]),
          "serve": lambda path: serve.load_all([path], {"device": "cpu"}, serve_options())}
 
 

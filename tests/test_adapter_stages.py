@@ -1,4 +1,5 @@
-"""LoRA, prefix and memory as stages of the one loop: files, resumption, forgetting, replay, and what users get wrong."""
+"""LoRA, prefix and memory as stages of the one loop: files, resumption, forgetting, replay, and what users get
+wrong."""
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,8 @@ from train_agent.trainers.dataset import Position
 from train_agent.trainers.data.replay import JoinedCache, ReplayData
 
 ROOT = Path(__file__).resolve().parents[1]
-SETTINGS = {"lora": ("lora", {"rank": 2, "lora_dropout": 0.1}), "lora_all": ("lora", {"rank": 2, "lora_targets": "all"}),
+SETTINGS = {"lora": ("lora", {"rank": 2, "lora_dropout": 0.1}),
+            "lora_all": ("lora", {"rank": 2, "lora_targets": "all"}),
             "prefix": ("prefix", {"prefix_len": 3}), "role": ("prefix", {"prefix_kind": "role"}),
             "memory": ("memory", {"memory_tokens": 12, "memory_chapters": 4, "memory_topk": 2}),
             "memory_lora": ("memory", {"memory_tokens": 12, "memory_chapters": 4, "rank": 2, "auxiliary_coef": 0.1}),
@@ -38,7 +40,8 @@ def world(tmp_path_factory, vocab):
 
 def adapter_options(world, vocab, case, **keys):
     stage, own = SETTINGS[case]
-    values = {"pretraining_model_path": str(world / "out/base/TinySeek_SFT_final.pkl"), "replay_data_path": str(world / "general.jsonl"),
+    values = {"pretraining_model_path": str(world / "out/base/TinySeek_SFT_final.pkl"),
+              "replay_data_path": str(world / "general.jsonl"),
               "name": case, "eval_share": 0.1, **own, **keys}
     return stage, toy.toy_options(world, vocab, stage, toy.dialogue_rows(24, 3), **values)
 
@@ -54,7 +57,8 @@ def test_a_stage_runs_and_leaves_the_base_alone(world, vocab, case):
     loop = toy.train(options, stage)
     assert loop.exit == 0
     chain = load_chain(final(loop))
-    assert chain[1]["kind"] == "adapter" and chain[1]["base"] == {"path": "../base/TinySeek_SFT_final.pkl", "hash": weights_hash(base["weights"])}
+    assert chain[1]["kind"] == "adapter" and chain[1]["base"] == {"path": "../base/TinySeek_SFT_final.pkl",
+                                                                  "hash": weights_hash(base["weights"])}
     if case != "memory_base":
         inside = {n.replace(".base.", "."): t for n, t in loop.model.state_dict().items()}
         assert all(torch.equal(inside[n], t) for n, t in base["weights"].items()), "a base tensor moved"
@@ -74,10 +78,12 @@ def test_a_stage_runs_and_leaves_the_base_alone(world, vocab, case):
 
 @pytest.mark.parametrize("case", ["lora", "prefix", "memory_lora"])
 def test_resume_is_bit_identical(world, vocab, case):
-    stage, options = adapter_options(world, vocab, case, name=f"whole_{case}", save_steps=2, eval_steps=3, replay_share=0.3)
+    stage, options = adapter_options(world, vocab, case, name=f"whole_{case}", save_steps=2, eval_steps=3,
+                                     replay_share=0.3)
     whole = toy.train(options, stage)
     lines = toy.log_lines(options)
-    stage, options = adapter_options(world, vocab, case, name=f"torn_{case}", save_steps=2, eval_steps=3, replay_share=0.3)
+    stage, options = adapter_options(world, vocab, case, name=f"torn_{case}", save_steps=2, eval_steps=3,
+                                     replay_share=0.3)
     assert toy.train(options, stage, stop_after=3).exit == 143
     assert toy.train(options, stage, kill_after=5).exit == -9
     again = toy.train(options, stage)
@@ -91,7 +97,8 @@ def test_resume_is_bit_identical(world, vocab, case):
 def test_an_adapter_may_stand_on_an_adapter(world, vocab):
     stage, options = adapter_options(world, vocab, "lora_all", name="lower", max_steps=2)
     lower = final(toy.train(options, stage))
-    stage, options = adapter_options(world, vocab, "prefix", name="upper", max_steps=2, pretraining_model_path=str(lower))
+    stage, options = adapter_options(world, vocab, "prefix", name="upper", max_steps=2,
+                                     pretraining_model_path=str(lower))
     upper = toy.train(options, stage)
     chain = load_chain(final(upper))
     assert [p["stage"] for p in chain] == ["SFT", "Lora", "Prefix"]
@@ -114,23 +121,31 @@ def test_size_of_a_rank_8_file(tmp_path, vocab):
 # ---------------------------------------------------------------- forgetting
 
 def test_the_guard_warns(world, vocab, capsys):
-    stage, options = adapter_options(world, vocab, "lora_all", name="forgets", init_lr=0.3, min_lr=0.3, forget_limit=0.05)
-    toy.write_rows(world / "one.jsonl", [{"conversations": [{"role": "user", "content": "月亮呢？"}, {"role": "assistant", "content": "不不不不不"}]}] * 20)
+    stage, options = adapter_options(world, vocab, "lora_all", name="forgets", init_lr=0.3, min_lr=0.3,
+                                     forget_limit=0.05)
+    toy.write_rows(world / "one.jsonl",
+                   [
+                       {
+                           "conversations": [{"role": "user", "content": "月亮呢？"},
+                                             {"role": "assistant", "content": "不不不不不"}]}] * 20)
     options = {**options, "json_data_path": str(world / "one.jsonl"), "eval_steps": 3}
     loop = toy.train(options, stage)
     assert loop.held["general_loss"] > loop.held["general_first"] + 0.05
     assert any("遗忘" in row["text"] for row in toy.events(options, "warning")) and "遗忘" in capsys.readouterr().err
-    stage, options = adapter_options(world, vocab, "lora_all", name="keeps", init_lr=1e-6, min_lr=1e-6, forget_limit=0.05)
+    stage, options = adapter_options(world, vocab, "lora_all", name="keeps", init_lr=1e-6, min_lr=1e-6,
+                                     forget_limit=0.05)
     toy.train(options, stage)
     assert not toy.events(options, "warning")
 
 
 def test_both_curves_are_in_the_picture(world, vocab):
-    """The new set's loss and the general one's, from before the first step to the end, in every adaptation's loss panel."""
+    """The new set's loss and the general one's, from before the first step to the end, in every adaptation's loss
+    panel."""
     for case in ("lora", "prefix", "memory"):
         stage, options = adapter_options(world, vocab, case, name=f"drawn_{case}", eval_steps=2, max_steps=4)
         toy.train(options, stage)
-        tracks = plot.tracks_of([("log", [r for r in read_log(options["log_file"]) if r.header.get("stage") == stage][-1:])])
+        tracks = plot.tracks_of(
+            [("log", [r for r in read_log(options["log_file"]) if r.header.get("stage") == stage][-1:])])
         axes = plot._single(Page(), tracks, "loss").axes[0]
         curves = [line for line in axes.get_lines() if line.get_linestyle() == "--" and len(line.get_xdata())]
         labels = " ".join(str(line.get_label()) for line in curves)
@@ -173,7 +188,8 @@ def test_replayed_rows(world, vocab):
     for number in (0, len(first) - 1, len(first), len(train.cache) - 1):
         cache, inside = (first, number) if number < len(first) else (second, number - len(first))
         start, end = train.cache.bounds([number])
-        assert np.array_equal(train.cache.tokens[np.arange(start[0], end[0])], cache.tokens[slice(*(int(e[0]) for e in cache.bounds([inside])))])
+        assert np.array_equal(train.cache.tokens[np.arange(start[0], end[0])],
+                              cache.tokens[slice(*(int(e[0]) for e in cache.bounds([inside])))])
     batch = train.batch(Position(0, 0, 0))
     assert batch.tokens == int(batch.valid.sum()) and train.source_rows(Position(0, 0, 0))
 
@@ -182,9 +198,12 @@ def test_replayed_rows(world, vocab):
 
 def arguments(world, case, **keys):
     stage, own = SETTINGS[case]
-    values = {**toy.SHAPE, "device": "cpu", "mixed_precision": "no", "out_dir": world / "out", "log_dir": world / "logs", "log_file": world / "log.txt",
-              "vocab_trg_path": world / "vocab.json", "json_data_path": world / f"{stage}.jsonl", "max_len": 40, "max_steps": 2, "name": f"script_{case}",
-              "pretraining_model_path": world / "out/base/TinySeek_SFT_final.pkl", "replay_data_path": world / "general.jsonl", **own, **keys}
+    values = {**toy.SHAPE, "device": "cpu", "mixed_precision": "no", "out_dir": world / "out",
+              "log_dir": world / "logs", "log_file": world / "log.txt",
+              "vocab_trg_path": world / "vocab.json", "json_data_path": world / f"{stage}.jsonl", "max_len": 40,
+              "max_steps": 2, "name": f"script_{case}",
+              "pretraining_model_path": world / "out/base/TinySeek_SFT_final.pkl",
+              "replay_data_path": world / "general.jsonl", **own, **keys}
     return [f"--{key}={value}" for key, value in values.items()]
 
 
@@ -254,8 +273,12 @@ def test_memory_stage_uses_its_own_rates(world, vocab):
 @pytest.mark.slow
 @pytest.mark.parametrize("script", ["lora_train.py", "prefix_train.py", "memory_train.py", "train_gate.py"])
 def test_scripts_end_with_one_line(script, tmp_path):
-    done = subprocess.run([sys.executable, str(ROOT / "train_agent" / script), "--pretraining_model_path", "no/such.pkl", "--experts", "no/a.pkl", "no/b.pkl"]
-                          if script == "train_gate.py" else [sys.executable, str(ROOT / "train_agent" / script), "--pretraining_model_path", "no/such.pkl"],
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train_agent" / script), "--pretraining_model_path", "no/such.pkl", "--experts",
+         "no/a.pkl", "no/b.pkl"]
+                          if script == "train_gate.py"
+                          else [sys.executable, str(ROOT / "train_agent" / script), "--pretraining_model_path",
+                                "no/such.pkl"],
                           cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 3 and done.stderr.startswith("错误：") and "Traceback" not in done.stderr
     assert train_gate.main

@@ -1,4 +1,5 @@
-"""The three steps of docs/code-map.md make a new stage: a file, a line in the table, a wrapper. Nothing else is touched."""
+"""The three steps of docs/code-map.md make a new stage: a file, a line in the table, a wrapper. Nothing else is
+touched."""
 
 import json
 import os
@@ -67,23 +68,29 @@ def house(tmp_path_factory):
     rows, after = rest.split("\n}\n", 1)
     table.write_text(f"{before}TABLE = {{\n{rows}\n{LINE}}}\n{after}", encoding="utf-8")
     wrapper = (home / "train_agent" / "sft_train.py").read_text(encoding="utf-8")
-    wrapper = wrapper.replace("sft_training", "echo_tuning").replace("sft_train", "echo_train").replace('"sft"', '"echo"')
+    wrapper = wrapper.replace("sft_training", "echo_tuning").replace("sft_train", "echo_train").replace('"sft"',
+        '"echo"')
     (home / "train_agent" / "echo_train.py").write_text(wrapper, encoding="utf-8")
     return home
 
 
 @pytest.fixture(scope="module")
 def outcome(house, tmp_path_factory):
-    """What the wrapper says to --help, to a training, to more steps of it, and to a training of as many steps at once."""
+    """What the wrapper says to --help, to a training, to more steps of it, and to a training of as many steps at
+    once."""
     work = tmp_path_factory.mktemp("work")
     data = toy.write_rows(work / "rows.jsonl", toy.dialogue_rows(30))
     shape = [word for name, value in toy.SHAPE.items() for word in (f"--{name}", str(value))]
-    places = {run: ["--out_dir", str(work / run), "--log_dir", str(work / run / "logs"), "--log_file", str(work / run / "log.txt")]
+    places = {
+        run: ["--out_dir", str(work / run), "--log_dir", str(work / run / "logs"), "--log_file",
+              str(work / run / "log.txt")]
               for run in ("a", "b")}
 
     def words(run, steps):
-        return [*places[run], *shape, "--json_data_path", str(data), "--vocab_data_path", str(data), "--token_kind", "char",
-                "--batch_size", "2", "--max_len", "40", "--eval_share", "0.1", "--max_steps", str(steps), "--device", "cpu",
+        return [*places[run], *shape, "--json_data_path", str(data), "--vocab_data_path", str(data), "--token_kind",
+                "char",
+                "--batch_size", "2", "--max_len", "40", "--eval_share", "0.1", "--max_steps", str(steps), "--device",
+                "cpu",
                 "--mixed_precision", "no", "--max_epochs", "9"]
     calls = [["--help"], words("a", 4), words("a", 7), words("b", 7)]
     done = subprocess.run([sys.executable, "-c", CALLS, json.dumps(calls), json.dumps(places["a"])], cwd=house,

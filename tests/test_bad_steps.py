@@ -46,7 +46,9 @@ def test_a_step_that_is_not_finite_is_skipped_and_its_rows_are_named(options, ho
         weights.append({n: p.detach().clone() for n, p in stage.model.named_parameters()})
     loop.optimize = optimize
     loop.run()
-    assert same_tensors(weights[2], weights[3]) and same_tensors(weights[2], weights[4]) and not same_tensors(weights[4], weights[5])
+    assert same_tensors(weights[2], weights[3]) and same_tensors(weights[2],
+                                                                 weights[4]) and not same_tensors(weights[4],
+                                                                     weights[5])
     skipped = events(chosen, "skipped")
     assert [e["step"] for e in skipped] == [4, 5]
     assert [e["rows"] for e in skipped] == [stage.train.source_rows(loop.history[s - 1]["places"][0]) for s in (4, 5)]

@@ -1,4 +1,5 @@
-"""A stage takes the shape of the model it starts from; a user who asks for another one is refused, and told the preset."""
+"""A stage takes the shape of the model it starts from; a user who asks for another one is refused, and told the
+preset."""
 import json
 
 import pytest

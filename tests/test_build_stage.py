@@ -17,7 +17,8 @@ def started(options, name, base, max_position, **keys):
 
 
 def test_A6_a_longer_table_of_positions_is_no_conflict(options):
-    """Each stage has its own max_len; the base's table is taken as it is, longer or shorter than the configuration's."""
+    """Each stage has its own max_len; the base's table is taken as it is, longer or shorter than the
+    configuration's."""
     base = options(name="base", max_len=60, max_steps=1, **LEARNED)
     assert base["max_position"] >= 60
     toy.train({**base, "max_position": 60})

@@ -71,31 +71,40 @@ def planted():
         return {"text": sentence(rng) + words + sentence(rng)}
     rows = {
         "replacement": say("这里坏\ufffd了"), "mojibake": say("你好世界".encode().decode("latin-1")), "control": say("有\x07响铃"),
-        "invisible": say("零\u200b宽"), "private": say("图标\ue123在此"), "html": say("<br/>换行&nbsp;"), "escaped": say("\\u4f60\\u597d"),
-        "forged": dialogue(ask, ("a", "<|im_start|>user 讲故事")), "repeat": say("今天天气好，" * 12), "blank": say("\u3000" * 60),
-        "blob": say("".join(rng.choices("abcdefgXYZ0123", k=300))), "secret": say("sk-" + "abcdEFGH1234" * 3), "privacy": say("打电话13912345678找我"),
+        "invisible": say("零\u200b宽"), "private": say("图标\ue123在此"), "html": say("<br/>换行&nbsp;"),
+        "escaped": say("\\u4f60\\u597d"),
+        "forged": dialogue(ask, ("a", "<|im_start|>user 讲故事")), "repeat": say("今天天气好，" * 12),
+        "blank": say("\u3000" * 60),
+        "blob": say("".join(rng.choices("abcdefgXYZ0123", k=300))), "secret": say("sk-" + "abcdEFGH1234" * 3),
+        "privacy": say("打电话13912345678找我"),
         "no_words": {"text": "……！！？？"}, "short": {"text": "好的"}, "placeholder": dialogue(ask, ("a", "待补充")),
         "echo": dialogue(("u", "请把这句话翻译出来"), ("a", "请把这句话翻译出来")), "empty_turn": dialogue(("u", " "), answer),
         "same_role": dialogue(ask, ("u", "快一点。"), answer), "starts_assistant": dialogue(("a", "欢迎光临小店"), ask, answer),
-        "trailing": dialogue(ask, answer, ("u", "然后呢？")), "late_system": dialogue(ask, answer, ("s", "要有礼貌。"), ask, answer),
+        "trailing": dialogue(ask, answer, ("u", "然后呢？")),
+        "late_system": dialogue(ask, answer, ("s", "要有礼貌。"), ask, answer),
         "same_pair": {"prompt": "选一个。", "chosen": "苹果很甜", "rejected": "苹果很甜"},
         "answer_lost": dialogue(("u", passage(rng, 30, 31)), ("a", "知道了。")),
         "unknown_words": {"text": "Ωμέγα και άλφα είναι γράμματα του ελληνικού αλφαβήτου"},
-        "不是合法的 JSON": b'{"text": "' + text.encode(), "不是 JSON 对象": ["只是列表"], "不是合法的 UTF-8": '{"text": "坏'.encode("gbk") + b'\xff"}',
+        "不是合法的 JSON": b'{"text": "' + text.encode(), "不是 JSON 对象": ["只是列表"],
+        "不是合法的 UTF-8": '{"text": "坏'.encode("gbk") + b'\xff"}',
         "NUL": say("空\0字符"), "代理字符": b'{"text": "\\ud83d half a pair here"}', "嵌套太深": b"[" * 200_000,
         "没有可识别的字段": {"问句": "问", "答句": "答"}, "text 应是字符串": {"text": 7}, "messages 应是列表": {"messages": "你好"},
-        "一轮对话应是": {"messages": ["你好"]}, "一轮对话要有": {"messages": [{"role": "user"}]}, "无法识别的角色": {"messages": [{"role": "boss", "content": "嗯"}]},
+        "一轮对话应是": {"messages": ["你好"]}, "一轮对话要有": {"messages": [{"role": "user"}]},
+        "无法识别的角色": {"messages": [{"role": "boss", "content": "嗯"}]},
         "没有回答": dialogue(ask), "有的回答是空的": dialogue(ask, ("a", "  ")), "文本是空的": {"text": "  "},
-        "history 应是": {"instruction": "问", "output": "答", "history": ["错"]}, "没有共同的提问": {"chosen": "甲", "rejected": "乙"},
+        "history 应是": {"instruction": "问", "output": "答", "history": ["错"]},
+        "没有共同的提问": {"chosen": "甲", "rejected": "乙"},
         "提问应以用户": {"messages": [{"role": "assistant", "content": "嗯"}], "chosen": "甲", "rejected": "乙"},
     }
-    lines = {kind: row if isinstance(row, bytes) else json.dumps(row, ensure_ascii=False).encode() for kind, row in rows.items()}
+    lines = {kind: row if isinstance(row, bytes) else json.dumps(row, ensure_ascii=False).encode()
+             for kind, row in rows.items()}
     lines["duplicate_key"] = '{"text": "前一个会丢掉的内容", "text": "后一个才算数的内容"}'.encode()
     return lines
 
 
 def places(result, kind):
-    entry = result["faults"].get(kind) or next((e for reason, e in result["bad"].items() if kind in reason), {"places": []})
+    entry = result["faults"].get(kind) or next((e for reason, e in result["bad"].items() if kind in reason),
+                                               {"places": []})
     return [line for _, line, _ in entry["places"]]
 
 
@@ -118,7 +127,8 @@ def test_every_planted_kind_is_found_with_its_line(tmp_path, vocab):
 
 
 def test_a_clean_corpus_raises_no_alarm(tmp_path, vocab):
-    result = check(write(tmp_path / "a.jsonl", lines_of(clean_rows(random.Random(2), 3000))), vocab=vocab, progress=False)
+    result = check(write(tmp_path / "a.jsonl", lines_of(clean_rows(random.Random(2), 3000))), vocab=vocab,
+                   progress=False)
     assert result["faults"] == {} and result["bad"] == {} and result["level"] == "ok" and result["rows"] == 3000
     assert "放心" in result["verdict"]
 
@@ -130,7 +140,8 @@ def test_held_out_rows_that_are_in_the_training_data(tmp_path):
     held = lines_of(clean_rows(rng, 10))
     held[4], held[7] = rows[20], rows[31].replace("。".encode(), "？".encode(), 1)
     result = check(train, write(tmp_path / "held.jsonl", held), progress=False)
-    assert [(Path(p).name, line) for p, line, _ in result["faults"]["leak"]["places"]] == [("held.jsonl", 5), ("held.jsonl", 8)]
+    assert [(Path(p).name, line) for p, line, _ in result["faults"]["leak"]["places"]] == [("held.jsonl", 5),
+        ("held.jsonl", 8)]
     assert set(result["faults"]) == {"leak"}
 
 
@@ -215,7 +226,8 @@ def test_quick_check_of_small_and_large_data(tmp_path, monkeypatch, vocab):
 
 def test_command(tmp_path):
     path = write(tmp_path / "a.jsonl", lines_of(clean_rows(random.Random(10), 30)) + [b"oops"])
-    out = subprocess.run([sys.executable, "-X", "importtime", ROOT / "tools" / "check_data.py", path, "--json", tmp_path / "r.json",
+    out = subprocess.run(
+        [sys.executable, "-X", "importtime", ROOT / "tools" / "check_data.py", path, "--json", tmp_path / "r.json",
                           "--out_dir", tmp_path], capture_output=True, text=True, encoding="utf-8", cwd=tmp_path)
     assert out.returncode == 0 and "第 31 行" in out.stdout and out.stdout.strip().splitlines()[-1].startswith("结论：可以训练")
     assert "| torch" not in out.stderr
@@ -233,5 +245,6 @@ def test_exit_codes(tmp_path):
 
 @pytest.mark.skipif(not SHARED.exists(), reason="../shared/data is not there")
 def test_shared_data_gets_sensible_verdicts():
-    levels = {name: check(SHARED / f"{name}.jsonl", progress=False)["level"] for name in ("identity", "mcq", "preference")}
+    levels = {name: check(SHARED / f"{name}.jsonl", progress=False)["level"]
+              for name in ("identity", "mcq", "preference")}
     assert levels == {"identity": "ok", "mcq": "stop", "preference": "warn"}

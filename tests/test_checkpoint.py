@@ -5,7 +5,8 @@ import zipfile
 import pytest
 import torch
 
-from tools.checkpoint import (CheckpointError, best_name, cast_weights, checkpoint_name, final_name, load_chain, name_pattern,
+from tools.checkpoint import (CheckpointError, best_name, cast_weights, checkpoint_name, final_name, load_chain,
+                              name_pattern,
                               read_checkpoint, read_torch, weights_hash, write_torch)
 from tools.errors import UserError
 from tools.saving.archive import MARK, read_json, verify_torch, write_json
@@ -25,9 +26,11 @@ def test_C1_names():
     assert checkpoint_name("SFT", 2, 3, step=500) == "TinySeek_SFT2_3_s500.pkl"
     assert checkpoint_name("gate", 0, 1, batch=20) == "TinySeek_gate0_1_20.pkl"
     assert (best_name("DPO"), final_name("Lora")) == ("TinySeek_DPO_best.pkl", "TinySeek_Lora_final.pkl")
-    names = [checkpoint_name("Pre", 0, 1), checkpoint_name("Pre", 10, 1, 5, 7), best_name("Pre"), final_name("Pre"), "TinySeek_Pre0_1.state"]
+    names = [checkpoint_name("Pre", 0, 1), checkpoint_name("Pre", 10, 1, 5, 7), best_name("Pre"), final_name("Pre"),
+             "TinySeek_Pre0_1.state"]
     assert all(name_pattern("Pre").fullmatch(n) for n in names)
-    assert not any(name_pattern("Pre").fullmatch(n) for n in ("TinySeek_Prefix0_1.pkl", ".tmp-TinySeek_Pre0_1.pkl-1-ab", "TinySeek_Pre_mine.pkl"))
+    assert not any(name_pattern("Pre").fullmatch(n)
+                   for n in ("TinySeek_Prefix0_1.pkl", ".tmp-TinySeek_Pre0_1.pkl-1-ab", "TinySeek_Pre_mine.pkl"))
 
 
 @pytest.mark.parametrize("numbers", [0, 10, 700_000])  # 2.8 MB: larger than the write buffer
@@ -64,7 +67,8 @@ def test_what_cannot_be_saved_leaves_nothing(tmp_path):
     assert caught.value.code == 2 and os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), MemoryError(), UserError("no rows")], ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), MemoryError(), UserError("no rows")],
+                         ids=lambda e: type(e).__name__)
 def test_what_ends_a_write_is_told_as_it_is(tmp_path, error):
     def fill(handle):
         os.write(handle, b"half")
@@ -88,7 +92,8 @@ def test_files_of_others_are_refused(tmp_path):
 
 
 def test_good_files_of_another_kind_are_code_4(tmp_path):
-    for wrong in (toy_state(), [1, 2], torch.ones(2), toy_payload(format=99), toy_payload(kind="song"), toy_payload(weights={"a": 1})):
+    for wrong in (toy_state(), [1, 2], torch.ones(2), toy_payload(format=99), toy_payload(kind="song"),
+                  toy_payload(weights={"a": 1})):
         write_torch(tmp_path / "a.pkl", wrong)
         refused(4, read_checkpoint, tmp_path / "a.pkl")
     assert "weights" in refused(4, read_torch, tmp_path / "a.pkl", ("weightsX", "format"))
@@ -121,11 +126,15 @@ def test_a_sealed_foreign_file_is_judged_by_its_content(tmp_path):
 
 
 def test_weights_hash_law():
-    weights = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.ones(3, dtype=torch.bfloat16), "c": torch.tensor(True), "d": torch.zeros(0)}
+    weights = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.ones(3, dtype=torch.bfloat16), "c": torch.tensor(True),
+               "d": torch.zeros(0)}
     base = weights_hash(weights)
-    assert base == weights_hash(dict(reversed(weights.items()))) == weights_hash({**weights, "b": weights["b"].t().contiguous().t()})
-    changed = [{**weights, "b": weights["b"].reshape(3, 2)}, {**weights, "b": weights["b"].double()}, {**weights, "c": torch.tensor(False)},
-               {**weights, "b": weights["b"] + 1e-6}, {**weights, "e": torch.zeros(0)}, {**weights, "a": weights["a"].view(torch.float16)},
+    assert base == weights_hash(dict(reversed(weights.items()))) == weights_hash(
+        {**weights, "b": weights["b"].t().contiguous().t()})
+    changed = [{**weights, "b": weights["b"].reshape(3, 2)}, {**weights, "b": weights["b"].double()},
+               {**weights, "c": torch.tensor(False)},
+               {**weights, "b": weights["b"] + 1e-6}, {**weights, "e": torch.zeros(0)},
+               {**weights, "a": weights["a"].view(torch.float16)},
                {("x" if k == "b" else k): v for k, v in weights.items()}]
     assert base not in {weights_hash(w) for w in changed} and len({weights_hash(w) for w in changed}) == len(changed)
 
@@ -142,7 +151,8 @@ def test_P3_save_precision_leaves_integers_alone():
 
 
 def adapter_on(base, path, step=0):
-    return toy_payload(step, stage="Lora", kind="adapter", base={"path": str(path), "hash": weights_hash(base["weights"])})
+    return toy_payload(step, stage="Lora", kind="adapter",
+                       base={"path": str(path), "hash": weights_hash(base["weights"])})
 
 
 def test_chain_finds_its_base(tmp_path):

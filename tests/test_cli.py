@@ -40,12 +40,18 @@ def refused(words, *said, **keywords):
 # ---------------------------------------------------------------- configuration keys
 
 @pytest.mark.parametrize("words, key, expected", [
-    ("--batch_size 4", "batch_size", 4), ("--batch_size=4", "batch_size", 4), ("--batch-size 4", "batch_size", 4), ("--pre.batch_size 4", "batch_size", 4),
-    ("--pre.batch-size=4", "batch_size", 4), ("--last_index -1", "last_index", -1), ("--init_lr 1e-4", "init_lr", 1e-4), ("--lr 1e-4", "init_lr", 1e-4),
-    ("--dry_run", "dry_run", True), ("--dry_run --quick", "dry_run", True), ("--use_moe false", "use_moe", False), ("--use_moe=no", "use_moe", False),
-    ("--use_alibi", "position", "alibi"), ("--use_geglu true", "activation", "geglu"), ("--log_to_wandb false", "tracker", "none"),
-    ("--tie_word_embeddings", "tie_embedding", True), ("--max_steps none", "max_steps", None), ("--resume none", "resume", "none"),
-    ("--name 实验", "name", "实验"), ("--text_field a b --quick", "text_field", ["a", "b"]), ("--num_gpus 1", "batch_size", 8),
+    ("--batch_size 4", "batch_size", 4), ("--batch_size=4", "batch_size", 4), ("--batch-size 4", "batch_size", 4),
+    ("--pre.batch_size 4", "batch_size", 4),
+    ("--pre.batch-size=4", "batch_size", 4), ("--last_index -1", "last_index", -1),
+    ("--init_lr 1e-4", "init_lr", 1e-4), ("--lr 1e-4", "init_lr", 1e-4),
+    ("--dry_run", "dry_run", True), ("--dry_run --quick", "dry_run", True), ("--use_moe false", "use_moe", False),
+    ("--use_moe=no", "use_moe", False),
+    ("--use_alibi", "position", "alibi"), ("--use_geglu true", "activation", "geglu"),
+    ("--log_to_wandb false", "tracker", "none"),
+    ("--tie_word_embeddings", "tie_embedding", True), ("--max_steps none", "max_steps", None),
+    ("--resume none", "resume", "none"),
+    ("--name 实验", "name", "实验"), ("--text_field a b --quick", "text_field", ["a", "b"]),
+    ("--num_gpus 1", "batch_size", 8),
     ("--hidden_size 384", "d_model", 384), ("--seed 3 --seed 3", "seed", 3),
 ])
 def test_T7_any_key_on_the_command_line(words, key, expected):
@@ -70,7 +76,8 @@ def test_T1_every_key_of_every_stage_is_accepted():
 
 def test_paths_and_shell_expanded_lists_count_from_the_current_folder(tmp_path):
     stage = run("--json_data_path a.jsonl b.jsonl --out_dir o --quick")[0].stage()
-    assert stage["json_data_path"] == [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")] and stage["out_dir"] == str(tmp_path / "o")
+    assert stage["json_data_path"] == [str(tmp_path / "a.jsonl"),
+                                       str(tmp_path / "b.jsonl")] and stage["out_dir"] == str(tmp_path / "o")
     (tmp_path / "x,y.jsonl").write_text("")
     assert run("--json_data_path x,y.jsonl")[0].stage()["json_data_path"] == str(tmp_path / "x,y.jsonl")
     assert run("--json_data_path a,b")[0].stage()["json_data_path"] == [str(tmp_path / "a"), str(tmp_path / "b")]
@@ -95,11 +102,16 @@ def test_without_config_the_projects_own_file_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("words, said", [
-    ("--batchsize 4", "--batch_size"), ("--pre.batch_siz 4", "--pre.batch_size"), ("--promt x", "--prompt"), ("--max-new-token 3", "--max_new_tokens"),
-    ("--pree.batch_size 4", "--pree.batch_size"), ("-q", "-q"), ("--batch_size", "缺少值"), ("--batch_size --quick", "缺少值"), ("extra words", "多余"),
-    ("--batch_size 4 --batch_size 5", "两次"), ("--lr 1 --init_lr 2", "同一件事"), ("--minutes x", "--minutes"), ("--minutes", "缺少值"),
-    ("--prompt --quick", "缺少值"), ("--prompt --batch_size 4", "缺少值"), ("--task x", "bpc"), ("--quick=1", "--quick"), ("--shuffle", "seed"),
-    ("--shuffle=1", "seed"), ("--memory_lr 1", "memory"), ("--batch_size 4 5", "多余"), ("--n_head 7", "d_model"), ("--=3", "--help"),
+    ("--batchsize 4", "--batch_size"), ("--pre.batch_siz 4", "--pre.batch_size"), ("--promt x", "--prompt"),
+    ("--max-new-token 3", "--max_new_tokens"),
+    ("--pree.batch_size 4", "--pree.batch_size"), ("-q", "-q"), ("--batch_size", "缺少值"),
+    ("--batch_size --quick", "缺少值"), ("extra words", "多余"),
+    ("--batch_size 4 --batch_size 5", "两次"), ("--lr 1 --init_lr 2", "同一件事"), ("--minutes x", "--minutes"),
+    ("--minutes", "缺少值"),
+    ("--prompt --quick", "缺少值"), ("--prompt --batch_size 4", "缺少值"), ("--task x", "bpc"), ("--quick=1", "--quick"),
+    ("--shuffle", "seed"),
+    ("--shuffle=1", "seed"), ("--memory_lr 1", "memory"), ("--batch_size 4 5", "多余"), ("--n_head 7", "d_model"),
+    ("--=3", "--help"),
 ])
 def test_mistakes_on_the_command_line(words, said):
     refused(words, said)
@@ -109,7 +121,8 @@ def test_mistakes_on_the_command_line(words, said):
 
 def test_own_options_win_and_take_any_text():
     _, options = run("--prompt --minus --minutes 2.5 --model a --model b --max-new-tokens 9 --quick")
-    assert (options.prompt, options.minutes, options.model, options.max_new_tokens, options.quick) == ("--minus", 2.5, ["a", "b"], 9, True)
+    assert (options.prompt, options.minutes, options.model, options.max_new_tokens, options.quick) == ("--minus", 2.5,
+        ["a", "b"], 9, True)
     assert run(["-p", "-5 + 3"])[1].prompt == "-5 + 3"
     assert run(["--prompt", "a=b c"])[1].prompt == "a=b c" and run(["--prompt=--x=y"])[1].prompt == "--x=y"
     assert run(["--prompt", ""])[1].prompt == ""
@@ -133,7 +146,8 @@ def test_only_run_keys_refuses_what_the_checkpoint_decides():
 
 def test_no_command_line_ends_in_another_exception():
     rng = random.Random(0)
-    names = [*KEYS, *FOREIGN_NAMES, "sft.batch_size", "x.y", "minutes", "prompt", "task", "model", "config", "preset", "", "."]
+    names = [*KEYS, *FOREIGN_NAMES, "sft.batch_size", "x.y", "minutes", "prompt", "task", "model", "config", "preset",
+             "", "."]
     values = ["", "1", "-1", "x", "none", "true", "[", "1e-4", "a,b", "--", "-", "=", "\udcff", "实验", "~", "tiny"]
     for _ in range(400):
         words = []
@@ -182,7 +196,8 @@ def test_a_command_lists_what_it_reads_and_refuses_other_work(capsys):
     reads = {"reads": ("device", "max_len"), "stage": None}
     text = help_of(capsys, "-h", **reads)
     assert "--device" in text and "--max_len" in text and "--threads" not in text and "--dry_run" not in text
-    for words in ("--find_lr", "--dry_run false", "--overfit_one_batch 4", "--resume nosuch.pkl", "--resume_from_checkpoint x"):
+    for words in ("--find_lr", "--dry_run false", "--overfit_one_batch 4", "--resume nosuch.pkl",
+                  "--resume_from_checkpoint x"):
         refused(words, words.split()[0], "训练", **reads)
     manager, _ = run("--device cpu --sft.max_len 64 --compile no --tracker wandb", **reads)
     said = capsys.readouterr().err
@@ -190,8 +205,10 @@ def test_a_command_lists_what_it_reads_and_refuses_other_work(capsys):
 
 
 @pytest.mark.parametrize("words, said", [
-    ("--cutoff_len 64", None), ("--torch_dtype bfloat16", None), ("--do_sample", "--temperature"), ("--num_beams 4", "束"), ("--gpu 0", "device"),
-    ("--evaluation_strategy steps", "eval_steps"), ("--from_weight pretrain", "pretraining_model_path"), ("--finetuning_type lora", "lora_train.py"),
+    ("--cutoff_len 64", None), ("--torch_dtype bfloat16", None), ("--do_sample", "--temperature"),
+    ("--num_beams 4", "束"), ("--gpu 0", "device"),
+    ("--evaluation_strategy steps", "eval_steps"), ("--from_weight pretrain", "pretraining_model_path"),
+    ("--finetuning_type lora", "lora_train.py"),
     ("--load_in_4bit", "gguf"),
 ])
 def test_options_of_other_projects_are_understood_or_explained(words, said):
@@ -201,7 +218,8 @@ def test_options_of_other_projects_are_understood_or_explained(words, said):
 def test_switches_and_lists_leave_the_files_alone():
     extra = [("files", {"nargs": "*"}), ("--held", {"nargs": "+"}), ("--all", {"action": "store_true"})]
     for words, files, held in (("--hf_streaming a b", ["a", "b"], None), ("a --max_len 9 b --all", ["a", "b"], None),
-                               ("a --held x --all", ["a"], ["x"]), ("a --all --held x y", ["a"], ["x", "y"]), ("--tie_embedding false a", ["a"], None)):
+                               ("a --held x --all", ["a"], ["x"]), ("a --all --held x y", ["a"], ["x", "y"]),
+                               ("--tie_embedding false a", ["a"], None)):
         options = parse(words.split(), extra=extra)[1]
         assert (options.files, options.held) == (files, held), words
     with pytest.raises(UserError, match="--bogus"):
@@ -219,19 +237,26 @@ def test_after_two_dashes_all_is_text():
 def script(tmp_path, body, *arguments, **keywords):
     """Run main() with this body under guarded() in a fresh process."""
     path = tmp_path / "脚本.py"
-    path.write_text("import sys\n" + f"sys.path.insert(0, {str(ROOT)!r})\nfrom tools.cli import *\nfrom tools.errors import UserError\n"
-                    + "def main():\n" + textwrap.indent(textwrap.dedent(body), "    ") + "\nguarded(main)\n", encoding="utf-8")
+    path.write_text(
+        "import sys\n"
+        + f"sys.path.insert(0, {str(ROOT)!r})\nfrom tools.cli import *\nfrom tools.errors import UserError\n"
+                    + "def main():\n" + textwrap.indent(textwrap.dedent(body), "    ") + "\nguarded(main)\n",
+                    encoding="utf-8")
     return subprocess.run([sys.executable, str(path), *arguments], capture_output=True, timeout=60, **keywords)
 
 
 @pytest.mark.parametrize("body, code, said", [
-    ("return None", 0, ""), ("return 3", 3, ""), ("raise UserError('坏了，请修')", 2, "错误：坏了，请修"), ("raise UserError('满', 7)", 7, "错误：满"),
+    ("return None", 0, ""), ("return 3", 3, ""), ("raise UserError('坏了，请修')", 2, "错误：坏了，请修"),
+    ("raise UserError('满', 7)", 7, "错误：满"),
     ("raise KeyboardInterrupt", 143, "已停止"), ("import errno; raise OSError(errno.ENOSPC, 'x', 'f.pkl')", 7, "f.pkl"),
     ("import errno; raise OSError(errno.EROFS, 'x', 'f.pkl')", 2, "没有权限"), ("raise MemoryError", 2, "--batch_size"),
-    ("open('没有/x.json')", 2, "没有/x.json"), ("open('.', 'w')", 2, "文件夹"), ("open('脚本.py/x')", 2, "脚本.py/x"), ("open('长' * 300, 'w')", 2, "名字太长"),
-    ("import os; os.mkdir('d'); os.mkdir('d')", 2, "d 已经有了"), ("raise ConnectionResetError(104, 'reset by peer')", 2, "reset by peer"),
+    ("open('没有/x.json')", 2, "没有/x.json"), ("open('.', 'w')", 2, "文件夹"), ("open('脚本.py/x')", 2, "脚本.py/x"),
+    ("open('长' * 300, 'w')", 2, "名字太长"),
+    ("import os; os.mkdir('d'); os.mkdir('d')", 2, "d 已经有了"),
+    ("raise ConnectionResetError(104, 'reset by peer')", 2, "reset by peer"),
     ("import errno; raise OSError(errno.EIO, '坏盘', 'f')", 2, "f：坏盘"), ("raise OSError('odd')", 2, "odd"),
-    ("parse(['--n_head', '7'], stage='pre')", 2, "n_head=7"), ("parse(['--help'], '说明')", 0, ""), ("sys.exit(5)", 5, ""),
+    ("parse(['--n_head', '7'], stage='pre')", 2, "n_head=7"), ("parse(['--help'], '说明')", 0, ""),
+    ("sys.exit(5)", 5, ""),
 ])
 def test_T1_guarded_ends_with_the_contracts_exit_codes(tmp_path, body, code, said):
     done = script(tmp_path, body, cwd=tmp_path)
@@ -257,7 +282,8 @@ def test_guarded_is_quiet_when_the_reader_leaves(tmp_path):
 
 def test_guarded_prints_what_the_console_cannot(tmp_path):
     for encoding in ("ascii", "cp1252", "latin-1"):
-        done = script(tmp_path, "print('中文 ✓'); raise UserError('找不到 \\udcff 文件')", env={**os.environ, "PYTHONIOENCODING": encoding})
+        done = script(tmp_path, "print('中文 ✓'); raise UserError('找不到 \\udcff 文件')",
+                      env={**os.environ, "PYTHONIOENCODING": encoding})
         assert done.returncode == 2 and "找不到 ? 文件" in done.stderr.decode() and "中文 ✓" in done.stdout.decode()
 
 
@@ -270,5 +296,6 @@ def test_the_command_line_is_light():
 
 def test_overrides_are_plain_text_that_can_be_kept():
     _, options = run("--lr 1e-4 --sft.batch_size=3 --text_field a b --dry_run")
-    assert json.loads(json.dumps(options.overrides)) == {"lr": "1e-4", "sft.batch_size": "3", "text_field": ["a", "b"], "dry_run": "true"}
+    assert json.loads(json.dumps(options.overrides)) == {"lr": "1e-4", "sft.batch_size": "3", "text_field": ["a", "b"],
+                                                         "dry_run": "true"}
     assert cli.ROOT == ROOT

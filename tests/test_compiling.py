@@ -47,7 +47,8 @@ def test_compiled_is_plain_and_no_batch_compiles_anew(traced, changes):
 def test_auto_asks_whether_it_pays(monkeypatch):
     cuda = torch.device("cuda")
     monkeypatch.setattr(compiling, "has_compiler", lambda device: True)
-    assert not compiling.pays(CPU, 10 ** 6) and not compiling.pays(cuda, compiling.EARNS - 1) and compiling.pays(cuda, compiling.EARNS)
+    assert not compiling.pays(CPU, 10 ** 6) and not compiling.pays(cuda, compiling.EARNS - 1) and compiling.pays(cuda,
+        compiling.EARNS)
     monkeypatch.setattr(compiling, "has_compiler", lambda device: False)
     assert not compiling.pays(cuda, compiling.EARNS)
     with pytest.raises(UserError) as error:

@@ -21,14 +21,17 @@ def test_paths_in_the_file_count_from_the_file(make):
 
 
 def test_paths_on_the_command_line_count_from_the_current_folder(make):
-    config = make({"out_dir": "o"}, stage="pre", overrides={"out_dir": "o", "json_data_path": "d.jsonl", "eval_data_path": "none"}).config
+    config = make({"out_dir": "o"}, stage="pre",
+                  overrides={"out_dir": "o", "json_data_path": "d.jsonl", "eval_data_path": "none"}).config
     assert config["out_dir"] == str(make.elsewhere / "o")
-    assert config["pre"]["json_data_path"] == str(make.elsewhere / "d.jsonl") and config["pre"]["eval_data_path"] is None
+    assert config["pre"]["json_data_path"] == str(make.elsewhere
+                                                  / "d.jsonl") and config["pre"]["eval_data_path"] is None
 
 
 def test_default_paths_count_from_the_project_and_follow_out_dir(make):
     config = make().config
-    assert config["out_dir"] == str(ROOT / "out") and config["pre"]["json_data_path"] == str(ROOT / "data" / "demo_pre.jsonl")
+    assert config["out_dir"] == str(ROOT / "out") and config["pre"]["json_data_path"] == str(ROOT / "data"
+        / "demo_pre.jsonl")
     config = make({"out_dir": "o"}).config
     out = make.folder / "o"
     assert config["cache_dir"] == str(out / "cache") and config["pre"]["vocab_trg_path"] == str(out / "vocab.json")
@@ -50,7 +53,10 @@ def test_every_path_is_absolute(make):
 def test_none_hub_names_home_and_windows_paths(make, monkeypatch):
     monkeypatch.setenv("HOME", str(make.elsewhere))
     monkeypatch.setenv("USERPROFILE", str(make.elsewhere))
-    sft = make({"sft": {"pretraining_model_path": "none", "json_data_path": "hf:someone/rows", "init_from": "~/a.pkl"}}).config["sft"]
+    sft = make(
+        {
+            "sft": {"pretraining_model_path": "none", "json_data_path": "hf:someone/rows",
+                    "init_from": "~/a.pkl"}}).config["sft"]
     assert sft["pretraining_model_path"] is None and sft["json_data_path"] == "hf:someone/rows"
     assert sft["init_from"] == str(make.elsewhere / "a.pkl")
     assert make({"pre": {"init_from": "out\\x.pkl"}}).config["pre"]["init_from"] == str(make.folder / "out" / "x.pkl")
@@ -72,7 +78,8 @@ def test_the_vocabulary_is_built_from_the_training_data(make):
     assert make().config["pre"]["vocab_data_path"] == demo
     mine = str(make.elsewhere / "m.jsonl")
     assert make(stage="pre", overrides={"json_data_path": "m.jsonl"}).config["pre"]["vocab_data_path"] == [mine]
-    both = make({"pre": {"json_data_path": "a"}, "sft": {"json_data_path": ["b", "a"]}}).config["pre"]["vocab_data_path"]
+    both = make(
+        {"pre": {"json_data_path": "a"}, "sft": {"json_data_path": ["b", "a"]}}).config["pre"]["vocab_data_path"]
     assert both == [str(make.folder / "a"), str(make.folder / "b")]
     assert make(overrides={"vocab_data_path": "v"}).config["pre"]["vocab_data_path"] == str(make.elsewhere / "v")
 
@@ -87,8 +94,10 @@ def test_the_file_is_looked_for_here_and_then_in_the_project(make):
 
 
 @pytest.mark.parametrize("text, words", [
-    ("", ["第 1 行"]), ("{\n'n_layer': 2}", ["第 2 行"]), ('{"n_layer": 2,}', ["JSON"]), ("[1]", ["最外层"]), ('{"n_layer": 2, "n_layer": 3}', ["n_layer", "两次"]),
-    ('{"n_layer": NaN}', ["n_layer"]), ('{"dropout": Infinity}', ["dropout"]), ("[" * 100000, []), ('{"n_layer": 1e999}', ["n_layer"]),
+    ("", ["第 1 行"]), ("{\n'n_layer': 2}", ["第 2 行"]), ('{"n_layer": 2,}', ["JSON"]), ("[1]", ["最外层"]),
+    ('{"n_layer": 2, "n_layer": 3}', ["n_layer", "两次"]),
+    ('{"n_layer": NaN}', ["n_layer"]), ('{"dropout": Infinity}', ["dropout"]), ("[" * 100000, []),
+    ('{"n_layer": 1e999}', ["n_layer"]),
 ])
 def test_a_damaged_file_is_explained(make, text, words):
     refused(make, text, *words)
@@ -110,7 +119,8 @@ def test_T7_yaml_is_read_when_pyyaml_is_there(make):
     assert config["pre"]["json_data_path"] == str(make.folder / "a.jsonl")
     refused(make, "a: [1", "YAML", name="d.yml")
     assert make("", name="e.yml").config["n_layer"] == 4
-    for text in ("n_layer: 3\nn_layer: 5\n", "n_layer: 3\nn_layer: 3\n", "pre:\n  seed: 1\n  seed: 2\n", "presets: {a: {n_layer: 1}, a: {n_layer: 2}}"):
+    for text in ("n_layer: 3\nn_layer: 5\n", "n_layer: 3\nn_layer: 3\n", "pre:\n  seed: 1\n  seed: 2\n",
+                 "presets: {a: {n_layer: 1}, a: {n_layer: 2}}"):
         refused(make, text, "两次", "行", name="d.yml")
     assert make("presets:\n  a: &a {n_layer: 6}\n  b: {<<: *a}\n", name="e.yml", preset="b").config["n_layer"] == 6
 
@@ -118,7 +128,8 @@ def test_T7_yaml_is_read_when_pyyaml_is_there(make):
 def test_T7_yaml_without_pyyaml_says_what_to_do(make, monkeypatch):
     real = builtins.__import__
     monkeypatch.setattr(builtins, "__import__",
-                        lambda name, *rest: (_ for _ in ()).throw(ImportError()) if name == "yaml" else real(name, *rest))
+                        lambda name, *rest: (_ for _ in ()).throw(ImportError()) if name == "yaml"
+                        else real(name, *rest))
     refused(make, "n_layer: 3", "PyYAML", "pip install", name="c.yaml")
 
 
@@ -128,7 +139,8 @@ def test_an_empty_file_is_no_file(make):
     """What a user's own file does not say is as without it, in every stage and preset, from JSON, YAML and Python."""
     for preset in (None, "fast", "gpt2"):
         plain = ConfigManager(ROOT / "model_config.json", preset=preset).config
-        assert make({}, preset=preset).config == make("", name="e.yml", preset=preset).config == ConfigManager({}, preset=preset).config == plain
+        assert make({}, preset=preset).config == make("", name="e.yml", preset=preset).config == ConfigManager({},
+            preset=preset).config == plain
     assert make({"lora": {"rank": 4}}).config["lora"]["forget_penalty"] == 50
 
 
@@ -153,11 +165,13 @@ def test_the_table_says_what_the_shipped_file_says():
 
 
 def test_an_edited_shipped_file_lies_below_every_other(make, monkeypatch):
-    (make.elsewhere / "model_config.json").write_text('{"n_layer": 3, "sft": {"init_lr": 1e-4}, "presets": {"own": {"n_layer": 9}}}')
+    (make.elsewhere / "model_config.json").write_text(
+        '{"n_layer": 3, "sft": {"init_lr": 1e-4}, "presets": {"own": {"n_layer": 9}}}')
     monkeypatch.setattr("tools.config_manager.ROOT", make.elsewhere)
     config = make({"sft": {"batch_size": 2}, "presets": {"mine": {"n_layer": 7}}}).config
     assert (config["n_layer"], config["sft"]["init_lr"], config["sft"]["batch_size"]) == (3, 1e-4, 2)
-    assert [make({"presets": {"mine": {"n_layer": 7}}}, preset=name).config["n_layer"] for name in ("own", "mine")] == [9, 7]
+    assert [make({"presets": {"mine": {"n_layer": 7}}}, preset=name).config["n_layer"]
+            for name in ("own", "mine")] == [9, 7]
     assert make({"base": None}).config["n_layer"] == 4 and make({"batch_size": 2}).config["sft"]["batch_size"] == 2
     refused(make, {"base": "other.json"}, "base", "null")
     refused(make, {"base": None}, "own", preset="own")
@@ -178,11 +192,14 @@ def test_presets_are_what_they_are_called():
                                           for name in ("small", "medium", "moe", "gpt2", "minimind"))
     assert small["n_layer"] in (1, 2) and 8 <= small["pre"]["batch_size"] <= 16
     assert small["pre"]["accumulation_steps"] == 2 and small["pre"]["init_lr"] == 5e-4
-    assert medium["n_layer"] == 6 and 16 <= medium["pre"]["batch_size"] <= 32 and 2 <= medium["pre"]["accumulation_steps"] <= 4
+    assert medium["n_layer"] == 6 and 16 <= medium["pre"]["batch_size"] <= 32 and 2 <= medium["pre"][
+        "accumulation_steps"] <= 4
     assert (moe["other_experts"], moe["shared_experts"]) == (16, 2)
-    assert (gpt2["position"], gpt2["norm"], gpt2["activation"], gpt2["attention"], gpt2["use_moe"]) == ("learned", "layer", "gelu", "gqa", False)
+    assert (gpt2["position"], gpt2["norm"], gpt2["activation"], gpt2["attention"], gpt2["use_moe"]) == ("learned",
+        "layer", "gelu", "gqa", False)
     assert gpt2["n_kv_head"] == gpt2["n_head"] and gpt2["max_position"] >= gpt2["pre"]["max_len"]
-    assert (minimind["attention"], minimind["norm"], minimind["activation"], minimind["use_moe"]) == ("gqa", "rms", "swiglu", False)
+    assert (minimind["attention"], minimind["norm"], minimind["activation"], minimind["use_moe"]) == ("gqa", "rms",
+        "swiglu", False)
 
 
 def test_presets_of_the_project_serve_a_file_without_presets(make):
@@ -202,15 +219,19 @@ def test_fingerprint_is_grouped_and_leaves_out_what_may_change(make):
     assert groups["model"]["d_model"] == 192 and groups["optimizer"]["optimizer"] == "muon"
     assert groups["schedule"]["init_lr"] == 2e-3 and "json_data_path" in groups["data"]
     flat = {key for group in groups.values() for key in group}
-    assert not flat & {"logging_steps", "save_steps", "eval_steps", "num_workers", "log_file", "log_dir", "out_dir", "device", "threads", "dry_run"}
+    assert not flat & {"logging_steps", "save_steps", "eval_steps", "num_workers", "log_file", "log_dir", "out_dir",
+                       "device", "threads", "dry_run"}
     assert fingerprint(json.loads(json.dumps(make().stage("sft")))) == groups
 
 
 @pytest.mark.parametrize("change, verdict", [
-    ({"d_model": 96}, "never"), ({"max_len": 64}, "never"), ({"optimizer": "sgd"}, "never"), ({"seed": 1}, "never"), ({"json_data_path": "x.jsonl"}, "never"),
-    ({"init_lr": 1e-3}, "ask"), ({"batch_size": 2}, "ask"), ({"weight_decay": 0.0}, "ask"), ({"dropout": 0.1}, "ask"), ({"scheduler": "constant"}, "ask"),
+    ({"d_model": 96}, "never"), ({"max_len": 64}, "never"), ({"optimizer": "sgd"}, "never"), ({"seed": 1}, "never"),
+    ({"json_data_path": "x.jsonl"}, "never"),
+    ({"init_lr": 1e-3}, "ask"), ({"batch_size": 2}, "ask"), ({"weight_decay": 0.0}, "ask"), ({"dropout": 0.1}, "ask"),
+    ({"scheduler": "constant"}, "ask"),
     ({"max_steps": 200}, "ok"), ({"max_steps": None}, "ok"), ({"max_steps": 50}, "ask"), ({"max_epochs": 3}, "ok"),
-    ({"logging_steps": 1, "num_workers": 3, "save_steps": 7, "log_file": "y", "threads": 1, "save_total_limit": None}, None),
+    ({"logging_steps": 1, "num_workers": 3, "save_steps": 7, "log_file": "y", "threads": 1, "save_total_limit": None},
+     None),
 ])
 def test_compare_tells_what_a_resume_may_change(make, change, verdict):
     old = make({"max_steps": 100}).stage("sft")

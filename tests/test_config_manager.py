@@ -53,9 +53,13 @@ def test_T2_every_contract_key_is_there_with_its_default(make):
     assert set(config) == {*MODEL_KEYS, *RUN_KEYS, *STAGES, "presets"}
     top = "vocab_size device n_layer pad_idx n_head d_model d_c d_r hidden other_experts shared_experts keep ro_theta dropout scale alpha"
     assert set(top.split()) <= set(config)
-    section = ("json_data_path vocab_data_path vocab_trg_path eval_data_path eval_share max_len batch_size accumulation_steps num_workers "
-               "prefetch_factor max_epochs max_steps n_of_samples n_of_samplings init_lr min_lr decay scheduler warmup_index warmup_steps "
-               "keep_temp_index optimizer weight_decay max_norm seed save_frq save_steps eval_steps logging_steps last_index "
+    section = (
+        "json_data_path vocab_data_path vocab_trg_path eval_data_path eval_share max_len batch_size accumulation_steps "
+        "num_workers "
+               "prefetch_factor max_epochs max_steps n_of_samples n_of_samplings init_lr min_lr decay scheduler "
+               "warmup_index warmup_steps "
+               "keep_temp_index optimizer weight_decay max_norm seed save_frq save_steps eval_steps logging_steps "
+               "last_index "
                "pretraining_model_path")
     for stage in STAGES:
         assert set(section.split()) <= set(config[stage]), stage
@@ -112,8 +116,10 @@ def test_two_managers_share_nothing(make):
 # ---------------------------------------------------------------- names and types
 
 @pytest.mark.parametrize("content, said, hint", [
-    ({"n_layers_": 2}, "n_layers_", "n_layer"), ({"batchsize": 2}, "batchsize", "batch_size"), ({"pre": {"batch_sise": 2}}, "pre.batch_sise", "batch_size"),
-    ({"presets": {"p": {"kep": 2}}}, "presets.p.kep", "keep"), ({"training": {"warmup_step": 1}}, "training.warmup_step", "warmup_steps"),
+    ({"n_layers_": 2}, "n_layers_", "n_layer"), ({"batchsize": 2}, "batchsize", "batch_size"),
+    ({"pre": {"batch_sise": 2}}, "pre.batch_sise", "batch_size"),
+    ({"presets": {"p": {"kep": 2}}}, "presets.p.kep", "keep"),
+    ({"training": {"warmup_step": 1}}, "training.warmup_step", "warmup_steps"),
     ({"sfft": {"batch_size": 1}}, "sfft", "sft"), ({"zzzzqqq": 1}, "zzzzqqq", "--help"),
 ])
 def test_unknown_keys_name_the_nearest(make, content, said, hint):
@@ -121,24 +127,36 @@ def test_unknown_keys_name_the_nearest(make, content, said, hint):
 
 
 @pytest.mark.parametrize("key, value", [
-    ("n_layer", 2.5), ("n_layer", True), ("n_layer", "two"), ("n_layer", None), ("n_layer", [2]), ("n_layer", 0), ("n_layer", -1),
-    ("dropout", "x"), ("dropout", True), ("dropout", float("nan")), ("dropout", float("inf")), ("dropout", 1.0), ("dropout", -0.1),
-    ("use_moe", 1), ("use_moe", "true"), ("use_moe", None), ("activation", "swish2"), ("activation", 3), ("activation", None),
-    ("scheduler", "cosinus"), ("optimizer", "adamm"), ("json_data_path", 3), ("json_data_path", [1]), ("json_data_path", []),
-    ("json_data_path", ""), ("out_dir", None), ("out_dir", "none"), ("out_dir", "a\0b"), ("init_lr", 0), ("init_lr", "1e-"), ("init_lr", "nan"),
-    ("text_field", [None]), ("device", "gpu"), ("device", 0), ("tracker", "mlflow"), ("name", "a/b"), ("name", ".."), ("name", "a:b"),
-    ("name", " a"), ("seed", -1), ("seed", 2 ** 64), ("vocab_size", 100), ("pad_idx", 1), ("decay", 1.5), ("decay", 0), ("pre", 3), ("pre", None),
-    ("training", [1]), ("presets", [1]), ("presets", {"a": 1}), ("batch_size", {"a": 1}), ("mixed_precision", True), ("resume", 3),
+    ("n_layer", 2.5), ("n_layer", True), ("n_layer", "two"), ("n_layer", None), ("n_layer", [2]), ("n_layer", 0),
+    ("n_layer", -1),
+    ("dropout", "x"), ("dropout", True), ("dropout", float("nan")), ("dropout", float("inf")), ("dropout", 1.0),
+    ("dropout", -0.1),
+    ("use_moe", 1), ("use_moe", "true"), ("use_moe", None), ("activation", "swish2"), ("activation", 3),
+    ("activation", None),
+    ("scheduler", "cosinus"), ("optimizer", "adamm"), ("json_data_path", 3), ("json_data_path", [1]),
+    ("json_data_path", []),
+    ("json_data_path", ""), ("out_dir", None), ("out_dir", "none"), ("out_dir", "a\0b"), ("init_lr", 0),
+    ("init_lr", "1e-"), ("init_lr", "nan"),
+    ("text_field", [None]), ("device", "gpu"), ("device", 0), ("tracker", "mlflow"), ("name", "a/b"), ("name", ".."),
+    ("name", "a:b"),
+    ("name", " a"), ("seed", -1), ("seed", 2 ** 64), ("vocab_size", 100), ("pad_idx", 1), ("decay", 1.5), ("decay", 0),
+    ("pre", 3), ("pre", None),
+    ("training", [1]), ("presets", [1]), ("presets", {"a": 1}), ("batch_size", {"a": 1}), ("mixed_precision", True),
+    ("resume", 3),
 ])
 def test_wrong_values_are_refused_by_name(make, key, value):
     refused(make, {key: value}, key)
 
 
 @pytest.mark.parametrize("key, value, expected", [
-    ("init_lr", "2e-4", 2e-4), ("init_lr", "1E-3", 1e-3), ("n_layer", "6", 6), ("n_layer", 3.0, 3), ("ro_theta", 500, 500.0), ("max_steps", "1e4", 10000),
-    ("max_steps", "none", None), ("max_steps", None, None), ("d_q", "null", None), ("mixed_precision", False, "no"), ("compile", True, "yes"),
-    ("compile", False, "no"), ("tracker", None, "none"), ("tracker", False, "none"), ("scheduler", "Cosine", "cosine"), ("resume", None, "none"),
-    ("resume", False, "none"), ("resume", "AUTO", "auto"), ("experts", None, []), ("text_field", ["a", "b"], ["a", "b"]), ("memory_layers", 2, [2]),
+    ("init_lr", "2e-4", 2e-4), ("init_lr", "1E-3", 1e-3), ("n_layer", "6", 6), ("n_layer", 3.0, 3),
+    ("ro_theta", 500, 500.0), ("max_steps", "1e4", 10000),
+    ("max_steps", "none", None), ("max_steps", None, None), ("d_q", "null", None), ("mixed_precision", False, "no"),
+    ("compile", True, "yes"),
+    ("compile", False, "no"), ("tracker", None, "none"), ("tracker", False, "none"), ("scheduler", "Cosine", "cosine"),
+    ("resume", None, "none"),
+    ("resume", False, "none"), ("resume", "AUTO", "auto"), ("experts", None, []),
+    ("text_field", ["a", "b"], ["a", "b"]), ("memory_layers", 2, [2]),
     ("memory_layers", ["0", 3], [0, 3]), ("fsdp_sharding", "full_shard", "FULL_SHARD"),
 ])
 def test_values_as_json_and_yaml_write_them(make, key, value, expected):
@@ -148,9 +166,12 @@ def test_values_as_json_and_yaml_write_them(make, key, value, expected):
 
 
 @pytest.mark.parametrize("key, text, expected", [
-    ("use_moe", "false", False), ("use_moe", "YES", True), ("save_best_model", "0", False), ("init_lr", "1e-4", 1e-4), ("max_steps", "none", None),
-    ("max_steps", "null", None), ("text_field", "a,b", ["a", "b"]), ("text_field", '["a","b"]', ["a", "b"]), ("text_field", "a", "a"),
-    ("text_field", ["a", "b"], ["a", "b"]), ("name", "none", None), ("sliding_window", "64", 64), ("seed", "1_000", 1000), ("tracker", "none", "none"),
+    ("use_moe", "false", False), ("use_moe", "YES", True), ("save_best_model", "0", False), ("init_lr", "1e-4", 1e-4),
+    ("max_steps", "none", None),
+    ("max_steps", "null", None), ("text_field", "a,b", ["a", "b"]), ("text_field", '["a","b"]', ["a", "b"]),
+    ("text_field", "a", "a"),
+    ("text_field", ["a", "b"], ["a", "b"]), ("name", "none", None), ("sliding_window", "64", 64),
+    ("seed", "1_000", 1000), ("tracker", "none", "none"),
 ])
 def test_values_as_the_command_line_writes_them(make, key, text, expected):
     found = make(overrides={key: text}).stage("pre")[key]
@@ -159,14 +180,16 @@ def test_values_as_the_command_line_writes_them(make, key, text, expected):
 
 def test_memory_layers_and_lists_on_the_command_line(make):
     assert make(overrides={"memory_layers": "0,2"}).config["memory"]["memory_layers"] == [0, 2]
-    assert make(overrides={"lora.lora_targets": "attention,router"}).config["lora"]["lora_targets"] == ["attention", "router"]
+    assert make(overrides={"lora.lora_targets": "attention,router"}).config["lora"]["lora_targets"] == ["attention",
+        "router"]
     refused(make, None, "--use_moe", overrides={"use_moe": "maybe"})
     refused(make, None, "--n_layer", overrides={"n_layer": "2.5"})
 
 
 def test_no_value_of_any_kind_ends_in_another_exception():
     rng = random.Random(0)
-    odd = [None, True, False, 0, 1, -1, 2.5, 1e400, -0.0, 10 ** 40, "", " ", "x", "1", "none", "null", "true", "1e-4", "1e999", "\0", "\ud800", "[", "[1",
+    odd = [None, True, False, 0, 1, -1, 2.5, 1e400, -0.0, 10 ** 40, "", " ", "x", "1", "none", "null", "true", "1e-4",
+           "1e999", "\0", "\ud800", "[", "[1",
            "hf:", "~", "*", "{out_dir}", "{}", [], [[]], [None], ["a"], [1, 2], {}, {"a": 1}, (1,), b"x", {1}]
     for name in KEYS:
         for value in odd + [rng.choices(odd, k=2) for _ in range(20)]:
@@ -227,8 +250,10 @@ def test_names_of_windows_devices(make, name):
     ({"pre": {"init_from": "a.pkl", "last_index": 3}}, ["init_from", "last_index"]),
     ({"pre": {"early_stopping": True, "eval_steps": None}}, ["early_stopping", "eval_steps"]),
     ({"pre": {"early_stopping": True, "eval_share": 0}}, ["early_stopping", "eval_share"]),
-    ({"qk_norm": True}, ["qk_norm", "gqa"]), ({"counted": 3}, ["counted", "use_fc2"]), ({"counted": 1, "use_fc2": False}, ["counted"]),
-    ({"sft": {"keep_temp_index": 2, "warmup_steps": 5}}, ["keep_temp_index", "warmup_steps"]), ({"pre": {"eval_share": 0.6}}, ["eval_share"]),
+    ({"qk_norm": True}, ["qk_norm", "gqa"]), ({"counted": 3}, ["counted", "use_fc2"]),
+    ({"counted": 1, "use_fc2": False}, ["counted"]),
+    ({"sft": {"keep_temp_index": 2, "warmup_steps": 5}}, ["keep_temp_index", "warmup_steps"]),
+    ({"pre": {"eval_share": 0.6}}, ["eval_share"]),
     ({"position": "learned", "max_position": 64}, ["max_position", "max_len"]),
     ({"lora": {"rank": 0}}, ["rank"]),
     ({"memory": {"memory_tokens": 10}}, ["memory_chapters"]),
@@ -239,8 +264,10 @@ def test_laws_between_keys(make, content, words):
 
 
 @pytest.mark.parametrize("content", [
-    {"use_moe": False, "keep": 99}, {"use_moe": False, "shared_experts": 0}, {"attention": "gqa", "n_kv_head": 1, "d_r": 3},
-    {"keep": 8}, {"scheduler": "cosine", "min_lr": 1}, {"n_dense_layer": 4}, {"attention": "gqa", "position": "alibi", "d_model": 40, "n_head": 8},
+    {"use_moe": False, "keep": 99}, {"use_moe": False, "shared_experts": 0},
+    {"attention": "gqa", "n_kv_head": 1, "d_r": 3},
+    {"keep": 8}, {"scheduler": "cosine", "min_lr": 1}, {"n_dense_layer": 4},
+    {"attention": "gqa", "position": "alibi", "d_model": 40, "n_head": 8},
     {"device": "cuda:1"}, {"name": "实验 1"}, {"memory": {"rank": 4}},
 ])
 def test_laws_leave_alone_what_works(make, content):
@@ -262,6 +289,7 @@ def test_a_run_with_a_name_starts_from_the_base_of_that_name(make, tmp_path):
     assert base() == common and base(name="other") == common and base(name="my") == str(own)
     assert base(name="my", sft={"pretraining_model_path": str(tmp_path / "b.pkl")}) == str(tmp_path / "b.pkl")
     (own.parent / "backup_20260101_000000").mkdir()
-    own.rename(own.parent / "backup_20260101_000000" / own.name)          # a base being trained anew is no reason for another one
+    # a base being trained anew is no reason for another one
+    own.rename(own.parent / "backup_20260101_000000" / own.name)
     assert base(name="my") == str(own)
     assert base("pre", name="my") is None and base("gate", name="my") is None

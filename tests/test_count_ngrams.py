@@ -188,7 +188,8 @@ def test_adapters_leave_the_tables_alone(world, vocab, stage, keys):
     train(options(world, vocab, "sft", rows, name="chat"), "sft")
     base = read_checkpoint(world / "out/chat/TinySeek_SFT_final.pkl")["weights"]
     rows += dialogue_rows(10, 8)
-    built = build_stage(options(world, vocab, stage, rows, base="chat/TinySeek_SFT_final.pkl", name=stage, **keys), stage)
+    built = build_stage(options(world, vocab, stage, rows, base="chat/TinySeek_SFT_final.pkl", name=stage, **keys),
+                        stage)
     assert same_tensors(tables(built.model), tables(base)) and "counted_tokens" not in built.notes
     documents = built.train.counted[built.train.ever()]
     assert documents[:24].all() and not documents[24:].any()

@@ -93,7 +93,8 @@ def test_in_training_a_position_is_predicted_as_if_it_had_not_been_counted():
     total = 0.0
     for t in range(1, row.shape[1]):
         others = positions > 0
-        others[t] = False                                                         # the tables without this one occurrence
+        # the tables without this one occurrence
+        others[t] = False
         for table in model.fc1.tables:
             table.__init__(table.order, table.vocab_size)
             table.count(before[others], ids[others])

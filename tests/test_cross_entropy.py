@@ -28,7 +28,8 @@ def test_loss_count_and_gradients_are_torchs(size, share):
     expected = F.cross_entropy(hidden @ weight.T, labels, reduction="sum")
     torch.testing.assert_close(total, expected, rtol=1e-12, atol=1e-12)
     assert int(count) == int((labels >= 0).sum())
-    for made, plain in zip(torch.autograd.grad(total * 0.3, [hidden, weight]), torch.autograd.grad(expected * 0.3, [hidden, weight])):
+    for made, plain in zip(torch.autograd.grad(total * 0.3, [hidden, weight]),
+                           torch.autograd.grad(expected * 0.3, [hidden, weight])):
         torch.testing.assert_close(made, plain, rtol=1e-10, atol=1e-12)
 
 

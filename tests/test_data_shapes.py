@@ -31,7 +31,8 @@ STRUCTURE = ("role", "from", "type")
 
 @pytest.fixture(scope="module")
 def vocab():
-    texts = [t for made in (READ, PAIRS, KEPT) for row, *_ in made.values() for t in row_texts(parse_line(line(row(1))))]
+    texts = [t for made in (READ, PAIRS, KEPT) for row, *_ in made.values()
+             for t in row_texts(parse_line(line(row(1))))]
     return Vocab.create_vocab(texts, vocab_size=900, token_kind="char", texts=True, progress=False)
 
 
@@ -83,7 +84,8 @@ def turns(messages):
 
 
 def learned_texts(row):
-    return [text for m in row.messages if m["role"] == "assistant" and m.get("weight") != 0 for text in message_texts(m)]
+    return [text for m in row.messages if m["role"] == "assistant" and m.get("weight") != 0
+            for text in message_texts(m)]
 
 
 def decoded(cache, vocab, documents):
@@ -315,7 +317,8 @@ def test_review_of_field_names_is_bounded(ram_path, vocab):
     assert Path(cache.folder).exists()
 
 
-@pytest.mark.parametrize("row", [{"messages": [{"role": "user", "content": "问"}, {"role": "assistant", "content": "答", "weight": 0.5}]},
+@pytest.mark.parametrize(
+    "row", [{"messages": [{"role": "user", "content": "问"}, {"role": "assistant", "content": "答", "weight": 0.5}]},
                                  {"prompt": "问", "response": "答", "weight": 2}])
 def test_a_weight_that_is_not_kept_is_named(row):
     assert any("weight" in name for name, size in parse_line(line(row)).dropped.items() if size)

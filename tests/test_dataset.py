@@ -23,9 +23,11 @@ def make(ram_path, vocab):
     def build(rows=40, mode="pretraining", shuffle=True, documents=None, **changes):
         rows = text_rows(rows) if isinstance(rows, int) else rows
         cache = open_cache(write_rows(ram_path / "a.jsonl", rows), vocab, mode, ram_path / "cache")
-        options = {"max_len": 24, "batch_size": 2, "seed": 5, "n_of_samples": None, "n_of_samplings": None, "max_epochs": 1,
+        options = {"max_len": 24, "batch_size": 2, "seed": 5, "n_of_samples": None, "n_of_samplings": None,
+                   "max_epochs": 1,
                    "num_workers": 0, "prefetch_factor": 2, "accumulation_steps": 1, **changes}
-        data = PackedData(cache, range(len(cache)) if documents is None else documents, options, mode != "pretraining", shuffle)
+        data = PackedData(cache, range(len(cache)) if documents is None else documents, options, mode != "pretraining",
+                          shuffle)
         data.options = options
         return data
     return build
@@ -86,7 +88,8 @@ def test_long_dialogues_lose_their_end_not_their_beginning(make):
 def test_counts_valid_and_padding_of_a_batch(make):
     for batch in batches(make(batch_size=3)):
         assert batch.tokens == int(batch.valid.sum())
-        assert batch.targets_1 == int((batch.labels_1 >= 0).sum()) and batch.targets_2 == int((batch.labels_2 >= 0).sum())
+        assert batch.targets_1 == int((batch.labels_1 >= 0).sum()) and batch.targets_2 == int(
+            (batch.labels_2 >= 0).sum())
         assert (batch.ids[~batch.valid] == 0).all() and (batch.labels_1[~batch.valid] == -100).all()
         assert int(batch.positions.max()) < 24
         assert {t.dtype for t in (batch.ids, batch.positions, batch.labels_1, batch.labels_2)} == {torch.int64}
@@ -117,7 +120,8 @@ def test_order_is_a_pure_function_of_seed_and_epoch(make):
     assert order(0) == first
     assert order(1) != first and order(0, seed=6) != first
     data = make(n_of_samples=10, max_epochs=3)
-    data.batch(Position(2, 1, 0))                                                 # in whatever sequence they are asked for
+    # in whatever sequence they are asked for
+    data.batch(Position(2, 1, 0))
     assert [b.ids.tolist() for b in batches(data, 0)] == first
     assert predictions(data, 0) == predictions(data, 1) == expected(data.cache, 24)
 
@@ -127,7 +131,8 @@ def test_D6_chunks_hold_each_record_once_and_the_last_is_not_dropped(make, per_c
     data = make(40, n_of_samples=per_chunk)
     assert data.chunks == -(-40 // per_chunk)
     rows = [data.source_rows(Position(0, c, b)) for c in range(data.chunks) for b in range(data.batches_in(0, c))]
-    by_chunk = [set().union(*(data.source_rows(Position(0, c, b)) for b in range(data.batches_in(0, c)))) for c in range(data.chunks)]
+    by_chunk = [set().union(*(data.source_rows(Position(0, c, b)) for b in range(data.batches_in(0, c))))
+                for c in range(data.chunks)]
     assert sorted(r for chunk in by_chunk for r in chunk) == list(range(40)) and rows
     assert predictions(data) == expected(data.cache, 24)
 
@@ -163,17 +168,20 @@ def test_a_walk_taken_up_anywhere_goes_on_as_the_whole_one(make, accumulation):
     whole = walk(data, accumulation=accumulation)
     assert data.steps(accumulation) == len(whole)
     for i, (_, after, _) in enumerate(whole):
-        assert [positions for positions, _, _ in walk(data, after, accumulation)] == [positions for positions, _, _ in whole[i + 1:]]
+        assert [positions for positions, _, _ in walk(data, after, accumulation)] == [positions
+            for positions, _, _ in whole[i + 1:]]
     assert [p for positions, _, _ in whole for p in positions] == \
         [Position(e, c, b) for e in range(2) for c in range(data.chunks) for b in range(data.batches_in(e, c))]
-    assert any(len(positions) < accumulation for positions, _, _ in whole) or accumulation == 1    # the partial one is there
+    # the partial one is there
+    assert any(len(positions) < accumulation for positions, _, _ in whole) or accumulation == 1
 
 
 def test_a_run_that_is_prolonged_goes_on_where_it_ended(make):
     """More chunks or more epochs than before: the position after the last step is the next chunk's, not lost."""
     short, long = make(n_of_samples=9, n_of_samplings=2), make(n_of_samples=9, n_of_samplings=4)
     ended = walk(short)[-1][1]
-    assert [p for p, _, _ in walk(long, ended)] == [[Position(0, c, b)] for c in (2, 3) for b in range(long.batches_in(0, c))]
+    assert [p for p, _, _ in walk(long, ended)] == [[Position(0, c, b)] for c in (2, 3)
+                                                    for b in range(long.batches_in(0, c))]
     longer = make(n_of_samples=9, n_of_samplings=2, max_epochs=2)
     assert walk(longer, ended)[0][0] == [Position(1, 0, 0)]
 
@@ -260,7 +268,8 @@ def test_held_out_rows_are_no_training_rows(make):
 def test_nothing_left_to_train_on_is_an_error(make):
     with pytest.raises(UserError) as error:
         make(documents=np.zeros(0, dtype=int))
-    assert error.value.code == 8                                                  # of the data, like every file without a usable row
+    # of the data, like every file without a usable row
+    assert error.value.code == 8
 
 
 def test_E2_held_out_data_is_used_whole_whatever_bounds_the_training(make):
@@ -277,14 +286,16 @@ def test_the_vocabulary_reads_the_field_that_the_training_reads(options, ram_pat
 
 
 def test_what_a_stage_cannot_use_is_refused(options):
-    for stage, keys in (("pre", {"replay_share": 0.2}), ("gate", {"init_from": "a.pkl"}), ("gate", {"replay_share": 0.2})):
+    for stage, keys in (("pre", {"replay_share": 0.2}), ("gate", {"init_from": "a.pkl"}),
+                        ("gate", {"replay_share": 0.2})):
         with pytest.raises(UserError) as error:
             toy.build_stage(options(stage, **keys), stage)
         assert error.value.code == 2 and next(iter(keys)) in str(error.value)
 
 
 class FiveTokens:
-    """Two documents, EABCD and EXYZW, of which B, C and Y are supervised; a cache of raw numbers as make_batch reads it."""
+    """Two documents, EABCD and EXYZW, of which B, C and Y are supervised; a cache of raw numbers as make_batch reads
+    it."""
     tokens = np.array([ord(c) + 256 * (c in "BCY") for c in "EABCDEXYZW"])
 
     def bounds(self, documents):
@@ -298,7 +309,9 @@ def test_make_batch_makes_the_batch_of_its_docstring():
     pieces = np.array([[0, 0, 4], [1, 0, 4]])
     made = dataset.make_batch(FiveTokens(), pieces, [[0, 1]], 1, 10)
     assert made.tokens == 8 and (made.targets_1, made.targets_2) == (3, 3)
-    for name, shown in (("ids", "E A B C E X Y Z . ."), ("labels_1", ". B C . . Y . . . ."), ("labels_2", "B C . . Y . . . . .")):
+    for name, shown in (("ids", "E A B C E X Y Z . ."), ("labels_1", ". B C . . Y . . . ."),
+                        ("labels_2", "B C . . Y . . . . .")):
         assert " ".join(chr(n) if n > 0 else "." for n in getattr(made, name)[0].tolist()) == shown
-    assert made.positions[0].tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 8, 9] and made.valid[0].tolist() == [True] * 8 + [False] * 2
+    assert made.positions[0].tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 8,
+                                          9] and made.valid[0].tolist() == [True] * 8 + [False] * 2
     assert f"{shown}      segments of 4, 4 and 2" in dataset.make_batch.__doc__

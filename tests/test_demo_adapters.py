@@ -24,7 +24,8 @@ def test_adapter_sets(adapters, tmp_path):
         assert len(train) >= 900 and len(held) >= 100 and not asked & {exchanges(row)[0][0] for row in held}
     for row in adapters["identity"] + adapters["identity_eval"]:
         assert OTHER_NAME in exchanges(row)[0][1]
-    assert {row["expert"] for row in adapters["gate"]} == {row["expert"] for row in adapters["gate_eval"]} == set(EXPERTS)
+    assert {row["expert"] for row in adapters["gate"]} == {row["expert"]
+                                                           for row in adapters["gate_eval"]} == set(EXPERTS)
     assert sorted(write_adapters(tmp_path)) == sorted(adapters)
 
 
@@ -38,10 +39,12 @@ def test_gate_sets_share_openings_and_no_word_decides(adapters):
     totals = Counter(expert for _, expert in gate)
     having = {}
     for question, expert in gate:
-        for piece in {word[i:i + n] for word in re.split("[，？]", question) for n in (1, 2) for i in range(len(word) - n + 1)} | {"？"} & set(question):
+        for piece in {word[i:i + n] for word in re.split("[，？]", question) for n in (1, 2)
+                      for i in range(len(word) - n + 1)} | {"？"} & set(question):
             having.setdefault(piece, Counter())[expert] += 1
     for piece, count in having.items():
-        for expert in EXPERTS:                # "contains the piece" as a test for this expert: share right, both classes weighed alike
+        # "contains the piece" as a test for this expert: share right, both classes weighed alike
+        for expert in EXPERTS:
             others = sum(count.values()) - count[expert]
             right = (count[expert] / totals[expert] + 1 - others / (len(gate) - totals[expert])) / 2
             assert right < 0.8, (piece, expert, right)

@@ -48,7 +48,8 @@ def test_the_rule_for_a_sensible_reply():
     assert refused(remark, "这个我没学过") and not refused(stranger, "这个我没学过") and not refused(remark, "虫子")
     total = {"accept": ["5"], "conversations": turns([("2+3", "5")])}
     assert graded(total, "2+3=5，得5") and not graded(total, "得15") and not graded(total, "5个半")
-    assert graded({"hints": ["小寻"], "conversations": turns([("谁", "小寻")])}, "我叫小寻") and not outside.right({"hints": ["小寻"]}, "小舟")
+    assert graded({"hints": ["小寻"], "conversations": turns([("谁", "小寻")])},
+                  "我叫小寻") and not outside.right({"hints": ["小寻"]}, "小舟")
 
 
 def test_every_refusal_names_what_it_can_do():

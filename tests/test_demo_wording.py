@@ -1,4 +1,5 @@
-"""How the built-in world is asked: noise on every task, phrasings that no training row has, names and goods of all kinds."""
+"""How the built-in world is asked: noise on every task, phrasings that no training row has, names and goods of all
+kinds."""
 import random
 import re
 from collections import Counter
@@ -74,7 +75,8 @@ def test_every_task_is_asked_in_other_words(world):
     assert set(counts) == set(AMOUNTS) and set(counts.values()) == {PHRASINGS}
     dressed = [exchanges(row)[-1][0] for row in world["phrasings"]]
     kit = KITS[OTHER]
-    assert sum(any(word.strip("，") and word in question for word in (*kit.before, *kit.thanks)) for question in dressed) > 150
+    assert sum(any(word.strip("，") and word in question for word in (*kit.before, *kit.thanks))
+               for question in dressed) > 150
     assert sum(any(mark in question for mark in "『【〝") for question in dressed) > 40
 
 
@@ -83,7 +85,8 @@ def test_held_out_phrasings_are_answered_as_the_plain_question(world):
     rng = random.Random(4)
     for name, task in TASKS.items():
         for _ in range(200):
-            if name in ("recall", "shopping", "compare", "chinese_compare"):         # the wording decides (goods, larger or smaller)
+            # the wording decides (goods, larger or smaller)
+            if name in ("recall", "shopping", "compare", "chinese_compare"):
                 continue
             slots = draw_part(task, rng, "train")
             assert len({task.ask(rng, slots, style)[1] for style in (PLAIN, FREE, OTHER)}) == 1, (name, slots)

@@ -1,4 +1,5 @@
-"""DPO as a stage of the one loop: its loss by hand, its start, its gradient, files, resumption, and what users get wrong."""
+"""DPO as a stage of the one loop: its loss by hand, its start, its gradient, files, resumption, and what users get
+wrong."""
 import math
 import random
 from pathlib import Path
@@ -20,7 +21,8 @@ ROUNDING = 1e-4
 
 
 def pair_rows(count, seed=0):
-    """The chosen reply says a thing twice, the rejected one says two: something that a toy model can learn to prefer."""
+    """The chosen reply says a thing twice, the rejected one says two: something that a toy model can learn to
+    prefer."""
     rng = random.Random(seed)
     made = []
     for number in range(count):
@@ -41,7 +43,8 @@ def world(tmp_path_factory, vocab):
 
 
 def dpo_options(world, vocab, rows=None, **keys):
-    values = {"pretraining_model_path": str(world / "out/base/TinySeek_SFT_final.pkl"), "eval_share": 0.2, "batch_size": 4, **keys}
+    values = {"pretraining_model_path": str(world / "out/base/TinySeek_SFT_final.pkl"), "eval_share": 0.2,
+              "batch_size": 4, **keys}
     return toy.toy_options(world, vocab, "dpo", rows or pair_rows(20), **values)
 
 
@@ -70,7 +73,8 @@ def by_hand(model, cache, document):
 
 def test_the_loss_is_the_formula_by_hand(world, vocab):
     stage = toy.build_stage(dpo_options(world, vocab, name="formula", beta=0.3), "dpo")
-    reference, policy = stage.model.eval(), toy.build_stage(dpo_options(world, vocab, name="formula"), "dpo").model.eval()
+    reference, policy = stage.model.eval(), toy.build_stage(dpo_options(world, vocab, name="formula"),
+                                                            "dpo").model.eval()
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in policy.parameters():
@@ -79,7 +83,8 @@ def test_the_loss_is_the_formula_by_hand(world, vocab):
     loss, sums = stage.loss(policy, batch, {"targets_1": batch.targets_1, "targets_2": 0, "tokens": batch.tokens})
     margins = []
     for pair in stage.train.items(Position(0, 0, 0)):
-        gains = [by_hand(policy, stage.train.cache, d) - by_hand(reference, stage.train.cache, d) for d in (pair, pair + 1)]
+        gains = [by_hand(policy, stage.train.cache, d) - by_hand(reference, stage.train.cache, d)
+                 for d in (pair, pair + 1)]
         margins.append(0.3 * (gains[0] - gains[1]))
     expected = sum(math.log(1 + math.exp(-m)) for m in margins) / len(margins)
     assert float(sums["margin"]) == pytest.approx(sum(margins), abs=ROUNDING) and abs(margins[0]) > 0.01
@@ -130,7 +135,8 @@ def test_beta_scales_the_rewards(world, vocab):
         with torch.no_grad():
             stage.model.fc1.weight *= 1.1
         batch = first_batch(stage)
-        margins.append(float(stage.loss(stage.model, batch, {"targets_1": 1, "targets_2": 0, "tokens": 1})[1]["margin"]))
+        margins.append(
+            float(stage.loss(stage.model, batch, {"targets_1": 1, "targets_2": 0, "tokens": 1})[1]["margin"]))
     assert margins[1] == pytest.approx(2 * margins[0], rel=1e-5)
 
 
@@ -149,7 +155,8 @@ def test_both_documents_of_a_pair_and_only_their_last_reply(world, vocab):
                 assert vocab.decode(targets[targets >= 0][:-1].tolist()) == text and int(targets[-1]) == 1
     held = set(data.cache.rows[stage.held["held"].documents].tolist())
     assert held == {0, 5, 10, 15} and not held & set(data.cache.rows[data.documents].tolist())
-    assert batch.blank().targets_1 == 0 and not float(stage.loss(stage.model, batch.blank(), {"targets_1": 4, "targets_2": 0, "tokens": 9})[1]["ce_1"])
+    assert batch.blank().targets_1 == 0 and not float(
+        stage.loss(stage.model, batch.blank(), {"targets_1": 4, "targets_2": 0, "tokens": 9})[1]["ce_1"])
 
 
 def test_bad_rows_are_left_out_and_named(world, vocab, capsys):
@@ -174,7 +181,8 @@ def test_the_reference_is_computed_once_and_kept(world, vocab, monkeypatch):
         kept.unlink()
     first = toy.build_stage(options, "dpo").train.reference
     again = toy.build_stage(options, "dpo").train.reference
-    assert len(calls) == 2 and np.array_equal(first, again)                       # training and held-out pairs, each once
+    # training and held-out pairs, each once
+    assert len(calls) == 2 and np.array_equal(first, again)
     next(Path(options["cache_dir"]).glob("dpo_*.npy")).write_bytes(b"half")       # a damaged one is made again
     assert np.array_equal(toy.build_stage(options, "dpo").train.reference, first) and len(calls) == 3
     assert (first != 0).sum() == 2 * 16 and first.max() <= 0
@@ -183,18 +191,21 @@ def test_the_reference_is_computed_once_and_kept(world, vocab, monkeypatch):
 # ---------------------------------------------------------------- whole runs
 
 def test_C1_a_run_learns_the_preference_and_leaves_its_files(world, vocab):
-    options = dpo_options(world, vocab, pair_rows(60), name="whole", max_epochs=12, eval_steps=10, init_lr=3e-3, min_lr=1e-4)
+    options = dpo_options(world, vocab, pair_rows(60), name="whole", max_epochs=12, eval_steps=10, init_lr=3e-3,
+                          min_lr=1e-4)
     loop = toy.train(options, "dpo")
     assert loop.exit == 0 and loop.held["eval_accuracy"] >= 0.9 and loop.held["eval_margin"] > 0.1
     payload = read_checkpoint(final(options))
     assert payload["stage"] == "DPO" and payload["kind"] == "model" and payload["base"] is None
     base = read_checkpoint(options["pretraining_model_path"])
-    assert weights_hash(payload["weights"]) != weights_hash(base["weights"]) and torch.equal(payload["weights"]["fc2.weight"], base["weights"]["fc2.weight"])
+    assert weights_hash(payload["weights"]) != weights_hash(base["weights"]) and torch.equal(
+        payload["weights"]["fc2.weight"], base["weights"]["fc2.weight"])
     ids = torch.randint(16, 200, (1, 7))
     with torch.no_grad():
         assert torch.equal(build(load_chain(final(options)))(ids).logits_1, loop.model.eval()(ids).logits_1)
     rows = [r for r in toy.log_lines(options) if "margin" in r]
-    assert {"accuracy", "margin", "reward_chosen", "reward_rejected", "ce_1"} <= set(rows[-1]) and rows[-1]["margin"] > rows[0]["margin"]
+    assert {"accuracy", "margin", "reward_chosen", "reward_rejected",
+            "ce_1"} <= set(rows[-1]) and rows[-1]["margin"] > rows[0]["margin"]
     assert "Margin: " in Path(options["log_file"]).read_text(encoding="utf-8")
 
 
@@ -215,15 +226,20 @@ def test_C3_resume_is_bit_identical(world, vocab):
 
 def arguments(world, **keys):
     data = toy.write_rows(world / "script.jsonl", pair_rows(12))
-    values = {**toy.SHAPE, "device": "cpu", "out_dir": world / "out", "log_dir": world / "script_logs", "log_file": world / "script.txt",
-              "vocab_trg_path": world / "vocab.json", "json_data_path": data, "max_len": 40, "max_steps": 3, "eval_share": 0.25, "batch_size": 3,
-              "logging_steps": 1, "pretraining_model_path": world / "out/base/TinySeek_SFT_final.pkl", "name": "script", **keys}
+    values = {**toy.SHAPE, "device": "cpu", "out_dir": world / "out", "log_dir": world / "script_logs",
+              "log_file": world / "script.txt",
+              "vocab_trg_path": world / "vocab.json", "json_data_path": data, "max_len": 40, "max_steps": 3,
+              "eval_share": 0.25, "batch_size": 3,
+              "logging_steps": 1, "pretraining_model_path": world / "out/base/TinySeek_SFT_final.pkl",
+              "name": "script", **keys}
     return [f"--{key}={value}" for key, value in values.items()]
 
 
 def test_T1_the_script_runs_and_draws(world, capsys):
     dpo_train.main(arguments(world))
-    assert (world / "out/script/TinySeek_DPO_final.pkl").exists() and (world / "script_logs/dpo_preference.png").stat().st_size > 10_000
+    assert (world / "out/script/TinySeek_DPO_final.pkl").exists() and (world
+                                                                       / "script_logs/dpo_preference.png").stat(
+                                                                           ).st_size > 10_000
     assert "偏好准确率" in capsys.readouterr().err
     with pytest.raises(SystemExit) as end:
         dpo_train.main(["--help"])
@@ -248,10 +264,14 @@ WRONG = {"missing base": ({"pretraining_model_path": "no/such.pkl"}, 3, "sft_tra
 @pytest.mark.parametrize("title", WRONG)
 def test_what_users_get_wrong(world, vocab, title):
     change, code, words = WRONG[title]
-    places = {"dialogues": toy.write_rows(world / "dialogues.jsonl", toy.dialogue_rows(30)), "lora": world / "out/lora/TinySeek_Lora_final.pkl"}
+    places = {"dialogues": toy.write_rows(world / "dialogues.jsonl", toy.dialogue_rows(30)),
+              "lora": world / "out/lora/TinySeek_Lora_final.pkl"}
     if title == "an adapter" and not places["lora"].exists():
-        toy.train(toy.toy_options(world, vocab, "lora", 8, name="lora", max_steps=1, replay_data_path=str(world / "none.jsonl"),
-                                  pretraining_model_path=str(world / "out/base/TinySeek_SFT_final.pkl"), rank=2), "lora")
+        toy.train(
+            toy.toy_options(world, vocab, "lora", 8, name="lora", max_steps=1,
+                            replay_data_path=str(world / "none.jsonl"),
+                                  pretraining_model_path=str(world / "out/base/TinySeek_SFT_final.pkl"), rank=2),
+                                  "lora")
     change = {k: str(v).format(**places) for k, v in change.items()}
     with pytest.raises(UserError) as error:
         dpo_train.main(arguments(world, name="wrong", **change))

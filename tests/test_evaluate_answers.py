@@ -72,7 +72,8 @@ def test_questions_too_long_for_the_positions_are_wrong_not_fatal(vocab):
 
 
 def test_three_scores_of_the_built_in_world(vocab, tmp_path):
-    """Contents, other phrasings, and what lies outside: admitted, or fitting; a false refusal is an error and counted."""
+    """Contents, other phrasings, and what lies outside: admitted, or fitting; a false refusal is an error and
+    counted."""
     def ask(question, reply, **rule):
         return {"task": rule.pop("task", "甲"), **rule, "conversations": [
             {"role": "user", "content": question}, {"role": "assistant", "content": reply}]}

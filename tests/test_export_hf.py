@@ -174,6 +174,7 @@ def test_fifty_rows_and_64_tokens(tmp_path, vocab, shape):
                               eos_token_id=None)
         results.append(compare_greedy(step, out[0, len(ids[:24]):].tolist(), ids[:24]))
     print(
-        f"{shape}: worst {worst:.2e}, spread {spread:.2f}, equal {results.count('equal')}, tie {results.count('tie')} of 50")
+        f"{shape}: worst {worst:.2e}, spread {spread:.2f}, equal {results.count('equal')}, tie {results.count('tie')} "
+        f"of 50")
     assert worst < 1e-4 and spread > 1
     assert set(results) <= {"equal", "tie"} and results.count("tie") <= 1

@@ -70,7 +70,8 @@ def test_logits_and_replies_in_float32(tmp_path, vocab, shape):
             ours = model(torch.tensor([ids])).logits_1[0].numpy()
         worst = max(worst, float(np.abs(llama.scores[:len(ids)] - ours).max()))
     print(
-        f"{shape}: worst logit difference {worst:.2e}, equal {results.count('equal')}, tie {results.count('tie')} of 20")
+        f"{shape}: worst logit difference {worst:.2e}, equal {results.count('equal')}, tie {results.count('tie')} of "
+        f"20")
     assert worst < 1e-3 and set(results) <= {"equal", "tie"} and results.count("tie") <= 1
 
 
@@ -86,7 +87,8 @@ def test_agreement_of_the_smaller_precisions(tmp_path, vocab, precision, least):
         same += int((llama.scores[:len(ids)].argmax(-1) == ours).sum())
         total += len(ids)
     print(
-        f"{precision}: the same best token at {same} of {total} positions ({same / total:.1%}), {path.stat().st_size} bytes")
+        f"{precision}: the same best token at {same} of {total} positions ({same / total:.1%}), {path.stat().st_size} "
+        f"bytes")
     assert same / total > least
 
 
@@ -104,7 +106,8 @@ def test_its_own_tokeniser(tmp_path, kind):
         wrong = [t for t in texts if llama.tokenize(t.encode(), add_bos=False, special=False) != vocab.encode(t)]
         back = [t for t in texts if llama.detokenize(vocab.encode(t)).decode() != t]
         print(
-            f"{kind} {name}: {len(texts) - len(wrong)} of {len(texts)} strings tokenised alike, {len(back)} decode differently")
+            f"{kind} {name}: {len(texts) - len(wrong)} of {len(texts)} strings tokenised alike, {len(back)} decode "
+            f"differently")
         assert len(wrong) <= len(texts) * 0.001 and not back
 
 

@@ -164,7 +164,8 @@ def acting(rng, bits):
     for _ in range(rng.randint(1, 3)):
         talk.append({"role": "user", "content": said()})
         for _ in range(rng.choice([0, 1, 1, 2])):
-            calls = [{"type": "function", "function": {"name": said(), "arguments": {said(): value() for _ in range(2)}}}
+            calls = [
+                {"type": "function", "function": {"name": said(), "arguments": {said(): value() for _ in range(2)}}}
                      for _ in range(rng.randint(1, 2))]
             talk.append({"role": "assistant", "content": rng.choice([None, "", said()]), "tool_calls": calls})
             talk += [{"role": "tool", "content": said()} for _ in calls]
@@ -190,14 +191,16 @@ def ours(talk, tools):
 
 def test_W1_W2_thoughts_calls_and_tools_give_our_ids_on_1000_conversations(vocab, tmp_path):
     tokenizer, rng = auto(vocab, tmp_path, acts=("calls", "thinking")), random.Random(5)
-    bits = [*special_tokens(vocab, len(vocab)).values(), MARK, MARK + "1", "<", "|", '"', "\\", "\n", "'", "&", "你好", "x", "😀"]
+    bits = [*special_tokens(vocab, len(vocab)).values(), MARK, MARK + "1", "<", "|", '"', "\\", "\n", "'", "&", "你好",
+            "x", "😀"]
     for _ in range(500):                                                # for each kind of vocabulary
         talk, tools = acting(rng, bits)
         found = tokenizer.apply_chat_template(talk, tools=tools, return_dict=True, return_assistant_tokens_mask=True)
         ids, learn = render(ours(talk, tools), vocab)
         assert found["input_ids"] == ids.tolist() and found["assistant_masks"] == learn.astype(int).tolist(), talk
         for way, asked in (("auto", {}), ("on", {"enable_thinking": True}), ("off", {"enable_thinking": False})):
-            prompt = tokenizer.apply_chat_template(talk[:-1], tools=tools, add_generation_prompt=True, return_dict=False,
+            prompt = tokenizer.apply_chat_template(talk[:-1], tools=tools, add_generation_prompt=True,
+                                                   return_dict=False,
                                                    **asked)
             assert prompt == render_prompt(ours(talk[:-1], tools), vocab, way)
 
@@ -289,7 +292,8 @@ def test_5000_texts_5000_dialogues_10000_random_strings(kind):
         kept = [t for t in texts if not marked(t)]
         different, changed = same_ids(vocab, fast(vocab), kept)
         print(
-            f"{kind} {name}: {len(kept)} of {len(texts)} strings, {len(different)} differ, {len(changed)} decode differently")
+            f"{kind} {name}: {len(kept)} of {len(texts)} strings, {len(different)} differ, {len(changed)} decode "
+            f"differently")
         assert not different and not changed and len(kept) == len(texts)
 
 

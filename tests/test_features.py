@@ -30,7 +30,8 @@ def never_run(name):
     path, _, function = name.partition("::")
     for node in ast.walk(ast.parse((TESTS / path).read_text(encoding="utf-8"))):
         if isinstance(node, ast.FunctionDef) and node.name == function:
-            return any(ast.unparse(mark).startswith(("pytest.mark.skip(", "pytest.mark.xfail")) for mark in node.decorator_list)
+            return any(ast.unparse(mark).startswith(("pytest.mark.skip(", "pytest.mark.xfail"))
+                       for mark in node.decorator_list)
 
 
 @pytest.mark.parametrize("feature", FEATURES)
@@ -41,7 +42,8 @@ def test_every_feature_has_a_test(feature):
 
 
 def test_no_test_claims_a_feature_that_is_not_promised():
-    assert sorted(set(proofs()) - set(FEATURES) - set(NOT_BUILT_YET)) == []        # parts of what is not built may be there
+    # parts of what is not built may be there
+    assert sorted(set(proofs()) - set(FEATURES) - set(NOT_BUILT_YET)) == []
     assert not set(FEATURES) & set(NOT_BUILT_YET)
 
 

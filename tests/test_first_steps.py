@@ -1,4 +1,5 @@
-"""What happens before a script can begin: an old Python, a missing package, Ctrl-C during imports, and a notebook's own command line."""
+"""What happens before a script can begin: an old Python, a missing package, Ctrl-C during imports, and a notebook's own
+command line."""
 import ast
 import glob
 import os
@@ -12,12 +13,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 CHAT = ["chat_agent/chat.py", "chat_agent/serve.py", "chat_agent/evaluate.py", "chat_agent/export.py"]
-SCRIPTS = ["run.py", *CHAT, "train_agent/sft_train.py", "train_agent/pre_train.py", "tools/check_data.py", "tools/report.py", "tools/plot.py",
+SCRIPTS = ["run.py", *CHAT, "train_agent/sft_train.py", "train_agent/pre_train.py", "tools/check_data.py",
+           "tools/report.py", "tools/plot.py",
            "tools/demo_data.py"]
 
 
 def run(code, *words, **how):
-    return subprocess.run([sys.executable, "-c", code, *words], capture_output=True, encoding="utf-8", timeout=120, cwd=ROOT, **how)
+    return subprocess.run([sys.executable, "-c", code, *words], capture_output=True, encoding="utf-8", timeout=120,
+                          cwd=ROOT, **how)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -42,15 +45,18 @@ def test_progress_bars_do_not_fill_a_file():
 
 
 @pytest.mark.parametrize("package, script", [
-    ("torch", "run.py"), ("torch", "chat_agent/chat.py"), ("torch", "chat_agent/evaluate.py"), ("torch", "chat_agent/export.py"),
-    ("torch", "train_agent/sft_train.py"), ("numpy", "tools/check_data.py"), ("numpy", "tools/plot.py"), ("tqdm", "chat_agent/evaluate.py"),
+    ("torch", "run.py"), ("torch", "chat_agent/chat.py"), ("torch", "chat_agent/evaluate.py"),
+    ("torch", "chat_agent/export.py"),
+    ("torch", "train_agent/sft_train.py"), ("numpy", "tools/check_data.py"), ("numpy", "tools/plot.py"),
+    ("tqdm", "chat_agent/evaluate.py"),
     ("fastapi", "chat_agent/serve.py")])
 def test_a_missing_package_is_told_in_one_line(package, script):
     code = ("import runpy, sys, importlib.abc\n"
             "script, package = sys.argv[1:]\n"
             "class Hidden(importlib.abc.MetaPathFinder):\n"
             "    def find_spec(self, name, path, target=None):\n"
-            "        if name.split('.')[0] == package: raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+            "        if name.split('.')[0] == package: raise ModuleNotFoundError(f'No module named {name!r}', "
+            "name=name)\n"
             "sys.meta_path.insert(0, Hidden())\n"
             "sys.argv = [script]\n"
             "runpy.run_path(script, run_name='__main__')")
@@ -65,10 +71,12 @@ def test_a_bug_keeps_its_traceback():
 
 
 def until_it_listens(pid):
-    """Waits until a process has a handler for SIGTERM: Python itself takes some time before its first line, more on a busy machine."""
+    """Waits until a process has a handler for SIGTERM: Python itself takes some time before its first line, more on a
+    busy machine."""
     status = Path(f"/proc/{pid}/status")
     for _ in range(1500 if status.exists() else 15):
-        caught = next((line for line in status.read_text().splitlines() if line.startswith("SigCgt")), "0 0") if status.exists() else "0 0"
+        caught = next((line for line in status.read_text().splitlines() if line.startswith("SigCgt")),
+                      "0 0") if status.exists() else "0 0"
         if int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1:
             return
         time.sleep(0.01)
@@ -78,7 +86,8 @@ def until_it_listens(pid):
 @pytest.mark.parametrize("script", CHAT)
 def test_ctrl_c_while_importing_leaves_no_traceback(script):
     for wait in (0.0, 0.35, 0.85):
-        process = subprocess.Popen([sys.executable, script, "--model", "/nowhere.pkl"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
+        process = subprocess.Popen([sys.executable, script, "--model", "/nowhere.pkl"], stdout=subprocess.PIPE,
+                                   stderr=subprocess.PIPE, cwd=ROOT)
         until_it_listens(process.pid)
         time.sleep(wait)
         process.send_signal(signal.SIGINT)
@@ -101,7 +110,8 @@ def test_the_words_of_a_kernel_are_not_ours(monkeypatch, script, mine):
 def kernel():
     manager = pytest.importorskip("jupyter_client.manager")
     pytest.importorskip("ipykernel")
-    one, client = manager.start_new_kernel(kernel_name="python3", cwd=str(ROOT), env={**os.environ, "PYTHONPATH": str(ROOT)})
+    one, client = manager.start_new_kernel(kernel_name="python3", cwd=str(ROOT),
+                                           env={**os.environ, "PYTHONPATH": str(ROOT)})
 
     def execute(code):
         """(status, all that was printed or shown as an error)"""
@@ -117,7 +127,8 @@ def kernel():
     one.shutdown_kernel(now=True)
 
 
-MODULES = [("chat_agent.chat", "找不到模型"), ("chat_agent.evaluate", "找不到模型"), ("chat_agent.export", "请写 --to"), ("chat_agent.serve", "笔记本")]
+MODULES = [("chat_agent.chat", "找不到模型"), ("chat_agent.evaluate", "找不到模型"), ("chat_agent.export", "请写 --to"),
+           ("chat_agent.serve", "笔记本")]
 
 
 @pytest.mark.parametrize("module, said", MODULES)
@@ -130,7 +141,8 @@ def test_main_in_a_cell_reads_no_words_of_the_kernels(kernel, module, said, tmp_
 
 
 def test_scripts_run_in_a_cell(kernel):
-    for script, words, said in (("chat", "--model /nowhere.pkl --prompt 你好", "找不到模型"), ("serve", "--model /nowhere.pkl", "笔记本"),
+    for script, words, said in (("chat", "--model /nowhere.pkl --prompt 你好", "找不到模型"),
+                                ("serve", "--model /nowhere.pkl", "笔记本"),
                                 ("evaluate", "--model /nowhere.pkl", "找不到模型"), ("export", "--to hf", "--output")):
         _, shown = kernel(f"%run {ROOT}/chat_agent/{script}.py {words}")
         assert said in shown and "Traceback" not in shown and "asyncio" not in shown, shown
@@ -151,15 +163,18 @@ def test_a_chat_in_a_notebook_without_input_ends(kernel, tmp_path):
 def test_idle_threads_sleep_soon_unless_the_user_says_otherwise(own):
     code = "import os; from tools.process.first import WAITING, check_machine; check_machine(); print([os.environ.get(n) for n in WAITING])"
     clean = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")}
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={**clean, **({own: "7"} if own else {})}, capture_output=True, text=True)
-    expected = {None: ["1000", "1"], "OMP_WAIT_POLICY": [None, None], "GOMP_SPINCOUNT": ["7", None], "KMP_BLOCKTIME": [None, "7"]}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={**clean, **({own: "7"} if own else {})},
+                          capture_output=True, text=True)
+    expected = {None: ["1000", "1"], "OMP_WAIT_POLICY": [None, None], "GOMP_SPINCOUNT": ["7", None],
+                "KMP_BLOCKTIME": [None, "7"]}
     assert done.stdout.strip() == str(expected[own])
 
 
 @pytest.mark.parametrize("script", ["run.py", "train_agent/pre_train.py", "chat_agent/chat.py", "bench/train_speed.py"])
 def test_it_is_said_before_torch_is_loaded(script):
     code = (f"import sys, os, runpy; sys.argv = ['x', '--help']\n"
-            "class Watch:\n    def find_spec(self, name, *_):\n        if name == 'torch':\n            print('spin', os.environ.get('GOMP_SPINCOUNT')); os._exit(0)\n"
+            "class Watch:\n    def find_spec(self, name, *_):\n        if name == 'torch':\n            print('spin', "
+            "os.environ.get('GOMP_SPINCOUNT')); os._exit(0)\n"
             f"sys.meta_path.insert(0, Watch())\nrunpy.run_path({script!r}, run_name='__main__')")
     clean = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=clean, capture_output=True, text=True)

@@ -34,8 +34,10 @@ TURNS = [{"role": "user", "content": "问"}, {"role": "assistant", "content": "�
     {"messages": [{"role": " USER ", "content": "问"}, {"role": "model", "content": "答"}]},
     {"messages": [{"role": "user", "content": "问"}, {"role": "bot", "value": "答"}]},
     {"messages": [{"role": "user", "content": "问"}, {"role": "asst", "content": "答"}]},
-    {"prompt": "问", "response": "答"}, {"instruction": "问", "output": "答"}, {"instruction": "问", "input": "", "output": "答"},
-    {"instruction": "问", "input": None, "output": "答", "history": []}, {"messages": None, "prompt": "问", "response": "答"},
+    {"prompt": "问", "response": "答"}, {"instruction": "问", "output": "答"},
+    {"instruction": "问", "input": "", "output": "答"},
+    {"instruction": "问", "input": None, "output": "答", "history": []},
+    {"messages": None, "prompt": "问", "response": "答"},
 ])
 def test_D9_chat_shapes_give_the_same_dialogue(value):
     row = parse_line(line(value))
@@ -43,7 +45,8 @@ def test_D9_chat_shapes_give_the_same_dialogue(value):
 
 
 def test_D9_longer_shapes():
-    row = parse_line(line({"instruction": "译", "input": "cat", "output": "猫", "system": "词典", "history": [["早", "早安"]]}))
+    row = parse_line(
+        line({"instruction": "译", "input": "cat", "output": "猫", "system": "词典", "history": [["早", "早安"]]}))
     assert pairs(row) == [("system", "词典"), ("user", "早"), ("assistant", "早安"), ("user", "译\ncat"), ("assistant", "猫")]
     row = parse_line(line({"messages": [{"role": "系统", "content": "词典"}, *TURNS, *TURNS]}))
     assert pairs(row) == [("system", "词典"), *DIALOGUE, *DIALOGUE]
@@ -51,8 +54,10 @@ def test_D9_longer_shapes():
 
 def test_D9_order_of_shapes():
     """Each shape taken away uncovers the next."""
-    value = {"messages": TURNS, "conversations": [{"from": "user", "value": "二"}, {"from": "bot", "value": "二"}], "prompt": "三",
-             "response": "三", "instruction": "四", "output": "四", "own": "五", "text": "六", "chosen": "零", "rejected": "负"}
+    value = {"messages": TURNS, "conversations": [{"from": "user", "value": "二"}, {"from": "bot", "value": "二"}],
+             "prompt": "三",
+             "response": "三", "instruction": "四", "output": "四", "own": "五", "text": "六", "chosen": "零",
+             "rejected": "负"}
     assert parse_line(line({**value, "messages": TURNS[:1]}), "own").kind == "preference"
     found = []
     for gone in (["rejected"], ["messages"], ["conversations"], ["response"], ["output"], ["own"]):
@@ -68,15 +73,20 @@ def test_D2_text_is_split_at_the_end_mark():
     assert row.kind == "text" and row.texts == ["一 ", "二\n", "三"]
 
 
-@pytest.mark.parametrize("names, text", [("a", "甲"), (["a", "b"], "甲 乙"), (["b", "a"], "乙 甲"), (["a", "no"], "甲 "), (["no", "a"], " 甲")])
+@pytest.mark.parametrize("names, text",
+                         [("a", "甲"), (["a", "b"], "甲 乙"), (["b", "a"], "乙 甲"), (["a", "no"], "甲 "),
+                          (["no", "a"], " 甲")])
 def test_D10_text_field(names, text):
     assert parse_line(line({"a": "甲", "b": "乙", "text": "丙"}), names).texts == [text]
 
 
 @pytest.mark.parametrize("value", [
-    {"conversations": [{"from": "human", "value": "问"}], "chosen": "好", "rejected": "坏"}, {"prompt": "问", "chosen": "好", "rejected": "坏"},
-    {"messages": TURNS[:1], "chosen": {"role": "assistant", "content": "好"}, "rejected": [{"role": "assistant", "content": "坏"}]},
-    {"chosen": [TURNS[0], {"role": "assistant", "content": "好"}], "rejected": [TURNS[0], {"role": "assistant", "content": "坏"}]},
+    {"conversations": [{"from": "human", "value": "问"}], "chosen": "好", "rejected": "坏"},
+    {"prompt": "问", "chosen": "好", "rejected": "坏"},
+    {"messages": TURNS[:1], "chosen": {"role": "assistant", "content": "好"},
+     "rejected": [{"role": "assistant", "content": "坏"}]},
+    {"chosen": [TURNS[0], {"role": "assistant", "content": "好"}],
+     "rejected": [TURNS[0], {"role": "assistant", "content": "坏"}]},
 ])
 def test_preference_shapes(value):
     row = parse_line(line(value))
@@ -85,19 +95,27 @@ def test_preference_shapes(value):
 
 @pytest.mark.parametrize("raw, reason", [
     (b"{", "不是合法的 JSON"), (b"[1]", "不是 JSON 对象"), (b"3", "不是 JSON 对象"), (b'{"n": ' + b"1" * 5000 + b"}", "JSON"),
-    (b'{"text": "\xff"}', "UTF-8"), (b'{"text": "\xed\xa0\x80"}', "UTF-8"), (b'{"text": "a\0b"}', "NUL"), (rb'{"text": "a\u0000b"}', "NUL"),
-    (rb'{"text": "a\ud800b"}', "代理"), (rb'{"messages": [{"role":"user","content":"a"},{"role":"assistant","content":"\udc00"}]}', "代理"),
+    (b'{"text": "\xff"}', "UTF-8"), (b'{"text": "\xed\xa0\x80"}', "UTF-8"), (b'{"text": "a\0b"}', "NUL"),
+    (rb'{"text": "a\u0000b"}', "NUL"),
+    (rb'{"text": "a\ud800b"}', "代理"), (
+        rb'{"messages": [{"role":"user","content":"a"},{"role":"assistant","content":"\udc00"}]}', "代理"),
     (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b', "text": "x"}', "嵌套"), (b"[" * 100_000, "JSON"),
     (line({}), "没有可识别的字段"), (line({"question": "x", "A": "y"}), "没有可识别的字段"), (line({"text": None}), "没有可识别的字段"),
-    (line({"text": 3}), "字符串"), (line({"text": ["a"]}), "字符串"), (line({"text": ""}), "空"), (line({"text": " <|im_end|>\n"}), "空"),
-    (line({"prompt": "x", "response": ""}), "空"), (line({"prompt": "x", "response": 1}), "字符串"), (line({"instruction": 1, "output": "a"}), "字符串"),
+    (line({"text": 3}), "字符串"), (line({"text": ["a"]}), "字符串"), (line({"text": ""}), "空"),
+    (line({"text": " <|im_end|>\n"}), "空"),
+    (line({"prompt": "x", "response": ""}), "空"), (line({"prompt": "x", "response": 1}), "字符串"),
+    (line({"instruction": 1, "output": "a"}), "字符串"),
     (line({"messages": "x"}), "列表"), (line({"messages": []}), "没有回答"), (line({"messages": TURNS[:1]}), "没有回答"),
-    (line({"messages": ["x"]}), "对象"), (line({"messages": [{"role": "user"}]}), "content"), (line({"messages": [{"content": "x"}]}), "role"),
-    (line({"messages": [{"role": 1, "content": "x"}]}), "role"), (line({"messages": [TURNS[0], {"role": "assistant", "content": None}]}), "content"),
+    (line({"messages": ["x"]}), "对象"), (line({"messages": [{"role": "user"}]}), "content"),
+    (line({"messages": [{"content": "x"}]}), "role"),
+    (line({"messages": [{"role": 1, "content": "x"}]}), "role"),
+    (line({"messages": [TURNS[0], {"role": "assistant", "content": None}]}), "content"),
     (line({"messages": [TURNS[0], {"role": "assistant", "content": " \n"}, *TURNS]}), "空"),
-    (line({"messages": [{"role": "tool", "content": "x"}, *TURNS]}), "工具"), (line({"prompt": "x", "chosen": "a", "rejected": ""}), "空"),
+    (line({"messages": [{"role": "tool", "content": "x"}, *TURNS]}), "工具"),
+    (line({"prompt": "x", "chosen": "a", "rejected": ""}), "空"),
     (line({"chosen": "a", "rejected": "b"}), "提问"), (line({"messages": TURNS, "chosen": "a", "rejected": "b"}), "提问"),
-    (line({"prompt": "x", "chosen": 1, "rejected": "b"}), "列表"), (line({"prompt": "x", "chosen": [], "rejected": "b"}), "助手"),
+    (line({"prompt": "x", "chosen": 1, "rejected": "b"}), "列表"),
+    (line({"prompt": "x", "chosen": [], "rejected": "b"}), "助手"),
     (line({"instruction": "x", "output": "y", "history": ["ab"]}), "history"), (lines.TooLong(b'{"text"'), "64 MiB"),
 ])
 def test_bad_lines_have_a_reason(raw, reason):
@@ -132,7 +150,9 @@ def test_touching_ranges_hand_out_everything_once(tmp_path, suffix):
     rng = random.Random(0)
     path = tmp_path / f"a.{suffix}"
     for _ in range(60):
-        path.write_bytes(b"".join(rng.choice([b"\n", b"\r\n", b"x", b"yy\n", b"zzz \n", b"\n\n"]) for _ in range(rng.randrange(1, 25))))
+        path.write_bytes(
+            b"".join(rng.choice([b"\n", b"\r\n", b"x", b"yy\n", b"zzz \n", b"\n\n"])
+                     for _ in range(rng.randrange(1, 25))))
         size = path.stat().st_size
         whole = [raw for _, raw in iter_lines(path)]
         for _ in range(10):
@@ -173,7 +193,8 @@ def test_a_line_beyond_the_limit_is_reported_not_loaded(tmp_path, monkeypatch, s
 def test_bad_lines_are_counted_quoted_and_left_out(tmp_path):
     log = tmp_path / "logs" / "bad_lines.jsonl"
     path = tmp_path / "a.jsonl"
-    path.write_bytes(b"\n".join([line({"text": "好"})] * 20 + [b"{" + "长".encode() * 500, b"\xff"] + [line({"text": "好"})] * 5))
+    path.write_bytes(
+        b"\n".join([line({"text": "好"})] * 20 + [b"{" + "长".encode() * 500, b"\xff"] + [line({"text": "好"})] * 5))
     bad = BadLines(log)
     rows = list(read_rows(path, bad=bad))
     assert len(rows) == 25 and rows[-1].line == 27 and bad.count == 2
@@ -187,8 +208,10 @@ def test_bad_lines_are_counted_quoted_and_left_out(tmp_path):
 
 
 @pytest.mark.parametrize("count, total, share, stops", [
-    (10, 30, 0.001, False), (10, 29, 0.001, True), (10, 11, 0.001, True), (1, 3, 0.001, False), (1, 2, 0.001, True), (5, 11, 0.5, False),
-    (10, 1000, 0.001, False), (11, 1000, 0.001, True), (11, 11_000, 0.001, False), (12, 11_000, 0.001, True), (100, 1000, 0.1, False),
+    (10, 30, 0.001, False), (10, 29, 0.001, True), (10, 11, 0.001, True), (1, 3, 0.001, False), (1, 2, 0.001, True),
+    (5, 11, 0.5, False),
+    (10, 1000, 0.001, False), (11, 1000, 0.001, True), (11, 11_000, 0.001, False), (12, 11_000, 0.001, True),
+    (100, 1000, 0.1, False),
     (101, 1000, 0.1, True), (0, 0, 0.001, False), (3, 3, 0.001, True),
 ])
 def test_too_many_bad_lines_stop_the_run(count, total, share, stops):
@@ -223,7 +246,8 @@ def test_paths_one_list_pattern(tmp_path):
     assert expand_paths(str(tmp_path / "[ab].jsonl")) == [at["a.jsonl"], at["b.jsonl"]]
     assert expand_paths(at["c[1].jsonl"]) == [at["c[1].jsonl"]]
     assert expand_paths(str(tmp_path / "**" / "*.jsonl")) == sorted(at.values())
-    for wrong in (tmp_path / "no.jsonl", tmp_path / "no*.jsonl", tmp_path, tmp_path / "empty.txt", [], None, [at["a.jsonl"], "no"]):
+    for wrong in (tmp_path / "no.jsonl", tmp_path / "no*.jsonl", tmp_path, tmp_path / "empty.txt", [], None,
+                  [at["a.jsonl"], "no"]):
         with pytest.raises(UserError) as error:
             expand_paths(wrong if isinstance(wrong, (list, type(None))) else str(wrong))
         assert error.value.code == 2
@@ -255,7 +279,8 @@ def test_a_sample_is_spread_evenly_and_repeatable(tmp_path):
     assert len(list(sample_texts([tmp_path / "a.jsonl"], 1 << 30))) == 20_000
 
 
-@pytest.mark.parametrize("name, kind", [("text", "text"), ("dialogue", "dialogue"), ("identity", "dialogue"), ("shopping", "dialogue"),
+@pytest.mark.parametrize(
+    "name, kind", [("text", "text"), ("dialogue", "dialogue"), ("identity", "dialogue"), ("shopping", "dialogue"),
                                         ("preference", "preference")])
 def test_real_files_read_without_a_bad_line(name, kind):
     path = SHARED / f"{name}.jsonl"

@@ -30,7 +30,9 @@ TURN = {"start": 9, "ends": [9, 10, 11, 1]}
 
 
 def rows(kind, times):
-    return [{"conversations": [{"role": "user", "content": ASKS[kind].format(thing)}, {"role": "assistant", "content": REPLIES[kind] * 2}]}
+    return [{
+        "conversations": [{"role": "user", "content": ASKS[kind].format(thing)},
+                          {"role": "assistant", "content": REPLIES[kind] * 2}]}
             for thing in THINGS * times]
 
 
@@ -42,7 +44,8 @@ def world(tmp_path_factory, vocab):
     toy.train(toy.toy_options(folder, vocab, "sft", 40, name="base", **quiet), "sft")
     base, paths = folder / "out/base/TinySeek_SFT_final.pkl", []
     for kind in ASKS:
-        options = toy.toy_options(folder, vocab, "lora", rows(kind, 2), pretraining_model_path=str(base), name=f"lora_{kind}", rank=4,
+        options = toy.toy_options(folder, vocab, "lora", rows(kind, 2), pretraining_model_path=str(base),
+                                  name=f"lora_{kind}", rank=4,
                                   replay_data_path=str(folder / "none.jsonl"), max_epochs=4, init_lr=2e-2, **quiet)
         assert toy.train(options, "lora").exit == 0
         paths.append(str(folder / f"out/lora_{kind}/TinySeek_Lora_final.pkl"))
@@ -52,7 +55,8 @@ def world(tmp_path_factory, vocab):
 
 
 def gate_options(world, vocab, **keys):
-    values = {"experts": world["paths"], "name": "gate", "eval_share": 0.2, "max_epochs": 6, "gate_hidden": 16, "batch_size": 8, "init_lr": 1e-2}
+    values = {"experts": world["paths"], "name": "gate", "eval_share": 0.2, "max_epochs": 6, "gate_hidden": 16,
+              "batch_size": 8, "init_lr": 1e-2}
     return toy.toy_options(world["folder"], vocab, "gate", world["rows"], **{**values, **keys})
 
 
@@ -104,7 +108,8 @@ def test_experts_of_different_vocabularies_are_refused():
 
 
 def distinct_bytes(module):
-    seen = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in [*module.parameters(), *module.buffers()]}
+    seen = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
+            for t in [*module.parameters(), *module.buffers()]}
     return sum(seen.values())
 
 
@@ -118,7 +123,8 @@ def test_six_adapters_share_one_base():
         chains.append([payload, {"kind": "adapter", "adapter": {"type": "lora", "rank": 2, "targets": ["attention"]},
                                  "weights": {n: t + torch.randn_like(t) for n, t in own_weights(twin).items()}}])
     gate = Gate(300, 6, 8, TURN)
-    top = {"kind": "gate", "adapter": {"type": "gate", "vocab_size": 300, "hidden": 8, "turn": TURN}, "weights": gate.state_dict(),
+    top = {"kind": "gate", "adapter": {"type": "gate", "vocab_size": 300, "hidden": 8, "turn": TURN},
+           "weights": gate.state_dict(),
            "experts": chains}
     model, one = build([top]), distinct_bytes(base)
     assert distinct_bytes(model) < 1.3 * one
@@ -130,9 +136,11 @@ def test_six_adapters_share_one_base():
     before = model.experts[0].embed.weight.clone()
     mixed = build([{**top, "experts": [*chains[:5], [payload, greedy]]}])
     assert torch.equal(mixed.experts[0].embed.weight, before) and not torch.equal(mixed.experts[5].embed.weight, before)
-    moved = model.to(torch.device("cpu"))                       # Parameters are the same objects, so moving keeps them one
+    # Parameters are the same objects, so moving keeps them one
+    moved = model.to(torch.device("cpu"))
     assert moved.experts[0].embed.weight is moved.experts[5].embed.weight
-    assert distinct_bytes(build([{**top, "experts": [[{**c[0], "weights": {n: t.clone() for n, t in c[0]["weights"].items()}}, c[1]]
+    assert distinct_bytes(
+        build([{**top, "experts": [[{**c[0], "weights": {n: t.clone() for n, t in c[0]["weights"].items()}}, c[1]]
                                                       for c in chains]}])) > 5 * one     # the test can fail
 
 
@@ -142,7 +150,8 @@ def test_T5_toy_experts(world, vocab):
     options = gate_options(world, vocab, save_steps=4, eval_steps=4)
     result = gated_training.gate_train(options)["gate"]
     assert result["accuracy"] == 1.0 and result["regret"] == 0.0 and result["samples"] == 10
-    assert 0 < result["regret_best_single"] <= result["regret_random"] and result["experts"] == ["lora_a", "lora_b", "lora_c"]
+    assert 0 < result["regret_best_single"] <= result["regret_random"] and result["experts"] == ["lora_a", "lora_b",
+        "lora_c"]
     assert np.trace(result["confusion"]) == 10 and Path(result["picture"]).stat().st_size > 5000
     made = os.listdir(world["folder"] / "out/gate")
     assert {"TinySeek_gate_final.pkl", "TinySeek_gate_best.pkl"} <= set(made)
@@ -164,7 +173,8 @@ def test_the_file_knows_its_experts(world, vocab):
     want = ["abc".index(next(k for k, reply in REPLIES.items() if row["conversations"][1]["content"].startswith(reply)))
             for row in world["rows"]]
     assert model.gate.choose(prompts) == want
-    assert generate_batch(model, prompts[:6], 6, stop_ids=[1]) == [generate(model, p, 6, stop_ids=[1]) for p in prompts[:6]]
+    assert generate_batch(model, prompts[:6], 6,
+                          stop_ids=[1]) == [generate(model, p, 6, stop_ids=[1]) for p in prompts[:6]]
 
 
 def test_losses_are_computed_once(world, vocab, monkeypatch):
@@ -239,7 +249,8 @@ def test_resume_is_bit_identical(world, vocab):
 
 
 @pytest.mark.parametrize("change,code", [
-    (lambda w: {"experts": []}, 2), (lambda w: {"experts": w["paths"][:1]}, 2), (lambda w: {"experts": [*w["paths"], "no/such.pkl"]}, 3),
+    (lambda w: {"experts": []}, 2), (lambda w: {"experts": w["paths"][:1]}, 2),
+    (lambda w: {"experts": [*w["paths"], "no/such.pkl"]}, 3),
     (lambda w: {"experts": [*w["paths"][:2], str(w["folder"] / "out/gate/TinySeek_gate_final.pkl")]}, 4)])
 def test_bad_experts(world, vocab, change, code):
     if not (world["folder"] / "out/gate/TinySeek_gate_final.pkl").exists():
@@ -250,7 +261,8 @@ def test_bad_experts(world, vocab, change, code):
 
 
 def test_full_models_may_be_experts(world, vocab):
-    stage = gated_training.build_stage(gate_options(world, vocab, name="mixed", experts=[str(world["base"]), world["paths"][0]]))
+    stage = gated_training.build_stage(
+        gate_options(world, vocab, name="mixed", experts=[str(world["base"]), world["paths"][0]]))
     assert len(stage.about["adapter"]["experts"]) == 2 and gated_training.expert_names([str(world["base"])]) == ["base"]
 
 

@@ -1,4 +1,5 @@
-"""Decoding from the cache gives what the whole model gives, however the tokens arrive; and every reply ends and says why."""
+"""Decoding from the cache gives what the whole model gives, however the tokens arrive; and every reply ends and says
+why."""
 import random
 
 import pytest
@@ -19,7 +20,8 @@ from model.sampling import Sampling, draw, repeats
 
 ADAPTERS = {
     "lora": lambda model: apply_lora(model, rank=3, targets="all"),
-    "lora_beside_experts": lambda model: apply_lora(model, rank=3, targets=["attention", "shared", "router", "heads"] if model.config.use_moe else "all"),
+    "lora_beside_experts": lambda model: apply_lora(model, rank=3, targets=["attention", "shared", "router", "heads"]
+                                                    if model.config.use_moe else "all"),
     "prefix": lambda model: apply_prefix(model, length=3),
     "role": lambda model: apply_prefix(model, kind="role", ids=(9, 10, 11)),
     "memory": lambda model: apply_memory(model, tokens=8, chapters=4, topk=2),
@@ -30,7 +32,8 @@ def eval_model(dtype=torch.float64, adapter=None, **changes):
     model = toy.toy_model(dtype=dtype, **changes)
     if adapter:
         ADAPTERS[adapter](model)
-        for parameter in model.parameters():                            # away from the zero start, where an adapter does nothing
+        # away from the zero start, where an adapter does nothing
+        for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data += torch.randn_like(parameter) * 0.2
     return model.eval()
@@ -68,7 +71,8 @@ def test_cached_equals_full_forward_in_float32(variant):
     with torch.no_grad():
         full = model(ids).logits_1
         for absorb in (True, False):
-            assert (full - toy.decode_in_pieces(model, ids, (1, 9, 1, 15), absorb)).abs().max() < 1e-5 * full.abs().max()
+            assert (full - toy.decode_in_pieces(model, ids, (1, 9, 1, 15), absorb)).abs().max() < 1e-5 * full.abs().max(
+                )
 
 
 def test_folded_equals_absorbed():
@@ -117,7 +121,8 @@ def test_prepared_heads_are_the_models_own(adapter):
     for count in (1, 2, 30, 1):
         x = torch.randn(count, 16, dtype=torch.float64)
         with torch.inference_mode():
-            assert all((mine(x) - head(x)).abs().max() < 1e-12 for mine, head in zip(cache.heads, model.heads(), strict=True))
+            assert all((mine(x) - head(x)).abs().max() < 1e-12
+                       for mine, head in zip(cache.heads, model.heads(), strict=True))
 
 
 @pytest.mark.parametrize("variant", ["default", "alibi", "gqa", "gqa_window_alibi", "window", "learned"])
@@ -195,8 +200,10 @@ def test_greedy_equals_recomputing_everything():
     assert reply == text[5:]
 
 
-@pytest.mark.parametrize("options", [{}, dict(temperature=1.0, seed=5), dict(temperature=0.7, top_p=0.9, top_k=40, min_p=0.01, seed=1),
-                                     dict(repetition_penalty=1.5, no_repeat_ngram=2), dict(frequency_penalty=0.7, presence_penalty=0.4)])
+@pytest.mark.parametrize(
+    "options", [{}, dict(temperature=1.0, seed=5), dict(temperature=0.7, top_p=0.9, top_k=40, min_p=0.01, seed=1),
+                                     dict(repetition_penalty=1.5, no_repeat_ngram=2),
+                                     dict(frequency_penalty=0.7, presence_penalty=0.4)])
 def test_each_reply_of_a_batch_is_as_alone(options):
     model = eval_model()
     prompts = [tokens(1 + n % 7, seed=n).tolist() for n in range(11)]
@@ -214,12 +221,14 @@ def test_same_seed_same_reply():
         assert made[0] == made[1] != made[2]
 
 
-@pytest.mark.parametrize("options", [{}, dict(temperature=2.0, seed=0), dict(temperature=1.0, top_p=0.5, seed=1, repetition_penalty=0.5)])
+@pytest.mark.parametrize(
+    "options", [{}, dict(temperature=2.0, seed=0), dict(temperature=1.0, top_p=0.5, seed=1, repetition_penalty=0.5)])
 def test_reserved_ids_are_never_generated(options):
     model = eval_model()
     with torch.no_grad():
         for head in (model.fc1, model.fc2):
-            head.weight[:16] = head.weight[16:].abs().max() * torch.sign(head.weight[:16]) * 5       # they would win almost always
+            # they would win almost always
+            head.weight[:16] = head.weight[16:].abs().max() * torch.sign(head.weight[:16]) * 5
     for speculate in (False, True):
         reply = generate(model, [1, 20], 60, stop_ids=(), guard=False, speculate=speculate, **options)
         assert len(reply) == 60 and min(reply) >= 16
@@ -240,7 +249,8 @@ def test_finish_says_why():
 @pytest.mark.parametrize("speculate", [False, True])
 def test_a_model_that_goes_round_is_stopped(speculate):
     model = eval_model()
-    for block in model.blocks:                                          # nothing but the embedding reaches the heads: each id has one successor
+    # nothing but the embedding reaches the heads: each id has one successor
+    for block in model.blocks:
         block.attention.out.weight.data.zero_()
         block.mlp.down.data.zero_()
         block.mlp.shared.down.weight.data.zero_()
@@ -260,7 +270,8 @@ def test_loop_guard_counts_rounds():
     assert length_at_stop([5] * 100) == LEAST
     assert length_at_stop([1, 2, 3] + [7, 8, 9] * 30) == 3 + LEAST
     assert length_at_stop(list(range(50)) * 4) == 200
-    assert length_at_stop(list(range(64)) * 3 + [1]) is None                                         # seen three times only
+    # seen three times only
+    assert length_at_stop(list(range(64)) * 3 + [1]) is None
     assert length_at_stop([9] * 20 + [1] + [9] * 20) is None                                         # 哈哈哈哈 is a reply
     assert length_at_stop(list(range(65)) * 9) is None
     rng = random.Random(0)
@@ -271,7 +282,8 @@ def test_learned_positions_end_the_reply():
     model = eval_model(**toy.VARIANTS["learned"])
     for speculate in (False, True):
         reply = generate_reply(model, [20] * 60, 100, stop_ids=(), guard=False, speculate=speculate)
-        assert reply.finish == "length" and len(reply.ids) == 5                                      # the last one need not be read
+        # the last one need not be read
+        assert reply.finish == "length" and len(reply.ids) == 5
     assert len(generate(model, [20] * 64, 100, stop_ids=())) == 1
     assert [len(r) for r in generate_batch(model, [[20] * 60, [21] * 64, [22]], 3, stop_ids=())] == [3, 1, 3]
     for bad in ([20] * 65, [], [300], [-1]):
@@ -299,7 +311,8 @@ def test_mode_and_weights_are_left_alone():
 
 def test_what_is_prepared_once_serves_every_reply():
     model, prepared = eval_model(), {}
-    made = [generate(model, [1, 20, 30], 12, guard=False, stop_ids=(), prepared=kept) for kept in (None, prepared, prepared)]
+    made = [generate(model, [1, 20, 30], 12, guard=False, stop_ids=(), prepared=kept)
+            for kept in (None, prepared, prepared)]
     assert made[0] == made[1] == made[2] and list(prepared) == [model]
     first = prepared[model]
     assert generate_batch(model, [[1, 20, 30]] * 2, 12, guard=False, stop_ids=(), prepared=prepared)[0] == made[0]
@@ -322,11 +335,13 @@ def test_filters():
     logits = torch.log(torch.tensor([[0.4, 0.3, 0.2, 0.1]], dtype=torch.float64))
 
     def shares(**options):
-        return [round(x, 6) for x in Sampling(temperature=1.0, reserved=0, **options).probabilities(logits.clone())[0].tolist()]
+        return [round(x, 6) for x in Sampling(temperature=1.0, reserved=0,
+                                              **options).probabilities(logits.clone())[0].tolist()]
 
     assert shares() == [0.4, 0.3, 0.2, 0.1]
     assert shares(top_k=2) == [round(4 / 7, 6), round(3 / 7, 6), 0, 0]
-    assert shares(top_p=0.7) == [round(4 / 7, 6), round(3 / 7, 6), 0, 0] and shares(top_p=0.71) == [round(x / 9, 6) for x in (4, 3, 2, 0)]
+    assert shares(top_p=0.7) == [round(4 / 7, 6), round(3 / 7, 6), 0,
+                                 0] and shares(top_p=0.71) == [round(x / 9, 6) for x in (4, 3, 2, 0)]
     assert shares(top_p=1e-9) == [1, 0, 0, 0]
     assert shares(min_p=0.6) == shares(top_k=2)
     cold = Sampling(temperature=0.5).probabilities(logits.clone())[0]
@@ -337,7 +352,8 @@ def test_filters():
 def test_penalties_look_at_the_reply_only():
     how = Sampling(repetition_penalty=2.0, reserved=0)
     assert how.allowed(torch.tensor([[4.0, -4.0, 1.0]]), [[0, 1, 1]]).tolist() == [[2.0, -8.0, 1.0]]
-    assert repeats([5, 6, 7, 5, 6], 3) == [7] and repeats([5, 6, 7, 5, 6], 2) == [7] and repeats([5], 2) == [] and repeats([5, 6], 1) == [5, 6]
+    assert repeats([5, 6, 7, 5, 6], 3) == [7] and repeats([5, 6, 7, 5, 6], 2) == [7] and repeats([5],
+        2) == [] and repeats([5, 6], 1) == [5, 6]
     ids = generate(eval_model(), [20, 21, 22], 200, no_repeat_ngram=2, stop_ids=(), guard=False)
     assert len(set(zip(ids, ids[1:]))) == len(ids) - 1
 
@@ -346,8 +362,10 @@ def test_frequency_and_presence_penalties_are_openais():
     how = Sampling(frequency_penalty=0.5, presence_penalty=0.25, reserved=0)
     logits = torch.tensor([[4.0, -4.0, 1.0]])
     assert how.allowed(logits, [[0, 1, 1]]).tolist() == [[3.25, -5.25, 1.0]] and not how.forgetful
-    assert Sampling(presence_penalty=-1.0, reserved=0).allowed(torch.tensor([[1.0, 2.0]]), [[0, 0]]).tolist() == [[2.0, 2.0]]
-    plain, often = (generate(eval_model(), [20, 21, 22], 60, stop_ids=(), guard=False, frequency_penalty=f) for f in (0.0, 2.0))
+    assert Sampling(presence_penalty=-1.0, reserved=0).allowed(torch.tensor([[1.0, 2.0]]),
+                                                               [[0, 0]]).tolist() == [[2.0, 2.0]]
+    plain, often = (generate(eval_model(), [20, 21, 22], 60, stop_ids=(), guard=False, frequency_penalty=f)
+                    for f in (0.0, 2.0))
     assert len(set(often)) > len(set(plain))
 
 
@@ -359,7 +377,8 @@ def test_draw_inverts_the_distribution():
     assert abs(share - 0.25) < 0.05
 
 
-@pytest.mark.parametrize("bad", [dict(temperature=-1), dict(temperature=float("nan")), dict(top_p=-0.1), dict(top_p=1.5), dict(top_k=-1),
+@pytest.mark.parametrize(
+    "bad", [dict(temperature=-1), dict(temperature=float("nan")), dict(top_p=-0.1), dict(top_p=1.5), dict(top_k=-1),
                                  dict(min_p=2), dict(repetition_penalty=0), dict(no_repeat_ngram=-1),
                                  dict(frequency_penalty=float("inf")), dict(presence_penalty=float("nan"))])
 def test_sampling_options_without_meaning(bad):
@@ -377,6 +396,8 @@ def test_a_temperature_too_small_for_numbers_is_greedy():
 
 def test_the_cache_of_a_reply_grows_as_it_needs(monkeypatch):
     asked, real = [], DecodeCache.of.__func__
-    monkeypatch.setattr(DecodeCache, "of", classmethod(lambda cls, model, rows, length, *more: asked.append(length) or real(cls, model, rows, length, *more)))
+    monkeypatch.setattr(DecodeCache, "of",
+                        classmethod(lambda cls, model, rows, length, *more: asked.append(length)
+                                    or real(cls, model, rows, length, *more)))
     next(iter(stream(toy.toy_model(), [5, 17, 20], 10 ** 8, guard=False)), None)
     assert asked and asked[0] <= 3 + generate_module.CHUNK + 1

@@ -1,4 +1,5 @@
-"""What is decided on a GPU, asked where there may be none: devices are named or imitated, nothing is computed on them."""
+"""What is decided on a GPU, asked where there may be none: devices are named or imitated, nothing is computed on
+them."""
 import contextlib
 import importlib.util
 import math
@@ -93,7 +94,8 @@ def test_a_blank_batch_stays_blank_on_its_way():
     batch = PairBatch(torch.ones(2, 5, dtype=torch.long), torch.ones(2, 5, dtype=torch.long))
     moved = batch.blank().to(torch.device("meta"))
     assert (moved.tokens, moved.targets_1, moved.targets_2) == (0, 0, 0)
-    assert {t.device.type for t in (moved.ids, moved.targets, *moved.labels)} == {"meta"} and batch.ids.device.type == "cpu"
+    assert {t.device.type for t in (moved.ids, moved.targets, *moved.labels)} == {
+        "meta"} and batch.ids.device.type == "cpu"
 
 
 class Nothing(contextlib.nullcontext):
@@ -104,7 +106,8 @@ def test_the_largest_batch_is_timed_when_its_memory_is_there(monkeypatch):
     events = []
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: events.append("wait"))
     monkeypatch.setattr(find_batch, "SavedBytes", lambda model: Nothing())
-    trial = SimpleNamespace(device=CUDA, model=None, batch=lambda rows: rows, optimize=lambda group, chunk: events.append("step"))
+    trial = SimpleNamespace(device=CUDA, model=None, batch=lambda rows: rows,
+                            optimize=lambda group, chunk: events.append("step"))
     trial.now = lambda: find_batch.Trial.now(trial)
     seconds, kept = find_batch.Trial.step_with(trial, 4)
     assert events == ["wait", "step", "wait", "step", "wait"] and kept == 7 and seconds >= 0
@@ -130,6 +133,9 @@ def test_chunks_of_a_gpu_have_the_loss_of_those_of_a_cpu(monkeypatch):
                                    "DefaultCPUAllocator: can't allocate memory"])
 def test_a_full_device_is_told_in_plain_words(words, tmp_path):
     script = tmp_path / "full.py"
-    script.write_text(f"from tools.cli import guarded\n\ndef main():\n    raise RuntimeError({words!r})\n\nguarded(main)\n", encoding="utf-8")
-    ended = subprocess.run([sys.executable, script], capture_output=True, encoding="utf-8", env={**os.environ, "PYTHONPATH": str(ROOT)})
+    script.write_text(
+        f"from tools.cli import guarded\n\ndef main():\n    raise RuntimeError({words!r})\n\nguarded(main)\n",
+        encoding="utf-8")
+    ended = subprocess.run([sys.executable, script], capture_output=True, encoding="utf-8",
+                           env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert ended.returncode == 2 and "显存不足" in ended.stderr

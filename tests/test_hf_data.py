@@ -1,4 +1,5 @@
-"""`hf:` data: folders and saved sets of the `datasets` package become JSON lines that everything else reads. No network."""
+"""`hf:` data: folders and saved sets of the `datasets` package become JSON lines that everything else reads. No
+network."""
 import json
 import sys
 import types
@@ -79,12 +80,14 @@ def test_fetched_once_and_again_when_the_folder_changed(folder, keys, monkeypatc
 def test_a_name_on_the_hub(keys, monkeypatch):
     """Without network: what the package is asked for, and that names, subsets, splits and limits are told apart."""
     asked, fake = [], types.ModuleType("datasets")
-    fake.load_dataset = lambda name, subset, split, streaming: asked.append((name, subset, split, streaming)) or iter(ROWS)
+    fake.load_dataset = lambda name, subset, split, streaming: asked.append((name, subset, split, streaming)) or iter(
+        ROWS)
     monkeypatch.setitem(sys.modules, "datasets", fake)
     paths = {hub.local_files(spec, {**keys, **more}) for spec, more in (
         ("hf:a/b", {}), ("hf:a/c", {}), ("hf:a/b", {"hf_subset": "en"}), ("hf:a/b#validation", {}),
         ("hf:a/b", {"hf_streaming": True, "n_of_samples": 5, "n_of_samplings": 1}))}
-    assert len(paths) == 5 and asked == [("a/b", None, "train", False), ("a/c", None, "train", False), ("a/b", "en", "train", False),
+    assert len(paths) == 5 and asked == [("a/b", None, "train", False), ("a/c", None, "train", False),
+                                         ("a/b", "en", "train", False),
                                          ("a/b", None, "validation", False), ("a/b", None, "train", True)]
     assert all(Path(p).parent == Path(keys["cache_dir"], "hf") for p in paths)
 
@@ -107,11 +110,14 @@ def test_what_cannot_be_opened_or_is_empty_is_exit_2(keys, monkeypatch, ram_path
 
 
 def test_D11_a_run_on_hf_data(folder, keys, options, vocab):
-    chosen = options(rows=5, max_steps=2, cache_dir=keys["cache_dir"], json_data_path=f"hf:{folder}", eval_data_path=f"hf:{folder}#test", eval_steps=1)
+    chosen = options(rows=5, max_steps=2, cache_dir=keys["cache_dir"], json_data_path=f"hf:{folder}",
+                     eval_data_path=f"hf:{folder}#test", eval_steps=1)
     loop = toy.train(chosen)
     assert loop.exit == 0 and len(loop.stage.train.cache) == 12 and len(loop.stage.held["held"].cache) == 2
-    assert toy.checkpoint(chosen, "TinySeek_Pre_final")["run"]["json_data_path"] == f"hf:{folder}", "the configuration keeps the name"
-    batches = list(create_dataloader(str(folder), vocab, cache_dir=keys["cache_dir"], training_mode="pretraining", max_length=64))
+    assert toy.checkpoint(
+        chosen, "TinySeek_Pre_final")["run"]["json_data_path"] == f"hf:{folder}", "the configuration keeps the name"
+    batches = list(
+        create_dataloader(str(folder), vocab, cache_dir=keys["cache_dir"], training_mode="pretraining", max_length=64))
     assert sum(int((b["positions"] == 0)[b["valid"]].sum()) for b in batches) == 12
 
 

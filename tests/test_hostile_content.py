@@ -1,4 +1,5 @@
-"""Content cannot forge structure: whatever people write, only the renderer makes roles and ends. Checked on ids, not on strings."""
+"""Content cannot forge structure: whatever people write, only the renderer makes roles and ends. Checked on ids, not on
+strings."""
 import json
 import random
 from types import SimpleNamespace
@@ -15,12 +16,18 @@ from tools.vocab import FIRST_BYTE, FIRST_WORD, RESERVED, Vocab
 USER, ASSISTANT, SYSTEM = 9, 10, 11
 ROLE_IDS = {"user": USER, "assistant": ASSISTANT, "system": SYSTEM}
 FRAGMENTS = [
-    "<|im_end|>", "<|im_end|", "|im_end|>", "<|im", "_end|>", "<|", "|>", "<|im_start|>", "<|endoftext|>", "</s>", "<s>", "<|User|>", "<|Assistant|>",
-    "User：", "User:", "User", "Assistant：", "Assistant   ：", "Assistant\n：", "Assistant\t:", "System：", "\nUser：", "\r\nAssistant：",
-    "Ｕｓｅｒ：", "Ａｓｓｉｓｔａｎｔ：", "＜｜im_end｜＞", "<｜im_end｜>", "‹|im_end|›", "Uѕer：", "Аssistant：", "us\u200ber：", "＜|im_end|＞", "<\u200b|im_end|>",
-    "[PAD]", "[MASK]", "[UNK]", "[R4]", "[R12]", "[INST]", "<0x01>", "<0x0A>", "\\x01", "\\u0001", "&lt;|im_end|&gt;", "%3C%7Cim_end%7C%3E",
-    "\x01", "\x02", "\x09", "\x0b", "\x10", "\x1b[31m", "\x7f", "\x85", "\ufeff", "\u2028", "\u2029", "\u202e", "\u200d", "\ufffd", "\U000e0001",
-    "：", ":", "\n", "\n\n", "\r", " ", "　", "9", "10", "1", "你好", "小寻", "😀", "👨\u200d👩", "é", "e\u0301", "ﷺ", "𝕌𝕤𝕖𝕣：", "龘",
+    "<|im_end|>", "<|im_end|", "|im_end|>", "<|im", "_end|>", "<|", "|>", "<|im_start|>", "<|endoftext|>", "</s>",
+    "<s>", "<|User|>", "<|Assistant|>",
+    "User：", "User:", "User", "Assistant：", "Assistant   ：", "Assistant\n：", "Assistant\t:", "System：", "\nUser：",
+    "\r\nAssistant：",
+    "Ｕｓｅｒ：", "Ａｓｓｉｓｔａｎｔ：", "＜｜im_end｜＞", "<｜im_end｜>", "‹|im_end|›", "Uѕer：", "Аssistant：", "us\u200ber：",
+    "＜|im_end|＞", "<\u200b|im_end|>",
+    "[PAD]", "[MASK]", "[UNK]", "[R4]", "[R12]", "[INST]", "<0x01>", "<0x0A>", "\\x01", "\\u0001", "&lt;|im_end|&gt;",
+    "%3C%7Cim_end%7C%3E",
+    "\x01", "\x02", "\x09", "\x0b", "\x10", "\x1b[31m", "\x7f", "\x85", "\ufeff", "\u2028", "\u2029", "\u202e",
+    "\u200d", "\ufffd", "\U000e0001",
+    "：", ":", "\n", "\n\n", "\r", " ", "　", "9", "10", "1", "你好", "小寻", "😀", "👨\u200d👩", "é", "e\u0301", "ﷺ", "𝕌𝕤𝕖𝕣：",
+    "龘",
     '{"role": "assistant"}', "<script>", "'; --", "${x}", "{{user}}", "%s",
 ]
 SPECIAL_TEXT = ["<|im_end|>", "User：", "Assistant：", "System：", "[PAD]", "[MASK]", "<|User|>"]
@@ -48,7 +55,8 @@ def conversation(rng):
 
 
 def check(ids, messages, vocab, prompt=False):
-    """Exactly one role id per message and one end per reply, in their order; what lies between decodes to what was written."""
+    """Exactly one role id per message and one end per reply, in their order; what lies between decodes to what was
+    written."""
     ids = np.asarray(ids)
     expected = [1]
     for message in messages:
@@ -111,7 +119,8 @@ def test_a_vocabulary_with_reserved_names_among_its_words():
     words = ["User", "Assistant", "<|im_end|>", "[PAD]", *letters]
     order = sorted(range(len(words)), key=lambda i: words[i])
     vocab = Vocab.from_words([words[i] for i in order], [-5] * len(words), "char")
-    assert vocab.encode("User<|im_end|>[PAD]") == [FIRST_WORD + [words[i] for i in order].index(w) for w in ("User", "<|im_end|>", "[PAD]")]
+    assert vocab.encode("User<|im_end|>[PAD]") == [FIRST_WORD + [words[i] for i in order].index(w)
+                                                   for w in ("User", "<|im_end|>", "[PAD]")]
     assert [vocab.id(name) for name in RESERVED] == list(range(16))
 
 
@@ -150,5 +159,6 @@ def test_only_text_rows_split_at_the_literal_end(vocab):
 
 def test_roles_cannot_be_smuggled_in():
     for role in ("User：", "assistant：", "<|im_end|>", "root", "", 9, None, ["user"]):
-        line = json.dumps({"messages": [{"role": role, "content": "x"}, {"role": "assistant", "content": "y"}]}).encode()
+        line = json.dumps({"messages": [{"role": role, "content": "x"}, {"role": "assistant", "content": "y"}]}).encode(
+            )
         assert isinstance(parse_line(line), str)                        # the reason why the line is bad

@@ -1,4 +1,5 @@
-"""The penalty on forgetting: what it measures, that it is free at step 0, keeps the base, resumes exactly and leaves rehearsals alone."""
+"""The penalty on forgetting: what it measures, that it is free at step 0, keeps the base, resumes exactly and leaves
+rehearsals alone."""
 import pytest
 import torch
 
@@ -19,8 +20,10 @@ def world(tmp_path_factory, vocab):
 
 def options_for(world, vocab, name, **keys):
     one = [{"conversations": [{"role": "user", "content": "月亮呢？"}, {"role": "assistant", "content": "不不不不不"}]}] * 20
-    values = {"pretraining_model_path": str(world / "out/base/TinySeek_SFT_final.pkl"), "replay_data_path": str(world / "general.jsonl"),
-              "name": name, "eval_share": 0.1, "rank": 4, "lora_targets": ["attention", "heads"], "forget_penalty": 30.0, **keys}
+    values = {"pretraining_model_path": str(world / "out/base/TinySeek_SFT_final.pkl"),
+              "replay_data_path": str(world / "general.jsonl"),
+              "name": name, "eval_share": 0.1, "rank": 4, "lora_targets": ["attention", "heads"],
+              "forget_penalty": 30.0, **keys}
     return toy.toy_options(world, vocab, "lora", one, **values)
 
 
@@ -81,7 +84,8 @@ def test_only_what_learns_is_penalised():
 def test_the_base_is_kept_without_replay(world, vocab):
     losses = {}
     for name, weight in (("free", 0.0), ("kept", 100.0)):
-        options = options_for(world, vocab, name, forget_penalty=weight, init_lr=3e-2, min_lr=3e-2, max_epochs=30, max_steps=30, eval_steps=10)
+        options = options_for(world, vocab, name, forget_penalty=weight, init_lr=3e-2, min_lr=3e-2, max_epochs=30,
+                              max_steps=30, eval_steps=10)
         loop = toy.train(options, "lora")
         losses[name] = loop.held["general_loss"] - loop.held["general_first"], loop.metrics
     assert losses["free"][0] > 0.2 and losses["kept"][0] < losses["free"][0] / 3
@@ -109,4 +113,5 @@ def test_a_rehearsal_leaves_no_trace(world, vocab):
     stage = toy.build_stage(options_for(world, vocab, "rehearsed"), "lora")
     with Rehearsal(stage) as loop:
         loop.optimize(next(loop.groups()), 1)
-    assert all(p.grad is None for p in stage.model.parameters()) and drift(stage.model, general_moments(stage.model, stage.held["general"])) == 0
+    assert all(p.grad is None for p in stage.model.parameters()) and drift(stage.model,
+        general_moments(stage.model, stage.held["general"])) == 0

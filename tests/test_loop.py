@@ -34,7 +34,8 @@ def plain_gradient(model, documents, width):
 
 
 def test_O1_O4_O5_L1_steps_are_those_of_a_plain_adam(options):
-    """Accumulation 3 on uneven micro-batches; judge: documents alone, Adam and clipping written out. 1e-9 in float64."""
+    """Accumulation 3 on uneven micro-batches; judge: documents alone, Adam and clipping written out. 1e-9 in
+    float64."""
     chosen = options(rows=40, alpha=0.0, accumulation_steps=3, batch_size=1, max_norm=0.5, decay=0.9, max_len=128)
     stage = build_stage(chosen)
     stage.model.double()
@@ -48,7 +49,8 @@ def test_O1_O4_O5_L1_steps_are_those_of_a_plain_adam(options):
         rows = sorted(r for place in step["places"] for r in stage.train.source_rows(place))
         loss, gradient = plain_gradient(judge, [torch.from_numpy(stage.train.cache.document(r)[0]) for r in rows], 128)
         norm = math.sqrt(sum(float(g.pow(2).sum()) for g in gradient))
-        assert step["loss"] == pytest.approx(float(loss), rel=1e-9) and step["grad_norm"] == pytest.approx(norm, rel=1e-9)
+        assert step["loss"] == pytest.approx(float(loss), rel=1e-9) and step["grad_norm"] == pytest.approx(norm,
+            rel=1e-9)
         lr = 5e-3 * 0.9 ** (t - 1)
         assert step["lr"] == pytest.approx(lr)
         with torch.no_grad():
@@ -66,10 +68,12 @@ def test_O5_small_micro_batches_are_one_big_batch(options, rows):
     """4 x 1 = 1 x 4 rows a step, the last partial group included."""
     weights = []
     for batch_size, accumulation in ((4, 1), (1, 4), (2, 2)):
-        stage = build_stage(options(rows=rows, alpha=0.0, batch_size=batch_size, accumulation_steps=accumulation, resume="none"))
+        stage = build_stage(
+            options(rows=rows, alpha=0.0, batch_size=batch_size, accumulation_steps=accumulation, resume="none"))
         stage.model.double()
         loop = run_loop(stage)
-        rows_trained = sum(len(stage.train._plan(p.epoch, p.chunk)[1][p.batch]) for h in loop.history for p in h["places"])
+        rows_trained = sum(len(stage.train._plan(p.epoch, p.chunk)[1][p.batch]) for h in loop.history
+                           for p in h["places"])
         weights.append((stage.model.state_dict(), rows_trained, len(loop.history)))
     for other in weights[1:]:
         assert other[1:] == weights[0][1:]
@@ -80,10 +84,12 @@ def test_O5_small_micro_batches_are_one_big_batch(options, rows):
 @pytest.mark.parametrize("max_norm", [0.01, 0.0])
 def test_O4_clipping_and_the_logged_norm(options, max_norm):
     """One SGD step without momentum moves by lr * clipped gradient; the log tells the norm before; 0 = off."""
-    stage = build_stage(options(optimizer="sgd", beta1=0.0, weight_decay=0.0, init_lr=0.5, min_lr=0.0, max_norm=max_norm, max_steps=1))
+    stage = build_stage(
+        options(optimizer="sgd", beta1=0.0, weight_decay=0.0, init_lr=0.5, min_lr=0.0, max_norm=max_norm, max_steps=1))
     before = {n: p.detach().clone() for n, p in stage.model.named_parameters()}
     loop = run_loop(stage)
-    moved = math.sqrt(sum(float((p.detach() - before[n]).pow(2).sum()) for n, p in stage.model.named_parameters())) / 0.5
+    moved = math.sqrt(
+        sum(float((p.detach() - before[n]).pow(2).sum()) for n, p in stage.model.named_parameters())) / 0.5
     norm = loop.history[0]["grad_norm"]
     assert norm > 0.1 and moved == pytest.approx(max_norm or norm, rel=1e-3)
 
@@ -116,7 +122,9 @@ def test_S5_every_rule_reaches_the_optimizer(options, scheduler):
     chosen = options(scheduler=scheduler, warmup_steps=3, decay=0.9)
     loop = train(chosen)
     for step, h in enumerate(loop.history):
-        assert h["lr"] == pytest.approx(5e-3 * rate_factor(SimpleNamespace(**chosen), step, loop.total_steps, 1, max(0, step - 3)))
+        assert h["lr"] == pytest.approx(5e-3
+                                        * rate_factor(SimpleNamespace(**chosen), step, loop.total_steps, 1,
+                                                      max(0, step - 3)))
     assert loop.optimizers[0].param_groups[0]["lr"] == loop.history[-1]["lr"] and loop.history[0]["lr"] < 5e-3
 
 
@@ -131,7 +139,8 @@ def test_P1_P2_every_precision_trains_and_resumes_bit_identically(options, preci
     """One scaler for all, switched on for fp16 alone; its scale survives the interruption."""
     keys = dict(mixed_precision=precision, dropout=0.1, decay=0.99)
     whole = train(options(name="whole", **keys))
-    assert whole.scaler.is_enabled() == (whole.precision == "fp16") and all(p.dtype == torch.float32 for p in whole.model.parameters())
+    assert whole.scaler.is_enabled() == (whole.precision == "fp16") and all(p.dtype == torch.float32
+        for p in whole.model.parameters())
     assert whole.history[-1]["loss"] < whole.history[0]["loss"]
     cut = options(name="cut", **keys)
     assert train(cut, stop_after=5).exit == 143
@@ -145,7 +154,8 @@ def test_P1_P2_every_precision_trains_and_resumes_bit_identically(options, preci
 # ---- cadences and the log ----
 
 def test_C7_cadences_count_optimizer_steps(options):
-    chosen = options(accumulation_steps=2, batch_size=1, eval_share=0.1, logging_steps=3, eval_steps=4, save_steps=5, save_total_limit=None)
+    chosen = options(accumulation_steps=2, batch_size=1, eval_share=0.1, logging_steps=3, eval_steps=4, save_steps=5,
+                     save_total_limit=None)
     steps = len(train(chosen).history)
     assert steps > 10
     lines = [row["step"] for row in log_lines(chosen) if "event" not in row]
@@ -195,8 +205,10 @@ def test_E4_every_line_has_norm_rate_and_what_was_optimised(options):
         for key in ("loss", "ce_1", "ce_2", "lexp", "grad_norm", "lr"):
             assert row[key] == pytest.approx(step[key], rel=1e-6), key
         assert row["loss"] == pytest.approx(row["ce_1"] + row["ce_2"] + 0.5 * row["lexp"], rel=1e-6)
-        assert row["ppx_1"] == pytest.approx(math.exp(row["ce_1"])) and row["ppx_2"] == pytest.approx(math.exp(row["ce_2"]))
-        for name, key in (("Loss", "loss"), ("GradNorm", "grad_norm"), ("LR", "lr"), ("Ppx_2", "ppx_2"), ("Lexp", "lexp")):
+        assert row["ppx_1"] == pytest.approx(math.exp(row["ce_1"])) and row["ppx_2"] == pytest.approx(
+            math.exp(row["ce_2"]))
+        for name, key in (("Loss", "loss"), ("GradNorm", "grad_norm"), ("LR", "lr"), ("Ppx_2", "ppx_2"),
+                          ("Lexp", "lexp")):
             assert text.get(name)[i] == pytest.approx(row[key], rel=1e-3, abs=1e-4)
         place = step["places"][-1]
         assert (row["epoch"], row["index"], row["batch"]) == (place.epoch + 1, place.chunk + 1, place.batch + 1)
@@ -240,7 +252,8 @@ def test_C1_names_in_a_second_epoch_and_with_a_name(options):
 def scripted(monkeypatch, losses):
     """Held-out losses in this order, the last one for ever."""
     left = list(losses)
-    monkeypatch.setattr(loop_file, "evaluate", lambda *_: {"loss": left[0], "ce_1": left.pop(0) if len(left) > 1 else left[0]})
+    monkeypatch.setattr(loop_file, "evaluate",
+                        lambda *_: {"loss": left[0], "ce_1": left.pop(0) if len(left) > 1 else left[0]})
 
 
 def test_E1_early_stopping_on_scripted_losses(options, monkeypatch):
@@ -250,7 +263,8 @@ def test_E1_early_stopping_on_scripted_losses(options, monkeypatch):
     assert len(loop.history) == 5                                                 # best at 2, patience 3
     stop, = events(chosen, "early_stop")
     assert stop["step"] == 5 and stop["best"] == 2
-    assert checkpoint(chosen, "TinySeek_Pre_best")["step"] == 2 and checkpoint(chosen, "TinySeek_Pre_final")["step"] == 5
+    assert checkpoint(chosen, "TinySeek_Pre_best")["step"] == 2 and checkpoint(chosen,
+        "TinySeek_Pre_final")["step"] == 5
 
 
 def test_E1_off_by_default_threshold_and_patience(options, monkeypatch):
@@ -281,7 +295,8 @@ def test_held_out_data_without_targets_stops_nothing(options):
 def test_sft_learns_replies_from_a_pre_trained_model(options):
     pre = options(init_lr=1e-2)
     train(pre)
-    chosen = options("sft", 30, pretraining_model_path=str(Path(pre["out_dir"]) / "TinySeek_Pre_final.pkl"), max_epochs=3)
+    chosen = options("sft", 30, pretraining_model_path=str(Path(pre["out_dir"]) / "TinySeek_Pre_final.pkl"),
+                     max_epochs=3)
     loop = train(chosen, "sft")
     assert loop.history[-1]["loss"] < 0.8 * loop.history[0]["loss"]
     assert checkpoint(chosen, "TinySeek_SFT_final")["stage"] == "SFT"

@@ -7,12 +7,14 @@ import pytest
 import torch
 
 from toy import pack, toy_documents, toy_model
-from train_agent.trainers.losses import (auxiliary_loss, compute_router_auxiliary_loss, load_balance_loss, next_tokens_loss,
+from train_agent.trainers.losses import (auxiliary_loss, compute_router_auxiliary_loss, load_balance_loss,
+                                         next_tokens_loss,
                                          step_metrics, z_loss)
 
 
 def batch_of(documents, width=13):
-    """A batch as the loop hands it over, made without the packer: labels inside each document, everything supervised."""
+    """A batch as the loop hands it over, made without the packer: labels inside each document, everything
+    supervised."""
     packed, starts = pack(documents, width)
     labels = np.full((2, packed["input_ids"].numel()), -100)
     for document, start in zip(documents, starts):
@@ -20,7 +22,8 @@ def batch_of(documents, width=13):
             labels[by - 1, start:start + len(document) - by if len(document) > by else start] = document[by:]
     shape = packed["input_ids"].shape
     goals = torch.from_numpy(labels).view(2, *shape)
-    return SimpleNamespace(ids=packed["input_ids"], positions=packed["positions"], layout=packed["layout"], valid=packed["valid"],
+    return SimpleNamespace(ids=packed["input_ids"], positions=packed["positions"], layout=packed["layout"],
+                           valid=packed["valid"],
                            labels_1=goals[0], labels_2=goals[1], left_out=None, tokens=sum(map(len, documents)),
                            targets_1=int((goals[0] >= 0).sum()), targets_2=int((goals[1] >= 0).sum()))
 
@@ -41,7 +44,9 @@ def test_L1_total_loss_by_hand():
             for t in range(len(document) - by):
                 logs[by].append(-math.log(float(logits[0, t].softmax(-1)[document[t + by]])))
     ce = [sum(logs[by]) / len(logs[by]) for by in (1, 2)]
-    lexps = [float(r.loss) for r in model(batch.ids, positions=batch.positions, layout=batch.layout, valid=batch.valid).routings]
+    lexps = [
+        float(r.loss) for r in model(batch.ids, positions=batch.positions, layout=batch.layout,
+                                     valid=batch.valid).routings]
     assert float(loss) == pytest.approx(sum(ce) + 0.3 * sum(lexps), rel=1e-9)
     metrics = step_metrics(sums, totals_of(batch))
     assert metrics["ce_1"] == pytest.approx(ce[0]) and metrics["ce_2"] == pytest.approx(ce[1])
@@ -49,7 +54,8 @@ def test_L1_total_loss_by_hand():
 
 
 def test_O5_shares_of_micro_batches_add_up():
-    """Uneven micro-batches: their sum is each head's sum over its own count plus the token-weighted mean of the routing loss."""
+    """Uneven micro-batches: their sum is each head's sum over its own count plus the token-weighted mean of the routing
+    loss."""
     model = toy_model(alpha=0.3).eval()
     parts = [batch_of(toy_documents(2, 4, seed=1)), batch_of(toy_documents(9, 13, seed=2))]
     totals, shares = totals_of(*parts), []
@@ -58,12 +64,15 @@ def test_O5_shares_of_micro_batches_add_up():
         share, more = next_tokens_loss(model, part, totals)
         shares.append(float(share))
         sums = {k: sums.get(k, 0) + v for k, v in more.items()}
-    alone = [model(p.ids, labels_1=p.labels_1, labels_2=p.labels_2, positions=p.positions, layout=p.layout, valid=p.valid) for p in parts]
+    alone = [
+        model(p.ids, labels_1=p.labels_1, labels_2=p.labels_2, positions=p.positions, layout=p.layout, valid=p.valid)
+        for p in parts]
     expected = sum(float(sum(a.loss_sums[h] for a in alone)) / sum(int(a.counts[h]) for a in alone) for h in (0, 1))
     expected += sum(float(a.aux_loss) * p.tokens for a, p in zip(alone, parts)) / totals["tokens"]
     assert sum(shares) == pytest.approx(expected, rel=1e-10)
     assert step_metrics(sums, totals)["loss"] == pytest.approx(expected, rel=1e-10)
-    assert sums["load"].sum() == 2 * 2 * totals["tokens"]                         # layers * keep * tokens, padding left out
+    # layers * keep * tokens, padding left out
+    assert sums["load"].sum() == 2 * 2 * totals["tokens"]
 
 
 def test_one_head_and_dense_models_have_no_second_or_routing_part():
@@ -84,7 +93,8 @@ def test_a_batch_without_targets_costs_nothing():
 def test_L5_load_balance():
     even = torch.full((8,), 1 / 8)
     assert float(load_balance_loss(even, even)) == pytest.approx(1)
-    two = torch.tensor([.5, .5] + [0.] * 6)                                       # k = 2 chapters take everything: C / k
+    # k = 2 chapters take everything: C / k
+    two = torch.tensor([.5, .5] + [0.] * 6)
     assert float(load_balance_loss(two, two)) == pytest.approx(4)
 
 

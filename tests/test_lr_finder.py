@@ -1,4 +1,5 @@
-"""The learning-rate finder, and what `--overfit_one_batch`, `--check_gradients` and `--find_batch` do instead of training."""
+"""The learning-rate finder, and what `--overfit_one_batch`, `--check_gradients` and `--find_batch` do instead of
+training."""
 import copy
 import math
 
@@ -19,7 +20,8 @@ def stage(options):
 
 def traces(stage):
     """All that a finder must leave alone."""
-    return (copy.deepcopy(stage.model.state_dict()), resume.random_states(), [p.grad is None for p in stage.model.parameters()],
+    return (copy.deepcopy(stage.model.state_dict()), resume.random_states(),
+            [p.grad is None for p in stage.model.parameters()],
             stage.model.training, copy.deepcopy(stage.options))
 
 
@@ -40,10 +42,12 @@ def test_O6_rates_are_geometric_and_nothing_changes(stage, untouched):
 def test_O6_hundred_steps_from_1e_7_to_1_are_the_default(stage, monkeypatch):
     taken = []
     monkeypatch.setattr(lr_finder.Sweep, "optimize", lambda self, group, chunk: (
-        taken.append(self.rate_factor(chunk) * self.options["init_lr"]), setattr(self, "metrics", {"lr": taken[-1], "loss": 1.0}),
+        taken.append(self.rate_factor(chunk) * self.options["init_lr"]),
+        setattr(self, "metrics", {"lr": taken[-1], "loss": 1.0}),
         setattr(self, "step", self.step + 1)))
     history, suggestion = lr_finder.find_learning_rate(stage)
-    assert len(history) == 100 and taken[0] == pytest.approx(1e-7) and taken[50] == pytest.approx(10 ** -3.5) and suggestion is None
+    assert len(history) == 100 and taken[0] == pytest.approx(1e-7) and taken[50] == pytest.approx(
+        10 ** -3.5) and suggestion is None
 
 
 @pytest.mark.parametrize("losses, kept", [([2.0, 1.9, 7.9, 8.1, 9.0], 4), ([2.0, math.nan, 1.0], 1)])
@@ -59,7 +63,9 @@ def test_O6_stops_beyond_four_times_the_first_loss(stage, monkeypatch, losses, k
 
 
 def test_O6_the_suggestion_is_where_the_loss_falls_fastest():
-    points = [{"lr": 10 ** (-7 + 0.07 * i), "loss": 5 - 3 / (1 + math.exp(-(i - 50) / 4)) + (10 * (i - 80) if i > 80 else 0)} for i in range(85)]
+    points = [
+        {"lr": 10 ** (-7 + 0.07 * i), "loss": 5 - 3 / (1 + math.exp(-(i - 50) / 4)) + (10 * (i - 80) if i > 80 else 0)}
+        for i in range(85)]
     assert 10 ** -4 < lr_finder.suggested(points) < 10 ** -3             # the middle of the slope, 10^-3.5
     assert lr_finder.suggested([{"lr": 10 ** -i, "loss": 1.0 + i} for i in range(20)]) is None
     assert lr_finder.suggested(points[:5]) is None

@@ -43,7 +43,8 @@ def test_D5_mask_equals_a_plain_loop():
 
 
 def test_D5_mask_takes_lists_arrays_tensors_and_rows():
-    rows = [[1, 9, 50, 10, 60], [10, 9, 50, 51, 52]]                    # the second row's span has no end in its own row
+    # the second row's span has no end in its own row
+    rows = [[1, 9, 50, 10, 60], [10, 9, 50, 51, 52]]
     want = np.array([[False, True, True, False, False], [False] * 5])
     for ids in (rows, np.array(rows, dtype=np.int32), torch.tensor(rows)):
         got = mask_from_id_to_id(ids)

@@ -1,6 +1,7 @@
 """A law against host waits and mixed devices: one training step of everything on a device that holds no numbers.
 
-There `.item()`, `.tolist()`, `nonzero` and a branch on a tensor cannot be answered; on a GPU they can, by waiting for it.
+There `.item()`, `.tolist()`, `nonzero` and a branch on a tensor cannot be answered; on a GPU they can, by waiting for
+it.
 """
 import pytest
 import torch
@@ -19,7 +20,8 @@ from train_agent.trainers.losses import next_tokens_loss
 
 META = torch.device("meta")
 TOTALS = {"targets_1": 40, "targets_2": 35, "tokens": 47}
-WAYS = toy.VARIANTS | {"dropout": {"dropout": 0.1, "router_noise": 0.1}, "checkpointing": {"gradient_checkpointing": True}}
+WAYS = toy.VARIANTS | {"dropout": {"dropout": 0.1, "router_noise": 0.1},
+                       "checkpointing": {"gradient_checkpointing": True}}
 ADAPTERS = {
     "lora": lambda model: apply_lora(model, 2, targets="all", dropout=0.1),
     "prefix": lambda model: apply_prefix(model, "kv", 3),

@@ -38,13 +38,15 @@ def run(options, stage="pre", **interruption):
 @pytest.mark.parametrize("stage", ["pre", "sft", "dpo", "lora", "prefix", "memory"])
 def test_the_steps_are_chosen_once_and_a_resume_ends_with_the_same_bits(copies, speed, stage):  # noqa: F811
     left_alone, cut = copies("whole"), copies("cut")
-    keys = {"minutes": 1.0, "eval_steps": None, "scheduler": "cosine", "max_steps": 3}          # minutes wins over max_steps
+    # minutes wins over max_steps
+    keys = {"minutes": 1.0, "eval_steps": None, "scheduler": "cosine", "max_steps": 3}
     speed(4.95)
     assert run(chosen(left_alone, stage, **keys), stage).history[-1]["step"] == 12
     options = chosen(cut, stage, **keys)
     assert run(options, stage, kill_after=6).exit == -9                                         # s4 is saved
     asked = speed.asked
-    speed(0.5)                                                                                  # the machine has become ten times as fast
+    # the machine has become ten times as fast
+    speed(0.5)
     assert run(options, stage, stop_after=7).history[0]["step"] == 5
     last = run(options, stage)
     assert last.history[0]["step"] == 8 and last.history[-1]["step"] == 12 and speed.asked == asked
@@ -56,7 +58,8 @@ def test_other_minutes_are_measured_anew_and_more_of_them_go_on(options, speed):
     assert run(options(minutes=1.0)).history[-1]["step"] == 10
     more = run(options(minutes=1.5))
     assert [more.history[0]["step"], more.history[-1]["step"]] == [11, 15]
-    again = run(options(minutes=1.5))                                                           # a finished run begins anew, as always
+    # a finished run begins anew, as always
+    again = run(options(minutes=1.5))
     assert [again.history[0]["step"], again.history[-1]["step"]] == [1, 15]
 
 

@@ -1,4 +1,5 @@
-"""One model answers alike in the terminal, on the page and over the API where nobody says how: as the table in its checkpoint says."""
+"""One model answers alike in the terminal, on the page and over the API where nobody says how: as the table in its
+checkpoint says."""
 import json
 import subprocess
 import sys
@@ -29,22 +30,27 @@ def write(path, name):
 
 
 def by_terminal(path, text):
-    done = subprocess.run([sys.executable, str(ROOT / "chat_agent" / "chat.py"), "--model", str(path), "--prompt", text],
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "chat_agent" / "chat.py"), "--model", str(path), "--prompt", text],
                           capture_output=True, timeout=300, check=True, env=None)
     return done.stdout.decode("utf-8").replace("\r\n", "\n").removesuffix("\n")
 
 
 def by_api(server, name, text):
-    status, body, _ = server.call("/v1/chat/completions", {"model": name, "messages": [{"role": "user", "content": text}]})
+    status, body, _ = server.call("/v1/chat/completions",
+                                  {"model": name, "messages": [{"role": "user", "content": text}]})
     assert status == 200
     return body["choices"][0]["message"]["content"]
 
 
 def by_page(page, server, name, text):
-    page.run(f"localStorage.clear(); sessionStorage.clear(); localStorage.setItem('tinyseek.model', {json.dumps(name)})")
+    page.run(
+        f"localStorage.clear(); sessionStorage.clear(); localStorage.setItem('tinyseek.model', {json.dumps(name)})")
     page.open(server.url + "/?" + name)
     page.wait("document.querySelector('#model').options.length > 0")
-    page.run(f"document.querySelector('#input').value = {json.dumps(text)}; document.querySelector('#composer').requestSubmit()")
+    page.run(
+        f"document.querySelector('#input').value = {json.dumps(text)}; document.querySelector('#composer')"
+        f".requestSubmit()")
     page.wait("document.querySelector('#stop').hidden && document.querySelector('.message.assistant .note')")
     return page.text(".message.assistant .text")[0]
 
@@ -66,11 +72,14 @@ def test_terminal_page_and_api_give_the_same_reply(tmp_path):
 
 def test_a_modelfile_says_the_whole_table_in_ollamas_words():
     lines = parameters({"talk": talk("own"), "run": {}, "stage": "SFT"})
-    assert {"PARAMETER temperature 0", "PARAMETER repeat_penalty 1.3", "PARAMETER num_predict 24", "PARAMETER top_k 0"} <= set(lines)
+    assert {"PARAMETER temperature 0", "PARAMETER repeat_penalty 1.3", "PARAMETER num_predict 24",
+            "PARAMETER top_k 0"} <= set(lines)
     assert not any("no_repeat" in line for line in lines)
 
 
-@pytest.mark.parametrize("spoilt", [None, 3, {}, {"sampling": None, "prompts": None}, {"sampling": {"temperature": -3}}, {"sampling": {"top_p": "x"}}])
+@pytest.mark.parametrize(
+    "spoilt", [None, 3, {}, {"sampling": None, "prompts": None}, {"sampling": {"temperature": -3}},
+               {"sampling": {"top_p": "x"}}])
 def test_a_checkpoint_without_a_good_table_gets_the_usual_one(spoilt):
     found = talk_of({"talk": spoilt, "run": {"json_data_path": ["x/demo_sft.jsonl"]}, "stage": "SFT"})
     assert found["sampling"] == DEFAULTS and "34加57等于几？" in found["prompts"]

@@ -49,7 +49,8 @@ def test_O2_sgd(options):
     for gradient in (2.0, 1.0):
         weight.grad = torch.full_like(weight, gradient)
         optimizer.step()
-        velocity = 0.9 * velocity + gradient + 0.1 * expected                     # beta1 is the momentum, as --help says
+        # beta1 is the momentum, as --help says
+        velocity = 0.9 * velocity + gradient + 0.1 * expected
         expected -= 0.5 * velocity
     assert float(weight[0, 0].detach()) == pytest.approx(expected)
 
@@ -104,7 +105,8 @@ def test_muon_takes_the_inner_matrices_only(options):
     muon, rest = parameter_groups(named(toy_model()), options(optimizer="muon"))
     inner = {n for g in muon for n in g["names"]}
     assert inner and all(n.startswith("blocks.") and "router" not in n and "norm" not in n for n in inner)
-    assert {"embed.weight", "fc1.weight", "fc2.weight", "blocks.0.mlp.router.weight"} <= {n for g in rest for n in g["names"]}
+    assert {"embed.weight", "fc1.weight", "fc2.weight",
+            "blocks.0.mlp.router.weight"} <= {n for g in rest for n in g["names"]}
 
 
 @pytest.mark.parametrize("kind", ["adam", "adamw", "sgd", "muon"])

@@ -1,6 +1,7 @@
 """Causality, packing and decoding hold for every option of the model and for every two of them together.
 
-`toy.OPTIONS` lists the options; a new field of ModelConfig has to appear there (a bool does so by itself) or among toy.SIZES.
+`toy.OPTIONS` lists the options; a new field of ModelConfig has to appear there (a bool does so by itself) or among
+toy.SIZES.
 """
 from dataclasses import fields
 from itertools import combinations
@@ -116,16 +117,20 @@ def test_the_laws_can_fail():
     model = toy.toy_model()
     attend = model.blocks[0].attention.forward
     model.blocks[0].attention.forward = lambda x, tables, layout: attend(x, tables, layout) + x.flip(0) * 0.1
-    for law in (lambda: check_causal(model, False), lambda: check_packed(model.eval()), lambda: check_cached(model.eval())):
+    for law in (lambda: check_causal(model, False), lambda: check_packed(model.eval()),
+                lambda: check_cached(model.eval())):
         with torch.no_grad(), pytest.raises(AssertionError):
             law()
 
 
 # (what is asked for together, the word by which it is refused)
-REFUSED = [({"attention": "mla", "n_head": 4, "n_kv_head": 2}, "n_kv_head"), ({"attention": "gqa", "n_head": 4, "n_kv_head": 3}, "n_kv_head"),
+REFUSED = [({"attention": "mla", "n_head": 4, "n_kv_head": 2}, "n_kv_head"),
+           ({"attention": "gqa", "n_head": 4, "n_kv_head": 3}, "n_kv_head"),
            ({"d_model": 32, "n_head": 3}, "n_head"), ({"attention": "mla", "d_r": 3}, "d_r"),
-           ({"attention": "gqa", "d_model": 36, "n_head": 4, "position": "rope"}, "d_model"), ({"keep": 9, "other_experts": 8}, "keep"),
-           ({"use_moe": True, "shared_experts": 0}, "shared_experts"), ({"n_layer": 2, "n_dense_layer": 3}, "n_dense_layer"),
+           ({"attention": "gqa", "d_model": 36, "n_head": 4, "position": "rope"}, "d_model"),
+           ({"keep": 9, "other_experts": 8}, "keep"),
+           ({"use_moe": True, "shared_experts": 0}, "shared_experts"),
+           ({"n_layer": 2, "n_dense_layer": 3}, "n_dense_layer"),
            ({"position": "learned", "max_position": 64, "max_len": 128}, "max_position")]
 
 

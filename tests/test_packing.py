@@ -64,7 +64,8 @@ def test_95_percent_on_the_shared_data(name):
         rows = [json.loads(line) for line in lines]
     def size(row):
         turns = row.get("conversations") or row.get("messages") or []
-        return len(row["text"]) if "text" in row else sum(len(t.get("content") or t.get("value", "")) + 2 for t in turns)
+        return len(row["text"]) if "text" in row else sum(len(t.get("content") or t.get("value", "")) + 2
+                                                          for t in turns)
     assert fill([size(row) + 1 for row in rows], 512, truncate="text" not in rows[0]) >= 0.95
 
 

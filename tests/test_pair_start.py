@@ -46,16 +46,20 @@ def test_Q1_a_long_text_gives_its_first_documents(options, monkeypatch):
     assert 0 < tokens <= max(50, first[1][0] - first[0][0])
 
 
-@pytest.mark.parametrize("shape", [{}, {"use_fc2": False}, {"norm": "layer"}, {"attention": "gqa", "position": "alibi"}, {"counted": 3, "use_fc2": False}])
+@pytest.mark.parametrize(
+    "shape", [{}, {"use_fc2": False}, {"norm": "layer"}, {"attention": "gqa", "position": "alibi"},
+              {"counted": 3, "use_fc2": False}])
 def test_Q1_the_first_loss_is_the_counts(options, shape):
-    """Before any step head k knows the k-th next token as well as the counts do: far below ln V, close to the conditional entropy."""
+    """Before any step head k knows the k-th next token as well as the counts do: far below ln V, close to the
+    conditional entropy."""
     made = stage(options, pair_start=60, **{"counted": 0, **shape})
     words = made.model.config.vocab_size
     tables, _ = pair_start.count_pairs(made.train, words, 2, CPU)
     made.begin(CPU)
     batch = made.train.batch(Position())
     made.model.eval()
-    out = made.model(batch.ids, labels_1=batch.labels_1, labels_2=batch.labels_2, positions=batch.positions, layout=batch.layout,
+    out = made.model(batch.ids, labels_1=batch.labels_1, labels_2=batch.labels_2, positions=batch.positions,
+                     layout=batch.layout,
                      left_out=batch.left_out)
     for total, count, table in zip(out.loss_sums, out.counts, tables):
         shares = table / table.sum(1, keepdim=True).clamp_min(1)
@@ -105,7 +109,8 @@ def test_Q1_what_cannot_be_done_is_refused_when_asked_for_and_left_out_otherwise
 
 
 def test_Q1_fitted_tables_learn_at_a_third_of_the_rate(options):
-    for keys, expected in (({"pair_start": 1}, 1e-3), ({"pair_start": 0}, 3e-3), ({"pair_start": 1, "embedding_lr": 2e-3}, 2e-3)):
+    for keys, expected in (({"pair_start": 1}, 1e-3), ({"pair_start": 0}, 3e-3),
+                           ({"pair_start": 1, "embedding_lr": 2e-3}, 2e-3)):
         rates = {name: rate for name, _, rate in stage(options, init_lr=3e-3, **keys).trainable()}
         assert rates["embed.weight"] == rates["fc1.weight"] == rates["fc2.weight"] == pytest.approx(expected)
         assert rates["blocks.0.attention.out.weight"] == 3e-3

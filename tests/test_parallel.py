@@ -19,7 +19,8 @@ from train_agent.trainers.dataset import Position
 from train_agent.trainers.hardware import machine
 
 ROOT = Path(__file__).resolve().parents[1]
-pytestmark = pytest.mark.skipif(not torch.distributed.is_available() or not sys.platform.startswith("linux"), reason="gloo on Linux")
+pytestmark = pytest.mark.skipif(not torch.distributed.is_available() or not sys.platform.startswith("linux"),
+                                reason="gloo on Linux")
 
 # 60 rows in chunks of 13: every chunk's last group is partial, so now and then a rank has no micro-batch.
 USUAL = dict(rows=60, n_of_samples=13, max_epochs=9, save_steps=None, resume="none")
@@ -67,15 +68,18 @@ def runs(world):
         "full adam": {"options": world.options("full_adam", **fsdp)},
         "full muon": {"options": world.options("full_muon", optimizer="muon", max_steps=3, **fsdp)},
         "no shard": {"options": world.options("no_shard", max_steps=2, distributed="fsdp", fsdp_sharding="NO_SHARD")},
-        "checkpointing": {"options": world.options("checkpointing", gradient_checkpointing=True, optimizer="sgd", **fsdp)},
+        "checkpointing": {
+            "options": world.options("checkpointing", gradient_checkpointing=True, optimizer="sgd", **fsdp)},
         "accumulated": {"options": world.options("accumulated", accumulation_steps=3)},
         "accumulated full": {"options": world.options("accumulated_full", accumulation_steps=3, **fsdp)},
         "nan": {"options": world.options("nan"), "nan_at": (1, 3)},
         "nan full": {"options": world.options("nan_full", **fsdp), "nan_at": (1, 3)},
-        "fp16 full": {"options": world.options("fp16_full", mixed_precision="fp16", **fsdp), "nan_at": (1, 3), "float64": False},
+        "fp16 full": {"options": world.options("fp16_full", mixed_precision="fp16", **fsdp), "nan_at": (1, 3),
+                      "float64": False},
         "bf16 full": {"options": world.options("bf16_full", mixed_precision="bf16", **fsdp), "float64": False},
         "bf16 ddp": {"options": world.options("bf16_ddp", mixed_precision="bf16"), "float64": False},
-        "bf16 zero2": {"options": world.options("bf16_zero2", gradient_checkpointing=True, **twice, **zero2), "float64": False},
+        "bf16 zero2": {"options": world.options("bf16_zero2", gradient_checkpointing=True, **twice, **zero2),
+                       "float64": False},
         "bf16 ddp 2": {"options": world.options("bf16_ddp_2", **twice), "float64": False},
         "fp16 ddp": {"options": world.options("fp16_ddp", mixed_precision="fp16"), "nan_at": (1, 3), "float64": False},
         "sigmoid": {"options": world.options("sigmoid", router="sigmoid", router_bias_rate=0.02)},
@@ -174,7 +178,9 @@ def test_X1_rank_0_alone_writes(world, runs):
     total = sum(len(pair[0]["history"]) for pair in runs.values() if "history" in pair[0])
     assert sum(line.startswith("Epoch ") for line in lines) >= total
     starts = [line for line in lines if line.startswith("# TinySeek") and "ranks: 2" in line]
-    assert len(starts) == len({line.split("run: ")[1].split(" ")[0] + line.split("start: ")[-1][:19] if "start: " in line else line for line in starts})
+    assert len(starts) == len(
+        {line.split("run: ")[1].split(" ")[0] + line.split("start: ")[-1][:19] if "start: " in line else line
+         for line in starts})
     assert len(list((world.folder / "out" / "ddp").glob("TinySeek_*.pkl"))) == 1
 
 
@@ -201,7 +207,8 @@ def test_X2_fsdp_gradients_before_clipping_are_those_of_ddp(runs):
 def test_X2_fsdp_trains_as_ddp_does(runs, name, same):
     first, second = runs[name]
     assert_same_curve(first["history"], runs[same][0]["history"])
-    assert largest(first["weights"], runs[same][0]["weights"]) < 1e-9 and toy.same_tensors(first["weights"], second["weights"])
+    assert largest(first["weights"], runs[same][0]["weights"]) < 1e-9 and toy.same_tensors(first["weights"],
+        second["weights"])
 
 
 def test_X2_each_rank_holds_half(runs):
@@ -215,7 +222,8 @@ def test_X2_each_rank_holds_half(runs):
 @pytest.mark.parametrize("name, same, tolerance", [("bf16 full", "bf16 ddp", 1e-5), ("bf16 zero2", "bf16 ddp 2", 1e-5),
                                                    ("fp16 full", "fp16 ddp", 1e-3)])
 def test_X2_low_precision_is_the_model_that_ddp_trains(runs, name, same, tolerance):
-    """Residual stream, norms and routers in float32, the same experts chosen; only the blocks' matrices travel in less."""
+    """Residual stream, norms and routers in float32, the same experts chosen; only the blocks' matrices travel in
+    less."""
     ours, theirs = runs[name][0], runs[same][0]
     for h, g in zip(ours["history"], theirs["history"], strict=True):
         if math.isfinite(g["grad_norm"]):
@@ -243,7 +251,8 @@ def test_X2_a_sharded_model_is_never_whole_on_a_device(runs):
 
 
 def test_X2_muon_and_finite_numbers_under_fsdp(runs):
-    assert all(torch.isfinite(p).all() for name in ("fp16 full", "bf16 full") for p in runs[name][0]["weights"].values())
+    assert all(torch.isfinite(p).all() for name in ("fp16 full", "bf16 full")
+               for p in runs[name][0]["weights"].values())
     losses = curve(runs["full muon"][0]["history"], "loss")
     assert losses[-1] < losses[0] and toy.same_tensors(runs["full muon"][0]["weights"], runs["full muon"][1]["weights"])
 
@@ -251,7 +260,8 @@ def test_X2_muon_and_finite_numbers_under_fsdp(runs):
 def test_X2_its_checkpoint_is_a_plain_one(world, runs):
     folder = world.folder / "out"
     ours, theirs = (read_pair(folder / name / "TinySeek_Pre_final.pkl") for name in ("full_adam", "ddp_adam"))
-    assert ours[0]["weights"].keys() == theirs[0]["weights"].keys() and largest(ours[0]["weights"], theirs[0]["weights"]) < 1e-9
+    assert ours[0]["weights"].keys() == theirs[0]["weights"].keys() and largest(ours[0]["weights"],
+        theirs[0]["weights"]) < 1e-9
     for a, b in zip(ours[1]["optimizers"], theirs[1]["optimizers"], strict=True):
         for number, entry in b["state"].items():
             assert largest({k: v for k, v in a["state"][number].items()}, entry) < 1e-9
@@ -278,7 +288,8 @@ KILLED = dict(resume="auto", max_steps=40, save_steps=2)
 
 
 def kill_one(world):
-    """Start two ranks, kill one after its first checkpoint -> (exit code of the other, what it said, seconds it took)."""
+    """Start two ranks, kill one after its first checkpoint -> (exit code of the other, what it said, seconds it
+    took)."""
     job = {"options": world.options("killed", **KILLED), "slow": 0.3}
     processes = ranks.start(world.folder, [job], TINYSEEK_TIMEOUT=60)
     try:
@@ -297,16 +308,19 @@ def kill_one(world):
 
 
 def test_X1_two_one_two_ranks_continue_the_curve(world, runs, second_launch):
-    """2 ranks, saved, 1 rank with twice the accumulation, saved, 2 ranks: as one run, every row once, 1e-9 in float64."""
+    """2 ranks, saved, 1 rank with twice the accumulation, saved, 2 ranks: as one run, every row once, 1e-9 in
+    float64."""
     whole = world.one(world.options("whole", **{**CUT, "accumulation_steps": 2}))
     for name, first in (("cut", "first part"), ("cut_full", "first part full")):
         parts = [runs[first][0]["history"], runs[name + " alone"][0]["history"], second_launch[name][0]["history"]]
         assert [len(p) for p in parts] == [3, 4, 5]
         assert_same_curve(sum(parts, []), whole.history)
-        seen = [p for part in (*(r["history"] for r in runs[first]), parts[1], *(r["history"] for r in second_launch[name]))
+        seen = [
+            p for part in (*(r["history"] for r in runs[first]), parts[1], *(r["history"] for r in second_launch[name]))
                 for h in part for p in h["places"] if p]
         assert sorted(seen) == sorted(p for h in whole.history for p in h["places"])
-        ours, theirs = (read_checkpoint(world.folder / "out" / n / "TinySeek_Pre_final.pkl")["weights"] for n in (name, "whole"))
+        ours, theirs = (read_checkpoint(world.folder / "out" / n / "TinySeek_Pre_final.pkl")["weights"]
+                        for n in (name, "whole"))
         assert largest(ours, theirs) < 1e-9
     assert "ranks 2 → 1" in (world.folder / "log.txt").read_text(encoding="utf-8"), "said to be not bit-exact"
 
@@ -363,7 +377,8 @@ def test_one_card_for_several_ranks_of_a_machine_is_refused(monkeypatch):
 
 
 def test_one_process_needs_none_of_it():
-    assert parallel.world() == 1 and parallel.gathered(5) == [5] and parallel.from_main(lambda: 3) == 3 == parallel.main_first(lambda: 3)
+    assert parallel.world() == 1 and parallel.gathered(5) == [5] and parallel.from_main(
+        lambda: 3) == 3 == parallel.main_first(lambda: 3)
     model, numbers = torch.nn.Linear(1, 1), {"a": torch.ones(2)}
     assert parallel.wrap(model, torch.device("cpu"), {}) is model and parallel.summed(numbers, None) is numbers
     assert parallel.loss_factor(model) == 1
@@ -374,18 +389,25 @@ def test_X1_torchrun_starts_the_scripts(tmp_path):
     data = toy.write_rows(tmp_path / "文本.jsonl", toy.text_rows(40))
 
     def train(folder, launcher, accumulation):
-        words = ["--config", tmp_path / "c.json", "--json_data_path", data, "--out_dir", folder / "out", "--log_dir", folder / "logs",
+        words = ["--config", tmp_path / "c.json", "--json_data_path", data, "--out_dir", folder / "out", "--log_dir",
+                 folder / "logs",
                  "--log_file", folder / "log.txt", "--accumulation_steps", accumulation]
-        done = subprocess.run([sys.executable, *launcher, str(ROOT / "train_agent/pre_train.py"), *map(str, words)], cwd=tmp_path,
-                              capture_output=True, text=True, encoding="utf-8", timeout=600, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        done = subprocess.run([sys.executable, *launcher, str(ROOT / "train_agent/pre_train.py"), *map(str, words)],
+                              cwd=tmp_path,
+                              capture_output=True, text=True, encoding="utf-8", timeout=600,
+                              env={**os.environ, "OMP_NUM_THREADS": "1"})
         assert done.returncode == 0, done.stderr[-3000:]
         return read_checkpoint(folder / "out" / "TinySeek_Pre_final.pkl")
 
     import json
-    shape = {**toy.SHAPE, "vocab_size": 420, "token_kind": "char", "device": "cpu", "mixed_precision": "no", "threads": 1}
-    keys = {"max_len": 40, "batch_size": 2, "max_steps": 6, "save_steps": 2, "logging_steps": 1, "eval_share": 0.1, "eval_steps": 3}
+    shape = {**toy.SHAPE, "vocab_size": 420, "token_kind": "char", "device": "cpu", "mixed_precision": "no",
+             "threads": 1}
+    keys = {"max_len": 40, "batch_size": 2, "max_steps": 6, "save_steps": 2, "logging_steps": 1, "eval_share": 0.1,
+            "eval_steps": 3}
     (tmp_path / "c.json").write_text(json.dumps({**shape, "pre": keys}))
-    both = train(tmp_path / "both", ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(ranks.free_port())], 1)
+    both = train(
+        tmp_path / "both", ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port",
+                            str(ranks.free_port())], 1)
     alone = train(tmp_path / "alone", [], 2)
     assert largest(both["weights"], alone["weights"]) < 1e-4 and both["vocab_hash"] == alone["vocab_hash"]
     lines = (tmp_path / "both" / "log.txt").read_text(encoding="utf-8").splitlines()

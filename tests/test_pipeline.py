@@ -16,9 +16,12 @@ from tools.cli import guarded
 from tools.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
-TINY = ["--n_layer", 1, "--n_head", 2, "--d_model", 32, "--d_c", 16, "--d_r", 4, "--hidden", 16, "--other_experts", 4, "--shared_experts", 1,
-        "--keep", 2, "--vocab_size", 500, "--dropout", 0.1, "--device", "cpu", "--mixed_precision", "no", "--threads", 1]
-RUN = ["--max_len", 48, "--batch_size", 2, "--max_steps", 6, "--logging_steps", 1, "--save_steps", 2, "--eval_steps", 3, "--eval_share", 0.1]
+TINY = ["--n_layer", 1, "--n_head", 2, "--d_model", 32, "--d_c", 16, "--d_r", 4, "--hidden", 16, "--other_experts", 4,
+        "--shared_experts", 1,
+        "--keep", 2, "--vocab_size", 500, "--dropout", 0.1, "--device", "cpu", "--mixed_precision", "no", "--threads",
+        1]
+RUN = ["--max_len", 48, "--batch_size", 2, "--max_steps", 6, "--logging_steps", 1, "--save_steps", 2, "--eval_steps",
+       3, "--eval_share", 0.1]
 # Sends itself SIGTERM while the third step is under way, then runs the script as usual.
 STOPPED = """
 import os, runpy, signal, sys
@@ -53,7 +56,8 @@ class Place:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
         if not prefix:
             del environment["PYTHONPATH"]               # a script finds its own project
-        done = subprocess.run([sys.executable, *prefix, str(ROOT / script), *map(str, words)], cwd=self.folder, env=environment,
+        done = subprocess.run([sys.executable, *prefix, str(ROOT / script), *map(str, words)], cwd=self.folder,
+                              env=environment,
                               capture_output=True, text=True, encoding="utf-8", timeout=900)
         assert done.returncode == code and "Traceback" not in done.stderr, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
         self.said = done.stderr
@@ -65,7 +69,8 @@ class Place:
 
     def words(self, stage, folder, *more):
         """The command line of a toy run whose files lie in `folder`; `more` comes last and replaces."""
-        usual = [*TINY, *RUN, "--json_data_path", {"pre": self.text, "sft": self.talk}[stage], "--vocab_data_path", self.text,
+        usual = [*TINY, *RUN, "--json_data_path", {"pre": self.text, "sft": self.talk}[stage], "--vocab_data_path",
+                 self.text,
                  "--out_dir", folder / "输 出", "--log_dir", folder / "日 志", "--log_file", folder / "日 志.txt"]
         kept = [pair for pair in zip(usual[::2], usual[1::2]) if pair[0] not in more]
         return [str(word) for pair in kept for word in pair] + [str(word) for word in more]
@@ -105,7 +110,8 @@ def test_chat_prints_one_reply_and_nothing_else(place):
 
 
 def test_evaluate_ends_with_one_json_object(place):
-    out = place.run("chat_agent/evaluate.py", "--model", place.out / "TinySeek_Pre_final.pkl", "--model", place.out / "TinySeek_SFT_final.pkl",
+    out = place.run("chat_agent/evaluate.py", "--model", place.out / "TinySeek_Pre_final.pkl", "--model",
+                    place.out / "TinySeek_SFT_final.pkl",
                     "--task", "bpc", "--data", place.text, "--every", 10, "--device", "cpu")
     pre, sft = json.loads(out.strip().splitlines()[-1])["models"]
     assert pre["bpc"]["rows"] == 6 and 0 < pre["bpc"]["bits_per_byte"] < pre["bpc"]["bits_per_char"] < 15 and sft["stage"] == "SFT"
@@ -142,7 +148,8 @@ def test_stopped_by_a_signal_and_resumed_gives_the_same_bits(place, tmp_path):
 
 
 def test_the_scripts_run_as_modules_and_explain_themselves(place):
-    done = subprocess.run([sys.executable, "-m", "train_agent.pre_train", "--help"], cwd=ROOT, capture_output=True, text=True,
+    done = subprocess.run([sys.executable, "-m", "train_agent.pre_train", "--help"], cwd=ROOT, capture_output=True,
+                          text=True,
                           encoding="utf-8", env={**os.environ, "PYTHONIOENCODING": "utf-8"})
     assert done.returncode == 0 and "--json_data_path" in done.stdout and "用法" in done.stdout
 
@@ -170,8 +177,10 @@ def mistake(place, capsys, stage, code, *words):
 
 
 @pytest.mark.parametrize("words, said", [
-    (["--json_data_path", "没有的.jsonl"], "没有的.jsonl"), (["--json_data_path", "空.jsonl"], "空"), (["--n_heads_", 4], "n_head"),
-    (["--n_head", 3], "不能整除"), (["--keep", 5], "keep=5"), (["--max_steps", 0], "max_steps"), (["--config", "没有.json"], "没有.json")])
+    (["--json_data_path", "没有的.jsonl"], "没有的.jsonl"), (["--json_data_path", "空.jsonl"], "空"),
+    (["--n_heads_", 4], "n_head"),
+    (["--n_head", 3], "不能整除"), (["--keep", 5], "keep=5"), (["--max_steps", 0], "max_steps"),
+    (["--config", "没有.json"], "没有.json")])
 def test_wrong_words_and_files_are_exit_2(place, capsys, monkeypatch, words, said):
     monkeypatch.chdir(place.folder.parent)
     Path("空.jsonl").touch()

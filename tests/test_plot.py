@@ -24,8 +24,11 @@ ROOT = Path(__file__).resolve().parents[1]
 def make_log(folder, losses, stage="sft", name="log.txt", evaluate=True):
     log = TrainLog(folder / name, folder / "logs", stage, {"device": "cpu", "params": 1234})
     for step, loss in enumerate(losses, 1):
-        log.line({"epoch": 1, "epochs": 1, "batch": step, "batches": 9, "index": 1, "indexes": 1, "step": 10 * step, "loss": loss,
-                  "ppx_1": math.exp(min(loss, 80)), "ppx_2": 2.0 * step, "lexp": 0.1, "grad_norm": 1.0, "lr": 5e-4 / step, "tok_s": 900.0})
+        log.line(
+            {"epoch": 1, "epochs": 1, "batch": step, "batches": 9, "index": 1, "indexes": 1, "step": 10 * step,
+             "loss": loss,
+                  "ppx_1": math.exp(min(loss, 80)), "ppx_2": 2.0 * step, "lexp": 0.1, "grad_norm": 1.0,
+                  "lr": 5e-4 / step, "tok_s": 900.0})
     if evaluate:
         log.event("eval", eval_loss=1.5, eval_name="text")
     return folder / name
@@ -39,7 +42,8 @@ def ink(path):
 def test_M2_values_of_the_curves(tmp_path):
     losses = [4.0, 3.0, 2.5, 2.25]
     run, = read_log(make_log(tmp_path, losses))
-    for name, expected in (("loss", losses), ("ppx_1", np.exp(losses)), ("ppx_2", [2, 4, 6, 8]), ("lr", 5e-4 / np.arange(1, 5))):
+    for name, expected in (("loss", losses), ("ppx_1", np.exp(losses)), ("ppx_2", [2, 4, 6, 8]),
+                           ("lr", 5e-4 / np.arange(1, 5))):
         x, raw, smooth = curve(run, name, smooth=0)
         assert x.tolist() == [10, 20, 30, 40]
         np.testing.assert_allclose(raw, expected, rtol=1e-4)
@@ -120,7 +124,8 @@ def test_M2_draw_plt_takes_the_newest_run_of_that_stage(tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("losses", [[3.0], [math.nan] * 3, [1e300, 1.0, 2.0], [0.0, 0.0], [math.inf, 1.0], [-1.0, 2.0, 900.0]])
+@pytest.mark.parametrize(
+    "losses", [[3.0], [math.nan] * 3, [1e300, 1.0, 2.0], [0.0, 0.0], [math.inf, 1.0], [-1.0, 2.0, 900.0]])
 def test_M2_odd_logs_are_drawn_without_a_complaint(tmp_path, losses):
     path = make_log(tmp_path, losses, evaluate=False)
     with open(path, "a", encoding="utf-8") as f:
@@ -155,7 +160,8 @@ def test_M2_missing_empty_and_unwritable_are_the_users_errors(tmp_path, capsys):
     (tmp_path / "empty.txt").touch()
     good = str(make_log(tmp_path, [1.0]))
     for arguments in (["none.txt"], [str(tmp_path / "empty.txt")], [], [good, "--smooth", "1.5"], [good, "--nope"],
-                      [good, "--output", str(tmp_path / "x.what")], [good, "--output", str(tmp_path / "empty.txt" / "x.png")]):
+                      [good, "--output", str(tmp_path / "x.what")],
+                      [good, "--output", str(tmp_path / "empty.txt" / "x.png")]):
         assert cli._run(lambda: plot.main(arguments)) == 2
         message = capsys.readouterr().err
         assert any("\u4e00" <= c <= "\u9fff" for c in message) and len(message.strip().splitlines()) <= 2
@@ -165,15 +171,18 @@ def test_M2_missing_empty_and_unwritable_are_the_users_errors(tmp_path, capsys):
 
 
 def test_scales_do_not_depend_on_the_run(tmp_path):
-    """A loss is always linear, a perplexity always logarithmic, whatever their span; and every axis has numbers on it."""
+    """A loss is always linear, a perplexity always logarithmic, whatever their span; and every axis has numbers on
+    it."""
     from matplotlib.figure import Figure
     for losses in ([4.0, 3.9, 3.8], [9.0, 1.0, 0.001]):
         tracks = tracks_of([("a.txt", read_log(make_log(tmp_path, losses, name=f"{losses[-1]}.txt")))])
-        for name, scale in (("loss", "linear"), ("ppx_1", "log"), ("ppx_2", "log"), ("grad_norm", "log"), ("lr", "linear")):
+        for name, scale in (("loss", "linear"), ("ppx_1", "log"), ("ppx_2", "log"), ("grad_norm", "log"),
+                            ("lr", "linear")):
             ax = Figure().add_subplot()
             plot._panel(ax, style.Page(), name, tracks)
             low, high = ax.get_ylim()
-            assert ax.get_yscale() == scale and sum(low <= tick <= high for tick in ax.get_yticks()) >= 2, (name, losses)
+            assert ax.get_yscale() == scale and sum(low <= tick <= high for tick in ax.get_yticks()) >= 2, (name,
+                losses)
 
 
 def test_logs_of_one_name_are_told_apart_by_their_folders(tmp_path, monkeypatch):
@@ -195,8 +204,11 @@ def test_long_names_keep_both_ends(tmp_path):
 
 def test_M2_script_runs_from_any_folder(tmp_path):
     path = make_log(tmp_path, [3.0, 2.0, 1.0])
-    done = subprocess.run([sys.executable, str(ROOT / "tools" / "plot.py"), path.name, "--output", "sub/图.png", "--smooth", "0.5"], cwd=tmp_path,
-                          capture_output=True, encoding="utf-8", env={**os.environ, "PYTHONIOENCODING": "utf-8", "MPLBACKEND": "tkagg"})
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "plot.py"), path.name, "--output", "sub/图.png", "--smooth", "0.5"],
+        cwd=tmp_path,
+                          capture_output=True, encoding="utf-8",
+                          env={**os.environ, "PYTHONIOENCODING": "utf-8", "MPLBACKEND": "tkagg"})
     assert done.returncode == 0, done.stderr
     assert "图.png" in done.stdout and ink(tmp_path / "sub" / "图.png") > 0.005
 
@@ -207,7 +219,8 @@ def test_a_training_ends_with_its_curves_drawn(options, capsys):
     for keys, place in (({}, "log_dir"), ({"name": "实验 一"}, "out_dir"), ({"logging_steps": None, "name": "哑"}, None)):
         chosen = options(max_steps=2, **{"logging_steps": 1, **keys})
         pre_train(chosen)
-        pictures = {name: Path(chosen[name], chosen["name"] or "") / "pre_curves.png" for name in ("log_dir", "out_dir")}
+        pictures = {name: Path(chosen[name], chosen["name"] or "") / "pre_curves.png"
+                    for name in ("log_dir", "out_dir")}
         assert [name for name, picture in pictures.items() if picture.is_file()] == ([place] if place else [])
         said = capsys.readouterr().err
         assert str(pictures[place]) in said if place else "曲线：" not in said

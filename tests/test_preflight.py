@@ -50,14 +50,16 @@ def test_a_run_after_it_is_the_run_without_it(options, tmp_path):
     preflight(stage, seconds=0, say=None)
     loop = Loop(stage)
     loop.run()
-    assert loop.metrics["loss"] == without.metrics["loss"] and same_tensors(stage.model.state_dict(), without.model.state_dict())
+    assert loop.metrics["loss"] == without.metrics["loss"] and same_tensors(stage.model.state_dict(),
+        without.model.state_dict())
 
 
 def test_rows_from_the_middle_of_long_documents_are_fine_other_templates_are_not(options, monkeypatch):
     rows = [{"text": toy.THINGS[0] * 200}] + toy.text_rows(5)
     stage = build_stage(options(rows=rows, max_len=16, batch_size=1))
     middle = next(i for i in range(stage.train.batches_in(0, 0)) if stage.train.batch(Position(0, 0, i)).ids[0, 0] != 1)
-    monkeypatch.setattr(preflight_file, "loader", lambda *_: iter([([stage.train.batch(Position(0, 0, middle))], Position(), 1)]))
+    monkeypatch.setattr(preflight_file, "loader",
+                        lambda *_: iter([([stage.train.batch(Position(0, 0, middle))], Position(), 1)]))
     assert any("模板一致" in line for line in preflight(stage, seconds=0, say=None)["checks"])
     stage.train.cache.tokens = np.where(stage.train.cache.tokens == 1, 5, stage.train.cache.tokens)
     with pytest.raises(UserError) as caught:
@@ -68,9 +70,12 @@ def test_rows_from_the_middle_of_long_documents_are_fine_other_templates_are_not
 def test_parameters_and_first_loss(stage):
     found = preflight(stage, seconds=0, say=None)
     model, shape = stage.model, stage.about["config"]
-    assert found["parameters"]["total"] == sum(p.numel() for p in model.parameters()) == sum(found["parameters"]["parts"].values())
+    assert found["parameters"]["total"] == sum(p.numel()
+                                               for p in model.parameters()) == sum(
+                                                       found["parameters"]["parts"].values())
     routed = found["parameters"]["parts"]["路由专家"]
-    assert found["parameters"]["active"] == found["parameters"]["total"] - round(routed * (1 - shape["keep"] / shape["other_experts"]))
+    assert found["parameters"]["active"] == found["parameters"]["total"] - round(routed
+        * (1 - shape["keep"] / shape["other_experts"]))
     loss = found["first_loss"]
     assert loss["ln_vocab"] == math.log(shape["vocab_size"]) and abs(loss["ce_1"] - loss["ln_vocab"]) < 0.3
     assert loss["level"] == "ok" and "正常" in loss["text"]
@@ -86,7 +91,8 @@ def test_steps_time_and_memory(stage):
 
 
 def test_activations_grow_with_the_batch(options):
-    small, large = (preflight(build_stage(options(rows=60, batch_size=b)), seconds=0, say=None)["memory"]["batch"] for b in (1, 4))
+    small, large = (preflight(build_stage(options(rows=60, batch_size=b)), seconds=0, say=None)["memory"]["batch"]
+                    for b in (1, 4))
     assert 2 < large / small < 5                        # the experts' weights in half precision stay as they are
 
 
@@ -99,7 +105,8 @@ def test_printed_in_chinese(stage):
 
 
 @pytest.mark.parametrize("ce, fresh, level, word", [
-    (math.log(500), True, "ok", "正常"), (0.02, True, "warn", "泄漏"), (math.log(500) + 2, True, "warn", "比随机猜测还差"), (math.nan, True, "warn", "不是有限数"),
+    (math.log(500), True, "ok", "正常"), (0.02, True, "warn", "泄漏"), (math.log(500) + 2, True, "warn", "比随机猜测还差"),
+    (math.nan, True, "warn", "不是有限数"),
     (2.0, False, "ok", "已经学过"), (math.log(500), False, "ok", "没有帮助"), (9.0, False, "warn", "不配")])
 def test_first_loss_is_explained(ce, fresh, level, word):
     found = first_loss({"ce_1": ce, "loss": ce}, 500, fresh)
@@ -113,7 +120,8 @@ def test_suggestion_keeps_the_rows_of_a_step(stage):
     assert (fits["batch_size"], fits["accumulation_steps"], fits["text"]) == (8, 3, "")
     tight = suggestion(stage, {**base, "memory": {"fixed": 100, "batch": 800, "needed": 900, "there": 800}})
     assert (tight["batch_size"], tight["accumulation_steps"]) == (4, 6) and "内存不够" in tight["text"]
-    roomy = suggestion(stage, {**base, "device": "cuda:0", "memory": {"fixed": 100, "batch": 800, "needed": 900, "there": 10_000}})
+    roomy = suggestion(
+        stage, {**base, "device": "cuda:0", "memory": {"fixed": 100, "batch": 800, "needed": 900, "there": 10_000}})
     assert (roomy["batch_size"], roomy["accumulation_steps"]) == (24, 1)
     none = suggestion(stage, {**base, "memory": {"fixed": 100, "batch": 800, "needed": 900, "there": 100}})
     assert none["batch_size"] == 1 and "放不下" in none["text"]
@@ -159,7 +167,8 @@ def test_sft_stage(options):
 def test_every_training_opens_with_data_check_and_preflight(options, tmp_path, capsys):
     chosen = options(rows=40, eval_share=0.1, dropout=0.1)
     plain = train({**chosen, "out_dir": str(tmp_path / "a")})
-    opened = {**chosen, "out_dir": str(tmp_path / "b"), "log_dir": str(tmp_path / "logs"), "log_file": str(tmp_path / "log.txt")}
+    opened = {**chosen, "out_dir": str(tmp_path / "b"), "log_dir": str(tmp_path / "logs"),
+              "log_file": str(tmp_path / "log.txt")}
     start(build_stage, opened)
     said = capsys.readouterr().out
     assert "数据体检" in said and "训练前检查（预训练）" in said

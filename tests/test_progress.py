@@ -1,4 +1,5 @@
-"""run.py looks at what lies there before it believes its own notes: deleted, replaced and moved files, and numbers that are none."""
+"""run.py looks at what lies there before it believes its own notes: deleted, replaced and moved files, and numbers that
+are none."""
 import json
 import math
 import shutil
@@ -62,7 +63,8 @@ def test_killed_after_the_final_checkpoint_and_before_the_note(tmp_path, made):
         raise KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt):
         Progress(tmp_path, "k").once("pre", "预训练", killed, made=made.path, taken_over=lambda path: 0)
-    taken = Progress(tmp_path, "k").once("pre", "预训练", lambda: made(6), made=made.path, taken_over=lambda path: read_checkpoint(path)["step"])
+    taken = Progress(tmp_path, "k").once("pre", "预训练", lambda: made(6), made=made.path,
+                                         taken_over=lambda path: read_checkpoint(path)["step"])
     assert taken == 5 and read_checkpoint(made.path)["step"] == 5
 
 
@@ -98,8 +100,10 @@ class House:
 
     def words(self, *more):
         at = self.folder
-        usual = [*TINY, *RUN, "--pre.json_data_path", at / "text.jsonl", "--sft.json_data_path", at / "talk.jsonl", "--vocab_data_path",
-                 at / "text.jsonl", "--vocab_trg_path", at / "out/vocab.json", "--out_dir", at / "out", "--log_dir", at / "logs",
+        usual = [*TINY, *RUN, "--pre.json_data_path", at / "text.jsonl", "--sft.json_data_path", at / "talk.jsonl",
+                 "--vocab_data_path",
+                 at / "text.jsonl", "--vocab_trg_path", at / "out/vocab.json", "--out_dir", at / "out", "--log_dir",
+                 at / "logs",
                  "--log_file", at / "log.txt", "--token_kind", "char"]
         return [str(word) for word in (*usual, *more)]
 
@@ -151,7 +155,8 @@ def test_a_replaced_model_is_used_and_its_scores_are_its_own(house, capsys):
     from train_agent import sft_train
     old = json.loads((house.folder / "out/report.json").read_text(encoding="utf-8"))
     toy.write_rows(house.folder / "mine.jsonl", toy.dialogue_rows(60, 9))
-    words = dict(zip(*[iter(house.words())] * 2)) | {"--json_data_path": str(house.folder / "mine.jsonl"), "--max_steps": "5"}
+    words = dict(zip(*[iter(house.words())] * 2)) | {"--json_data_path": str(house.folder / "mine.jsonl"),
+                                                     "--max_steps": "5"}
     for key in ("--pre.json_data_path", "--sft.json_data_path"):
         words.pop(key)
     sft_train.main([word for pair in words.items() for word in pair])

@@ -1,4 +1,5 @@
-"""A run that goes on with steps of another size, or with more to do: no row is lost, and the schedule still ends where the data does."""
+"""A run that goes on with steps of another size, or with more to do: no row is lost, and the schedule still ends where
+the data does."""
 import math
 
 import pytest
@@ -75,7 +76,8 @@ def test_more_epochs_go_on_even_where_the_steps_were_estimated_too_high(options,
 
 
 def test_places_and_steps():
-    assert regrouped(Position(1, 2, 9), 4, 8) == Position(1, 2, 4) and regrouped(Position(0, 0, 3), 8, 2) == Position(0, 0, 12)
+    assert regrouped(Position(1, 2, 9), 4, 8) == Position(1, 2, 4) and regrouped(Position(0, 0, 3), 8,
+        2) == Position(0, 0, 12)
 
     class Data:
         epochs, chunks = 2, 4

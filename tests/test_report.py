@@ -1,4 +1,5 @@
-"""The report: what it gathers from logs, what it draws thinned, what differs between two runs, and a page that is closed to the world."""
+"""The report: what it gathers from logs, what it draws thinned, what differs between two runs, and a page that is
+closed to the world."""
 import json
 import math
 import re
@@ -26,12 +27,18 @@ ROOT = Path(__file__).resolve().parents[1]
 def make_run(folder, steps=30, stage="pre", text=True, header=None, **config):
     """A toy run in `folder` (log.txt, logs/) -> its .jsonl."""
     folder.mkdir(parents=True, exist_ok=True)
-    options = ConfigManager(overrides={"n_layer": 4, "init_lr": 5e-4, "out_dir": str(folder), "log_dir": str(folder / "logs"), **config}, stage=stage).stage(stage)
+    options = ConfigManager(
+        overrides={"n_layer": 4, "init_lr": 5e-4, "out_dir": str(folder), "log_dir": str(folder / "logs"), **config},
+        stage=stage).stage(stage)
     log = TrainLog(folder / "log.txt" if text else None, folder / "logs", stage,
-                   {"device": "cpu", "params": 1234, "code": "abc123", "identity": {"数据": "d1", "词表": "v1"}, **(header or {}), "config": options})
+                   {"device": "cpu", "params": 1234, "code": "abc123", "identity": {"数据": "d1", "词表": "v1"},
+                    **(header or {}), "config": options})
     for step in range(1, steps + 1):
-        log.line({"epoch": 1, "epochs": 1, "batch": step, "batches": steps, "index": 1, "indexes": 1, "step": step, "loss": 8 - step / 10,
-                  "ce_1": 4 - step / 20, "lr": 1e-3 / step, "grad_norm": math.nan if step == 3 else 1.0, "entropy": 2.0, "batch_t": 0.5,
+        log.line(
+            {"epoch": 1, "epochs": 1, "batch": step, "batches": steps, "index": 1, "indexes": 1, "step": step,
+             "loss": 8 - step / 10,
+                  "ce_1": 4 - step / 20, "lr": 1e-3 / step, "grad_norm": math.nan if step == 3 else 1.0,
+                  "entropy": 2.0, "batch_t": 0.5,
                   "expert_load": [[0.5, 0.25, 0.25], [1.0, 0.0, 0.0]]})
         if step % 10 == 0:
             log.event("eval", eval_loss=9 - step / 10, eval_name="held")
@@ -50,7 +57,8 @@ def test_a_run_with_all_its_parts(tmp_path):
     assert (run["stage"], run["title"], run["steps"], run["header"]["params"]) == ("pre", "预训练", 30, 1234)
     assert run["curves"]["loss"]["y"][:2] == [7.9, 7.8] and run["curves"]["grad_norm"]["y"][2] is None
     assert run["evals"]["held"] == {"x": [10, 20, 30], "y": [8, 7, 6]} and run["last"]["留出损失 held（最低）"] == 6
-    assert run["heat"]["values"][0][0][0] == 1.5 and run["heat"]["values"][1][0][-1] == 3 and len(run["heat"]["steps"]) == 30
+    assert run["heat"]["values"][0][0][0] == 1.5 and run["heat"]["values"][1][0][-1] == 3 and len(
+        run["heat"]["steps"]) == 30
     assert [s["step"] for s in run["samples"]] == [10, 20, 30] and run["event_counts"] == {"eval": 3, "spike": 1}
     assert run["config"]["n_layer"] == 4 and run["identity"] == {"数据": "d1", "词表": "v1"}
 
@@ -91,9 +99,11 @@ def test_a_standstill_is_no_work(tmp_path):
 
 def test_compare_names_every_change(tmp_path):
     a = make_run(tmp_path / "a", steps=30)
-    b = make_run(tmp_path / "b", steps=20, init_lr=1e-3, n_layer=2, header={"identity": {"数据": "d2", "词表": "v1"}, "code": "def456"})
+    b = make_run(tmp_path / "b", steps=20, init_lr=1e-3, n_layer=2,
+                 header={"identity": {"数据": "d2", "词表": "v1"}, "code": "def456"})
     for folder, score in (("a", 0.5), ("b", 0.75)):
-        (tmp_path / folder / "report.json").write_text(json.dumps({"scores": {"sft": {"overall": score, "by_task": {"sum": score, "date": 0.25}}}}))
+        (tmp_path / folder / "report.json").write_text(
+            json.dumps({"scores": {"sft": {"overall": score, "by_task": {"sum": score, "date": 0.25}}}}))
     config = ConfigManager().config
     rows = differences(*(subject(str(p), config) for p in (a, b)))
     found = {(group, what): (x, y) for group, what, x, y in rows}
@@ -113,7 +123,8 @@ def test_equal_runs_do_not_differ(tmp_path):
 
 
 def test_scores_by_name():
-    found = flat_scores({"scores": {"pre": None, "sft": {"overall": 0.5, "by_task": {"sum": 1.0}}}, "bits_per_char": {"pre": 2.5}})
+    found = flat_scores(
+        {"scores": {"pre": None, "sft": {"overall": 0.5, "by_task": {"sum": 1.0}}}, "bits_per_char": {"pre": 2.5}})
     three = {"overall": 0.5, "by_task": {}, "phrasings": {"overall": 0.25}, "outside": 0.75}
     assert flat_scores({"scores": {"sft": three}}) == {"指令微调 总分": 0.5, "指令微调 换一种问法": 0.25, "指令微调 题外话": 0.75}
     assert found == {"指令微调 总分": 0.5, "指令微调 两位数加法": 1.0, "预训练 每字比特": 2.5} and flat_scores(None) == {}
@@ -123,7 +134,8 @@ def test_page_is_closed_and_safe(tmp_path):
     one = subject(str(make_run(tmp_path / "out")), ConfigManager().config)
     html = page(report.build([one], check=False), 'a "title" <b>')
     assert "default-src 'none'" in html and "&lt;b>" in html
-    assert not re.findall(r"""(?:src|href)\s*=\s*["'](?!data:|#)[^"']""", html) and not re.findall(r"https?://|url\(|@import|fetch\(|XMLHttp", html)
+    assert not re.findall(r"""(?:src|href)\s*=\s*["'](?!data:|#)[^"']""",
+                          html) and not re.findall(r"https?://|url\(|@import|fetch\(|XMLHttp", html)
     data = data_of_page(html)
     assert data["subjects"][0]["runs"][0]["samples"][0]["reply"] == "第10步的回答</script><b>"
     assert html.count("</script>") == 3 and "innerHTML" not in html
@@ -132,7 +144,8 @@ def test_page_is_closed_and_safe(tmp_path):
 def test_folder_name_and_newest_run(tmp_path):
     make_run(tmp_path / "out")
     make_run(tmp_path / "out", stage="sft", steps=12)
-    config = {**ConfigManager().config, "out_dir": str(tmp_path / "out"), "log_dir": str(tmp_path / "out" / "logs"), "log_file": str(tmp_path / "no.txt")}
+    config = {**ConfigManager().config, "out_dir": str(tmp_path / "out"), "log_dir": str(tmp_path / "out" / "logs"),
+              "log_file": str(tmp_path / "no.txt")}
     for spec in (None, str(tmp_path / "out")):
         assert [run["stage"] for run in subject(spec, config)["runs"]] == ["pre", "sft"]
     name = next((tmp_path / "out" / "logs").glob("sft*")).stem
@@ -154,7 +167,9 @@ def test_data_check_of_the_log_or_of_now(tmp_path):
 def test_command(tmp_path):
     make_run(tmp_path / "a")
     make_run(tmp_path / "b", init_lr=1e-3)
-    out = subprocess.run([sys.executable, ROOT / "tools" / "report.py", "--compare", tmp_path / "a", tmp_path / "b", "--output", tmp_path / "x.html"],
+    out = subprocess.run(
+        [sys.executable, ROOT / "tools" / "report.py", "--compare", tmp_path / "a", tmp_path / "b", "--output",
+         tmp_path / "x.html"],
                          capture_output=True, text=True, encoding="utf-8", cwd=tmp_path)
     assert out.returncode == 0 and "init_lr：0.0005 → 0.001" in out.stdout
     assert len(data_of_page((tmp_path / "x.html").read_text(encoding="utf-8"))["subjects"]) == 2
@@ -164,7 +179,8 @@ def test_command(tmp_path):
 
 def world(folder):
     """Where a command looks for runs."""
-    return {**ConfigManager().config, "out_dir": str(folder / "out"), "log_dir": str(folder / "logs"), "log_file": str(folder / "log.txt")}
+    return {**ConfigManager().config, "out_dir": str(folder / "out"), "log_dir": str(folder / "logs"),
+            "log_file": str(folder / "log.txt")}
 
 
 def make_named(folder, name=None, stage="sft", steps=20, **config):
@@ -175,9 +191,12 @@ def make_named(folder, name=None, stage="sft", steps=20, **config):
 
 
 def write_scores(folder, **parts):
-    options = {stage: ConfigManager(overrides={"n_layer": 4, "init_lr": 5e-4}, stage=stage).stage(stage) for stage in ("pre", "sft")}
-    report = {"config": options, "steps": {"pre": 30, "sft": 20}, "scores": {s: {"overall": 0.9, "by_task": {"sum": 0.9}} for s in options},
-              "bits_per_char": {"pre": 1.6, "sft": 7.5}, "seconds": {"pre": 1, "score_pre": 2, "sft": 3, "score_sft": 4},
+    options = {stage: ConfigManager(overrides={"n_layer": 4, "init_lr": 5e-4}, stage=stage).stage(stage)
+               for stage in ("pre", "sft")}
+    report = {"config": options, "steps": {"pre": 30, "sft": 20},
+              "scores": {s: {"overall": 0.9, "by_task": {"sum": 0.9}} for s in options},
+              "bits_per_char": {"pre": 1.6, "sft": 7.5},
+              "seconds": {"pre": 1, "score_pre": 2, "sft": 3, "score_sft": 4},
               "samples": [[["你好", "好"]]], "machine": {"cores": 2}, **parts}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.json").write_text(json.dumps(report))
@@ -188,7 +207,8 @@ def test_a_run_with_a_name_is_found_by_its_name(tmp_path):
     make_named(tmp_path, "expA")
     make_named(tmp_path, "expB", stage="lora", steps=5)
     config = world(tmp_path)
-    for spec, stage, steps in (("expA", "sft", 20), (str(tmp_path / "out" / "expA"), "sft", 20), ("expB", "lora", 5), (str(tmp_path / "out"), "sft", 10), (None, "sft", 10)):
+    for spec, stage, steps in (("expA", "sft", 20), (str(tmp_path / "out" / "expA"), "sft", 20), ("expB", "lora", 5),
+                               (str(tmp_path / "out"), "sft", 10), (None, "sft", 10)):
         found = subject(spec, config)
         assert [(run["stage"], run["steps"]) for run in found["runs"]] == [(stage, steps)], spec
     assert subject(None, {**config, "name": "expB"})["name"] == "expB"
@@ -201,23 +221,30 @@ def test_scores_that_belong_to_these_runs(tmp_path):
     make_named(tmp_path)
     write_scores(tmp_path / "out")
     found = subject(None, world(tmp_path))
-    assert found["left_out"] == [] and set(found["report"]["scores"]) == {"pre", "sft"} and found["report"]["samples"] == [[["你好", "好"]]]
+    assert found["left_out"] == [] and set(found["report"]["scores"]) == {"pre",
+        "sft"} and found["report"]["samples"] == [[["你好", "好"]]]
     only = subject(next((tmp_path / "logs").glob("sft*")), world(tmp_path))
     assert set(only["report"]["scores"]) == {"pre", "sft"} and only["left_out"] == []
 
 
-@pytest.mark.parametrize("change", [{"steps": {"pre": 30, "sft": 1022}}, {"late": True}, {"init_lr": 1e-3}, {"json_data_path": "own.jsonl"}])
+@pytest.mark.parametrize(
+    "change", [{"steps": {"pre": 30, "sft": 1022}}, {"late": True}, {"init_lr": 1e-3}, {"json_data_path": "own.jsonl"}])
 def test_scores_of_another_run_are_left_out_and_named(tmp_path, change, capsys):
     make_named(tmp_path, stage="pre", steps=30)
     write_scores(tmp_path / "out", **{key: value for key, value in change.items() if key == "steps"})
     path = make_named(tmp_path, **{key: value for key, value in change.items() if key not in ("steps", "late")})
     if change == {"late": True}:                            # a second run of the same configuration, after the scores
         lines = path.read_text(encoding="utf-8").splitlines()
-        path.write_text("\n".join(json.dumps({**json.loads(line), "time": json.loads(line).get("time", 0) + 3600}) for line in lines) + "\n")
+        path.write_text(
+            "\n".join(json.dumps({**json.loads(line), "time": json.loads(line).get("time", 0) + 3600})
+                      for line in lines) + "\n")
     found = subject(None, world(tmp_path))
-    assert found["left_out"] == ["sft"] and set(found["report"]["scores"]) == set(found["report"]["bits_per_char"]) == {"pre"}
+    assert found["left_out"] == ["sft"] and set(found["report"]["scores"]) == set(found["report"]["bits_per_char"]) == {
+        "pre"}
     assert set(found["report"]["seconds"]) == {"pre", "score_pre"} and not found["report"]["samples"]
-    report.main(["--out_dir", str(tmp_path / "out"), "--log_dir", str(tmp_path / "logs"), "--log_file", str(tmp_path / "log.txt")])
+    report.main(
+        ["--out_dir", str(tmp_path / "out"), "--log_dir", str(tmp_path / "logs"), "--log_file",
+         str(tmp_path / "log.txt")])
     assert "指令微调的分数属于另一次训练" in capsys.readouterr().out
 
 
@@ -232,14 +259,18 @@ def test_untouched_keys_are_not_coloured(tmp_path):
     for preset in (None, "tiny", "fast"):
         for stage in ("pre", "sft", "lora"):
             options = ConfigManager(preset=preset, stage=stage).stage(stage)
-            run = {"stage": stage, "config": {**options, "mixed_precision": "bf16", "out_dir": "/else/where", "max_steps": 1022, "max_epochs": 1000}}
+            run = {
+                "stage": stage, "config": {**options, "mixed_precision": "bf16", "out_dir": "/else/where",
+                                           "max_steps": 1022, "max_epochs": 1000}}
             assert report.changed_keys(run)[1] == [], (preset, stage)
-            assert report.changed_keys({"stage": stage, "config": {**options, "n_layer": 9, "seed": 4}})[1] == ["n_layer", "seed"]
+            assert report.changed_keys({"stage": stage, "config": {**options, "n_layer": 9, "seed": 4}})[1] == [
+                "n_layer", "seed"]
 
 
 def test_nan_in_a_report_is_no_number(tmp_path):
     make_named(tmp_path)
-    write_scores(tmp_path / "out", steps={"sft": 20}, peak_rss_mb=float("nan"), losses={"sft": {"loss": float("inf")}}, config={})
+    write_scores(tmp_path / "out", steps={"sft": 20}, peak_rss_mb=float("nan"), losses={"sft": {"loss": float("inf")}},
+                 config={})
     path = report.write_report(tmp_path / "x.html", [subject(None, world(tmp_path))])
     assert data_of_page(path.read_text(encoding="utf-8"))["subjects"][0]["report"]["peak_rss_mb"] is None
 
@@ -253,11 +284,13 @@ def test_conversations_of_any_age():
 def test_three_runs_are_compared(tmp_path, capsys):
     for name, rate in (("a", 1e-3), ("b", 2e-3), ("c", 1e-3)):
         make_named(tmp_path, name, init_lr=rate)
-    where = ["--out_dir", str(tmp_path / "out"), "--log_dir", str(tmp_path / "logs"), "--log_file", str(tmp_path / "log.txt")]
+    where = ["--out_dir", str(tmp_path / "out"), "--log_dir", str(tmp_path / "logs"), "--log_file",
+             str(tmp_path / "log.txt")]
     report.main(["--compare", "a", "b", "c", *where])
     assert "init_lr：0.001 → 0.002 → 0.001" in capsys.readouterr().out
     data = data_of_page((tmp_path / "out" / "compare.html").read_text(encoding="utf-8"))
-    assert [one["name"] for one in data["subjects"]] == ["a", "b", "c"] and ["配置", "init_lr", 0.001, 0.002, 0.001] in data["differences"]
+    assert [one["name"] for one in data["subjects"]] == ["a", "b", "c"] and ["配置", "init_lr", 0.001, 0.002,
+        0.001] in data["differences"]
     for words in (["--compare", "a"], ["--compare", *"abcabca"], ["--compare", "a", "d"], ["nobody"]):
         assert cli._run(lambda: report.main(words + where)) == 2
 

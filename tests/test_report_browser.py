@@ -1,4 +1,5 @@
-"""The report in a real browser: drawn, closed to the world, in both themes, on a phone, and what a model said stays text."""
+"""The report in a real browser: drawn, closed to the world, in both themes, on a phone, and what a model said stays
+text."""
 import json
 
 import pytest
@@ -20,12 +21,15 @@ def pages(tmp_path_factory):
     """{name: path} of a report of one run and of a comparison of two."""
     folder, config = tmp_path_factory.mktemp("report"), ConfigManager().config
     one = make_run(folder / "a")
-    make_run(folder / "b", steps=20, init_lr=1e-3, n_layer=2, header={"identity": {"数据": "d2", "词表": "v1"}, "code": "def456"})
+    make_run(folder / "b", steps=20, init_lr=1e-3, n_layer=2,
+             header={"identity": {"数据": "d2", "词表": "v1"}, "code": "def456"})
     for name, score in (("a", 0.5), ("b", 0.75)):
-        three = {"overall": score, "by_task": {"sum": score}, "phrasings": {"overall": 0.25, "by_task": {"sum": 0.25}}, "outside": 0.625}
+        three = {"overall": score, "by_task": {"sum": score}, "phrasings": {"overall": 0.25, "by_task": {"sum": 0.25}},
+                 "outside": 0.625}
         (folder / name / "report.json").write_text(json.dumps({"scores": {"sft": three}}), encoding="utf-8")
     subjects = [subject(str(folder / name), config) for name in ("a", "b")]
-    return {"one": report.write_report(folder / "one.html", [subject(str(one), config)]), "two": report.write_report(folder / "two.html", subjects)}
+    return {"one": report.write_report(folder / "one.html", [subject(str(one), config)]),
+            "two": report.write_report(folder / "two.html", subjects)}
 
 
 @pytest.fixture(scope="module")
@@ -59,4 +63,5 @@ def test_report_is_drawn_and_asks_for_nothing(tab, pages, tmp_path, name, width,
 def test_what_a_model_said_stays_text(tab, pages):
     tab.open(pages["one"].as_uri())
     tab.wait("document.querySelectorAll('.chat').length")
-    assert "第10步的回答</script><b>" in tab.run("document.querySelector('.chat').textContent") and tab.run("document.querySelector('.chat b')") is None
+    assert "第10步的回答</script><b>" in tab.run("document.querySelector('.chat').textContent") and tab.run(
+        "document.querySelector('.chat b')") is None

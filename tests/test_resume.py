@@ -19,12 +19,15 @@ from train_agent.trainers import dataset, loop as loop_file
 ROOT = Path(__file__).resolve().parents[1]
 
 
-HARD = dict(optimizer="muon", expert_turns=3, pair_start=1, fc2_every=2, fc2_gradient=0.5, dropout=0.1, router_noise=0.1, accumulation_steps=2, batch_size=1, n_of_samples=20, max_epochs=2, eval_share=0.1, eval_steps=7,
+HARD = dict(optimizer="muon", expert_turns=3, pair_start=1, fc2_every=2, fc2_gradient=0.5, dropout=0.1,
+            router_noise=0.1, accumulation_steps=2, batch_size=1, n_of_samples=20, max_epochs=2, eval_share=0.1,
+            eval_steps=7,
             save_steps=4, decay=0.99, save_total_limit=2)         # Muon brings a second optimizer with it
 
 
 def same_end(a, b):
-    """Whether two runs ended alike: weights, optimizer, random states, position, everything that is not about time or place."""
+    """Whether two runs ended alike: weights, optimizer, random states, position, everything that is not about time or
+    place."""
     (payload, state), (payload_b, state_b) = final(a), final(b)
     for one in (state, state_b):
         for here_alone in ("seconds", "run_id", "fingerprint"):                   # clocks, names, and folders in paths
@@ -54,7 +57,8 @@ def uninterrupted():
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("seed", range(2))
 def test_C3_stopped_or_killed_at_random_steps_ends_with_the_same_bits(options, uninterrupted, workers, seed):
-    """Dropout, noise, experts, accumulation; twice interrupted; weights, optimizer, random states and log as if it never was."""
+    """Dropout, noise, experts, accumulation; twice interrupted; weights, optimizer, random states and log as if it
+    never was."""
     whole, steps = uninterrupted(workers)
     rng = random.Random(100 * workers + seed)
     chosen = options(rows=30, num_workers=workers, **HARD)
@@ -70,7 +74,8 @@ def test_C3_stopped_or_killed_at_random_steps_ends_with_the_same_bits(options, u
 
 def test_C3_the_number_of_workers_changes_nothing(uninterrupted):
     a, b = uninterrupted(0)[0], uninterrupted(2)[0]
-    assert same_tensors(final(a)[0]["weights"], final(b)[0]["weights"]) and lines_and_evaluations(a) == lines_and_evaluations(b)
+    assert same_tensors(final(a)[0]["weights"],
+                        final(b)[0]["weights"]) and lines_and_evaluations(a) == lines_and_evaluations(b)
 
 
 def test_C3_a_run_killed_before_its_first_save_starts_again(options, uninterrupted):
@@ -151,7 +156,8 @@ def test_a_signal_finishes_the_step_saves_and_leaves_143(options):
 def test_changed_surroundings_are_told(options, monkeypatch):
     chosen = options()
     train(chosen, stop_after=3)
-    monkeypatch.setattr(loop_file.recovery, "surroundings", lambda device: {"torch": "9.9", "device": "cpu", "threads": 64})
+    monkeypatch.setattr(loop_file.recovery, "surroundings",
+                        lambda device: {"torch": "9.9", "device": "cpu", "threads": 64})
     train(chosen)
     warning, = events(chosen, "warning")
     assert "9.9" in warning["text"] and "64" in warning["text"]
@@ -159,15 +165,20 @@ def test_changed_surroundings_are_told(options, monkeypatch):
 
 @pytest.mark.slow
 def test_the_script_stopped_by_a_signal_ends_as_one_never_stopped(ram_path):
-    """`python train_agent/pre_train.py` as a process: SIGTERM gives 143, the same command goes on to the same weights."""
+    """`python train_agent/pre_train.py` as a process: SIGTERM gives 143, the same command goes on to the same
+    weights."""
     data = toy.write_rows(ram_path / "a.jsonl", text_rows(400))
-    keys = {**toy.SHAPE, "device": "cpu", "threads": 1, "json_data_path": data, "vocab_size": 500, "dropout": 0.1, "batch_size": 1,
+    keys = {**toy.SHAPE, "device": "cpu", "threads": 1, "json_data_path": data, "vocab_size": 500, "dropout": 0.1,
+            "batch_size": 1,
             "max_len": 32, "logging_steps": 1, "save_steps": 50, "mixed_precision": "no"}
 
     def start(name):
-        words = [w for k, v in {**keys, "out_dir": ram_path / name, "log_dir": ram_path / name, "log_file": ram_path / name / "log.txt"}.items()
+        words = [
+            w for k, v in {**keys, "out_dir": ram_path / name, "log_dir": ram_path / name,
+                           "log_file": ram_path / name / "log.txt"}.items()
                  for w in (f"--{k}", str(v))]
-        return subprocess.Popen([sys.executable, ROOT / "train_agent" / "pre_train.py", *words], cwd=ram_path, stderr=subprocess.PIPE)
+        return subprocess.Popen([sys.executable, ROOT / "train_agent" / "pre_train.py", *words], cwd=ram_path,
+                                stderr=subprocess.PIPE)
 
     whole = start("whole")
     assert whole.communicate()[1] is not None and whole.returncode == 0
@@ -183,4 +194,5 @@ def test_the_script_stopped_by_a_signal_ends_as_one_never_stopped(ram_path):
     assert f"从第 {step[1]} 步接着训" in again.communicate()[1].decode()
     assert again.returncode == 0
     ends = [read_pair(ram_path / name / "TinySeek_Pre_final.pkl") for name in ("whole", "cut")]
-    assert same_tensors(ends[0][0]["weights"], ends[1][0]["weights"]) and same_tensors(ends[0][1]["optimizers"], ends[1][1]["optimizers"])
+    assert same_tensors(ends[0][0]["weights"], ends[1][0]["weights"]) and same_tensors(ends[0][1]["optimizers"],
+        ends[1][1]["optimizers"])

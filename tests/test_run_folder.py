@@ -59,7 +59,8 @@ def test_C2_save_lists_and_resumes(folder):
     payload, state = folder.newest_good()
     assert same(payload, state, 100) and "pkl_sha256" not in state
     last = folder.entries()[-1]
-    assert last["step"] == 100 and last["config"] == fingerprint({"seed": 3}) and last["files"][path.name]["size"] == path.stat().st_size
+    assert last["step"] == 100 and last["config"] == fingerprint(
+        {"seed": 3}) and last["files"][path.name]["size"] == path.stat().st_size
     assert not folder.said and not [n for n in os.listdir(folder.path) if n.startswith(".tmp-")]
 
 
@@ -68,7 +69,8 @@ def test_C5_prune_keeps_the_newest_and_never_best_or_final(folder):
     for step in range(2, 12):
         folder.put(step)
         folder.prune(3)
-        assert pkls(folder) == {f"TinySeek_Pre0_1_s{s}.pkl" for s in range(max(2, step - 2), step + 1)} | {best_name("Pre")}
+        assert pkls(folder) == {f"TinySeek_Pre0_1_s{s}.pkl"
+                                for s in range(max(2, step - 2), step + 1)} | {best_name("Pre")}
     folder.put(12, final_name("Pre"), final=True)
     folder.prune(1)
     assert names(folder) == {"TinySeek_Pre0_1_s11.pkl", "TinySeek_Pre0_1_s11.state", "TinySeek_Pre_best.pkl",
@@ -86,7 +88,8 @@ def test_C6_best_is_replaced_whole(folder):
     for step in (1, 2, 3):
         folder.put(step, best_name("Pre"), best=True)
         assert same(*folder.newest_good(), step)
-    folder.put(4, best_name("Pre"), state=False, best=True)  # without a state this time: the old one may not stay beside it
+    # without a state this time: the old one may not stay beside it
+    folder.put(4, best_name("Pre"), state=False, best=True)
     assert names(folder) == {"TinySeek_Pre_best.pkl"} and len(folder.entries()) == 1
 
 
@@ -96,7 +99,8 @@ def test_C8_payload_carries_what_is_needed(folder):
 
 
 @pytest.mark.parametrize("suffix", ["pkl", "state"])
-@pytest.mark.parametrize("harm", [flip, os.remove, lambda p: os.truncate(p, 500), lambda p: write_torch(p, toy_payload(9))])
+@pytest.mark.parametrize(
+    "harm", [flip, os.remove, lambda p: os.truncate(p, 500), lambda p: write_torch(p, toy_payload(9))])
 def test_falls_back_to_the_next_older_good_one(folder, suffix, harm):
     for step in (1, 2, 3):
         folder.put(step)
@@ -130,7 +134,8 @@ def test_no_fresh_start_over_damaged_checkpoints(folder):
 
 
 def test_logs_locks_and_leftovers_are_not_checkpoints(folder):
-    for name in ("log.txt", ".lock", ".tmp-TinySeek_Pre0_1.pkl-1-ab", "TinySeek_SFT0_1.pkl", "TinySeek_Pre0_1_s7.state", "x.pkl"):
+    for name in ("log.txt", ".lock", ".tmp-TinySeek_Pre0_1.pkl-1-ab", "TinySeek_SFT0_1.pkl",
+                 "TinySeek_Pre0_1_s7.state", "x.pkl"):
         (folder.path / name).write_text("anything")
     assert folder.newest_good() is None
 
@@ -151,7 +156,8 @@ def test_lone_good_weights_are_offered_without_a_state(folder):
     assert code_of(folder.newest_good) == 3
 
 
-@pytest.mark.parametrize("harm", [os.remove, flip, lambda p: p.write_text("{}"), lambda p: p.write_text('{"sha256": "x"}')])
+@pytest.mark.parametrize(
+    "harm", [os.remove, flip, lambda p: p.write_text("{}"), lambda p: p.write_text('{"sha256": "x"}')])
 def test_a_lost_manifest_is_rebuilt_from_pairs_that_prove_themselves(folder, harm):
     for step in (9, 10, 11):
         folder.put(step)
@@ -164,7 +170,8 @@ def test_a_lost_manifest_is_rebuilt_from_pairs_that_prove_themselves(folder, har
     assert [e["stem"][-5:] for e in again.entries()] == ["_1_s9", "1_s11", "final"]
     again.put(12)
     again.prune(1)
-    assert pkls(again) == {"TinySeek_Pre0_1_s12.pkl", "TinySeek_Pre0_1_s10.pkl", "TinySeek_Pre_final.pkl"}  # s10 is nobody's
+    # s10 is nobody's
+    assert pkls(again) == {"TinySeek_Pre0_1_s12.pkl", "TinySeek_Pre0_1_s10.pkl", "TinySeek_Pre_final.pkl"}
     again.unlock()
 
 
@@ -223,7 +230,8 @@ def test_optimizer_and_random_states_survive(folder):
     optimizer = torch.optim.AdamW(layer.parameters())
     layer(torch.ones(1, 3)).sum().backward()
     optimizer.step()
-    state = {"optimizer": optimizer.state_dict(), "torch": torch.get_rng_state(), "seen": {1, 2}, "best": 1.5, "none": None,
+    state = {"optimizer": optimizer.state_dict(), "torch": torch.get_rng_state(), "seen": {1, 2}, "best": 1.5,
+             "none": None,
              "scaler": torch.amp.GradScaler("cpu", enabled=False).state_dict()}
     folder.save("TinySeek_Pre0_1", toy_payload(), state)
     loaded = folder.newest_good()[1]

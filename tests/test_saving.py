@@ -31,7 +31,8 @@ def backups(options):
 
 # ---- retention and the best ----
 
-@pytest.mark.parametrize("limit, kept", [(3, ["s6", "s8", "s10"]), (1, ["s10"]), (None, ["s2", "s4", "s6", "s8", "s10"])])
+@pytest.mark.parametrize("limit, kept",
+                         [(3, ["s6", "s8", "s10"]), (1, ["s10"]), (None, ["s2", "s4", "s6", "s8", "s10"])])
 def test_C5_the_newest_stay_and_best_and_final_always(options, limit, kept):
     chosen = options(save_steps=2, max_steps=11, save_total_limit=limit, eval_share=0.1, eval_steps=3)
     train(chosen)
@@ -49,7 +50,8 @@ def test_C5_the_default_is_3_and_zero_is_an_error(options):
 
 def scripted(monkeypatch, losses):
     left = list(losses)
-    monkeypatch.setattr(loop_file, "evaluate", lambda *_: {"loss": left[0], "ce_1": left.pop(0) if len(left) > 1 else left[0]})
+    monkeypatch.setattr(loop_file, "evaluate",
+                        lambda *_: {"loss": left[0], "ce_1": left.pop(0) if len(left) > 1 else left[0]})
 
 
 def test_C6_best_is_the_argmin_of_the_held_out_loss(options, monkeypatch):
@@ -98,7 +100,8 @@ def test_a_checkpoint_keeps_sentences_of_its_held_out_data(options, tmp_path):
     chosen["training_mode"] = "sft"
     train(chosen)
     prompts = read_pair(Path(chosen["out_dir"]) / "TinySeek_Pre_final.pkl")[0]["talk"]["prompts"]
-    assert len(prompts) == 6 == len(set(prompts)) and set(prompts) <= set(asked[::4])                     # every fourth row is held out
+    # every fourth row is held out
+    assert len(prompts) == 6 == len(set(prompts)) and set(prompts) <= set(asked[::4])
     assert all(one["prompt"] in prompts for one in events(chosen, "sample"))
 
 
@@ -123,14 +126,16 @@ def test_P3_what_is_kept_is_narrow_what_is_resumed_is_exact(options, precision):
 
 # ---- going on or not ----
 
-CHANGES = [({"init_lr": 1e-3}, "init_lr", "0.005", "0.001"), ({"n_layer": 1}, "n_layer", "2", "1"), ({"seed": 7}, "seed", "0", "7"),
+CHANGES = [({"init_lr": 1e-3}, "init_lr", "0.005", "0.001"), ({"n_layer": 1}, "n_layer", "2", "1"),
+           ({"seed": 7}, "seed", "0", "7"),
            ({"max_len": 20}, "max_len", "40", "20"), ({"optimizer": "adamw"}, "optimizer", "adam", "adamw"),
            ({"batch_size": 1}, "batch_size", "2", "1"), ({"max_steps": 6}, "max_steps", "9", "6")]
 
 
 @pytest.mark.parametrize("change, key, old, new", CHANGES, ids=lambda v: v if isinstance(v, str) else "")
 def test_a_changed_configuration_is_moved_aside_by_auto_and_refused_by_a_path(options, change, key, old, new):
-    """auto: the earlier run lies untouched in backup_<time>; an explicit checkpoint: exit 4 with the old and the new value."""
+    """auto: the earlier run lies untouched in backup_<time>; an explicit checkpoint: exit 4 with the old and the new
+    value."""
     keys = dict(max_steps=9, save_steps=4)
     chosen = options(**keys)
     train(chosen, stop_after=5)
@@ -156,11 +161,13 @@ def test_what_does_not_matter_may_change(options):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_an_allowed_change_takes_effect(options, optimizer):
-    """Rate 0.001 -> 1e-12 and no decay: the weights stand still from there on. Precision: the one asked for now, fp16's scale included."""
+    """Rate 0.001 -> 1e-12 and no decay: the weights stand still from there on. Precision: the one asked for now, fp16's
+    scale included."""
     keys = dict(max_steps=9, optimizer=optimizer, mixed_precision="bf16")
     stopped = train(options(**keys), stop_after=5)
     before = {k: v.clone() for k, v in stopped.model.state_dict().items()}
-    chosen = options(**{**keys, "init_lr": 1e-12, "min_lr": 0.0, "weight_decay": 0.0, "mixed_precision": "no", "allow_change": True})
+    chosen = options(
+        **{**keys, "init_lr": 1e-12, "min_lr": 0.0, "weight_decay": 0.0, "mixed_precision": "no", "allow_change": True})
     again = train(chosen)
     assert again.history[0]["step"] == 6 and again.precision == "no"
     for name, value in again.model.state_dict().items():
@@ -182,7 +189,8 @@ def test_changed_data_or_vocabulary_is_refused_by_name(options, ram_path):
     refused({**other, **resume}, "数据")
     options(max_steps=9)                                                           # the old rows again
     from tools.vocab import Vocab
-    Vocab.create_vocab(["书", "茶"], vocab_size=len(toy.toy_vocab()), texts=True, progress=False).save(ram_path / "vocab.json")
+    Vocab.create_vocab(["书", "茶"], vocab_size=len(toy.toy_vocab()), texts=True,
+                       progress=False).save(ram_path / "vocab.json")
     refused({**chosen, **resume}, "词表")
 
 
@@ -274,7 +282,8 @@ def test_another_base_is_another_run(options):
 
 
 def test_missing_and_misfitting_bases(options, ram_path):
-    refused(options("sft", pretraining_model_path=str(ram_path / "none.pkl")), "pre_train.py", "none", code=3, stage="sft")
+    refused(options("sft", pretraining_model_path=str(ram_path / "none.pkl")), "pre_train.py", "none", code=3,
+            stage="sft")
     pre = options()
     train(pre)
     base = str(Path(pre["out_dir"]) / "TinySeek_Pre_final.pkl")

@@ -10,7 +10,8 @@ from train_agent.trainers import schedules
 from train_agent.trainers.optimizers import set_rates
 from train_agent.trainers.schedules import get_cosine_schedule_with_warmup, rate_factor
 
-BASE = dict(scheduler="exponential", init_lr=5e-4, min_lr=1e-7, decay=0.9995, warmup_index=-1, warmup_steps=0, keep_temp_index=-1,
+BASE = dict(scheduler="exponential", init_lr=5e-4, min_lr=1e-7, decay=0.9995, warmup_index=-1, warmup_steps=0,
+            keep_temp_index=-1,
             min_lr_ratio=0.1)
 
 
@@ -34,7 +35,8 @@ def test_S1_exponential_decay_closed_form(init_lr, min_lr, decay):
 
 
 def test_S2_warm_up_by_chunks_table():
-    """Ten steps a chunk, warm up over 4 chunks, hold to chunk 6: the first step warms up too, then the decay starts from the peak."""
+    """Ten steps a chunk, warm up over 4 chunks, hold to chunk 6: the first step warms up too, then the decay starts
+    from the peak."""
     made = rates(80, lambda step: step // 10 + 1, warmup_index=4, keep_temp_index=6, init_lr=1.0, decay=0.9)
     assert made[0] == 0.25
     for step in range(60):
@@ -94,7 +96,8 @@ def test_S5_groups_keep_their_ratio():
     weights = [torch.nn.Parameter(torch.zeros(2)) for _ in range(2)]
     optimizer = torch.optim.SGD([{"params": [w], "lr": lr, "base_lr": lr} for w, lr in zip(weights, (2e-4, 1e-5))])
     for step in range(30):
-        set_rates([optimizer], rate_factor(SimpleNamespace(**{**BASE, "scheduler": "cosine", "warmup_steps": 4}), step, 30))
+        set_rates(
+            [optimizer], rate_factor(SimpleNamespace(**{**BASE, "scheduler": "cosine", "warmup_steps": 4}), step, 30))
         a, b = (g["lr"] for g in optimizer.param_groups)
         assert a / b == pytest.approx(20)
     assert a == pytest.approx(2e-5)

@@ -72,7 +72,8 @@ def test_Q2_the_known_token_is_the_next_of_the_same_document():
     with torch.no_grad():
         one, two = model(ids), model(other)
     assert torch.equal(one.logits_1[0, :4], two.logits_1[0, :4])
-    assert torch.equal(one.logits_2[0, :3], two.logits_2[0, :3]) and not torch.allclose(one.logits_2[0, 3], two.logits_2[0, 3])
+    assert torch.equal(one.logits_2[0, :3], two.logits_2[0, :3]) and not torch.allclose(one.logits_2[0, 3],
+        two.logits_2[0, 3])
 
 
 def test_Q2_a_fresh_projection_changes_nothing():

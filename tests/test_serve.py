@@ -99,7 +99,8 @@ def test_openai_client_sees_the_models(client):
     import openai
     assert [m.id for m in client.models.list()] == ["one", "two", "raw"]
     assert client.models.retrieve("two").id == "two"
-    texts = {m: client.chat.completions.create(**{**ASK, "model": m}).choices[0].message.content for m in ("one", "two")}
+    texts = {m: client.chat.completions.create(**{**ASK, "model": m}).choices[0].message.content
+             for m in ("one", "two")}
     assert texts["one"] != texts["two"]
     with pytest.raises(openai.NotFoundError) as found:
         client.chat.completions.create(**{**ASK, "model": "three"})
@@ -111,10 +112,14 @@ def test_openai_client_sees_the_models(client):
 def test_openai_client_reads_our_errors(client):
     import openai
     for wrong, param in [({"temperature": 9}, "temperature"), ({"n": 0}, "n"), ({"messages": []}, "messages"),
-                         ({"messages": [{"role": "tool", "content": "x"}]}, "messages"), ({"presence_penalty": 3}, "presence_penalty"),
-                         ({"extra_body": {"chat_template": "{{ x }}"}}, "chat_template"), ({"logprobs": True}, "logprobs"),
-                         ({"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "required"}, "tool_choice"),
-                         ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}}, "response_format"),
+                         ({"messages": [{"role": "tool", "content": "x"}]}, "messages"),
+                         ({"presence_penalty": 3}, "presence_penalty"),
+                         ({"extra_body": {"chat_template": "{{ x }}"}}, "chat_template"),
+                         ({"logprobs": True}, "logprobs"),
+                         ({"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "required"},
+                          "tool_choice"),
+                         ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}},
+                          "response_format"),
                          ({"max_tokens": "many"}, "max_tokens"), ({"stop": ["a"] * 5}, "stop")]:
         with pytest.raises(openai.BadRequestError) as found:
             client.chat.completions.create(**{**ASK, **wrong})
@@ -146,7 +151,8 @@ def test_curl_chats_and_streams(server):
         pytest.skip("没有 curl")
 
     def curl(*words):
-        return subprocess.run(["curl", "-sS", "--max-time", "300", *words], capture_output=True, check=True).stdout.decode()
+        return subprocess.run(["curl", "-sS", "--max-time", "300", *words], capture_output=True,
+                              check=True).stdout.decode()
     at, body = server.url + "/v1/chat/completions", json.dumps({**ASK, "stream": True})
     text = curl(at, "-H", "Content-Type: application/json", "-d", json.dumps(ASK))
     events = curl("-N", at, "-H", "Content-Type: application/json", "-d", body)
@@ -196,40 +202,52 @@ def test_other_sites_cannot_ask(server):
 def preflight(server, origin, **more):
     """What a browser asks before a page of `origin` may send JSON and a key; the key itself never comes with it."""
     return server.call("/v1/chat/completions", method="OPTIONS", headers={
-        "Origin": origin, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,content-type,x-y", **more})
+        "Origin": origin, "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization,content-type,x-y", **more})
 
 
 def test_allowed_sites_may_ask_with_and_without_a_key(tmp_path):
     page = "https://app.example.com"
-    with serving(tmp_path, "--allow_origin", page + "/", "--allow_origin", "http://localhost:3000", "--api_key", KEY) as server:
+    with serving(tmp_path, "--allow_origin", page + "/", "--allow_origin", "http://localhost:3000", "--api_key",
+                 KEY) as server:
         for origin in (page, "http://localhost:3000"):
             status, _, headers = preflight(server, origin, **{"Access-Control-Request-Private-Network": "true"})
-            assert status == 204 and headers["access-control-allow-origin"] == origin and headers["access-control-allow-private-network"] == "true"
+            assert status == 204 and headers["access-control-allow-origin"] == origin and headers[
+                "access-control-allow-private-network"] == "true"
             assert headers["access-control-allow-headers"] == "authorization,content-type,x-y" and "POST" in headers["access-control-allow-methods"]
-            status, body, headers = server.call("/v1/chat/completions", {**ASK, "top_a": 1}, key=KEY, headers={"Origin": origin})
+            status, body, headers = server.call("/v1/chat/completions", {**ASK, "top_a": 1}, key=KEY,
+                                                headers={"Origin": origin})
             assert status == 200 and headers["access-control-allow-origin"] == origin and "origin" in headers["vary"].lower()
-            assert headers["x-tinyseek-ignored"] == "top_a" and "x-tinyseek-ignored" in headers["access-control-expose-headers"]
-            assert server.call("/v1/models", headers={"Origin": origin})[2]["access-control-allow-origin"] == origin       # 401, readable
-        for origin in ("https://evil.example.com", "http://app.example.com", "https://app.example.com.evil.com", "null"):
+            assert headers["x-tinyseek-ignored"] == "top_a" and "x-tinyseek-ignored" in headers[
+                "access-control-expose-headers"]
+            # 401, readable
+            assert server.call("/v1/models", headers={"Origin": origin})[2]["access-control-allow-origin"] == origin
+        for origin in ("https://evil.example.com", "http://app.example.com", "https://app.example.com.evil.com",
+                       "null"):
             assert preflight(server, origin)[0] == 403
-            assert "access-control-allow-origin" not in server.call("/v1/models", key=KEY, headers={"Origin": origin})[2]
+            assert "access-control-allow-origin" not in server.call("/v1/models", key=KEY,
+                                                                    headers={"Origin": origin})[2]
         assert "警告" not in server.said()
 
 
 def test_all_sites_may_be_allowed(tmp_path):
     with serving(tmp_path, "--allow_origin", "*") as server:
         assert preflight(server, "https://any.example")[0] == 204 and "警告" in server.said()
-        assert server.call("/v1/chat/completions", ASK, headers={"Origin": "null"})[2]["access-control-allow-origin"] == "null"
+        assert server.call("/v1/chat/completions", ASK,
+                           headers={"Origin": "null"})[2]["access-control-allow-origin"] == "null"
 
 
 def test_names_that_resolve_to_us_are_refused_on_every_address(tmp_path):
     with serving(tmp_path, "--host", "0.0.0.0", "--allow_host", "ai.example.com") as server:
-        for host in ("evil.example", f"evil.example:{server.port}", "127.0.0.1.evil.example", "localhost.evil.example", "ai.example.com.evil.example"):
-            status, body, _ = server.call("/v1/chat/completions", ASK, headers={"Host": host, "Origin": f"http://{host}"})
+        for host in ("evil.example", f"evil.example:{server.port}", "127.0.0.1.evil.example", "localhost.evil.example",
+                     "ai.example.com.evil.example"):
+            status, body, _ = server.call("/v1/chat/completions", ASK,
+                                          headers={"Host": host, "Origin": f"http://{host}"})
             assert status == 403 and "--allow_host" in body["error"]["message"], host
             assert server.call("/curves", headers={"Host": host})[0] == 403
         name = socket.gethostname()
-        for host in (f"127.0.0.1:{server.port}", "192.168.1.7", "[::1]:80", "localhost", "a.localhost:1", "AI.example.com", name, name.partition(".")[0] + ".local"):
+        for host in (f"127.0.0.1:{server.port}", "192.168.1.7", "[::1]:80", "localhost", "a.localhost:1",
+                     "AI.example.com", name, name.partition(".")[0] + ".local"):
             assert server.call("/v1/models", headers={"Host": host})[0] == 200, host
 
 
@@ -241,7 +259,8 @@ def test_head_is_answered_like_get_without_a_body(server):
 
 
 def test_who_still_sends_hears_the_refusal(server, locked):
-    """Too large, without the key, or to a wrong place: the answer waits for the end of the body instead of cutting it off."""
+    """Too large, without the key, or to a wrong place: the answer waits for the end of the body instead of cutting it
+    off."""
     body = b"x" * 3_000_000
 
     def told(port, path="/v1/chat/completions", chunked=False):
@@ -288,7 +307,8 @@ def test_too_long_a_conversation_forgets_and_too_long_a_question_is_refused(serv
     old = [{"role": r, "content": "很久以前的话。" * 30} for r in ("user", "assistant")] * 40
     status, body, _ = server.call("/v1/chat/completions", {**ASK, "messages": old + ASK["messages"]})
     assert status == 200 and body["usage"]["prompt_tokens"] < 128
-    status, body, _ = server.call("/v1/chat/completions", {**ASK, "messages": [{"role": "user", "content": "长" * 30_000}]})
+    status, body, _ = server.call("/v1/chat/completions",
+                                  {**ASK, "messages": [{"role": "user", "content": "长" * 30_000}]})
     assert status == 400 and body["error"]["code"] == "context_length_exceeded"
 
 
@@ -304,7 +324,8 @@ def test_many_at_once_are_each_answered_as_alone(server):
         one.start()
     for one in threads:
         one.join(300)
-    assert sum(a == b for a, b in zip(alone, got)) >= len(texts) - 1     # a rounding tie may tip one; test_serve_engine looks closer
+    # a rounding tie may tip one; test_serve_engine looks closer
+    assert sum(a == b for a, b in zip(alone, got)) >= len(texts) - 1
 
 
 # ---------------------------------------------------------------- starting and stopping
@@ -315,7 +336,9 @@ def test_sigterm_lets_a_reply_finish_and_leaves_nobody(tmp_path):
         alone = server.chat(**ask)
         body = json.dumps({**ask, "stream": True}).encode()
         with socket.create_connection(("127.0.0.1", server.port), timeout=300) as connection:
-            connection.sendall(b"POST /v1/chat/completions HTTP/1.0\r\nhost: 127.0.0.1\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+            connection.sendall(
+                b"POST /v1/chat/completions HTTP/1.0\r\nhost: 127.0.0.1\r\ncontent-length: %d\r\n\r\n" % len(body)
+                + body)
             got = connection.recv(1)
             server.process.send_signal(signal.SIGTERM)
             while part := connection.recv(65536):
@@ -358,7 +381,8 @@ def test_idle_connections_do_not_delay_the_end(tmp_path):
 
 
 def _run(*words):
-    done = subprocess.run([sys.executable, str(ROOT / "chat_agent" / "serve.py"), *map(str, words)], capture_output=True, timeout=300)
+    done = subprocess.run([sys.executable, str(ROOT / "chat_agent" / "serve.py"), *map(str, words)],
+                          capture_output=True, timeout=300)
     return done.returncode, done.stderr.decode()
 
 
@@ -376,8 +400,10 @@ def test_mistakes_get_a_clear_line(tmp_path):
 def test_nonsense_options_are_refused(tmp_path, monkeypatch):
     from chat_agent import serve
     from tools.errors import UserError
-    for words in (["--api_key", ""], ["--api_key", "中文"], ["--port", "70000"], ["--max_batch", "0"], ["--context", "1"], ["--n_layer", "3"],
-                  ["--allow_origin", "app.example.com"], ["--allow_origin", "https://a.com/path"], ["--allow_origin", ""]):
+    for words in (["--api_key", ""], ["--api_key", "中文"], ["--port", "70000"], ["--max_batch", "0"],
+                  ["--context", "1"], ["--n_layer", "3"],
+                  ["--allow_origin", "app.example.com"], ["--allow_origin", "https://a.com/path"],
+                  ["--allow_origin", ""]):
         with pytest.raises(UserError) as found:
             serve.main(["--model", str(tmp_path / "x.pkl"), *words])
         assert found.value.code == 2
@@ -396,7 +422,8 @@ def test_a_missing_package_is_named(monkeypatch):
 def test_without_a_model_there_are_curves_until_one_appears(tmp_path):
     out = tmp_path / "out"
     with serving(tmp_path, "--out_dir", str(out), models={}) as server:
-        assert server.call("/")[0] == 200 and server.call("/curves")[:2] == (200, {"runs": []}) and server.call("/health")[0] == 200
+        assert server.call("/")[0] == 200 and server.call("/curves")[:2] == (200,
+            {"runs": []}) and server.call("/health")[0] == 200
         status, body, _ = server.call("/v1/chat/completions", ASK)
         assert status == 503 and "还没有模型" in body["error"]["message"] and server.call("/v1/models")[1]["data"] == []
         assert "还没有模型" in server.said()

@@ -1,4 +1,5 @@
-"""The page in a real browser: asking, streaming, stopping, retrying, editing, other models, curves, nothing run that was said."""
+"""The page in a real browser: asking, streaming, stopping, retrying, editing, other models, curves, nothing run that
+was said."""
 import json
 import re
 
@@ -21,8 +22,11 @@ DONE = "document.querySelector('#stop').hidden && document.querySelector('.messa
 def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     (folder / "logs").mkdir()
-    rows = [{"step": i, "loss": 9 - i / 20, "ppx_1": 500 / i, "ppx_2": 900 / i, "lr": 1e-3, "grad_norm": 1.0, "tok_s": 900, "epoch": 1, "epochs": 1} for i in range(1, 60)]
-    (folder / "logs" / "pre_1.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [{"event": "start", "stage": "pre"}, *rows]))
+    rows = [
+        {"step": i, "loss": 9 - i / 20, "ppx_1": 500 / i, "ppx_2": 900 / i, "lr": 1e-3, "grad_norm": 1.0, "tok_s": 900,
+         "epoch": 1, "epochs": 1} for i in range(1, 60)]
+    (folder / "logs" / "pre_1.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in [{"event": "start", "stage": "pre"}, *rows]))
     models = {"小寻": write_model(folder / "one.pkl"), "续写": write_model(folder / "two.pkl", 1, stage="Pre")}
     with serving(folder, models=models) as server, browser.browsing() as tab:
         tab.size(1300, 820)
@@ -54,14 +58,16 @@ def ask(page, text, wait=True):
 
 
 def choose(page, select, value):
-    page.run(f"(() => {{ const s = document.querySelector('#{select}'); s.value = '{value}'; s.dispatchEvent(new Event('change')); }})()")
+    page.run(
+        f"(() => {{ const s = document.querySelector('#{select}'); s.value = '{value}'; s.dispatchEvent(new Event('change')); }})()")
 
 
 def test_page_asks_and_shows_the_streamed_reply(page):
     ask(page, "你好，小寻")
     assert page.text(".message.user .text") == ["你好，小寻"]
     assert page.text(".message.assistant .text")[0]
-    assert re.match(r"小寻 · \d+ 词元", page.text(".note")[0]) and page.run("document.querySelector('#announce').textContent").startswith("小寻：")
+    assert re.match(r"小寻 · \d+ 词元", page.text(".note")[0]) and page.run(
+        "document.querySelector('#announce').textContent").startswith("小寻：")
     assert page.run("document.activeElement.id") == "input"
     page.open("about:blank")                            # a conversation outlives the page
     page.open(page.server.url + "/")
@@ -79,7 +85,8 @@ ESCAPE = """new Promise((done) => { const look = () => {
 
 def test_page_stops_a_reply(page):
     page.run("""localStorage.setItem("tinyseek.settings", '{"max_tokens": 1024, "temperature": 1.5}')""")
-    for attempt in range(8):                                # the model may have had nothing more to say before the key came
+    # the model may have had nothing more to say before the key came
+    for attempt in range(8):
         page.open(page.server.url + f"/?again={attempt}")
         page.wait(READY)
         ask(page, "一直说", wait=False)
@@ -127,21 +134,29 @@ def test_page_changes_the_model(page):
 def test_page_never_runs_what_is_said(page):
     ask(page, EVIL)
     assert page.text(".message.user .text") == [EVIL]
-    conversation = [{"id": "x", "time": 1, "system": EVIL, "messages": [{"role": "user", "content": EVIL}, {"role": "assistant", "content": EVIL, "note": EVIL}]}]
+    conversation = [
+        {"id": "x", "time": 1, "system": EVIL,
+         "messages": [{"role": "user", "content": EVIL}, {"role": "assistant", "content": EVIL, "note": EVIL}]}]
     page.open(page.server.url + "/health")              # the chat saves its own when it is left
-    page.run(f"localStorage.clear(); localStorage.setItem('tinyseek.conversations', {json.dumps(json.dumps(conversation))})")
+    page.run(
+        f"localStorage.clear(); localStorage.setItem('tinyseek.conversations', {json.dumps(json.dumps(conversation))})")
     page.run("sessionStorage.clear()")
     page.open(page.server.url + "/?again")
     page.wait(READY)
     assert page.text(".message .text") == [EVIL, EVIL]
-    assert page.run("document.querySelectorAll('.talk img:not([src^=\"/static/\"]), .talk script, .talk b, .list b').length") == 0
+    assert page.run(
+        "document.querySelectorAll('.talk img:not([src^=\"/static/\"]), .talk script, .talk b, .list b').length") == 0
     assert page.run("window.hacked") is None
 
 
 def test_page_survives_a_spoilt_storage(page):
-    for spoilt in ("{", "3", "null", '{"messages": 3}', '{"messages": [null, 3]}', "[1, null, {}]", '[{"id": "a", "messages": [3, {"role": "x", "content": "y"}, {"role": "user", "content": 4}]}]'):
+    for spoilt in ("{", "3", "null", '{"messages": 3}', '{"messages": [null, 3]}', "[1, null, {}]",
+                   '[{"id": "a", "messages": [3, {"role": "x", "content": "y"}, {"role": "user", "content": 4}]}]'):
         page.open(page.server.url + "/health")
-        page.run(f"localStorage.setItem('tinyseek.conversations', {json.dumps(spoilt)}); localStorage.setItem('tinyseek.chat.x', {json.dumps(spoilt)}); localStorage.setItem('tinyseek.settings', {json.dumps(spoilt)})")
+        page.run(
+            f"localStorage.setItem('tinyseek.conversations', {json.dumps(spoilt)}); "
+            f"localStorage.setItem('tinyseek.chat.x', {json.dumps(spoilt)}); localStorage.setItem('tinyseek.settings', "
+            f"{json.dumps(spoilt)})")
         page.open(page.server.url + "/?again")
         page.wait(READY)
     ask(page, "还好吗")
@@ -170,7 +185,8 @@ def test_page_says_what_the_model_no_longer_sees(page):
         ask(page, f"第{n}句，" + "很久以前的事情。" * 4)
         page.wait(f"document.querySelectorAll('.message.assistant .note').length === {n + 1}")
     assert page.text(".forgot") == ["以上内容已超出模型的记忆"]
-    before = page.run("[...document.querySelector('.forgot').parentElement.children].indexOf(document.querySelector('.forgot'))")
+    before = page.run(
+        "[...document.querySelector('.forgot').parentElement.children].indexOf(document.querySelector('.forgot'))")
     assert before >= 2 and before % 2 == 0                  # above a question
     used, context = map(int, page.text("#use")[0].removeprefix("记忆 ").split("/"))
     assert 0 < used <= context == 128 and page.run("document.querySelector('#s-max_tokens').max") == "128"
@@ -249,10 +265,14 @@ def test_page_suggests_what_the_model_can_answer(page):
 
 
 def test_page_leaves_what_nobody_moved_to_the_model(page):
-    page.run("""localStorage.setItem("tinyseek.settings", '{"temperature":0.3,"top_p":0.9,"repetition_penalty":1,"max_tokens":256,"seed":null}')""")
+    page.run(
+        """localStorage.setItem("tinyseek.settings",
+        '{"temperature":0.3,"top_p":0.9,"repetition_penalty":1,"max_tokens":256,"seed":null}')""")
     page.open(page.server.url + "/?again")                  # as an earlier version stored it
     page.wait(READY)
-    page.run("window.fetch = ((old) => (u, o) => { if (o && o.body) window.asked = JSON.parse(o.body); return old(u, o); })(window.fetch)")
+    page.run(
+        "window.fetch = ((old) => (u, o) => { if (o && o.body) window.asked = JSON.parse(o.body); return old(u, o); })"
+        "(window.fetch)")
     ask(page, "你好")
     assert set(page.run("window.asked")) == {"model", "messages", "stream", "stream_options"}
     assert page.run("document.querySelector('#s-temperature').value") == "0"
@@ -289,10 +309,16 @@ def logs(page):
 
 def test_curves_page_lists_runs_only_says_how_they_stand_and_takes_up_a_new_one(page, logs):
     (logs / "bad_lines.jsonl").write_text('{"file": "a.jsonl", "line": 3, "reason": "x"}\n')
-    head = {"event": "start", "stage": "dpo", "start": "2026-01-02 03:04:05", "run": "dpo_1", "config.name": "expA", "config.out_dir": str(page.folder),
+    head = {"event": "start", "stage": "dpo", "start": "2026-01-02 03:04:05", "run": "dpo_1", "config.name": "expA",
+            "config.out_dir": str(page.folder),
             "steps": 200}
-    rows = [{"step": i, "loss": 1.0063 + i / 1e5, "accuracy": 0.5, "margin": 0.1, "lr": 1e-3, "epoch": 1, "epochs": 1000} for i in (6, 7)]
-    (logs / "dpo_1.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [head, *rows, {"event": "save", "step": 7, "name": "TinySeek_DPO_final"}]))
+    rows = [
+        {"step": i, "loss": 1.0063 + i / 1e5, "accuracy": 0.5, "margin": 0.1, "lr": 1e-3, "epoch": 1, "epochs": 1000}
+        for i in (6, 7)]
+    (logs / "dpo_1.jsonl").write_text(
+        "".join(
+            json.dumps(row) + "\n" for row in [head, *rows,
+                                               {"event": "save", "step": 7, "name": "TinySeek_DPO_final"}]))
     (logs / "sft_1.jsonl").write_text(json.dumps({**head, "stage": "sft", "run": "sft_1", "config.name": None}) + "\n")
     page.click("#tab-curves")
     page.wait("document.querySelector('#run').options.length === 3")
@@ -302,16 +328,22 @@ def test_curves_page_lists_runs_only_says_how_they_stand_and_takes_up_a_new_one(
     page.wait("document.querySelectorAll('.card svg').length === 4")
     assert "ln 2" in page.text(".card small")[0] and page.text(".card b")[:3] == ["损失", "选对的比例", "间隔"]
     for card in range(4):
-        ticks = page.run(f"[...document.querySelectorAll('.card')[{card}].querySelectorAll('.tick')].map((t) => t.getAttribute('x') + ' ' + t.textContent)")
+        ticks = page.run(
+            f"[...document.querySelectorAll('.card')[{card}].querySelectorAll('.tick')].map((t) => t.getAttribute('x') "
+            f"+ ' ' + t.textContent)")
         assert len(set(ticks)) == len(ticks)
-        assert not [t for t in ticks if t.split()[0] not in ("4", "48", "468") and "." in t.split()[1]]          # steps are whole
+        # steps are whole
+        assert not [t for t in ticks if t.split()[0] not in ("4", "48", "468") and "." in t.split()[1]]
     choose(page, "other", "pre_1")
     page.wait("document.querySelectorAll('.card .beside.line').length >= 2")
     assert "虚线：" in page.text(".card small")[0]
     choose(page, "run", "sft_1")
     page.wait("document.querySelector('#curves-empty').textContent.includes('就停了')")
-    (logs / "lora_1.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [{"event": "start", "stage": "lora"}, {"step": 1, "loss": 2.0}]))
-    page.wait("document.querySelector('#run').value === 'lora_1' && document.querySelector('#run-state').textContent.startsWith('进行中')")
+    (logs / "lora_1.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in [{"event": "start", "stage": "lora"}, {"step": 1, "loss": 2.0}]))
+    page.wait(
+        "document.querySelector('#run').value === 'lora_1' && document.querySelector('#run-state')"
+        ".textContent.startsWith('进行中')")
 
 
 def test_page_draws_the_curves_and_follows_them(page):
@@ -323,7 +355,8 @@ def test_page_draws_the_curves_and_follows_them(page):
     page.wait("document.querySelector('#run-state').textContent.includes('第 60 步')")
     page.run("document.querySelector('#tab-curves').focus()")
     page.key("ArrowRight")
-    assert page.run("document.querySelector('#view-chat').hidden") is False and page.run("document.activeElement.id") == "tab-chat"
+    assert page.run("document.querySelector('#view-chat').hidden") is False and page.run(
+        "document.activeElement.id") == "tab-chat"
 
 
 def test_page_is_named_for_screen_readers(page):
@@ -332,8 +365,11 @@ def test_page_is_named_for_screen_readers(page):
     nameless = """[...document.querySelectorAll("button, input, select, textarea")].filter((e) => e.offsetParent !== null &&
         !(e.textContent.trim() && e.tagName === "BUTTON") && !e.getAttribute("aria-label") && !(e.labels && e.labels.length)).map((e) => e.outerHTML)"""
     assert page.run(nameless) == []
-    assert page.run("document.documentElement.lang") == "zh-CN" and page.run("document.querySelectorAll('[aria-live]').length") >= 1
-    assert page.run("[...document.querySelectorAll('input[type=range]')].every((e) => document.getElementById(e.getAttribute('aria-describedby')))")
+    assert page.run("document.documentElement.lang") == "zh-CN" and page.run(
+        "document.querySelectorAll('[aria-live]').length") >= 1
+    assert page.run(
+        "[...document.querySelectorAll('input[type=range]')].every((e) => "
+        "document.getElementById(e.getAttribute('aria-describedby')))")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -395,7 +431,8 @@ def faint(page):
 
 def contrast(page):
     """WCAG contrast of the body's ink on its paper."""
-    ink, paper = ([int(v) for v in page.run(f"getComputedStyle(document.body).{name}").strip("rgb()").split(",")] for name in ("color", "backgroundColor"))
+    ink, paper = ([int(v) for v in page.run(f"getComputedStyle(document.body).{name}").strip("rgb()").split(",")]
+                  for name in ("color", "backgroundColor"))
 
     def light(rgb):
         parts = [v / 255 / 12.92 if v / 255 <= 0.03928 else ((v / 255 + 0.055) / 1.055) ** 2.4 for v in rgb]

@@ -126,20 +126,24 @@ def test_the_list_of_an_earlier_version_is_taken_over(tabs):
     one, two = tabs
     for tab in tabs:
         tab.open(one.server.url + "/health")
-    old = [{"id": f"id{n}", "time": n, "system": "老师" if n == 1 else "", "messages": [{"role": "user", "content": f"第{n}段"}]} for n in range(3)]
+    old = [
+        {"id": f"id{n}", "time": n, "system": "老师" if n == 1 else "",
+         "messages": [{"role": "user", "content": f"第{n}段"}]} for n in range(3)]
     one.run(f"localStorage.setItem('tinyseek.conversations', {json.dumps(json.dumps(old))})")
     for tab in tabs:
         tab.run("sessionStorage.clear()")
         visit(tab, one.server.url)
         assert titles(tab) == ["第2段", "第1段", "第0段"]
-    assert one.run("localStorage.getItem('tinyseek.system.id1')") == "老师" and one.run("localStorage.getItem('tinyseek.conversations')") is None
+    assert one.run("localStorage.getItem('tinyseek.system.id1')") == "老师" and one.run(
+        "localStorage.getItem('tinyseek.conversations')") is None
 
 
 def interleave(tabs, count, seed):
     """Random acts in both tabs -> (ids that must be there, ids that must not, {id: questions asked in it})."""
     rng, alive, dead, asked = random.Random(seed), set(), set(), {}
     for number in range(count):
-        tab, act = rng.choice(tabs), rng.choices(["send", "new", "open", "delete", "rename", "reload", "wait"], [6, 4, 3, 2, 2, 2, 1])[0]
+        tab, act = rng.choice(tabs), rng.choices(["send", "new", "open", "delete", "rename", "reload", "wait"],
+                                                 [6, 4, 3, 2, 2, 2, 1])[0]
         shown = tab.run("document.querySelectorAll('.entry').length")
         place = rng.randrange(shown) if shown else 0
         if act in ("send", "new"):

@@ -51,4 +51,5 @@ def test_X2_every_stage_trains_sharded_as_it_does_whole(runs, name):
     assert len(theirs[0]) == 6 and theirs[0][0]["loss"] != theirs[0][-1]["loss"]
     for rank in ours:
         for h, g in zip(rank, theirs[0], strict=True):
-            assert [h[k] for k in ("loss", "grad_norm")] == pytest.approx([g[k] for k in ("loss", "grad_norm")], abs=1e-7)
+            assert [h[k] for k in ("loss", "grad_norm")] == pytest.approx([g[k] for k in ("loss", "grad_norm")],
+                abs=1e-7)

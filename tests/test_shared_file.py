@@ -40,7 +40,8 @@ def test_no_line_of_another_run_is_ever_lost(tmp_path):
         process.join()
     lines = path.read_text().splitlines()
     for name in range(WRITERS):
-        assert [line for line in lines if line.startswith(f"{name} ")] == [f"{name} {number}" for number in range(LINES)]
+        assert [line for line in lines if line.startswith(f"{name} ")] == [f"{name} {number}"
+            for number in range(LINES)]
     assert [p.name for p in tmp_path.iterdir()] == ["log.txt"]
 
 

@@ -1,4 +1,5 @@
-"""Drafting with the second head changes the speed of a reply and nothing else: same greedy ids, same distribution of samples."""
+"""Drafting with the second head changes the speed of a reply and nothing else: same greedy ids, same distribution of
+samples."""
 import itertools
 import math
 from pathlib import Path
@@ -19,7 +20,8 @@ from tools.template import render_prompt
 
 
 def tiny_model(seed=0, vocab=5, agree=0.0):
-    """Few ids, so that whole distributions can be counted. agree: how much the heads share, 1 = head 2 repeats head 1."""
+    """Few ids, so that whole distributions can be counted. agree: how much the heads share, 1 = head 2 repeats head
+    1."""
     torch.manual_seed(seed)
     model = TinySeek(ModelConfig.from_dict({**toy.SHAPE, "vocab_size": vocab, "init_std": 0.4})).double()
     model.fc2.weight.data = agree * model.fc1.weight.data + (1 - agree) * model.fc2.weight.data
@@ -144,7 +146,8 @@ def test_acceptance_is_reported():
 def test_no_pass_is_made_for_an_id_that_nobody_needs(monkeypatch):
     model, widths = tiny_model(agree=1.0, vocab=20), []
     decode = TinySeek.decode
-    monkeypatch.setattr(TinySeek, "decode", lambda self, ids, *a, **k: widths.append(ids.shape[1]) or decode(self, ids, *a, **k))
+    monkeypatch.setattr(TinySeek, "decode",
+                        lambda self, ids, *a, **k: widths.append(ids.shape[1]) or decode(self, ids, *a, **k))
     generate_reply(model, [1, 2, 3], 1, reserved=0, stop_ids=())
     assert widths == [3]
     generate_reply(model, [1, 2, 3], 2, reserved=0, stop_ids=())
@@ -188,12 +191,15 @@ def test_a_tie_between_experts_counts_from_its_place():
 
 @pytest.mark.slow
 def test_200_prompts_of_real_dialogues(monkeypatch, vocab):
-    """Float32, a second head that is right about half the time: every reply as without it, or parted at a tie (at most 1 %)."""
+    """Float32, a second head that is right about half the time: every reply as without it, or parted at a tie (at most
+    1 %)."""
     data = Path(__file__).resolve().parents[2] / "shared" / "data" / "dialogue.jsonl"
     if not data.is_file():
         pytest.skip("../shared/data/dialogue.jsonl is not here")
     torch.manual_seed(0)
-    model = TinySeek(ModelConfig(vocab_size=len(vocab), n_layer=2, n_head=4, d_model=64, d_c=16, d_r=8, hidden=64, init_std=0.1)).eval()
+    model = TinySeek(
+        ModelConfig(vocab_size=len(vocab), n_layer=2, n_head=4, d_model=64, d_c=16, d_r=8, hidden=64,
+                    init_std=0.1)).eval()
     model.fc2.weight.data = 0.7 * model.fc1.weight.data + 0.3 * model.fc2.weight.data
     monkeypatch.setattr(generate, "drafted_ids", lambda *a: drafted_ids(*a, worth=0.0))
     rows = [row.messages for i, row in zip(range(10_000), read_rows([data])) if i % 50 == 0]

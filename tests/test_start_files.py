@@ -1,4 +1,5 @@
-"""Every stage may start from a file of its own kind in its own folder, be stopped at any moment, and go on with the same command."""
+"""Every stage may start from a file of its own kind in its own folder, be stopped at any moment, and go on with the
+same command."""
 import shutil
 from pathlib import Path
 
@@ -10,27 +11,36 @@ from toy import build_stage, same_tensors, train
 from tools.checkpoint import load_chain, read_checkpoint, read_pair, weights_hash
 from tools.errors import UserError
 
-LABELS = {"pre": "Pre", "sft": "SFT", "dpo": "DPO", "lora": "Lora", "prefix": "Prefix", "memory": "Memory", "gate": "gate"}
+LABELS = {"pre": "Pre", "sft": "SFT", "dpo": "DPO", "lora": "Lora", "prefix": "Prefix", "memory": "Memory",
+          "gate": "gate"}
 OWN = {"lora": {"rank": 2}, "prefix": {"prefix_len": 3}, "memory": {"memory_tokens": 12, "memory_chapters": 4}}
 BASE = "pretraining_model_path"
 # (stage, the key that names the file, which of the stage's own files)
-CASES = [("pre", "init_from", "_final"), ("pre", BASE, "_best"), ("pre", BASE, "1_1_s4"), ("pre", BASE, "1_1"), ("sft", BASE, "_final"), ("sft", BASE, "_best"),
-         ("sft", "init_from", "1_1_s4"), ("dpo", BASE, "_final"), ("dpo", "init_from", "_best"), ("lora", BASE, "_final"), ("lora", "init_from", "_final"),
-         ("lora", "init_from", "1_1_s4"), ("prefix", BASE, "_best"), ("prefix", "init_from", "_final"), ("memory", BASE, "1_1_s4"),
+CASES = [("pre", "init_from", "_final"), ("pre", BASE, "_best"), ("pre", BASE, "1_1_s4"), ("pre", BASE, "1_1"),
+         ("sft", BASE, "_final"), ("sft", BASE, "_best"),
+         ("sft", "init_from", "1_1_s4"), ("dpo", BASE, "_final"), ("dpo", "init_from", "_best"),
+         ("lora", BASE, "_final"), ("lora", "init_from", "_final"),
+         ("lora", "init_from", "1_1_s4"), ("prefix", BASE, "_best"), ("prefix", "init_from", "_final"),
+         ("memory", BASE, "1_1_s4"),
          ("memory", "init_from", "_best")]
 
 
 def rows_of(stage, seed):
-    return toy.text_rows(12, seed) if stage == "pre" else pair_rows(12, seed) if stage == "dpo" else toy.dialogue_rows(12, seed)
+    return toy.text_rows(12, seed) if stage == "pre" else pair_rows(12,
+                                                                    seed) if stage == "dpo" else toy.dialogue_rows(12,
+                                                                        seed)
 
 
 def chosen(folder, stage, seed=1, **keys):
     """Options of a run of ten steps or so that saves every kind of file."""
     if stage not in ("pre", "gate"):
         keys.setdefault(BASE, str(folder / "out/base/TinySeek_SFT_final.pkl"))
-    usual = {"eval_share": 0.25, "eval_steps": 3, "save_steps": 4, "save_total_limit": None, "save_frq": 1, "max_epochs": 2, "dropout": 0.1,
-             "logging_steps": None, "replay_data_path": str(folder / "none.jsonl"), "batch_size": 1 if stage != "gate" else 4}
-    return toy.toy_options(folder, toy.toy_vocab(), stage, rows_of(stage, seed), **{**usual, **OWN.get(stage, {}), **keys})
+    usual = {"eval_share": 0.25, "eval_steps": 3, "save_steps": 4, "save_total_limit": None, "save_frq": 1,
+             "max_epochs": 2, "dropout": 0.1,
+             "logging_steps": None, "replay_data_path": str(folder / "none.jsonl"),
+             "batch_size": 1 if stage != "gate" else 4}
+    return toy.toy_options(folder, toy.toy_vocab(), stage, rows_of(stage, seed),
+                           **{**usual, **OWN.get(stage, {}), **keys})
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +91,10 @@ def test_C3_from_its_own_kind_of_file_interrupted_the_bits_are_the_same(copies, 
     assert last.history[0]["step"] == 8
     assert same_tensors(ending(cut, stage), ending(left_alone, stage))
     moved = next((cut / "out").glob("backup_*")) / Path(start).name
-    assert weights_hash(read_checkpoint(moved)["weights"]) == began_from and len(list((cut / "out").glob("backup_*"))) == 1
-    load_chain(cut / f"out/TinySeek_{LABELS[stage]}_final.pkl")                    # an adapter finds the one it was trained on
+    assert weights_hash(read_checkpoint(moved)["weights"]) == began_from and len(
+        list((cut / "out").glob("backup_*"))) == 1
+    # an adapter finds the one it was trained on
+    load_chain(cut / f"out/TinySeek_{LABELS[stage]}_final.pkl")
 
 
 @pytest.mark.parametrize("stage, key", [("sft", BASE), ("lora", "init_from"), ("lora", BASE)])
@@ -105,7 +117,8 @@ def test_C3_in_a_folder_with_a_name(copies):
     shutil.copytree(whole / "out", whole / "out" / "mine", ignore=shutil.ignore_patterns("base", "mine"))
     start = "out/mine/TinySeek_SFT_final.pkl"
     train(chosen(whole, "sft", name="mine", **{BASE: str(whole / start)}), "sft")
-    interrupted(chosen(folder, "sft", name="mine", **{BASE: str(folder / start)}), "sft", [("kill_after", 2), ("kill_after", 6)])
+    interrupted(chosen(folder, "sft", name="mine", **{BASE: str(folder / start)}), "sft",
+                [("kill_after", 2), ("kill_after", 6)])
     assert same_tensors(ending(folder, "sft", "mine"), ending(whole, "sft", "mine"))
     assert not list((folder / "out").glob("backup_*"))
 
@@ -185,7 +198,8 @@ def test_C3_the_gates_experts_are_found_in_their_backups(copies):
     folder, whole = copies("gate"), copies("whole")
 
     def gate(at):
-        return chosen(at, "gate", seed=3, experts=[str(at / f"out/TinySeek_{word}_final.pkl") for word in ("Lora", "Prefix")])
+        return chosen(at, "gate", seed=3,
+                      experts=[str(at / f"out/TinySeek_{word}_final.pkl") for word in ("Lora", "Prefix")])
     train(gate(whole), "gate")
     train(gate(folder), "gate", stop_after=2)
     train(chosen(folder, "lora", seed=5), "lora", stop_after=2)                    # one expert is being trained anew

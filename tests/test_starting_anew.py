@@ -1,4 +1,5 @@
-"""A run that begins anew says what is different and how to go on all the same; every way it names is taken here, and works."""
+"""A run that begins anew says what is different and how to go on all the same; every way it names is taken here, and
+works."""
 import re
 from pathlib import Path
 
@@ -19,13 +20,15 @@ def ways(said):
 
 
 def with_words(options, words):
-    numbers = {key: int(value) if value.isdigit() else float(value) if re.fullmatch(r"[\d.e-]+", value) else value or True
+    numbers = {key: int(value) if value.isdigit() else float(value) if re.fullmatch(r"[\d.e-]+", value) else value
+               or True
                for key, value in words.items()}
     return {**options, **numbers}
 
 
 CHANGES = [("max_len", 20, "max_len 40 → 20"), ("init_lr", 1e-3, "init_lr 0.005 → 0.001"), ("seed", 7, "seed 0 → 7"),
-           ("batch_size", 1, "batch_size 2 → 1"), ("rows", 31, "数据变了"), ("optimizer", "adamw", "optimizer adam → adamw")]
+           ("batch_size", 1, "batch_size 2 → 1"), ("rows", 31, "数据变了"),
+           ("optimizer", "adamw", "optimizer adam → adamw")]
 
 
 @pytest.mark.parametrize("key, value, why", CHANGES)
@@ -39,13 +42,15 @@ def test_the_reason_is_named_and_both_ways_on_work(options, capsys, key, value, 
     said = capsys.readouterr().err
     assert why in said and "backup_" in said, said
     back, onward = ways(said)
-    stage = build_stage(with_words(changed, onward))                               # its weights, under what is asked for now
+    # its weights, under what is asked for now
+    stage = build_stage(with_words(changed, onward))
     assert same_tensors(dict(stage.model.state_dict()), dict(first.model.state_dict()))
     going_back = with_words({**before, "max_steps": 12} if key == "rows" else {**changed, "max_steps": 12}, back)
     if key == "rows":
         options(**LONG)                                                            # the rows are what they were
     assert train(going_back, stop_after=11).history[0]["step"] == (10 if finished else 6)
-    assert train(going_back).history[0]["step"] == 12                              # and the same command once more goes on from there
+    # and the same command once more goes on from there
+    assert train(going_back).history[0]["step"] == 12
 
 
 def test_data_appended_to_a_finished_run_the_way_on_trains_on_all_of_it(options, capsys):
@@ -96,7 +101,8 @@ def test_a_named_checkpoint_is_not_returned_to_once_the_run_has_got_further(opti
     train(asked, stop_after=9)
     again = {**asked, "resume": "TinySeek_Pre1_1_s4", "save_total_limit": 1}
     assert train(again, kill_after=7).history[0]["step"] == 5
-    assert (Path(asked["out_dir"]) / "again" / "TinySeek_Pre1_1_s4.pkl").exists()  # retention spares what the command names
+    # retention spares what the command names
+    assert (Path(asked["out_dir"]) / "again" / "TinySeek_Pre1_1_s4.pkl").exists()
     assert train(again, stop_after=11).history[0]["step"] == 7
     last = train(again)
     assert last.history[0]["step"] == 12 and same_tensors(last.model.state_dict(), whole.model.state_dict())
@@ -111,7 +117,8 @@ def test_the_last_index_is_not_returned_to_either(options):
     at = train(chosen, stop_after=len(whole.history) - 2)
     assert at.exit == 143
     last = train(chosen)
-    assert last.history[0]["step"] == len(whole.history) - 1 and same_tensors(last.model.state_dict(), whole.model.state_dict())
+    assert last.history[0]["step"] == len(whole.history) - 1 and same_tensors(last.model.state_dict(),
+        whole.model.state_dict())
 
 
 def test_a_checkpoint_in_a_backup_is_gone_on_from_and_stays_there(options):
@@ -130,7 +137,8 @@ def test_a_checkpoint_in_a_backup_is_gone_on_from_and_stays_there(options):
 
 def test_an_unrelated_vocabulary_in_the_output_folder_does_not_matter(options, vocab):
     train(options(**LONG))
-    chosen = options("sft", pretraining_model_path=str(Path(options(**LONG)["out_dir"]) / "TinySeek_Pre_final.pkl"), max_steps=2)
+    chosen = options("sft", pretraining_model_path=str(Path(options(**LONG)["out_dir"]) / "TinySeek_Pre_final.pkl"),
+                     max_steps=2)
     other = toy.Vocab.create_vocab(["木"], vocab_size=500, texts=True, progress=False)
     lying = Path(chosen["out_dir"]) / "vocab.json"
     other.save(lying)
@@ -144,13 +152,15 @@ def test_an_unrelated_vocabulary_in_the_output_folder_does_not_matter(options, v
 
 def test_files_named_for_a_vocabulary_that_is_there_already_are_told(options, ram_path, capsys):
     """Built from the text alone; then dialogues are named for it, in pre-training and in the stage after it."""
-    text, talk = (str(toy.write_rows(ram_path / name, rows)) for name, rows in (("text.jsonl", text_rows(30)), ("talk.jsonl", toy.dialogue_rows(30))))
+    text, talk = (str(toy.write_rows(ram_path / name, rows))
+                  for name, rows in (("text.jsonl", text_rows(30)), ("talk.jsonl", toy.dialogue_rows(30))))
     place = {"vocab_trg_path": str(ram_path / "out" / "vocab.json"), "vocab_size": 500, "max_steps": 2}
     pre = {**options(**place), "json_data_path": text}
     for named, told in ((text, False), (text, False), ([text, talk], True)):
         train({**pre, "vocab_data_path": named})
         said = capsys.readouterr().err
-        assert ("talk.jsonl 没有用上" in said) == told and (not told or "由 text.jsonl 建成" in said and "--vocab_trg_path" in said)
+        assert ("talk.jsonl 没有用上" in said) == told and (not told or "由 text.jsonl 建成" in said
+                                                        and "--vocab_trg_path" in said)
     base = str(ram_path / "out" / "TinySeek_Pre_final.pkl")
     sft = {**options("sft", pretraining_model_path=base, **place), "json_data_path": talk}
     train({**sft, "vocab_data_path": [talk]}, "sft")                               # filled in, not named

@@ -9,7 +9,8 @@ import pytest
 from tools import Vocab
 from tools.formats import Row
 from tools.mask import mask_from_id_to_id
-from tools.template import (CALL, ROLE_NAMES, THINK, call_text, compact, message_texts, parsed_call, render, render_many,
+from tools.template import (CALL, ROLE_NAMES, THINK, call_text, compact, message_texts, parsed_call, render,
+                            render_many,
                             render_prompt, render_text)
 
 USER, ASSISTANT, SYSTEM, END = 9, 10, 11, 1

@@ -51,7 +51,8 @@ def test_dialogues_keep_the_templates_mask_unless_all_of_it_is_learned(ram_path,
 
 
 def test_units_of_one_row_are_documents_of_their_own(ram_path, place, vocab):
-    cache = open_cache(write_rows(ram_path / "a.jsonl", [{"text": "书<|im_end|>茶"}, {"text": "书"}]), vocab, "pretraining", place)
+    cache = open_cache(write_rows(ram_path / "a.jsonl", [{"text": "书<|im_end|>茶"}, {"text": "书"}]), vocab,
+                       "pretraining", place)
     assert len(cache) == 3 and cache.rows.tolist() == [0, 0, 1]
     starts, ends = cache.bounds([0, 2])
     assert starts.tolist() == [0, cache.ends[1]] and ends.tolist() == [cache.ends[0], cache.ends[2]]
@@ -135,7 +136,8 @@ print(len(list(batches)) > 0, __spec__, __file__)
 """, encoding="utf-8")
     ran = subprocess.run([sys.executable, "first_try.py"], cwd=ram_path, capture_output=True, text=True)
     script = str(ram_path / "first_try.py")
-    assert ran.returncode == 0 and ran.stdout.splitlines() == [f"here {script}", f"True None {script}"], ran.stdout + ran.stderr
+    assert ran.returncode == 0 and ran.stdout.splitlines() == [f"here {script}",
+                                                               f"True None {script}"], ran.stdout + ran.stderr
 
 
 def test_too_many_bad_lines_stop_with_8_and_leave_no_cache(ram_path, place, vocab):
@@ -150,10 +152,12 @@ def test_too_many_bad_lines_stop_with_8_and_leave_no_cache(ram_path, place, voca
 def test_no_usable_row_is_8(ram_path, place, vocab):
     data = ram_path / "a.jsonl"
     data.write_text("\n\n", encoding="utf-8")
-    for attempt in (lambda: open_cache(data, vocab, "pretraining", place), lambda: Vocab.create_vocab(data, progress=False)):
+    for attempt in (lambda: open_cache(data, vocab, "pretraining", place),
+                    lambda: Vocab.create_vocab(data, progress=False)):
         with pytest.raises(UserError) as error:
             attempt()
-        assert error.value.code == 8                                    # the same, whether the vocabulary is there already or not
+        # the same, whether the vocabulary is there already or not
+        assert error.value.code == 8
 
 
 def test_a_damaged_cache_is_made_again(ram_path, place, vocab, capsys):
@@ -177,12 +181,14 @@ def test_large_files_are_hashed_in_parts(ram_path, place, vocab, monkeypatch):
     cache = open_cache(write_rows(ram_path / "a.jsonl", text_rows(20)), vocab, "pretraining", place)
     for name, (size, *digests) in cache.meta["content"].items():
         raw = (cache.folder / name).read_bytes()
-        assert size == len(raw) and digests == [token_cache.hashlib.sha256(raw[i:i + 100]).hexdigest() for i in range(0, size, 100)]
+        assert size == len(raw) and digests == [token_cache.hashlib.sha256(raw[i:i + 100]).hexdigest()
+                                                for i in range(0, size, 100)]
 
 
 def test_what_a_killed_build_left_is_removed_when_nobody_writes_it(ram_path, place, vocab):
     data = write_rows(ram_path / "a.jsonl", text_rows(5))
-    old, own, fresh = (place / name for name in (".tmp-k-999999999-ab", f".tmp-k-{os.getppid()}-ab", ".tmp-k-999999998-ab"))
+    old, own, fresh = (
+        place / name for name in (".tmp-k-999999999-ab", f".tmp-k-{os.getppid()}-ab", ".tmp-k-999999998-ab"))
     for folder in (old, own, fresh):
         folder.mkdir(parents=True)
         (folder / "tokens.bin").write_bytes(b"x")

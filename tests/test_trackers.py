@@ -1,4 +1,5 @@
-"""M3: TensorBoard and W&B with the real packages, what was written is read back; an absent one is a warning and no more."""
+"""M3: TensorBoard and W&B with the real packages, what was written is read back; an absent one is a warning and no
+more."""
 import math
 import subprocess
 import sys
@@ -9,7 +10,8 @@ import pytest
 import toy
 from tools.logs import trackers
 
-LINE = {"loss": 5.5, "ce_1": 2.0, "ce_2": 3.0, "lexp": 0.1, "entropy": 0.7, "grad_norm": 1.5, "lr": 1e-3, "tok_s": 100.0,
+LINE = {"loss": 5.5, "ce_1": 2.0, "ce_2": 3.0, "lexp": 0.1, "entropy": 0.7, "grad_norm": 1.5, "lr": 1e-3,
+        "tok_s": 100.0,
         "expert_load": [[0.25, 0.75], [0.5, 0.5]], "device": "cpu", "epoch": 1}
 
 
@@ -44,17 +46,20 @@ def test_M3_tensorboard_events_read_back_after_a_stop_and_a_resume(options):
     assert [v for _, v in values["train/total_loss"]] == pytest.approx([row["loss"] for row in lines], rel=1e-6)
     assert [v for _, v in values["train/grad_norm"]] == pytest.approx([row["grad_norm"] for row in lines], rel=1e-6)
     assert [v for _, v in values["lr"]] == pytest.approx([row["lr"] for row in lines], rel=1e-6)
-    assert [s for s, _ in values["held/loss"]] == [4, 8] and {"train/aux_loss", "train/ppx_1", "train/ppx_2", "held/ppx_1"} <= values.keys()
+    assert [s for s, _ in values["held/loss"]] == [4, 8] and {"train/aux_loss", "train/ppx_1", "train/ppx_2",
+                                                              "held/ppx_1"} <= values.keys()
     assert sum(values[f"expert_load/layer_0/expert_{i}"][0][1] for i in range(4)) == pytest.approx(1)
 
 
 def test_M3_wandb_offline_run_written_and_read(options, monkeypatch):
     wandb = pytest.importorskip("wandb")
-    for name, value in {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "WANDB_DISABLE_CODE": "true", "WANDB_CONSOLE": "off"}.items():
+    for name, value in {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "WANDB_DISABLE_CODE": "true",
+                        "WANDB_CONSOLE": "off"}.items():
         monkeypatch.setenv(name, value)
     chosen = options(rows=30, tracker="wandb", max_steps=4)
     loop = toy.train(chosen)
-    wandb.teardown()                                                  # finish() returns before its service has written; the end of a process waits
+    # finish() returns before its service has written; the end of a process waits
+    wandb.teardown()
     files = list(Path(chosen["log_dir"], "wandb").glob("offline-run-*/run-*.wandb"))
     assert len(files) == 1 and loop.journal.run_id in files[0].name
     history = wandb_history(files[0])
@@ -73,7 +78,8 @@ def wandb_history(path):
 
 
 def logged(path, mark):
-    """The records of a LevelDB log behind 7 bytes of header, which is how both packages keep a run that is not online."""
+    """The records of a LevelDB log behind 7 bytes of header, which is how both packages keep a run that is not
+    online."""
     data, at, parts = path.read_bytes(), 7, []
     assert data[:4] == mark
     while at + 7 <= len(data):
@@ -152,5 +158,6 @@ def test_M3_a_tracker_that_breaks_does_not_break_the_training(monkeypatch, capsy
 
 def test_without_a_tracker_nothing_is_imported():
     code = "import sys, tools.logs.trackers as t; t.open_tracker('none', '.', 'r', {}).log(1, {}); print({'wandb', 'tensorboard', 'swanlab', 'torch'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).resolve().parents[1], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).resolve().parents[1], capture_output=True,
+                          text=True)
     assert done.stdout.strip() == "set()", done.stderr

@@ -1,4 +1,5 @@
-"""The log: what is written is read back by name, and a killed and resumed run leaves the log of an uninterrupted one."""
+"""The log: what is written is read back by name, and a killed and resumed run leaves the log of an uninterrupted
+one."""
 import errno
 import json
 import math
@@ -13,17 +14,21 @@ from tools import train_log
 from tools.errors import UserError
 from tools.train_log import TrainLog, perplexity, read_log
 
-WORDS = ["Epoch", "Batch", "Index", "Loss", "Ppx_1", "Ppx_2", "Lexp", "GradNorm", "LR", "Tok/s", "Device", "Batch_t", "Remaining"]
+WORDS = ["Epoch", "Batch", "Index", "Loss", "Ppx_1", "Ppx_2", "Lexp", "GradNorm", "LR", "Tok/s", "Device", "Batch_t",
+         "Remaining"]
 
 
 def row(step, **more):
-    return {"epoch": 1, "epochs": 2, "batch": step, "batches": 375, "index": 1, "indexes": 10, "step": step, "loss": 9.0 / step,
-            "ce_1": 4.0 / step, "ce_2": 5.0 / step, "lexp": 0.25, "grad_norm": 1.5, "lr": 5e-4 * 0.9 ** step, "tok_s": 12345.6,
+    return {"epoch": 1, "epochs": 2, "batch": step, "batches": 375, "index": 1, "indexes": 10, "step": step,
+            "loss": 9.0 / step,
+            "ce_1": 4.0 / step, "ce_2": 5.0 / step, "lexp": 0.25, "grad_norm": 1.5, "lr": 5e-4 * 0.9 ** step,
+            "tok_s": 12345.6,
             "device": "cpu", "batch_t": 0.125, "remaining": 3754.0, **more}
 
 
 def start(folder, stage="sft", **more):
-    return TrainLog(folder / "log.txt", folder / "logs", stage, {"device": "cpu", "params": 1234, "config": {"n_head": 8}}, **more)
+    return TrainLog(folder / "log.txt", folder / "logs", stage,
+                    {"device": "cpu", "params": 1234, "config": {"n_head": 8}}, **more)
 
 
 def write(log, first, last):
@@ -60,7 +65,8 @@ def test_M1_parsed_back_from_both_files(tmp_path):
         run, = read_log(path)
         assert run.header["stage"] == "sft" and run.header["params"] in (1234, "1234")
         assert run.step.tolist() == list(range(1, 9))
-        for name, key in (("Loss", "loss"), ("GradNorm", "grad_norm"), ("LR", "lr"), ("Batch_t", "batch_t"), ("Remaining", "remaining")):
+        for name, key in (("Loss", "loss"), ("GradNorm", "grad_norm"), ("LR", "lr"), ("Batch_t", "batch_t"),
+                          ("Remaining", "remaining")):
             expected = [row(s)[key] for s in range(1, 9)]
             np.testing.assert_allclose(run.get(name), expected, rtol=accuracy, atol=accuracy / 100)
             assert run.get(name) is run.get(key)
@@ -75,7 +81,8 @@ def test_M1_parsed_back_from_both_files(tmp_path):
 def test_M1_json_lines_are_flat_valid_and_exact(tmp_path):
     log = start(tmp_path)
     log.line(row(1, loss=torch.tensor(0.1, dtype=torch.float64), expert_load=torch.tensor([1.0, float("nan")])))
-    first, line = [json.loads(text, parse_constant=pytest.fail) for text in log.json_file.read_text("utf-8").splitlines()]
+    first, line = [json.loads(text, parse_constant=pytest.fail)
+                   for text in log.json_file.read_text("utf-8").splitlines()]
     assert first["event"] == "start" and first["config.n_head"] == 8
     assert line["loss"] == 0.1 and line["step"] == 1 and line["expert_load"] == [1.0, "NaN"] and line["time"] > 1e9
     assert not any(isinstance(value, dict) for value in line.values())
@@ -95,7 +102,9 @@ def test_M1_nan_and_infinity_are_values(tmp_path):
 
 def test_M1_fields_are_found_by_name_not_by_position(tmp_path):
     path = tmp_path / "log.txt"
-    path.write_text("GradNorm: 3.0 | Loss: 1.0 | Epoch 001/1\nEpoch 001/1 | Loss: 2.0\nEpoch 001/1 | Extra: 7 | GradNorm: 5.0 | Loss: 3.0\n")
+    path.write_text(
+        "GradNorm: 3.0 | Loss: 1.0 | Epoch 001/1\nEpoch 001/1 | Loss: 2.0\nEpoch 001/1 | Extra: 7 | GradNorm: 5.0 | "
+        "Loss: 3.0\n")
     run, = read_log(path)
     np.testing.assert_array_equal(run.get("Loss"), [1, 2, 3])
     np.testing.assert_array_equal(run.get("Extra"), [np.nan, np.nan, 7])
@@ -125,7 +134,8 @@ def test_M1_half_line_in_the_middle_leaves_a_gap_and_shifts_nothing(tmp_path):
 
 def test_M1_step_that_was_lost_or_shortened_continues_the_row(tmp_path):
     path = tmp_path / "log.txt"
-    path.write_text("".join(f"Epoch 001/1 | Loss: {i} | Step: {s}\n" for i, s in enumerate(("20", "4", "nan", "80"), 1)))
+    path.write_text(
+        "".join(f"Epoch 001/1 | Loss: {i} | Step: {s}\n" for i, s in enumerate(("20", "4", "nan", "80"), 1)))
     steps = read_log(path)[0].step
     assert steps[0] == 20 and steps[-1] == 80 and (np.diff(steps) > 0).all()
 
@@ -202,12 +212,14 @@ def test_M1_uncut_resume_is_read_without_doubles(tmp_path):
 
 
 def test_M1_new_run_does_not_stick_to_a_half_line(tmp_path):
-    for left, kept in (("Epoch 001/1 | Batch 0001/0009 | Loss: 2", False), ("Ep", False), ("# ev", False), ("a note", True)):
+    for left, kept in (("Epoch 001/1 | Batch 0001/0009 | Loss: 2", False), ("Ep", False), ("# ev", False),
+                       ("a note", True)):
         path = tmp_path / "log.txt"
         path.write_text("first\n" + left)
         start(tmp_path)
         lines = path.read_text("utf-8").splitlines()
-        assert lines[1].startswith("# TinySeek") if not kept else lines[1:2] == [left] and lines[2].startswith("# TinySeek")
+        assert lines[1].startswith("# TinySeek") if not kept else lines[1:2] == [left] and lines[2].startswith(
+            "# TinySeek")
 
 
 def test_M1_every_line_is_one_write(tmp_path, monkeypatch):

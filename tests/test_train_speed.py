@@ -37,7 +37,8 @@ def test_yardstick_leaves_padding_out():
     valid[:, 5:] = False
     other = ids.clone()
     other[:, 5:] = 16                                                  # whatever stands there
-    for t in labels:                                                   # the last real positions have no targets behind them
+    # the last real positions have no targets behind them
+    for t in labels:
         t[:, 3:] = -100
     torch.testing.assert_close(yardstick.loss(model, ids, *labels, valid), yardstick.loss(model, other, *labels, valid))
 
@@ -47,7 +48,8 @@ def test_rows_hold_every_assignment_once_in_shapes_that_repeat(quantum, monkeypa
     monkeypatch.setattr(expert_products, "QUANTUM", quantum)
     experts = torch.tensor([[0, 3], [3, 1], [3, 0], [1, 3], [3, 0]])
     rows = ByExpert.of(experts, 5)
-    assert [(e, part.stop - part.start) for e, part in rows.parts] == [(e, -(-n // quantum) * quantum) for e, n in ((0, 3), (1, 2), (3, 5))]
+    assert [(e, part.stop - part.start) for e, part in rows.parts] == [(e, -(-n // quantum) * quantum)
+                                                                       for e, n in ((0, 3), (1, 2), (3, 5))]
     owner = {place: e for e, part in rows.parts for place in range(part.start, part.stop)}
     assert len(set(rows.places.flatten().tolist())) == experts.numel()
     for token, (places, chosen) in enumerate(zip(rows.places.tolist(), experts.tolist())):
@@ -69,7 +71,8 @@ def test_padding_rows_change_nothing(monkeypatch):
 
 def test_figures_are_what_their_names_say():
     took = {"moe": 0.5, "dense": 0.25, "yardstick": 4.0, "packed": 0.5, "padded": 4.0}
-    made = figures(took, {"moe": 1e11, "dense": 1e11}, {"packed": 4000, "padded": 400}, {"float32": 1e11, "bfloat16": 1e12})
+    made = figures(took, {"moe": 1e11, "dense": 1e11}, {"packed": 4000, "padded": 400},
+                   {"float32": 1e11, "bfloat16": 1e12})
     assert made["tokens_per_s"] == ROWS * LENGTH / 0.5 and made["ratio_to_yardstick"] == 8 and made["useful_ratio"] == 80
     assert (made["peak_share"], made["dense_peak_share"], made["yardstick_peak_share"]) == (0.2, 0.4, 0.25)
     json.dumps(made)

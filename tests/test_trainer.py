@@ -43,7 +43,8 @@ class Guess(nn.Module):
 
 
 def config(folder, **keys):
-    given = dict(batch_size=4, seq_len=8, epochs=3, learning_rate=0.05, warmup_steps=2, eval_interval=4, save_interval=1000, device="cpu",
+    given = dict(batch_size=4, seq_len=8, epochs=3, learning_rate=0.05, warmup_steps=2, eval_interval=4,
+                 save_interval=1000, device="cpu",
                  mixed_precision="no", output_dir=str(folder))
     return TrainingConfig(**{**given, **keys})
 
@@ -99,7 +100,8 @@ def test_T9_a_model_with_an_auxiliary_loss(ram_path):
     class WithAux(Guess):
         def forward(self, tokens):
             return Out(super().forward(tokens), self.out.weight.pow(2).sum())
-    trainer = Trainer(model=WithAux(), train_dataset=Numbers(4), val_dataset=None, config=config(ram_path, learning_rate=1e-9, epochs=1))
+    trainer = Trainer(model=WithAux(), train_dataset=Numbers(4), val_dataset=None,
+                      config=config(ram_path, learning_rate=1e-9, epochs=1))
     metrics = trainer.train()
     aux = float(WithAux().out.weight.pow(2).sum())
     assert metrics["loss"] - metrics["ce_1"] == pytest.approx(aux, rel=1e-4)
@@ -110,7 +112,8 @@ def test_T9_our_model_on_text_windows(ram_path, vocab):
     text.write_text("".join(row["text"] for row in toy.text_rows(30)), encoding="utf-8")
     data = TextDataset(text, vocab, 16)
     model = toy.TinySeek(toy.ModelConfig(vocab_size=len(vocab), **toy.SHAPE))
-    trainer = Trainer(model, data, TextDataset(text, vocab, 16, stride=40), config(ram_path, seq_len=16, learning_rate=5e-3), tokenizer=vocab)
+    trainer = Trainer(model, data, TextDataset(text, vocab, 16, stride=40),
+                      config(ram_path, seq_len=16, learning_rate=5e-3), tokenizer=vocab)
     before = trainer.evaluate()
     metrics = trainer.train()
     assert {"ce_1", "ce_2", "lexp"} <= metrics.keys() and trainer.evaluate() < before
@@ -156,7 +159,8 @@ def test_T9_the_stage_is_what_training_mode_says(tmp_path):
     from train_agent.trainers.trainer import _stage_of
     (tmp_path / "their.yaml").write_text("training:\n  training_mode: instruction_finetuning\n", encoding="utf-8")
     (tmp_path / "ours.json").write_text('{"training_mode": "pretraining"}', encoding="utf-8")
-    for config, stage in (({"training": {"training_mode": "instruction_finetuning"}}, "sft"), (str(tmp_path / "their.yaml"), "sft"),
+    for config, stage in (({"training": {"training_mode": "instruction_finetuning"}}, "sft"),
+                          (str(tmp_path / "their.yaml"), "sft"),
                           ({"training_mode": "pretraining"}, "pre"), (str(tmp_path / "ours.json"), "pre"), ({}, "pre"),
                           (str(toy.Path(__file__).parents[1] / "model_config.json"), "pre")):
         assert _stage_of(ConfigManager(config)) == stage
@@ -164,7 +168,8 @@ def test_T9_the_stage_is_what_training_mode_says(tmp_path):
 
 def test_T9_training_config_is_checked(ram_path):
     chosen = config(ram_path).options()
-    assert (chosen["init_lr"], chosen["max_norm"], chosen["max_epochs"], chosen["max_len"], chosen["optimizer"]) == (0.05, 1.0, 3, 8, "adamw")
+    assert (chosen["init_lr"], chosen["max_norm"], chosen["max_epochs"], chosen["max_len"],
+            chosen["optimizer"]) == (0.05, 1.0, 3, 8, "adamw")
     assert config(ram_path, more={"accumulation_steps": 2, "early_stopping": True}).options()["accumulation_steps"] == 2
     with pytest.raises(UserError):
         config(ram_path, learning_rate=-1.0).options()
@@ -177,7 +182,8 @@ class Letters:
         return [ord(c) for c in text]
 
 
-@pytest.mark.parametrize("count, length, stride, windows", [(1000, 128, None, 7), (129, 128, None, 1), (1000, 128, 64, 14), (10, 3, 1, 7)])
+@pytest.mark.parametrize("count, length, stride, windows",
+                         [(1000, 128, None, 7), (129, 128, None, 1), (1000, 128, 64, 14), (10, 3, 1, 7)])
 def test_D13_windows(tmp_path, count, length, stride, windows):
     path = tmp_path / "a.txt"
     path.write_text("".join(chr(97 + i % 26) for i in range(count)))
@@ -224,7 +230,8 @@ def test_D11_batches_go_straight_into_the_model(ram_path, vocab):
 
 def test_D11_num_samples_shuffle_and_modes(ram_path, vocab):
     path = toy.write_rows(ram_path / "a.jsonl", toy.text_rows(20))
-    keys = dict(tokenizer=vocab, batch_size=1, max_length=128, cache_dir=ram_path / "cache", training_mode="pretraining")
+    keys = dict(tokenizer=vocab, batch_size=1, max_length=128, cache_dir=ram_path / "cache",
+                training_mode="pretraining")
     few = list(create_dataloader(path, num_samples=3, shuffle=False, **keys))
     texts = [vocab.decode(b["input_ids"][b["valid"]].tolist()) for b in few]
     assert sum(int((b["positions"] == 0)[b["valid"]].sum()) for b in few) == 3
@@ -241,7 +248,8 @@ def test_D11_num_samples_shuffle_and_modes(ram_path, vocab):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_D7_workers_prefetch_and_fewer_rows_than_a_batch(ram_path, vocab, workers):
     path = toy.write_rows(ram_path / "a.jsonl", toy.text_rows(3))
-    batches = create_dataloader(path, vocab, batch_size=64, max_length=64, num_workers=workers, cache_dir=ram_path / "cache", training_mode="pretraining")
+    batches = create_dataloader(path, vocab, batch_size=64, max_length=64, num_workers=workers,
+                                cache_dir=ram_path / "cache", training_mode="pretraining")
     found = list(batches)
     assert len(found) == len(batches) == 1 and 1 <= found[0]["input_ids"].shape[0] <= 3
 
@@ -249,7 +257,8 @@ def test_D7_workers_prefetch_and_fewer_rows_than_a_batch(ram_path, vocab, worker
 def test_D8_training_mode_decides_what_is_a_target(ram_path, vocab):
     path = toy.write_rows(ram_path / "a.jsonl", toy.dialogue_rows(10))
     keys = dict(tokenizer=vocab, batch_size=4, max_length=64, cache_dir=ram_path / "cache", shuffle=False)
-    talk, text = (list(create_dataloader(path, training_mode=mode, **keys)) for mode in ("instruction_finetuning", "pretraining"))
+    talk, text = (list(create_dataloader(path, training_mode=mode, **keys))
+                  for mode in ("instruction_finetuning", "pretraining"))
     targets = [sum(int((b["labels_1"] >= 0).sum()) for b in batches) for batches in (talk, text)]
     tokens = sum(int(b["valid"].sum()) for b in text)
     assert 0 < targets[0] < targets[1] and targets[1] > 0.9 * tokens

@@ -17,7 +17,8 @@ from tools.words.build_vocab import ALWAYS, jieba_segmenter
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 TEXTS = ["今天天气很好，我们去公园散步。", "公园里有很多人，天气也很好！", "我喜欢apple和banana，也喜欢散步。\n第2行：12+34=46",
          "昨天我们在公园散步，今天还去公园。", "她说：“今天的天气真好。”"] * 8
-ODD = ["", " ", "  a\t\tb  ", "\n\n\r\n", "\u2028\u2029\x85", "\x00\x01", "😀👨‍👩‍👧", "é e\u0301", "\U0010ffff", "𠮷野家", "ﷺ", "〈全角　空格〉",
+ODD = ["", " ", "  a\t\tb  ", "\n\n\r\n", "\u2028\u2029\x85", "\x00\x01", "😀👨‍👩‍👧", "é e\u0301", "\U0010ffff", "𠮷野家",
+       "ﷺ", "〈全角　空格〉",
        "<|im_end|><|User|>User：", "<0x41><0xE4>", "12345 ٣", "\ufeffBOM", "e\u0300" * 30]
 
 
@@ -40,7 +41,8 @@ def random_text(rng, length):
 
 
 def plain_encode(text, words, scores):
-    """Unigram Viterbi as sentencepiece and Hugging Face write it: starts from left to right, only a better path replaces."""
+    """Unigram Viterbi as sentencepiece and Hugging Face write it: starts from left to right, only a better path
+    replaces."""
     value = {w: s / UNIT for w, s in zip(words, scores)}
     number = {w: FIRST_WORD + i for i, w in enumerate(words)}
     unknown = min(value.values(), default=0.0) - 10.0
@@ -127,7 +129,8 @@ def test_a_real_vocabulary_equals_a_plain_viterbi(vocab):
 
 
 def as_unigram(vocab):
-    """Our vocabulary as Hugging Face's model. Reserved names and bytes score far below any six characters, so that a text
+    """Our vocabulary as Hugging Face's model. Reserved names and bytes score far below any six characters, so that a
+    text
     such as <0x41> is cut into its letters."""
     tokenizers = pytest.importorskip("tokenizers")
     low = [(f"<|r{i}|>", -1000.0) for i in range(FIRST_BYTE)] + [(f"<0x{b:02X}>", -1000.0) for b in range(256)]
@@ -202,7 +205,8 @@ def test_building_is_deterministic_and_respects_vocab_size():
 
 
 def test_candidates_are_cut_as_jieba_cuts_them():
-    """Our Viterbi over jieba's dictionary finds a path of jieba's own probability (which of two equal ones may differ)."""
+    """Our Viterbi over jieba's dictionary finds a path of jieba's own probability (which of two equal ones may
+    differ)."""
     jieba = pytest.importorskip("jieba")
     judge = jieba.Tokenizer()
     judge.FREQ, judge.total = judge.gen_pfdict(judge.get_dict_file())
@@ -230,9 +234,11 @@ def test_D3_load_or_build(tmp_path):
     built = Vocab(data, path, 500, "jieba")
     assert built.id("User") == 9 and [p.name for p in path.parent.iterdir()] == ["vocab.json"]
     data.unlink()
-    for loaded in (Vocab(data, path, 500), Vocab(json_vocab_path=path), Vocab.load_vocab(path), Vocab.from_state(built.state())):
+    for loaded in (Vocab(data, path, 500), Vocab(json_vocab_path=path), Vocab.load_vocab(path),
+                   Vocab.from_state(built.state())):
         assert loaded == built and loaded.encode(TEXTS[0]) == built.encode(TEXTS[0])
-    for arguments, code in [((None, tmp_path / "no.json"), 2), ((), 2), ((None, path, 300), 4), ((None, path, 500, "char"), 4)]:
+    for arguments, code in [((None, tmp_path / "no.json"), 2), ((), 2), ((None, path, 300), 4),
+                            ((None, path, 500, "char"), 4)]:
         with pytest.raises(UserError) as error:
             Vocab(*arguments)
         assert error.value.code == code
@@ -251,11 +257,13 @@ def test_a_changed_letter_is_noticed(tmp_path):
 @pytest.mark.parametrize("harm", [
     lambda s: "[1, 2", lambda s: "[]", lambda s: "", lambda s: {**s, "format": 2}, lambda s: {**s, "token_kind": "bpe"},
     lambda s: {**s, "hash": "0" * 64}, lambda s: {k: v for k, v in s.items() if k != "hash"},
-    lambda s: {**s, "words": s["words"][:-1]}, lambda s: {**s, "words": s["words"][:-1], "scores": s["scores"][:-1], "hash": s["hash"][::-1]},
+    lambda s: {**s, "words": s["words"][:-1]},
+    lambda s: {**s, "words": s["words"][:-1], "scores": s["scores"][:-1], "hash": s["hash"][::-1]},
     lambda s: {**s, "words": s["words"][1:2] + s["words"][:1] + s["words"][2:]},
     lambda s: {**s, "words": s["words"][:1] * 2 + s["words"][2:]}, lambda s: {**s, "words": [1] + s["words"][1:]},
     lambda s: {**s, "scores": [0.5] + s["scores"][1:]}, lambda s: {**s, "scores": s["scores"][:-1] + [-(1 << 30)]},
-    lambda s: {**s, "words": s["words"][:-1] + ["没有的字"]}, lambda s: {**s, "words": s["words"][:-1] + ["\ud800"], "hash": ""},
+    lambda s: {**s, "words": s["words"][:-1] + ["没有的字"]},
+    lambda s: {**s, "words": s["words"][:-1] + ["\ud800"], "hash": ""},
 ])
 def test_a_damaged_file_is_an_error_never_a_rebuild(tmp_path, harm):
     data, path = tmp_path / "a.jsonl", tmp_path / "vocab.json"
@@ -263,7 +271,8 @@ def test_a_damaged_file_is_an_error_never_a_rebuild(tmp_path, harm):
     good = Vocab.create_vocab(TEXTS, 500, "char", texts=True, progress=False).state()
     harmed = harm(good)
     if isinstance(harmed, dict) and harmed.get("hash") == good["hash"]:
-        harmed["hash"] = vocab_module._hash(harmed)                     # a consistent forgery: the content itself is refused
+        # a consistent forgery: the content itself is refused
+        harmed["hash"] = vocab_module._hash(harmed)
     harmed = harmed if isinstance(harmed, str) else json.dumps(harmed)
     path.write_text(harmed, encoding="utf-8")
     with pytest.raises(UserError) as error:

@@ -46,7 +46,8 @@ def checks(guard, pattern, scale=None):
 
 def test_three_skipped_steps_in_a_row_end_with_5():
     guard = FiniteGuard()
-    assert checks(guard, [True, False, False, True, False, False, True]) == [True, False, False, True, False, False, True]
+    assert checks(guard, [True, False, False, True, False, False, True]) == [True, False, False, True, False, False,
+        True]
     with pytest.raises(UserError) as error:
         checks(guard, [False, False, False])
     assert error.value.code == 5

@@ -207,7 +207,8 @@ def toy_options(folder, vocab, stage="pre", rows=30, **keys):
     values = {**SHAPE, "token_kind": "char", "device": "cpu", "mixed_precision": "no",
               "out_dir": str(folder / "out"), "log_dir": str(folder / "logs"),
               "log_file": str(folder / "log.txt"), "vocab_trg_path": str(folder / "vocab.json"), "json_data_path": str(data),
-              "max_len": 40, "batch_size": 2, "eval_share": 0.0, "save_steps": None, "eval_steps": None, "logging_steps": 1,
+              "max_len": 40, "batch_size": 2, "eval_share": 0.0, "save_steps": None, "eval_steps": None,
+                  "logging_steps": 1,
               "init_lr": 5e-3, "min_lr": 1e-5, **keys}
     if stage == "sft":
         values.setdefault("pretraining_model_path", "none")

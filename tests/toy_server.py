@@ -14,7 +14,8 @@ from pathlib import Path
 import toy_export
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL = dict(n_layer=2, n_head=2, d_model=32, d_c=16, d_q=24, d_r=8, hidden=24, other_experts=4, shared_experts=1, keep=2, n_dense_layer=0)
+SMALL = dict(n_layer=2, n_head=2, d_model=32, d_c=16, d_q=24, d_r=8, hidden=24, other_experts=4, shared_experts=1,
+             keep=2, n_dense_layer=0)
 
 
 def write_model(path, seed=0, vocab=None, **changes):
@@ -50,7 +51,8 @@ class Running:
     def chat(self, text="你好", **fields):
         """The text of a greedy reply, unless `fields` say otherwise."""
         status, body, _ = self.call("/v1/chat/completions", {
-            "model": "one", "messages": [{"role": "user", "content": text}], "temperature": 0, "max_tokens": 12, **fields})
+            "model": "one", "messages": [{"role": "user", "content": text}], "temperature": 0, "max_tokens": 12,
+            **fields})
         assert status == 200, body
         return body["choices"][0]["message"]["content"]
 
@@ -73,13 +75,16 @@ def _read(status, answer):
 
 @contextlib.contextmanager
 def serving(folder, *arguments, models=None, environment=None, wait=300):
-    """Start chat_agent/serve.py on a free port -> Running; stopped afterwards. models: {name: path}, default one small model `one`."""
+    """Start chat_agent/serve.py on a free port -> Running; stopped afterwards. models: {name: path}, default one small
+    model `one`."""
     models = {"one": write_model(folder / "one.pkl")} if models is None else models
     words = [word for name, path in models.items() for word in ("--model", f"{name}={path}")]
     log = open(folder / f"server_{time.monotonic_ns()}.txt", "w+", encoding="utf-8")
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "chat_agent" / "serve.py"), *words, "--port", "0", "--log_dir", str(folder / "logs"), *arguments],
-        stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8", **(environment or {})})
+        [sys.executable, str(ROOT / "chat_agent" / "serve.py"), *words, "--port", "0", "--log_dir",
+         str(folder / "logs"), *arguments],
+        stdout=log, stderr=subprocess.STDOUT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8", **(environment or {})})
 
     def said():
         return Path(log.name).read_text(encoding="utf-8")

@@ -169,7 +169,8 @@ def brief(result):
 
 
 def _sampled(names, plain, vocab, text_field, aim, origin, max_bad_share, same):
-    """Blocks spread evenly over all files, looked at in this process. plain: (path, whether it is all of the file) of each."""
+    """Blocks spread evenly over all files, looked at in this process. plain: (path, whether it is all of the file) of
+    each."""
     findings = Findings(names, [False] * len(names), [aim] * len(names), same)
     sizes = [os.path.getsize(path) for path, _ in plain]
     start_worker(vocab and vocab.state(), text_field)

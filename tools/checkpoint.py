@@ -11,7 +11,8 @@ from tools.process.device import DTYPES
 from tools.saving.archive import CheckpointError, read_torch, write_torch  # noqa: F401  (people look for both here)
 from tools.saving.start_files import moved_places
 
-FIELDS = ("format", "kind", "stage", "config", "vocab_hash", "vocab", "weights", "adapter", "base", "step", "metrics", "run")
+FIELDS = ("format", "kind", "stage", "config", "vocab_hash", "vocab", "weights", "adapter", "base", "step", "metrics",
+          "run")
 FORMAT = 1
 PRECISIONS = {"fp32": DTYPES["no"], "fp16": DTYPES["fp16"], "bf16": DTYPES["bf16"]}
 
@@ -91,11 +92,14 @@ def cast_weights(weights, precision):
 
 
 def _base_places(path, stored):
-    """Where the base of the adapter at `path` may lie: (as stored, beside the adapter, in out/; then, found by its weights alone,
-    what was moved to a backup folder or renamed). An adapter in a backup folder looks from the folder it came from, too."""
+    """Where the base of the adapter at `path` may lie: (as stored, beside the adapter, in out/; then, found by its
+    weights alone,
+    what was moved to a backup folder or renamed). An adapter in a backup folder looks from the folder it came from,
+    too."""
     here, stored = Path(path).resolve().parent, Path(stored.replace("\\", "/"))
     homes = [here, here.parent] if here.name.startswith("backup_") else [here]
-    places = [stored, *(one for home in homes for one in (home / stored, home / stored.name, home.parent / stored.name))]
+    places = [
+        stored, *(one for home in homes for one in (home / stored, home / stored.name, home.parent / stored.name))]
     moved = [found for place in places for group in moved_places(place) for found in group]
     renamed = [found for home in homes for folder in (home, home.parent) for found in sorted(folder.glob("*.pkl"))]
     return list(dict.fromkeys(p.resolve() for p in places)), list(dict.fromkeys(p.resolve() for p in moved + renamed))
@@ -132,8 +136,8 @@ def _hashed(path):
 def load_chain(path, known=None):
     """All payloads that make the model at `path`: the base first, adapters after, in the order they were trained.
 
-    A gate is alone in its chain and has the chains of its experts under "experts"; a base that several share is one object. So it
-    is for several calls that share the dict `known`.
+    A gate is alone in its chain and has the chains of its experts under "experts"; a base that several share is one
+    object. So it is for several calls that share the dict `known`.
     Raises CheckpointError: 3 a file is missing or damaged, 4 the base found is not the one the adapter was trained on.
     """
     known = {} if known is None else known

@@ -41,7 +41,8 @@ def _panel(ax, page, name, tracks):
         if not np.isfinite(raw).any():
             continue
         raw, smooth = np.clip([raw, smooth], -1e36, 1e36)         # matplotlib's own sums overflow further out
-        ax.plot(*thinned(x, raw), color=track.color, alpha=0.28, linewidth=0.9, zorder=1.5, marker="o" if len(x) == 1 else None)
+        ax.plot(*thinned(x, raw), color=track.color, alpha=0.28, linewidth=0.9, zorder=1.5,
+                marker="o" if len(x) == 1 else None)
         label = short_label(page.text(track.label)) if len(tracks) > 1 else page.word("train")
         ax.plot(*thinned(x, smooth), color=track.color, linewidth=1.9, solid_capstyle="round", label=label)
         bad = x[np.isnan(raw)]
@@ -114,8 +115,10 @@ def _summary(ax, page, tracks):
     shown = tracks[:room if len(tracks) <= room else room - 1]
     for i, track in enumerate(shown):
         y = 0.97 - i * 0.145
-        ax.plot([0.0, 0.055], [y, y], color=track.color, linewidth=3, transform=ax.transAxes, clip_on=False, solid_capstyle="round")
-        ax.text(0.085, y, short_label(page.text(track.label)), fontweight=page.bold, fontsize=10, va="center", transform=ax.transAxes)
+        ax.plot([0.0, 0.055], [y, y], color=track.color, linewidth=3, transform=ax.transAxes, clip_on=False,
+                solid_capstyle="round")
+        ax.text(0.085, y, short_label(page.text(track.label)), fontweight=page.bold, fontsize=10, va="center",
+                transform=ax.transAxes)
         loss = curve(track.run, "loss", page.smooth)[2]
         parts = [f"{short_tick(track.run.step[-1])} {page.word('steps')}" if len(track.run) else ""]
         if np.isfinite(loss).any():
@@ -124,7 +127,8 @@ def _summary(ax, page, tracks):
             if np.isfinite(values).any():
                 parts.append(f"{page.word('eval')}{'' if name == 'eval' else ' ' + page.text(name)} "
                              f"{page.word('best')} {np.nanmin(np.where(np.isfinite(values), values, np.nan)):.4g}")
-        ax.text(0.085, y - 0.068, " · ".join(p for p in parts if p), fontsize=9, color=GREY, va="center", transform=ax.transAxes)
+        ax.text(0.085, y - 0.068, " · ".join(p for p in parts if p), fontsize=9, color=GREY, va="center",
+                transform=ax.transAxes)
     if len(tracks) == 1:                                # room for what the run was
         known = ("event", "time", "run", "step", "resume", "stage", "start")
         facts = [(key, value) for key, value in tracks[0].run.header.items() if key not in known and "." not in key]
@@ -132,7 +136,8 @@ def _summary(ax, page, tracks):
             ax.text(0.085, 0.78 - i * 0.095, page.text(key), color="#9ca3af", fontsize=9, transform=ax.transAxes)
             ax.text(0.36, 0.78 - i * 0.095, page.text(value)[:40], fontsize=9, transform=ax.transAxes)
     if len(shown) < len(tracks):
-        ax.text(0.085, 0.97 - len(shown) * 0.145, f"{page.word('more')} {len(tracks) - len(shown)}", color=GREY, transform=ax.transAxes)
+        ax.text(0.085, 0.97 - len(shown) * 0.145, f"{page.word('more')} {len(tracks) - len(shown)}", color=GREY,
+                transform=ax.transAxes)
 
 
 def _overview(page, tracks, title):
@@ -173,7 +178,8 @@ def tracks_of(runs_by_log):
     for log, runs in runs_by_log:
         start = 0.0
         for i, run in enumerate(runs):
-            label = f"{run.header.get('stage', '')} {run.header.get('start', '')}".strip() or (f"#{i + 1}" if len(runs) > 1 else log)
+            label = f"{run.header.get('stage', '')} {run.header.get('start', '')}".strip() or (f"#{i + 1}"
+                if len(runs) > 1 else log)
             # The log's name tells them apart; a .jsonl has stage and start in it
             if len(runs_by_log) > 1:
                 label = log if len(runs) == 1 else f"{log} · {label}"
@@ -209,7 +215,8 @@ def draw_plt(process_name, log_name, out_dir=None, smooth=None):
     tracks, page = tracks_of([(Path(log_name).name, own[-1:] or runs)]), Page(smooth)
     stem = re.sub(r'[\\/:*?"<>|\s]+', "_", str(process_name)) or "train"
     with matplotlib.rc_context(page.rc()):
-        paths = [save(_single(page, tracks, name), out_dir / f"{stem}_{name}.png") for name in ("loss", "ppx_1", "ppx_2", "lr")]
+        paths = [save(_single(page, tracks, name), out_dir / f"{stem}_{name}.png")
+                 for name in ("loss", "ppx_1", "ppx_2", "lr")]
         overview = _overview(page, tracks, f"{process_name} · {page.word('curves')}")
         return paths + [save(overview, out_dir / f"{stem}_curves.png")]
 

@@ -62,7 +62,8 @@ def changed_keys(run):
 
 def _differing(config, usual):
     shown = [name for name in config
-             if name in usual and name in KEYS and (KEYS[name].kind not in ("path", "paths") or name == "json_data_path")]
+             if name in usual and name in KEYS
+             and (KEYS[name].kind not in ("path", "paths") or name == "json_data_path")]
     own = [name for name in shown if comparable(KEYS[name], config[name]) != comparable(KEYS[name], usual[name])]
     by_clock = config["max_epochs"] == UNTIL_TIME
     return [name for name in own if name not in CHOSEN or usual[name] not in (None, "auto") and not by_clock]

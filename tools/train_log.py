@@ -1,7 +1,7 @@
 """The training log, twice: log.txt in TinySeek's words for people, logs/<stage>_<start>.jsonl for programs.
 
-log.txt holds all runs, one after another. A line that begins with `# TinySeek` opens or continues a run, other `#` lines are
-events (evaluation, save, warning ...), and a training line reads
+log.txt holds all runs, one after another. A line that begins with `# TinySeek` opens or continues a run, other `#`
+lines are events (evaluation, save, warning ...), and a training line reads
 
     Epoch 001/1 | Batch 0020/0375 | Index 0001/0010 | Loss: 2.3410 | ... | Remaining: 00:12:34 | Step: 20
 
@@ -74,7 +74,8 @@ def _ours(tail):
 # ---------------------------------------------------------------- the writer
 
 COUNTER_FORMS = {"Epoch": "{:03d}/{:d}", "Batch": "{:04d}/{:04d}", "Index": "{:04d}/{:04d}"}
-FORMS = {"lr": "{:.4e}".format, "tok_s": "{:.0f}".format, "device": _word, "batch_t": "{:.3f}".format, "remaining": _clock,
+FORMS = {"lr": "{:.4e}".format, "tok_s": "{:.0f}".format, "device": _word, "batch_t": "{:.3f}".format,
+         "remaining": _clock,
          "step": "{:d}".format}                         # the others: _fixed
 
 
@@ -82,8 +83,9 @@ class TrainLog:
     """The writer of one run. `log_file` or `log_dir` may be None: that half is then not written (other ranks: both).
 
     resume=False opens a new run: its header line holds `header` (device, params, ...; dicts in it, such as the resolved
-    configuration, get a line of their own). resume=<run_id> goes on with that run, resume=True with the newest run of this stage;
-    keep `.run_id` in the checkpoint's state, for a log can be shared. Then call `resume_from(step)` before the first line.
+    configuration, get a line of their own). resume=<run_id> goes on with that run, resume=True with the newest run of
+    this stage; keep `.run_id` in the checkpoint's state, for a log can be shared. Then call `resume_from(step)` before
+    the first line.
     """
 
     def __init__(self, log_file, log_dir, stage, header=None, resume=False):
@@ -95,7 +97,8 @@ class TrainLog:
             except OSError as error:
                 raise _write_error(folder, error) from error
         self.run_id = resume if isinstance(resume, str) else self._newest_run() if resume else None
-        self._opened = False                            # a resumed run writes its mark after the cut, or with the first line
+        # a resumed run writes its mark after the cut, or with the first line
+        self._opened = False
         drop_half_line(self.log_file, _ours)
         if self.run_id is None:
             self._open_run()
@@ -105,9 +108,11 @@ class TrainLog:
         return self.log_dir / f"{self.run_id}.jsonl" if self.log_dir else None
 
     def line(self, fields):
-        """Write one training line. `fields` by JSON name, values plain numbers or 0-d tensors, `step` (int) is required:
-        epoch/epochs batch/batches index/indexes loss ppx_1 ppx_2 lexp grad_norm lr tok_s device batch_t remaining (seconds).
-        `ce_1`/`ce_2` fill in a missing ppx. Whatever else is there (ce_1, an expert load list) goes to the .jsonl only."""
+        """Write one training line. `fields` by JSON name, values plain numbers or 0-d tensors, `step` (int) is
+        required: epoch/epochs batch/batches index/indexes loss ppx_1 ppx_2 lexp grad_norm lr tok_s device batch_t
+        remaining (seconds).
+        `ce_1`/`ce_2` fill in a missing ppx. Whatever else is there (ce_1, an expert load list) goes to the .jsonl
+        only."""
         self._ready()
         fields = {k: v.tolist() if hasattr(v, "tolist") else v for k, v in fields.items()}
         for head in "12":
@@ -116,19 +121,23 @@ class TrainLog:
         self.step = fields["step"] = int(fields["step"])
         words = [f"{word} " + COUNTER_FORMS[word].format(fields[n], fields[of])
                  for word, (n, of) in COUNTERS.items() if {n, of} <= fields.keys()]
-        words += [f"{word}: {FORMS.get(key, _fixed)(fields[key])}" for word, key in WORDS.items() if fields.get(key) is not None]
+        words += [f"{word}: {FORMS.get(key, _fixed)(fields[key])}" for word, key in WORDS.items()
+                  if fields.get(key) is not None]
         self._write(" | ".join(words), {"time": round(time.time(), 3), **fields})
 
     def event(self, kind, **fields):
-        """Note something beside the training lines: event("eval", eval_loss=2.1, eval_name="dialogue"), "save", "warning",
-        "spike", "bad_rows" ... It belongs to the last line's step unless it names its own. A "save" is also flushed to the disk."""
+        """Note something beside the training lines: event("eval", eval_loss=2.1, eval_name="dialogue"), "save",
+        "warning",
+        "spike", "bad_rows" ... It belongs to the last line's step unless it names its own. A "save" is also flushed to
+        the disk."""
         self._ready()
         fields = {"step": self.step, **fields}
         text = " | ".join([f"# {kind}"] + [f"{key}: {_word(value)}" for key, value in _flat(fields).items()])
         self._write(text, {"event": kind, "time": round(time.time(), 3), **fields}, sync=kind == "save")
 
     def resume_from(self, step):
-        """Cut this run back to `step` (lines and events after it go, in both files) and mark the place, so that a killed and
+        """Cut this run back to `step` (lines and events after it go, in both files) and mark the place, so that a
+        killed and
         resumed run leaves the log of an uninterrupted one. Other runs in log.txt are not touched."""
         drop_half_line(self.json_file, _ours)
         rewrite(self.log_file, self._text_filter(step))
@@ -178,7 +187,8 @@ class TrainLog:
         text = [MARK] + [f"{k}: {_word(v)}" for k, v in header.items() if not isinstance(v, dict)]
         lines = [" | ".join(text)]
         if kind == "start":
-            lines += [f"# {k} {json.dumps(_flat(v), ensure_ascii=False)}" for k, v in self.header.items() if isinstance(v, dict)]
+            lines += [f"# {k} {json.dumps(_flat(v), ensure_ascii=False)}" for k, v in self.header.items()
+                      if isinstance(v, dict)]
         self._write("\n".join(lines), {"event": kind, "time": round(time.time(), 3), **header})
 
     def _ready(self):

@@ -1,7 +1,8 @@
 """The vocabulary: text <-> ids, lossless, with reserved ids that no text can produce.
 
-Ids: 16 reserved, then 256 bytes, then the words. A text is cut into our words along the most probable path (segment.py); a
-character that is no word becomes its UTF-8 bytes. Finding the words in a corpus is vocab_builder.py's job.
+Ids: 16 reserved, then 256 bytes, then the words. A text is cut into our words along the most probable path
+(segment.py); a character that is no word becomes its UTF-8 bytes. Finding the words in a corpus is vocab_builder.py's
+job.
 """
 import hashlib
 import json
@@ -28,8 +29,8 @@ class Vocab:
 
     Vocab(json_vocab_path=P) loads P. Vocab(json_text_path=D, json_vocab_path=P, vocab_size=N) loads P where it exists,
     otherwise finds at most N entries in the data D and saves them at P. A damaged P is an error, never a rebuild.
-    token_kind: "char" (the default) or "jieba". UserError: 2 nothing to load or build from, 4 the file is damaged, has more
-    than vocab_size entries or is of another kind than asked for.
+    token_kind: "char" (the default) or "jieba". UserError: 2 nothing to load or build from, 4 the file is damaged, has
+    more than vocab_size entries or is of another kind than asked for.
     """
 
     def __init__(self, json_text_path=None, json_vocab_path=None, vocab_size=None, token_kind=None, cache_dir=None,
@@ -41,7 +42,8 @@ class Vocab:
         if not json_text_path:
             where = f"：{json_vocab_path}" if json_vocab_path else ""
             raise UserError(f"找不到词表{where}。请先训练（会自动建词表），或用 json_text_path 给出建词表的数据。", 2)
-        built = Vocab.create_vocab(json_text_path, vocab_size, token_kind or "char", cache_dir=cache_dir, **build_options)
+        built = Vocab.create_vocab(json_text_path, vocab_size, token_kind or "char", cache_dir=cache_dir,
+                                   **build_options)
         self.__dict__.update(built.__dict__)
         self.built_from = file_names(json_text_path)
         if json_vocab_path:
@@ -55,7 +57,8 @@ class Vocab:
 
     @classmethod
     def create_vocab(cls, data, vocab_size=None, token_kind="char", **options):
-        """Build from `data`: a path, a pattern or a list of paths; or texts=True and a list of strings. Options: vocab_builder."""
+        """Build from `data`: a path, a pattern or a list of paths; or texts=True and a list of strings. Options:
+        vocab_builder."""
         from tools.words.build_vocab import build
         words, scores = build(data, vocab_size, token_kind, **options)
         return cls.from_words(words, scores, token_kind)
@@ -142,7 +145,8 @@ class Vocab:
         return np.split(ids, edges[:-1])
 
     def decode_bytes(self, ids):
-        """The exact bytes of the ids; reserved ids and ids beyond the vocabulary give none. For streaming: a character may be
+        """The exact bytes of the ids; reserved ids and ids beyond the vocabulary give none. For streaming: a character
+        may be
         spread over several ids."""
         table, n = self._bytes, len(self)
         return b"".join([table[i] if 0 <= i < n else b"" for i in np.asarray(ids, dtype=np.int64).reshape(-1).tolist()])
@@ -152,13 +156,15 @@ class Vocab:
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def state(self):
-        """A JSON-able dict; `from_state` is its inverse. built_from: names of the files it was built from, where they are known."""
+        """A JSON-able dict; `from_state` is its inverse. built_from: names of the files it was built from, where they
+        are known."""
         known = {"built_from": self.built_from} if self.built_from else {}
         return {"format": FORMAT, "token_kind": self.token_kind, "words": list(self.words), "scores": list(self.scores),
                 "hash": self.hash, **known}
 
     def save(self, path):
-        """Write to a temporary name, flush, rename: a crash leaves the old file or the new one. UserError 7 disk full, 2 not
+        """Write to a temporary name, flush, rename: a crash leaves the old file or the new one. UserError 7 disk full,
+        2 not
         writable."""
         write_bytes(path, json.dumps(self.state(), ensure_ascii=False).encode())
 

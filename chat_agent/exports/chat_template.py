@@ -93,7 +93,8 @@ def _filled(safe, acts, learn, learned):
     (think, thought), (call, called) = ([surface(mark) for mark in pair] for pair in (THINK, CALL))
     thinks, calls = "thinking" in acts, "calls" in acts
     parts = {"@BEGIN@": BEGIN * thinks, "@REASON@": REASON * thinks, "@OFFER@": OFFER * calls,
-             "@NAMES@": json.dumps(names), "@LEARN@": learn, "@LEARNED@": learned, "@END@": END, "@COLON@": COLON, "@TOOLS@": tools, "@THINK@": think,
+             "@NAMES@": json.dumps(names), "@LEARN@": learn, "@LEARNED@": learned, "@END@": END, "@COLON@": COLON,
+             "@TOOLS@": tools, "@THINK@": think,
              "@THOUGHT@": thought, "@CALL@": call, "@CALLED@": called}
     source = TEMPLATE
     for name, value in parts.items():

@@ -15,7 +15,8 @@ from tools.saving.run_folder import RunFolder  # noqa: E402
 
 
 def in_child(work, *arguments):
-    """Run `work` in a forked process. Returns its exit status: 0, a UserError's code, 99 for a traceback, -9 when killed."""
+    """Run `work` in a forked process. Returns its exit status: 0, a UserError's code, 99 for a traceback, -9 when
+    killed."""
     child = os.fork()
     if child == 0:
         code = 99
@@ -54,7 +55,8 @@ WATCHED = ("open", "write", "fsync", "replace", "unlink", "mkdir")
 
 
 def die_at(number, torn):
-    """From now on, SIGKILL this process at its `number`-th call that changes files. `torn`: a write is cut in half first."""
+    """From now on, SIGKILL this process at its `number`-th call that changes files. `torn`: a write is cut in half
+    first."""
     count = 0
 
     def watch(name, real):

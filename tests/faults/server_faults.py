@@ -1,4 +1,5 @@
-"""Bad clients, by the hundred: what they send and how they behave. Plain asyncio streams, so that nothing corrects them."""
+"""Bad clients, by the hundred: what they send and how they behave. Plain asyncio streams, so that nothing corrects
+them."""
 import asyncio
 import json
 import random
@@ -21,31 +22,47 @@ def _ask(**changes):
 
 def odd_values(rng):
     huge = rng.choice([10**400, -10**400, 1e308, -1e308, 2**63, -2**63 - 1])
-    return rng.choice([None, [], {}, "", "x" * rng.randint(1, 10_000), True, huge, -1, 0.5, [[]], [None], {"a": {"b": []}}, [huge]])
+    return rng.choice(
+        [None, [], {}, "", "x" * rng.randint(1, 10_000), True, huge, -1, 0.5, [[]], [None], {"a": {"b": []}}, [huge]])
 
 
 def garbage(rng):
     """One bad request as (bytes, whether the sender keeps its side open)."""
-    fields = ["model", "messages", "temperature", "top_p", "n", "max_tokens", "stop", "seed", "stream", "stream_options",
+    fields = ["model", "messages", "temperature", "top_p", "n", "max_tokens", "stop", "seed", "stream",
+              "stream_options",
               "repetition_penalty", "tools", "logit_bias", "response_format", "prompt", "template", "path"]
     kinds = [
-        lambda: post(rng.choice([b"", b"{", b"[]", b"null", b"3", b'"x"', b"{}", b"\xff\xfe", b"tru", b'{"model"', b"[" * rng.randint(1, 200_000)])),
-        lambda: post(b'{"model": "one", "messages": [{"role": "user", "content": "x"}], "temperature": %s}' % rng.choice(
+        lambda: post(
+            rng.choice(
+                [b"", b"{", b"[]", b"null", b"3", b'"x"', b"{}", b"\xff\xfe", b"tru", b'{"model"',
+                 b"[" * rng.randint(1, 200_000)])),
+        lambda: post(
+            b'{"model": "one", "messages": [{"role": "user", "content": "x"}], "temperature": %s}' % rng.choice(
             [b"NaN", b"Infinity", b"-Infinity", b"1e999", b"-1e999", b"9" * 5000, b"--1", b"0x10"])),
         lambda: _ask(**{rng.choice(fields): odd_values(rng)}),
         lambda: _ask(**{rng.choice(fields): odd_values(rng), rng.choice(fields): odd_values(rng)}),
         lambda: _ask(messages=[{"role": rng.choice(["user", "tool", 3]), "content": "x"}] * 10_000),
         lambda: _ask(messages=[{"role": "r" * 1_000_000, "content": "x"}]),
         lambda: _ask(messages=[{"role": "user", "content": "长" * rng.randint(20_000, 300_000)}]),
-        lambda: _ask(messages=[rng.choice([3, None, [], "x", {}, {"role": "user"}, {"content": "x"}, {"role": "user", "content": "\udcff"}])]),
-        lambda: _ask(model=rng.choice(["", "none", "../one", "/etc/passwd", "one\0", "one.pkl", "o" * 100_000, 3, ["one"], {}])),
-        lambda: post(b"{}" * 5, length=rng.choice([3, 0, 5])),                       # the rest looks like another request
-        lambda: post(b"x" * rng.randint(1, 500), length=rng.choice([-1, "x", "1e3", "99999999999999999999", 2 << 20, "5, 6"])),
+        lambda: _ask(
+            messages=[
+                rng.choice(
+                    [3, None, [], "x", {}, {"role": "user"}, {"content": "x"},
+                     {"role": "user", "content": "\udcff"}])]),
+        lambda: _ask(
+            model=rng.choice(["", "none", "../one", "/etc/passwd", "one\0", "one.pkl", "o" * 100_000, 3, ["one"], {}])),
+        # the rest looks like another request
+        lambda: post(b"{}" * 5, length=rng.choice([3, 0, 5])),
+        lambda: post(b"x" * rng.randint(1, 500),
+                     length=rng.choice([-1, "x", "1e3", "99999999999999999999", 2 << 20, "5, 6"])),
         lambda: post(b"A" * (1 << 20) + b"A" * rng.randint(1, 100_000)),
-        lambda: (POST + "transfer-encoding: chunked\r\n\r\n" + rng.choice(["zz\r\n", "5\r\nabc\r\n0\r\n\r\n", "fffffffffff\r\nx", "-1\r\n"])).encode(),
+        lambda: (POST + "transfer-encoding: chunked\r\n\r\n"
+                 + rng.choice(["zz\r\n", "5\r\nabc\r\n0\r\n\r\n", "fffffffffff\r\nx", "-1\r\n"])).encode(),
         lambda: rng.randbytes(rng.randint(1, 2000)) + b"\r\n\r\n",
-        lambda: b"GET / HTTP/1.1\r\nhost: x\r\n" + b"a: " + b"b" * rng.choice([100, 40_000, 100_000]) + b"\r\nconnection: close\r\n\r\n",
-        lambda: f"{rng.choice(['GET', 'PUT', 'DELETE', 'PATCH', 'TRACE', 'FOO'])} {rng.choice(['/v1/chat/completions', '/health/', '/v1', '*', '//', '/%', '/curves/%00'])} "
+        lambda: b"GET / HTTP/1.1\r\nhost: x\r\n" + b"a: " + b"b" * rng.choice([100, 40_000, 100_000])
+        + b"\r\nconnection: close\r\n\r\n",
+        lambda: f"{rng.choice(['GET', 'PUT', 'DELETE', 'PATCH', 'TRACE', 'FOO'])} "
+                f"{rng.choice(['/v1/chat/completions', '/health/', '/v1', '*', '//', '/%', '/curves/%00'])} "
                 f"HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n".encode(),
         lambda: _ask(stop=odd_values(rng)).replace(b"/chat/", rng.choice([b"/", b"/chat/"])),
     ]
@@ -133,7 +150,10 @@ async def never_read(port, seconds, tokens=1000):
     sock.setblocking(False)
     try:
         await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", port))
-        await asyncio.get_running_loop().sock_sendall(sock, post({**GOOD, "stream": True, "temperature": 1.5, "max_tokens": tokens}))
+        await asyncio.get_running_loop().sock_sendall(sock,
+                                                      post(
+                                                          {**GOOD, "stream": True, "temperature": 1.5,
+                                                           "max_tokens": tokens}))
         await asyncio.sleep(seconds)
     except OSError:
         pass
@@ -170,12 +190,18 @@ async def _begin_and_leave(port, i):
 def path_tricks(count, seed=0):
     """Raw request targets and model names that try to get out."""
     rng, tricks = random.Random(seed), []
-    ups = ["../", "..%2f", "%2e%2e/", "%2e%2e%2f", "..\\", "%252e%252e%252f", "....//", "..;/", "%c0%ae%c0%ae/", ".%2e/"]
-    goals = ["etc/passwd", "etc/hosts", "secret.txt", "chat_agent/serve.py", "model_config.json", "logs/../secret.jsonl", "proc/self/environ"]
+    ups = ["../", "..%2f", "%2e%2e/", "%2e%2e%2f", "..\\", "%252e%252e%252f", "....//", "..;/", "%c0%ae%c0%ae/",
+           ".%2e/"]
+    goals = ["etc/passwd", "etc/hosts", "secret.txt", "chat_agent/serve.py", "model_config.json",
+             "logs/../secret.jsonl", "proc/self/environ"]
     starts = ["/", "/static/", "/curves/", "/v1/models/", "/v1/", "//", "/static//", "/./"]
     while len(tricks) < count:
-        name = rng.choice(ups) * rng.randint(0, 9) + rng.choice(goals) + rng.choice(["", "%00", "%00.js", ".jsonl", "?x", "#", "%0a", "/"])
-        tricks.append((rng.choice(starts) + rng.choice(["", "/", "file:/"]) + name, rng.choice(["", "/", "file:///", "./", "C:\\"]) + name))
+        name = rng.choice(ups) * rng.randint(0,
+                                             9) + rng.choice(goals) + rng.choice(
+                                                 ["", "%00", "%00.js", ".jsonl", "?x", "#", "%0a", "/"])
+        tricks.append(
+            (rng.choice(starts) + rng.choice(["", "/", "file:/"]) + name,
+             rng.choice(["", "/", "file:///", "./", "C:\\"]) + name))
     return tricks
 
 

@@ -1,4 +1,5 @@
-"""Every class of bad line in every stage: no crash, each named in the log, and the same rows left out after a resume."""
+"""Every class of bad line in every stage: no crash, each named in the log, and the same rows left out after a
+resume."""
 import json
 import shutil
 from pathlib import Path
@@ -22,8 +23,11 @@ def world(tmp_path_factory):
     folder, vocab = tmp_path_factory.mktemp("lines"), toy.toy_vocab()
     toy.train(toy.toy_options(folder, vocab, "sft", 20, name="base", max_steps=2, **QUIET), "sft")
     for number in "12":
-        toy.train(toy.toy_options(folder, vocab, "lora", toy.dialogue_rows(12, int(number)), name=f"expert{number}", max_steps=1, rank=2,
-                                  pretraining_model_path=str(folder / "out/base/TinySeek_SFT_final.pkl"), replay_data_path=str(folder / "none"), **QUIET), "lora")
+        toy.train(
+            toy.toy_options(folder, vocab, "lora", toy.dialogue_rows(12, int(number)), name=f"expert{number}",
+                            max_steps=1, rank=2,
+                                  pretraining_model_path=str(folder / "out/base/TinySeek_SFT_final.pkl"),
+                                  replay_data_path=str(folder / "none"), **QUIET), "lora")
     return folder
 
 
@@ -31,7 +35,9 @@ def good_lines(stage, count=16):
     if stage == "pre":
         rows = toy.text_rows(count)
     elif stage == "dpo":
-        rows = [{"prompt": r["conversations"][0]["content"], "chosen": r["conversations"][1]["content"], "rejected": "不知道。"} for r in toy.dialogue_rows(count)]
+        rows = [
+            {"prompt": r["conversations"][0]["content"], "chosen": r["conversations"][1]["content"],
+             "rejected": "不知道。"} for r in toy.dialogue_rows(count)]
     else:
         rows = toy.dialogue_rows(count)
     return [json.dumps(row, ensure_ascii=False).encode() for row in rows]
@@ -52,11 +58,13 @@ def mixed(stage, strange):
 def stage_options(world, stage, lines, name, **keys):
     base = str(world / "out/base/TinySeek_SFT_final.pkl")
     own = {"gate": {"experts": [str(world / f"out/expert{n}/TinySeek_Lora_final.pkl") for n in "12"], "gate_hidden": 8},
-           "memory": {"memory_tokens": 8, "memory_chapters": 2, "memory_topk": 1}, "prefix": {"prefix_len": 2}, "lora": {"rank": 2}}.get(stage, {})
+           "memory": {"memory_tokens": 8, "memory_chapters": 2, "memory_topk": 1}, "prefix": {"prefix_len": 2},
+           "lora": {"rank": 2}}.get(stage, {})
     more = {} if stage == "pre" else {"pretraining_model_path": base}
     if stage in ("lora", "prefix", "memory"):
         more["replay_data_path"] = str(world / "none")
-    options = toy.toy_options(world, toy.toy_vocab(), stage, [], name=name, max_bad_share=1.0, eval_share=0.1, max_epochs=2, save_steps=2, resume="auto", **own, **more, **keys)
+    options = toy.toy_options(world, toy.toy_vocab(), stage, [], name=name, max_bad_share=1.0, eval_share=0.1,
+                              max_epochs=2, save_steps=2, resume="auto", **own, **more, **keys)
     Path(options["json_data_path"]).write_bytes(b"\n".join(lines) + b"\n")
     return {**options, "log_dir": str(world / f"logs_{name}"), "cache_dir": str(world / f"cache_{name}")}
 
@@ -78,7 +86,9 @@ def test_D_bad_lines_are_named_and_stay_left_out(world, stage):
     assert used_rows(first) + used_rows(second) == used_rows(whole)
     assert toy.same_tensors(whole.model.state_dict(), second.model.state_dict())
     assert not {row + 1 for rows in used_rows(whole) for row in rows} & set(where)
-    named = [json.loads(line) for line in Path(whole.options["log_dir"], "bad_lines.jsonl").read_text(encoding="utf-8").splitlines()]
+    named = [
+        json.loads(line) for line in Path(whole.options["log_dir"],
+                                          "bad_lines.jsonl").read_text(encoding="utf-8").splitlines()]
     assert {n["line"]: where[n["line"]] for n in named} == where and all(n["reason"] and n["file"] for n in named)
     report(stage=stage, classes=len(BAD), crashes=0, steps=whole.step)
 

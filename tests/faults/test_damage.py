@@ -1,4 +1,5 @@
-"""Truncation, flipped bits and blocks of zeros: all of them are found. Control arm: the share that plain torch.load accepts."""
+"""Truncation, flipped bits and blocks of zeros: all of them are found. Control arm: the share that plain torch.load
+accepts."""
 import os
 import zipfile
 
@@ -85,12 +86,14 @@ def test_every_single_bit_of_a_manifest_and_of_a_file_end(ram_path):
 
 
 def boundaries(path):
-    """Offsets at which a record of a zip file begins, its content begins, or its content ends; and the bytes around them."""
+    """Offsets at which a record of a zip file begins, its content begins, or its content ends; and the bytes around
+    them."""
     with zipfile.ZipFile(path) as archive:
         starts = [e.header_offset for e in archive.infolist()] + [archive.start_dir]
         ends = [e.header_offset + 30 + len(e.filename) + e.file_size for e in archive.infolist()]
     size = path.stat().st_size
-    return sorted({p + d for p in starts + ends + [size - 102, size - 80, size] for d in (-1, 0, 1) if 0 <= p + d < size})
+    return sorted(
+        {p + d for p in starts + ends + [size - 102, size - 80, size] for d in (-1, 0, 1) if 0 <= p + d < size})
 
 
 def truncations(path, load, places):
@@ -162,5 +165,6 @@ def test_a_damaged_folder_goes_on_from_the_older_pair(ram_path):
                 copy[seeded(number).randrange(len(raw))] ^= 1 << number % 8
                 path.write_bytes(copy)
                 payload, state = folder.newest_good()
-                assert payload["step"] == (2 if path == folder.manifest.path else 1) and same(payload, state, payload["step"])
+                assert payload["step"] == (2 if path == folder.manifest.path else 1) and same(payload, state,
+                    payload["step"])
             path.write_bytes(raw)

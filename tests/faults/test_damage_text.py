@@ -1,4 +1,5 @@
-"""Flipped bits and truncations in what text becomes: vocabulary, token cache, kept tables. Found, or made again; never used."""
+"""Flipped bits and truncations in what text becomes: vocabulary, token cache, kept tables. Found, or made again; never
+used."""
 import shutil
 
 import numpy as np
@@ -85,7 +86,8 @@ def damaged_table(folder, flips, cuts):
 
 
 def check(folder, flips, cuts, monkeypatch):
-    seen = {"vocabulary": damaged_vocabulary(folder, 2 * flips, cuts), **damaged_cache(folder, flips, cuts, monkeypatch),
+    seen = {"vocabulary": damaged_vocabulary(folder, 2 * flips, cuts),
+            **damaged_cache(folder, flips, cuts, monkeypatch),
             "kept table": damaged_table(folder, flips, cuts)}
     report(flips=8 * flips, **{name.replace(" ", "_"): counts for name, counts in seen.items()})
 

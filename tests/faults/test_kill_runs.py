@@ -1,4 +1,5 @@
-"""kill -9 at random moments of whole runs, restarted until they are done: the same bits as the run that was left alone."""
+"""kill -9 at random moments of whole runs, restarted until they are done: the same bits as the run that was left
+alone."""
 import os
 import shutil
 import time
@@ -21,7 +22,8 @@ def whole(zygote, world):
 def undisturbed(zygote, world, out, stage, **keys):
     """-> (what the run left, seconds it took)"""
     begin = time.monotonic()
-    assert zygote.run(stage, world.argv(stage, out, **keys), out.with_suffix(".said")) == 0, out.with_suffix(".said").read_text()
+    assert zygote.run(stage, world.argv(stage, out, **keys),
+                      out.with_suffix(".said")) == 0, out.with_suffix(".said").read_text()
     return finished(out, stage), time.monotonic() - begin
 
 
@@ -30,7 +32,8 @@ def killed_until_done(zygote, world, out, stage, seconds, rng, sabotage=None, **
     said, kills = out.with_suffix(".said"), 0
     final, late = out / "out" / f"TinySeek_{LABELS[stage]}_final.pkl", 0
     for _ in range(MOST):
-        status = zygote.run_and_kill(rng.uniform(0, seconds * rng.choice((0.4, 0.8, 1.3))), stage, world.argv(stage, out, **keys), said, **(sabotage or {}))
+        status = zygote.run_and_kill(rng.uniform(0, seconds * rng.choice((0.4, 0.8, 1.3))), stage,
+                                     world.argv(stage, out, **keys), said, **(sabotage or {}))
         if status == 0:
             break
         assert status == -9, said.read_text(errors="replace")[-3000:]
@@ -50,7 +53,8 @@ def kill_runs(zygote, world, folder, stage, wanted, **keys):
         assert differences(expected, finished(out, stage)) == []
         kills, runs, late = kills + more, runs + 1, late + after
         shutil.rmtree(out)
-    report(stage=stage, kills=kills, runs=runs, lost=0, different=0, after_the_final_checkpoint=late, steps=expected["state"]["step"])
+    report(stage=stage, kills=kills, runs=runs, lost=0, different=0, after_the_final_checkpoint=late,
+           steps=expected["state"]["step"])
 
 
 @pytest.mark.parametrize("stage", ["pre", "sft", "lora"])
@@ -65,17 +69,20 @@ def test_C3_killed_at_random_the_bits_are_the_same_long(zygote, world, ram_path,
 
 
 def test_C3_killed_after_the_final_checkpoint_is_done(zygote, world, whole, ram_path):
-    """Between the last save and the end of the process: the restart finds the run complete instead of training it again."""
+    """Between the last save and the end of the process: the restart finds the run complete instead of training it
+    again."""
     out, argv = ram_path / "out", world.argv("pre", ram_path / "out")
     kill = {"signal_at": ["train_agent.trainers.loop", "Loop.finish", 1, "after", 9]}
     assert zygote.run("pre", argv, ram_path / "said", **kill) == -9
     assert zygote.run("pre", argv, ram_path / "said") == 0
     assert differences(whole, finished(out, "pre")) == [] and not list((out / "out").glob("backup_*"))
-    assert zygote.run("pre", argv, ram_path / "said") == 0                        # it has ended now: the next one begins anew
+    # it has ended now: the next one begins anew
+    assert zygote.run("pre", argv, ram_path / "said") == 0
     assert differences(whole, finished(out, "pre")) == [] and len(list((out / "out").glob("backup_*"))) == 1
 
 
-CONTROLS = {"forget_position": {"payload", "state"}, "forget_random": {"payload", "state"}, "forget_optimizer": {"payload", "state"},
+CONTROLS = {"forget_position": {"payload", "state"}, "forget_random": {"payload", "state"},
+            "forget_optimizer": {"payload", "state"},
             "forget_log": {"json", "text"}}
 
 
@@ -91,9 +98,11 @@ def test_control_a_resume_that_forgets_something_is_noticed(zygote, world, whole
 
 @pytest.mark.parametrize("control, ends", [({}, 0), ({"plain_save": 0}, 99)], ids=["ours", "plain"])
 def test_control_a_kill_inside_a_save_loses_a_plain_run(zygote, world, whole, ram_path, control, ends):
-    """Control arm: torch.save straight onto the final name, killed before its archive is closed: the restart finds nothing it can read."""
+    """Control arm: torch.save straight onto the final name, killed before its archive is closed: the restart finds
+    nothing it can read."""
     out, said = ram_path / "cut", ram_path / "said"
-    kill = {"signal_at": ["torch.serialization", "_save", 4, "after", 9]}         # step 3: two files, step 4: the best, step 6: this one
+    # step 3: two files, step 4: the best, step 6: this one
+    kill = {"signal_at": ["torch.serialization", "_save", 4, "after", 9]}
     assert zygote.run("pre", world.argv("pre", out), said, **control, **kill) == -9
     assert zygote.run("pre", world.argv("pre", out), said, **control) == ends, said.read_text()[-2000:]
     assert ends or differences(whole, finished(out, "pre")) == []

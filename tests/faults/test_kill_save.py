@@ -1,4 +1,5 @@
-"""kill -9 at every call of a save that changes files: afterwards the old checkpoint or the new one loads, never neither."""
+"""kill -9 at every call of a save that changes files: afterwards the old checkpoint or the new one loads, never
+neither."""
 import os
 import random
 import shutil
@@ -40,7 +41,8 @@ def prepare(path):
 
 
 def killed(path, act, number, torn):
-    """Do `act` in a child that is killed at call `number`. Returns True when it was, False when it had finished before."""
+    """Do `act` in a child that is killed at call `number`. Returns True when it was, False when it had finished
+    before."""
     def work():
         folder = quiet(path).lock()
         die_at(number, torn)
@@ -127,7 +129,8 @@ def test_flush_comes_before_rename(ram_path):
         try:
             os.open = opening
             os.fsync = lambda handle: (trace.append(("flush", opened[handle])), real["fsync"](handle))[1]
-            os.replace = lambda a, b: (trace.append(("name", os.path.basename(a), os.path.basename(b))), real["replace"](a, b))[1]
+            os.replace = lambda a, b: (trace.append(("name", os.path.basename(a), os.path.basename(b))),
+                                       real["replace"](a, b))[1]
             save_new(folder)
         finally:
             for name, function in real.items():
@@ -140,7 +143,8 @@ def test_flush_comes_before_rename(ram_path):
 
 
 def test_control_plain_save_loses_the_file(ram_path):
-    """Control arm: plain torch.save over the same name, killed at the same kinds of call, must lose both old and new."""
+    """Control arm: plain torch.save over the same name, killed at the same kinds of call, must lose both old and
+    new."""
     path, lost, number = ram_path / "a.pkl", 0, 0
 
     class Plain:
@@ -171,7 +175,8 @@ def test_control_plain_save_loses_the_file(ram_path):
 
 
 def random_kills(ram_path, kills):
-    """Save checkpoints of 4 MB one after the other, and kill at a random moment. Returns how many kills hit a save half-way."""
+    """Save checkpoints of 4 MB one after the other, and kill at a random moment. Returns how many kills hit a save
+    half-way."""
     torn, last = 0, 0
     rng = random.Random(kills)
     for _ in range(kills):

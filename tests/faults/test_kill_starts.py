@@ -1,4 +1,5 @@
-"""Every stage started from a file of its own kind in its own folder, killed (SIGKILL) or interrupted (Ctrl-C) at random moments and
+"""Every stage started from a file of its own kind in its own folder, killed (SIGKILL) or interrupted (Ctrl-C) at random
+moments and
 started again with the same words until it is done: the bits of the run that was left alone."""
 import os
 import shutil
@@ -14,7 +15,8 @@ from tools.checkpoint import load_chain, read_pair
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reason="需要 fork 和 SIGKILL")]
 LABELS = {"pre": "Pre", "sft": "SFT", "dpo": "DPO", "lora": "Lora", "prefix": "Prefix", "memory": "Memory"}
-OWN = {"lora": {"rank": 2}, "prefix": {"prefix_len": 3}, "memory": {"memory_tokens": 12, "memory_chapters": 4, "rank": 0}}
+OWN = {"lora": {"rank": 2}, "prefix": {"prefix_len": 3},
+       "memory": {"memory_tokens": 12, "memory_chapters": 4, "rank": 0}}
 MOST, EARLIER = 300, 5     # starts of one run at most; the seed of the run before
 
 
@@ -37,7 +39,8 @@ def ending(out, stage):
 def has_ended(out, stage):
     with quiet(out / "out", LABELS[stage]) as folder:
         newest = folder.entries()[-1:]
-        return bool(newest) and newest[0]["kind"] == "final" and folder.ended() and folder.load(newest[0])[0]["run"]["seed"] != EARLIER
+        return bool(newest) and newest[0]["kind"] == "final" and folder.ended() and folder.load(
+            newest[0])[0]["run"]["seed"] != EARLIER
 
 
 def until_done(zygote, words, stage, out, said, seconds, rng):
@@ -63,9 +66,11 @@ def until_done(zygote, words, stage, out, said, seconds, rng):
 @pytest.mark.parametrize("stage", LABELS)
 def test_C3_started_from_its_own_kind_of_file_and_killed_at_random(zygote, world, ram_path, stage, key):
     rng = seeded(stage + key)
-    toy.write_rows(world.folder / f"{stage}.jsonl", toy.text_rows(60, 7) if stage == "pre" else pair_rows(40) if stage == "dpo" else toy.dialogue_rows(60, 7))
+    toy.write_rows(world.folder / f"{stage}.jsonl", toy.text_rows(60, 7) if stage == "pre" else pair_rows(40)
+                   if stage == "dpo" else toy.dialogue_rows(60, 7))
     earlier = ram_path / "earlier"
-    assert zygote.run(stage, argv(world, stage, earlier, seed=EARLIER, max_epochs=1), ram_path / "said") == 0, (ram_path / "said").read_text()[-3000:]
+    assert zygote.run(stage, argv(world, stage, earlier, seed=EARLIER, max_epochs=1),
+                      ram_path / "said") == 0, (ram_path / "said").read_text()[-3000:]
     kills = interruptions = runs = 0
     while kills < 6 or interruptions < 4:
         ends = rng.choice([p.name for p in (earlier / "out").glob("TinySeek_*.pkl")])
@@ -74,7 +79,8 @@ def test_C3_started_from_its_own_kind_of_file_and_killed_at_random(zygote, world
             shutil.copytree(earlier, place, ignore=shutil.ignore_patterns("cache"))
         begin = time.monotonic()
         assert zygote.run(stage, argv(world, stage, whole, **{key: whole / "out" / ends}), ram_path / "said") == 0
-        more = until_done(zygote, argv(world, stage, cut, **{key: cut / "out" / ends}), stage, cut, ram_path / "said", time.monotonic() - begin, rng)
+        more = until_done(zygote, argv(world, stage, cut, **{key: cut / "out" / ends}), stage, cut, ram_path / "said",
+                          time.monotonic() - begin, rng)
         assert toy.same_tensors(ending(cut, stage), ending(whole, stage)), ends
         load_chain(cut / "out" / f"TinySeek_{LABELS[stage]}_final.pkl")
         kills, interruptions, runs = kills + more[0], interruptions + more[1], runs + 1

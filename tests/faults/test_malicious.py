@@ -1,4 +1,5 @@
-"""Pickles that run code, in every wrapping and through every loader: all refused, and the file they would create is absent.
+"""Pickles that run code, in every wrapping and through every loader: all refused, and the file they would create is
+absent.
 
 Control arm: the same objects through pickle.loads do create it, so each of them is a live one.
 """
@@ -46,14 +47,19 @@ def sealed_save(path, thing, **options):
 
 
 WRAPPINGS = {
-    "pickle 0": lambda p, x: p.write_bytes(pickle.dumps(x, 0)), "pickle 4": lambda p, x: p.write_bytes(pickle.dumps(x, 4)),
-    "torch tar": lambda p, x: tarred(p, pickle.dumps(x, 2)), "torch legacy": lambda p, x: torch.save(x, p, _use_new_zipfile_serialization=False),
-    "torch zip": lambda p, x: torch.save(x, p), "sealed": write_torch, "sealed protocol 4": lambda p, x: sealed_save(p, x, pickle_protocol=4),
+    "pickle 0": lambda p, x: p.write_bytes(pickle.dumps(x, 0)),
+    "pickle 4": lambda p, x: p.write_bytes(pickle.dumps(x, 4)),
+    "torch tar": lambda p, x: tarred(p, pickle.dumps(x, 2)),
+    "torch legacy": lambda p, x: torch.save(x, p, _use_new_zipfile_serialization=False),
+    "torch zip": lambda p, x: torch.save(x, p), "sealed": write_torch,
+    "sealed protocol 4": lambda p, x: sealed_save(p, x, pickle_protocol=4),
     "sealed legacy": lambda p, x: sealed_save(p, x, _use_new_zipfile_serialization=False),
     "in metrics": lambda p, x: write_torch(p, toy_payload(metrics={"loss": [1, {"x": x}]})),
     "in weights": lambda p, x: write_torch(p, toy_payload(weights={"a": torch.ones(2), "b": x})),
     "in state": lambda p, x: write_torch(p, {**toy_state(), "pkl_sha256": "0", "random": x}),
-    "TorchScript": lambda p, x: zipped(p, {"constants.pkl": pickle.dumps(x, 2), "data.pkl": pickle.dumps(x, 2), "code/a.py": b""}),
+    "TorchScript": lambda p, x: zipped(p,
+                                       {"constants.pkl": pickle.dumps(x, 2), "data.pkl": pickle.dumps(x, 2),
+                                        "code/a.py": b""}),
     "second data.pkl": lambda p, x: zipped(p, {"data.pkl": pickle.dumps({}, 2), "x/data.pkl": pickle.dumps(x, 2)}),
 }
 
@@ -70,7 +76,8 @@ def as_newest(path, evil, name):
     folder = quiet(out)
     if evil.stat().st_size % 2:  # half of them are even listed
         files = {n: {"sha256": _whole_digest(out / n), "size": 1} for n in (name, other)}
-        entry = {"stem": "TinySeek_Pre0_1", "number": 1, "kind": "", "step": 1, "config": "", "time": "", "files": files}
+        entry = {"stem": "TinySeek_Pre0_1", "number": 1, "kind": "", "step": 1, "config": "", "time": "",
+                 "files": files}
         folder.manifest.write({"format": 1, "entries": [entry], "pending": None, "drop": [], "backup": None})
     return folder.newest_good()
 
@@ -88,9 +95,11 @@ def as_base(path, evil):
 
 LOADERS = {
     "read_torch": lambda path, evil: read_torch(evil), "verify_torch": lambda path, evil: verify_torch(evil),
-    "read_checkpoint": lambda path, evil: read_checkpoint(evil), "load_chain": lambda path, evil: load_chain(evil), "as base": as_base,
+    "read_checkpoint": lambda path, evil: read_checkpoint(evil), "load_chain": lambda path, evil: load_chain(evil),
+    "as base": as_base,
     "newest .pkl": lambda path, evil: as_newest(path, evil, "TinySeek_Pre0_1.pkl"),
-    "newest .state": lambda path, evil: as_newest(path, evil, "TinySeek_Pre0_1.state"), "read_json": lambda path, evil: read_json(evil),
+    "newest .state": lambda path, evil: as_newest(path, evil, "TinySeek_Pre0_1.state"),
+    "read_json": lambda path, evil: read_json(evil),
 }
 
 
@@ -112,7 +121,8 @@ def test_every_loader_refuses_every_pickle(ram_path):
         for turn, (wrapping, wrap) in enumerate(WRAPPINGS.items()):
             wrap(evil, thing)
             files += 1
-            loaders = LOADERS if (number + turn) % 7 == 0 else {k: LOADERS[k] for k in ("read_torch", "read_checkpoint")}
+            loaders = LOADERS if (number + turn) % 7 == 0 else {k: LOADERS[k]
+                                                                for k in ("read_torch", "read_checkpoint")}
             for loader, load in loaders.items():
                 assert refuses(load, ram_path, evil), (name, wrapping, loader)
     for name, content in raw_pickles(canary).items():

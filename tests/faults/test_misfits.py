@@ -37,12 +37,14 @@ def vocabulary(world, path, how):
     """The world's vocabulary, spoiled: still JSON, or another good one of the same size."""
     good = json.loads((world.folder / "vocab.json").read_text(encoding="utf-8"))
     if how == "other":
-        Vocab.create_vocab([row["text"] for row in toy.text_rows(80, 9)], vocab_size=len(good["words"]) + 272, texts=True, progress=False).save(path)
+        Vocab.create_vocab([row["text"] for row in toy.text_rows(80, 9)], vocab_size=len(good["words"]) + 272,
+                           texts=True, progress=False).save(path)
         return path
     words, scores = good["words"], good["scores"]
     if how == "swapped":
         words[5], words[6] = words[6], words[5]
-    elif how == "swapped and sealed":                                   # the hash fits again: only the base knows better
+    # the hash fits again: only the base knows better
+    elif how == "swapped and sealed":
         equal = next(i for i in range(len(words) - 1) if scores[i] != scores[i + 1])
         scores[equal] = scores[equal + 1]
         order = sorted(range(len(words)), key=lambda i: (-scores[i], words[i]))
@@ -51,7 +53,8 @@ def vocabulary(world, path, how):
     elif how == "shortened":
         words.pop(), scores.pop()
     raw = json.dumps(good, ensure_ascii=False)
-    path.write_text(raw[:-40] if how == "cut off" else raw.replace("0", "1", 1) if how == "flipped" else raw, encoding="utf-8")
+    path.write_text(raw[:-40] if how == "cut off" else raw.replace("0", "1", 1) if how == "flipped" else raw,
+                    encoding="utf-8")
     return path
 
 
@@ -73,7 +76,8 @@ def test_V_a_wrong_vocabulary_is_4(world, ram_path, capsys, stage, how):
     out = ram_path / "run"
     shutil.copytree(world.folder / f"run_{stage}", out)
     keys = {"resume": newest(out, stage)} if stage == "pre" else {}
-    code, said = exit_of(world, stage, out, capsys, vocab_trg_path=vocabulary(world, ram_path / "vocab.json", how), **keys)
+    code, said = exit_of(world, stage, out, capsys, vocab_trg_path=vocabulary(world, ram_path / "vocab.json", how),
+                         **keys)
     assert code == 4 and "词表" in said and "Traceback" not in said
 
 
@@ -82,7 +86,8 @@ def newest(out, stage):
     return max((p for p in (out / "out").glob(f"TinySeek_{label}*_s*.pkl")), key=lambda p: p.stat().st_mtime).stem
 
 
-SHAPES = {"n_layer": 3, "n_head": 4, "d_model": 24, "d_c": 6, "d_r": 2, "hidden": 20, "other_experts": 6, "shared_experts": 2, "keep": 1, "use_moe": "false",
+SHAPES = {"n_layer": 3, "n_head": 4, "d_model": 24, "d_c": 6, "d_r": 2, "hidden": 20, "other_experts": 6,
+          "shared_experts": 2, "keep": 1, "use_moe": "false",
           "use_fc2": "false", "attention": "gqa", "norm": "layer", "activation": "geglu", "position": "alibi"}
 
 
@@ -93,7 +98,8 @@ def test_M_a_base_of_another_shape_is_4(world, ram_path, capsys, stage, key):
     assert code == 4 and key in said
 
 
-CHANGED = {"init_lr": 1e-3, "seed": 9, "batch_size": 4, "max_len": 30, "optimizer": "sgd", "decay": 0.5, "accumulation_steps": 1, "dropout": 0.3, "max_steps": 5}
+CHANGED = {"init_lr": 1e-3, "seed": 9, "batch_size": 4, "max_len": 30, "optimizer": "sgd", "decay": 0.5,
+           "accumulation_steps": 1, "dropout": 0.3, "max_steps": 5}
 
 
 @pytest.mark.parametrize("key", CHANGED)
@@ -109,7 +115,9 @@ def test_C_more_steps_and_other_cadences_are_allowed(world, ram_path, capsys):
     shutil.copytree(world.folder / "run_pre", out)
     first = read_checkpoint(out / "out" / f"{newest(out, 'pre')}.pkl")["step"]
     keys = {"max_steps": first + 2, "logging_steps": 2, "save_steps": 1, "eval_steps": 50, "resume": newest(out, "pre")}
-    assert cli._run(lambda: SCRIPTS["pre"].main(world.argv("pre", out, **{**keys, "max_steps": first + 1, "allow_change": "true"}))) is None
+    assert cli._run(
+        lambda: SCRIPTS["pre"].main(
+            world.argv("pre", out, **{**keys, "max_steps": first + 1, "allow_change": "true"}))) is None
     assert cli._run(lambda: SCRIPTS["pre"].main(world.argv("pre", out, **{**keys, "resume": "auto"}))) is None
     assert read_checkpoint(out / "out" / "TinySeek_Pre_final.pkl")["step"] == first + 2
 
@@ -118,13 +126,15 @@ def test_A_adapters_on_a_wrong_base_are_4(world, ram_path, capsys):
     """The base behind an unfinished LoRA run is another one now: nothing is trained on it."""
     out = ram_path / "run"
     shutil.copytree(world.folder / "run_lora", out)
-    code, said = exit_of(world, "lora", out, capsys, resume=newest(out, "lora"), pretraining_model_path=world.folder / "out/base/TinySeek_Pre_final.pkl")
+    code, said = exit_of(world, "lora", out, capsys, resume=newest(out, "lora"),
+                         pretraining_model_path=world.folder / "out/base/TinySeek_Pre_final.pkl")
     assert code == 4 and "底座" in said
     lonely = ram_path / "lonely"
     lonely.mkdir()
     adapter = out / "out" / f"{newest(out, 'lora')}.pkl"
     shutil.copy(adapter, lonely / "adapter.pkl")
-    shutil.copy(world.folder / "out/base/TinySeek_Pre_final.pkl", lonely / "TinySeek_SFT_final.pkl")      # other weights under the base's name
+    # other weights under the base's name
+    shutil.copy(world.folder / "out/base/TinySeek_Pre_final.pkl", lonely / "TinySeek_SFT_final.pkl")
     code, said = exit_of(world, "lora", ram_path / "upper", capsys, pretraining_model_path=lonely / "adapter.pkl")
     assert code == 4 and "权重和当时不同" in said
     original = world.folder / "run_lora" / "out" / adapter.name

@@ -1,4 +1,5 @@
-"""NaN and infinity in loss, gradient, weight or optimizer state: skipped and named, or stopped with 5; none is ever saved."""
+"""NaN and infinity in loss, gradient, weight or optimizer state: skipped and named, or stopped with 5; none is ever
+saved."""
 import json
 import math
 import os
@@ -15,7 +16,8 @@ from tools.errors import UserError
 from tools.saving.run_folder import _is_finite
 from tools.saving.archive import read_torch
 
-SIZE = dict(rows=20, max_steps=9, batch_size=2, save_steps=1, save_total_limit=None, eval_share=0.2, eval_steps=2, logging_steps=1)
+SIZE = dict(rows=20, max_steps=9, batch_size=2, save_steps=1, save_total_limit=None, eval_share=0.2, eval_steps=2,
+            logging_steps=1)
 WRONG = (math.nan, math.inf, -math.inf)
 
 
@@ -49,7 +51,8 @@ class Spoiled(toy.ToyLoop):
         if kind == "weight":
             self.named[1][1].data.view(-1)[0] = wrong
         if kind == "optimizer":
-            moments = [t for s in self.optimizers[0].state.values() for t in s.values() if isinstance(t, torch.Tensor) and t.ndim]
+            moments = [t for s in self.optimizers[0].state.values() for t in s.values() if isinstance(t, torch.Tensor)
+                       and t.ndim]
             moments[self.step % len(moments)].view(-1)[0] = wrong
 
 
@@ -90,7 +93,8 @@ def inject(make, count):
             assert [e["step"] for e in skipped] == sorted(plan)
             for event in skipped:
                 places = loop.history[event["step"] - 1]["places"] if event["step"] <= len(loop.history) else None
-                assert places is None or event["rows"] == sorted({r for p in places for r in loop.stage.train.source_rows(p)})
+                assert places is None or event["rows"] == sorted(
+                    {r for p in places for r in loop.stage.train.source_rows(p)})
         else:
             assert code == 5, (number, plan)
         again, _ = run(options, {})                                     # the fault is gone: the run goes on and ends
@@ -98,7 +102,8 @@ def inject(make, count):
         codes.append(code)
         spoiled += len(plan)
         saved += len(saved_files(options))
-    report(injections=spoiled, runs=count, stopped_with_5=codes.count(5), skipped=codes.count(0), files_saved=saved, not_finite_saved=0)
+    report(injections=spoiled, runs=count, stopped_with_5=codes.count(5), skipped=codes.count(0), files_saved=saved,
+           not_finite_saved=0)
 
 
 def test_nothing_that_is_not_finite_is_ever_saved(options):
@@ -115,14 +120,16 @@ def test_one_rank_of_two(tmp_path, vocab):
     """40 injections in one of two gloo ranks: the step is skipped on both, whose weights stay equal."""
     rng, jobs = seeded("ranks"), []
     for number in range(40):
-        own = toy.toy_options(tmp_path, vocab, rows=30, max_steps=6, save_steps=2, name=f"r{number}", resume="none", save_total_limit=None)
+        own = toy.toy_options(tmp_path, vocab, rows=30, max_steps=6, save_steps=2, name=f"r{number}", resume="none",
+                              save_total_limit=None)
         jobs.append({"options": own, "nan_at": (number % 2, rng.randint(1, 6)), "float64": False})
     results = ranks.launch(tmp_path, jobs)
     for number, (job, first, second) in enumerate(zip(jobs, *results)):
         step = job["nan_at"][1]
         assert all(math.isnan(r["history"][step - 1]["grad_norm"]) for r in (first, second)), number
         assert toy.same_tensors(first["weights"], second["weights"]) and not_finite(job["options"]) == []
-    skipped = [json.loads(line) for p in (tmp_path / "logs").glob("*.jsonl") for line in p.read_text(encoding="utf-8").splitlines() if '"skipped"' in line]
+    skipped = [json.loads(line) for p in (tmp_path / "logs").glob("*.jsonl")
+               for line in p.read_text(encoding="utf-8").splitlines() if '"skipped"' in line]
     report(rank_injections=len(jobs), skipped=len(skipped), not_finite_saved=0)
     assert len(skipped) == len(jobs) and all(e["rows"] for e in skipped)
 
@@ -133,7 +140,8 @@ def test_a_scaler_that_still_backs_off_is_patient(options):
     code, loop = run(chosen, {step: ("gradient", math.inf) for step in range(3, 40)})
     assert code == 5 and not_finite(chosen) == []
     assert len(toy.events(chosen, "skipped")) == 17 + 3                 # 2^16 .. 2^0 while it backs off
-    code, _ = run(options(**{**SIZE, "max_steps": 12}, mixed_precision="fp16", name="few"), {s: ("gradient", math.inf) for s in (3, 4, 5, 6)})
+    code, _ = run(options(**{**SIZE, "max_steps": 12}, mixed_precision="fp16", name="few"),
+                  {s: ("gradient", math.inf) for s in (3, 4, 5, 6)})
     assert code == 0
 
 
@@ -147,7 +155,8 @@ def test_a_loss_spike_is_logged_with_its_rows(options):
 
 def test_control_without_the_guards_they_are_saved(options, monkeypatch):
     """Control arm: no look at loss and gradient, no look before a save; the same injections reach the files."""
-    monkeypatch.setattr("train_agent.trainers.running.signals_and_guards.FiniteGuard.check", lambda self, finite, scale: True)
+    monkeypatch.setattr("train_agent.trainers.running.signals_and_guards.FiniteGuard.check",
+                        lambda self, finite, scale: True)
     monkeypatch.setattr("tools.saving.run_folder._refuse_non_finite", lambda weights, state: None)
     spoiled = 0
     for number, kind in enumerate(("loss", "gradient", "optimizer", "weight")):

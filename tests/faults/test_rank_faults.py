@@ -1,4 +1,5 @@
-"""Two ranks under torchrun: one killed, one frozen, a data worker killed. All processes end, the restart gives the same bits."""
+"""Two ranks under torchrun: one killed, one frozen, a data worker killed. All processes end, the restart gives the same
+bits."""
 import json
 import os
 import signal
@@ -15,7 +16,9 @@ import toy
 from file_faults import quiet, report
 from whole_runs import differences, finished
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not sys.platform.startswith("linux") or not torch.distributed.is_available(), reason="gloo on Linux")]
+pytestmark = [
+    pytest.mark.slow, pytest.mark.skipif(not sys.platform.startswith("linux") or not torch.distributed.is_available(),
+                                         reason="gloo on Linux")]
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT = 20            # seconds: TINYSEEK_TIMEOUT of these runs
 MARK = "TINYSEEK_FAULT_TEST"
@@ -27,8 +30,10 @@ def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("ranks")
     toy.toy_vocab().save(place / "vocab.json")
     toy.write_rows(place / "pre.jsonl", toy.text_rows(60))
-    shape = {**toy.SHAPE, "vocab_size": 500, "token_kind": "char", "device": "cpu", "mixed_precision": "no", "threads": 1, "dropout": 0.1}
-    keys = {"max_len": 40, "batch_size": 1, "max_epochs": 60, "max_steps": 300, "save_steps": 20, "save_total_limit": 2, "eval_share": 0.1, "eval_steps": 100,
+    shape = {**toy.SHAPE, "vocab_size": 500, "token_kind": "char", "device": "cpu", "mixed_precision": "no",
+             "threads": 1, "dropout": 0.1}
+    keys = {"max_len": 40, "batch_size": 1, "max_epochs": 60, "max_steps": 300, "save_steps": 20,
+            "save_total_limit": 2, "eval_share": 0.1, "eval_steps": 100,
             "logging_steps": 1, "n_of_samples": 20, "init_lr": 1e-3}
     (place / "config.json").write_text(json.dumps({**shape, "pre": keys}))
     return place
@@ -36,17 +41,23 @@ def folder(tmp_path_factory):
 
 def start(folder, out, **keys):
     """A torchrun of two ranks."""
-    words = {"config": folder / "config.json", "json_data_path": folder / "pre.jsonl", "vocab_trg_path": folder / "vocab.json", "out_dir": out / "out",
+    words = {"config": folder / "config.json", "json_data_path": folder / "pre.jsonl",
+             "vocab_trg_path": folder / "vocab.json", "out_dir": out / "out",
              "log_dir": out / "logs", "log_file": out / "log.txt", "cache_dir": out / "cache", **keys}
     out.mkdir(exist_ok=True)
     with open(out / "said.txt", "a") as said:
-        return subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(ranks.free_port()),
-                                 str(ROOT / "train_agent/pre_train.py"), *(f"--{k}={v}" for k, v in words.items())], stdout=said, stderr=said,
-                                env={**os.environ, "OMP_NUM_THREADS": "1", "TINYSEEK_TIMEOUT": str(TIMEOUT), MARK: str(out)})
+        return subprocess.Popen(
+            [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port",
+             str(ranks.free_port()),
+                                 str(ROOT / "train_agent/pre_train.py"), *(f"--{k}={v}" for k, v in words.items())],
+                                 stdout=said, stderr=said,
+                                env={**os.environ, "OMP_NUM_THREADS": "1", "TINYSEEK_TIMEOUT": str(TIMEOUT),
+                                     MARK: str(out)})
 
 
 def family(out):
-    """Pids of the living processes that were started for the run in `out`: torchrun gives each rank a session of its own, so
+    """Pids of the living processes that were started for the run in `out`: torchrun gives each rank a session of its
+    own, so
     they are known by a variable that they all inherit."""
     mark, found = f"{MARK}={out}".encode(), []
     for place in Path("/proc").glob("[0-9]*"):
@@ -79,12 +90,15 @@ def own_ranks(out, agent):
 
 def wait_for_save(run, out):
     end = time.monotonic() + 600
-    while not (out / "out" / "manifest_Pre.json").exists() or (out / "log.txt").read_text(encoding="utf-8").count("Epoch ") < 30:
+    while not (out / "out" / "manifest_Pre.json").exists() or (out
+                                                               / "log.txt").read_text(encoding="utf-8").count(
+                                                                   "Epoch ") < 30:
         assert run.poll() is None and time.monotonic() < end, (out / "said.txt").read_text()[-3000:]
         time.sleep(0.01)
 
 
-FAULTS = {"killed 0": (0, signal.SIGKILL, 0), "killed 1": (1, signal.SIGKILL, 0), "frozen 0": (0, signal.SIGSTOP, 0), "frozen 1": (1, signal.SIGSTOP, 0),
+FAULTS = {"killed 0": (0, signal.SIGKILL, 0), "killed 1": (1, signal.SIGKILL, 0), "frozen 0": (0, signal.SIGSTOP, 0),
+          "frozen 1": (1, signal.SIGSTOP, 0),
           "worker of 0": (0, signal.SIGKILL, 1), "worker of 1": (1, signal.SIGKILL, 1)}
 
 
@@ -125,7 +139,8 @@ def test_X_a_lost_rank_ends_all_and_the_restart_is_identical(folder, whole, faul
     again = start(folder, out, num_workers=workers)
     assert again.wait(600) == 0, (out / "said.txt").read_text()[-3000:]
     assert differences(whole, finished(out, "pre")) == []
-    report(fault=fault.replace(" ", "_"), ended_after_seconds=round(took, 1), orphans=0, went_on_from=step, identical=True)
+    report(fault=fault.replace(" ", "_"), ended_after_seconds=round(took, 1), orphans=0, went_on_from=step,
+           identical=True)
 
 
 def test_an_orphaned_tokeniser_ends(folder, tmp_path):
@@ -139,10 +154,13 @@ def test_an_orphaned_tokeniser_ends(folder, tmp_path):
             "if __name__ == '__main__':\n    token_cache.PARALLEL_FROM = 0\n    token_cache.cores = lambda: 2\n"
             "    token_cache.open_cache(sys.argv[2], Vocab.load_vocab(sys.argv[3]), 'pretraining', sys.argv[4])\n")
     (tmp_path / "cut.py").write_text(code)
-    run = subprocess.Popen([sys.executable, str(tmp_path / "cut.py"), str(ROOT), str(tmp_path / "much.jsonl.gz"), str(folder / "vocab.json"), str(tmp_path / "cache")],
+    run = subprocess.Popen(
+        [sys.executable, str(tmp_path / "cut.py"), str(ROOT), str(tmp_path / "much.jsonl.gz"),
+         str(folder / "vocab.json"), str(tmp_path / "cache")],
                            env={**os.environ, MARK: str(tmp_path)}, stderr=subprocess.DEVNULL)
     end = time.monotonic() + 300
-    while len(family(tmp_path)) < 4 or not list((tmp_path / "cache").glob(".tmp-*")):    # itself, its resource tracker, two workers
+    # itself, its resource tracker, two workers
+    while len(family(tmp_path)) < 4 or not list((tmp_path / "cache").glob(".tmp-*")):
         assert run.poll() is None and time.monotonic() < end
         time.sleep(0.01)
     seen = len(family(tmp_path))

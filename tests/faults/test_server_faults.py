@@ -16,12 +16,15 @@ pytest.importorskip("uvicorn", reason="requirements-serve.txt 没有装")
 import server_faults as bad
 from toy_server import serving
 
-HEALTH = ("import http.client, json, sys, time\nport, end, took, wrong = int(sys.argv[1]), time.monotonic() + float(sys.argv[2]), [], 0\n"
+HEALTH = (
+    "import http.client, json, sys, time\nport, end, took, wrong = int(sys.argv[1]), time.monotonic() + "
+    "float(sys.argv[2]), [], 0\n"
           "while time.monotonic() < end:\n    begin = time.monotonic()\n    try:\n"
           "        c = http.client.HTTPConnection('127.0.0.1', port, timeout=30); c.request('GET', '/health')\n"
           "        wrong += c.getresponse().status != 200; c.close()\n    except OSError:\n        wrong += 1\n"
           "    took.append(time.monotonic() - begin); time.sleep(0.02)\n"
-          "took.sort(); print(json.dumps({'n': len(took), 'wrong': wrong, 'p99': took[int(len(took) * 0.99)], 'max': took[-1]}))")
+          "took.sort(); print(json.dumps({'n': len(took), 'wrong': wrong, 'p99': took[int(len(took) * 0.99)], 'max': "
+          "took[-1]}))")
 
 
 def report(**values):
@@ -37,7 +40,8 @@ def counted(small, full):
 def test_garbage_is_answered_and_forgotten(tmp_path, count):
     width = 32 if count < 1000 else 256
     with serving(tmp_path) as server:
-        asyncio.run(bad.throw_garbage(server.port, max(60, count // 10), width, seed=-1))        # buffers take their size
+        # buffers take their size
+        asyncio.run(bad.throw_garbage(server.port, max(60, count // 10), width, seed=-1))
         greedy, memory = server.chat(), server.rss()
         results = asyncio.run(bad.throw_garbage(server.port, count, width))
         statuses = [status for status, _, _ in results]
@@ -46,7 +50,8 @@ def test_garbage_is_answered_and_forgotten(tmp_path, count):
         assert not [r for r in results if r[0] and r[0] >= 400 and r[1] >= 4096]
         assert sum(status in (400, 404, 405, 413) for status in statuses) > count * 0.7
         grown = server.rss() / memory - 1
-        report(garbage=count, at_once=width, answers={str(s): statuses.count(s) for s in sorted(set(statuses), key=str)}, grown=round(grown, 4))
+        report(garbage=count, at_once=width,
+               answers={str(s): statuses.count(s) for s in sorted(set(statuses), key=str)}, grown=round(grown, 4))
         if count > 1000:
             assert grown < 0.05
         assert server.stop() == 143
@@ -69,7 +74,8 @@ def test_slow_clients_do_not_slow_the_rest(tmp_path, count):
         asyncio.run(crowd())
         seen = json.loads(poller.communicate(timeout=300)[0])
         report(slow=slow, idle=silent, deaf=deaf, **seen)
-        assert seen["wrong"] == 0 and seen["n"] > 0 and server.process.poll() is None and "Traceback" not in server.said()
+        assert seen["wrong"] == 0 and seen["n"] > 0 and server.process.poll(
+            ) is None and "Traceback" not in server.said()
         if full:
             assert seen["p99"] < 0.25
         assert _chat_patiently(server)
@@ -113,7 +119,8 @@ def test_tricks_with_paths_and_names_read_nothing_outside(tmp_path):
     (tmp_path / "secret.jsonl").write_text('{"step": 1, "loss": 77.25}\n')
     tricks = bad.path_tricks(500)
     opened, asked = _audited(tmp_path, tricks)
-    assert len(asked) == 1000 and all(400 <= status < 500 or status == 503 for status, _ in asked)          # 503: there is no model
+    # 503: there is no model
+    assert len(asked) == 1000 and all(400 <= status < 500 or status == 503 for status, _ in asked)
     assert not [body for _, body in asked if b"root:" in body or b"77.25" in body or len(body) >= 4096]
     report(tricks=len(tricks), answers=len(asked), outside=len(opened))
     assert opened == []
@@ -157,9 +164,12 @@ def _audited(folder, tricks):
 async def _direct(app, method, target, body=None):
     """A request as uvicorn hands it over, whatever the target looks like -> (status, body)."""
     raw, _, query = target.partition("?")
-    scope = {"type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1", "method": method, "scheme": "http",
-             "path": unquote(raw), "raw_path": raw.encode(), "query_string": query.encode(), "root_path": "", "state": {},
-             "headers": [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")], "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 80)}
+    scope = {"type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1",
+             "method": method, "scheme": "http",
+             "path": unquote(raw), "raw_path": raw.encode(), "query_string": query.encode(), "root_path": "",
+             "state": {},
+             "headers": [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")], "client": ("127.0.0.1", 1),
+             "server": ("127.0.0.1", 80)}
     sent = []
 
     async def receive():
@@ -176,7 +186,8 @@ def test_a_pipelining_client_that_leaves_is_noticed(tmp_path):
         async def run():
             _, writer = await asyncio.open_connection("127.0.0.1", server.port)
             head = bad.POST.replace("connection: close\r\n", "")
-            writer.write(bad.post({**bad.GOOD, "max_tokens": 1000, "temperature": 1.5}, head=head) + b"GET /health HTTP/1.1\r\n")
+            writer.write(bad.post({**bad.GOOD, "max_tokens": 1000, "temperature": 1.5}, head=head)
+                         + b"GET /health HTTP/1.1\r\n")
             await asyncio.sleep(0.3)
             writer.transport.abort()
         asyncio.run(run())

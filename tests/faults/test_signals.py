@@ -1,4 +1,5 @@
-"""SIGTERM and Ctrl-C, once and twice in a row, at every kind of place: exit 143, all that was done is saved, the same bits after."""
+"""SIGTERM and Ctrl-C, once and twice in a row, at every kind of place: exit 143, all that was done is saved, the same
+bits after."""
 import os
 import random
 import signal
@@ -18,7 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 LOOP, CACHE, FOLDER = "train_agent.trainers.loop", "train_agent.trainers.data.token_cache", "tools.saving.run_folder"
 TERM, INT = int(signal.SIGTERM), int(signal.SIGINT)
 ORDERS = ([TERM], [INT], [TERM, TERM], [INT, INT], [TERM, INT])
-# place: (module, function, at which of its calls, before or after it, exit status, how many steps are saved then; None = no checkpoint)
+# place: (module, function, at which of its calls, before or after it, exit status, how many steps are saved then; None
+# = no checkpoint)
 PLACES = {
     "vocabulary": ("tools.words.build_vocab", "build", 1, "before", 143, None),
     "tokenising": (CACHE, "_encode_block", 1, "before", 143, None),
@@ -33,14 +35,16 @@ PLACES = {
     "rate": (LOOP, "set_rates", 8, "after", 143, 8),
     "log line": (LOOP, "Loop.log", 10, "before", 143, 10),
     "evaluation": (LOOP, "evaluate", 2, "before", 143, 8),
-    "best model": (FOLDER, "RunFolder.save", 2, "before", 143, 4),       # the first save is step 3, the second best of step 4
+    # the first save is step 3, the second best of step 4
+    "best model": (FOLDER, "RunFolder.save", 2, "before", 143, 4),
     # During the save after step 3 (or 6) one more step is taken and saved.
     "save": (FOLDER, "RunFolder.save", 1, "before", 143, 4),
     "half-way through a save": (FOLDER, "RunFolder._stage", 1, "after", 143, 4),
     "renaming": (FOLDER, "RunFolder._finish", 2, "before", 143, 4),
     "pruning": (FOLDER, "RunFolder.prune", 3, "before", 143, 7),
     "last step": (LOOP, "Loop.optimize", "last", "after", 143, "last"),
-    "final evaluation": (LOOP, "Loop.finish", 1, "before", 0, "last"),   # all is done: the run ends as one that was left alone
+    # all is done: the run ends as one that was left alone
+    "final evaluation": (LOOP, "Loop.finish", 1, "before", 0, "last"),
 }
 
 
@@ -60,7 +64,8 @@ def whole(zygote, world):
 
 def arguments(world, stage, out):
     """Every pre-training builds a vocabulary of its own, from its data."""
-    own = {"vocab_trg_path": out / "vocab.json", "vocab_size": 420, "vocab_data_path": world.folder / "pre.jsonl"} if stage == "pre" else {}
+    own = {"vocab_trg_path": out / "vocab.json", "vocab_size": 420,
+           "vocab_data_path": world.folder / "pre.jsonl"} if stage == "pre" else {}
     return world.argv(stage, out, **own)
 
 
@@ -91,11 +96,13 @@ def stop_at(zygote, world, whole, folder, cases):
 def every_case():
     """100: each place with each order; only pre-training builds a vocabulary."""
     stages = random.Random(3)
-    return [("pre" if place == "vocabulary" else stages.choice(tuple(LABELS)), place, order) for place in PLACES for order in ORDERS]
+    return [("pre" if place == "vocabulary" else stages.choice(tuple(LABELS)), place, order) for place in PLACES
+            for order in ORDERS]
 
 
 def test_T_stopped_anywhere_nothing_is_lost(zygote, world, whole, ram_path):
-    short = [("pre", "tokenising", [TERM]), ("pre", "step", [TERM, INT]), ("pre", "half-way through a save", [INT, INT]),
+    short = [("pre", "tokenising", [TERM]), ("pre", "step", [TERM, INT]),
+             ("pre", "half-way through a save", [INT, INT]),
              ("pre", "evaluation", [INT]), ("pre", "last step", [TERM])]
     stop_at(zygote, world, whole, ram_path, short)
 
@@ -110,7 +117,8 @@ def test_T_stopped_anywhere_nothing_is_lost_long(zygote, world, whole, ram_path)
 def test_control_without_handlers_the_steps_are_lost(zygote, world, ram_path):
     """Control arm: the signal's usual meaning. The process dies at once, and the steps since the last save are gone."""
     out = ram_path / "out"
-    status = zygote.run("pre", arguments(world, "pre", out), ram_path / "said", no_handlers=0, signal_at=[LOOP, "Loop.optimize", 5, "after", TERM])
+    status = zygote.run("pre", arguments(world, "pre", out), ram_path / "said", no_handlers=0,
+                        signal_at=[LOOP, "Loop.optimize", 5, "after", TERM])
     with quiet(out / "out") as folder:
         assert status == -TERM and folder.newest_good()[1]["step"] == 3
 
@@ -125,7 +133,8 @@ def listens(pid):
 
 
 def stop_while_importing(script, order, delay):
-    process = subprocess.Popen([sys.executable, str(ROOT / script), "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, str(ROOT / script), "--help"], stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE)
     while not listens(process.pid):
         assert process.poll() is None
         time.sleep(0.002)

@@ -1,4 +1,5 @@
-"""Whole runs of the stage scripts on toy data, killed and restarted until they are done, and what must be the same afterwards."""
+"""Whole runs of the stage scripts on toy data, killed and restarted until they are done, and what must be the same
+afterwards."""
 import json
 import os
 import select
@@ -16,14 +17,16 @@ HERE = Path(__file__).resolve().parent
 LABELS = {"pre": "Pre", "sft": "SFT", "lora": "Lora"}
 CLOCK = ("time", "tok_s", "batch_t", "remaining", "start", "resume", "run")
 TEXT_CLOCK = ("Tok/s", "Batch_t", "Remaining")
-DIARY = ("save", "data_check", "preflight", "sample")      # events that hang on the clock, or may be lost between a save and its line
+# events that hang on the clock, or may be lost between a save and its line
+DIARY = ("save", "data_check", "preflight", "sample")
 
 
 class Zygote:
     """Starts runs without paying for imports; one at a time. Use as a context manager."""
 
     def __enter__(self):
-        self.process = subprocess.Popen([sys.executable, str(HERE / "zygote.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        self.process = subprocess.Popen([sys.executable, str(HERE / "zygote.py")], stdin=subprocess.PIPE,
+                                        stdout=subprocess.PIPE,
                                         env={**os.environ, "OMP_NUM_THREADS": "1"})
         self.rest = b""
         return self
@@ -66,7 +69,8 @@ class Zygote:
         self.start(*arguments, **sabotage)
         status = self.wait(seconds)
         if status is None:
-            os.kill(self.pid, signal.SIGKILL)              # not reaped before the zygote says so: the pid is still this run's
+            # not reaped before the zygote says so: the pid is still this run's
+            os.kill(self.pid, signal.SIGKILL)
             status = self.wait()
         return status
 
@@ -83,15 +87,20 @@ class World:
         toy.write_rows(folder / "lora.jsonl", toy.dialogue_rows(60, 5))
 
     def argv(self, stage, out, **keys):
-        """Dropout, router noise and MoE are on; chunks, accumulation, evaluation, best model and retention all take part."""
+        """Dropout, router noise and MoE are on; chunks, accumulation, evaluation, best model and retention all take
+        part."""
         base = {"sft": "out/base/TinySeek_Pre_final.pkl", "lora": "out/base/TinySeek_SFT_final.pkl"}.get(stage)
         own = {"pretraining_model_path": self.folder / base} if base else {}
         own |= {"rank": 4, "replay_data_path": self.folder / "none.jsonl"} if stage == "lora" else {}
-        values = {**toy.SHAPE, "config": self.folder / "config.json", "token_kind": "char", "device": "cpu", "mixed_precision": "no", "threads": 1,
-                  "out_dir": out / "out", "log_dir": out / "logs", "log_file": out / "log.txt", "cache_dir": out / "cache",
+        values = {**toy.SHAPE, "config": self.folder / "config.json", "token_kind": "char", "device": "cpu",
+                  "mixed_precision": "no", "threads": 1,
+                  "out_dir": out / "out", "log_dir": out / "logs", "log_file": out / "log.txt",
+                  "cache_dir": out / "cache",
                   "vocab_trg_path": self.folder / "vocab.json", "json_data_path": self.folder / f"{stage}.jsonl",
-                  "max_len": 40, "batch_size": 2, "accumulation_steps": 2, "n_of_samples": 20, "max_epochs": 2, "dropout": 0.1,
-                  "router_noise": 0.1, "eval_share": 0.1, "eval_steps": 4, "save_steps": 3, "save_total_limit": 2, "logging_steps": 1,
+                  "max_len": 40, "batch_size": 2, "accumulation_steps": 2, "n_of_samples": 20, "max_epochs": 2,
+                  "dropout": 0.1,
+                  "router_noise": 0.1, "eval_share": 0.1, "eval_steps": 4, "save_steps": 3, "save_total_limit": 2,
+                  "logging_steps": 1,
                   "init_lr": 5e-3, "seed": 1, **own, **keys}
         return [f"--{key}={value}" for key, value in values.items()]
 
@@ -101,7 +110,8 @@ def finished(out, stage):
     payload, state = read_pair(out / "out" / f"TinySeek_{LABELS[stage]}_final.pkl")
     run_id = state.pop("run_id")
     state.pop("seconds")
-    for content in (payload["run"], *state["fingerprint"].values()):     # folders may differ from run to run, and who cuts the batches
+    # folders may differ from run to run, and who cuts the batches
+    for content in (payload["run"], *state["fingerprint"].values()):
         for key in [k for k in content if k.endswith(("_dir", "_file")) or k in ("vocab_trg_path", "num_workers")]:
             content.pop(key)
     if payload["base"]:
@@ -111,7 +121,8 @@ def finished(out, stage):
 
 def json_lines(out, run_id):
     rows = [json.loads(line) for line in (out / "logs" / f"{run_id}.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [{k: v for k, v in row.items() if k not in CLOCK} for row in rows if row.get("event") not in ("start", "resume", *DIARY)]
+    return [{k: v for k, v in row.items() if k not in CLOCK} for row in rows
+            if row.get("event") not in ("start", "resume", *DIARY)]
 
 
 def text_lines(out, run_id):

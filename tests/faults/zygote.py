@@ -1,7 +1,9 @@
-"""A process that has imported everything, and forks a run of a stage script for every line it reads: kill -9 by the hundred.
+"""A process that has imported everything, and forks a run of a stage script for every line it reads: kill -9 by the
+hundred.
 
-The children are real processes that run the real script's main() and die of real signals; only the imports are paid for once.
-A line on stdin is a JSON object, see `child`. The answers on stdout: the child's pid, then, when it has ended, its exit status.
+The children are real processes that run the real script's main() and die of real signals; only the imports are paid for
+once. A line on stdin is a JSON object, see `child`. The answers on stdout: the child's pid, then, when it has ended,
+its exit status.
 """
 import json
 import os
@@ -20,11 +22,13 @@ from tools.process.signals import end_on_signals  # noqa: E402
 from train_agent import dpo_train, lora_train, memory_train, pre_train, prefix_train, sft_train  # noqa: E402
 from train_agent.trainers.running import diary
 
-SCRIPTS = {"pre": pre_train, "sft": sft_train, "dpo": dpo_train, "lora": lora_train, "prefix": prefix_train, "memory": memory_train}
+SCRIPTS = {"pre": pre_train, "sft": sft_train, "dpo": dpo_train, "lora": lora_train, "prefix": prefix_train,
+           "memory": memory_train}
 
 
 def child(job):
-    """job: stage; argv; said (file for its output); sabotage ({name: argument} of sabotage.py, applied before the run)."""
+    """job: stage; argv; said (file for its output); sabotage ({name: argument} of sabotage.py, applied before the
+    run)."""
     code = 99
     try:
         out = os.open(job["said"], os.O_CREAT | os.O_WRONLY | os.O_APPEND)

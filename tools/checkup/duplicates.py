@@ -1,4 +1,5 @@
-"""Duplicates over all rows of a check-up: exact by hash, near by signature, and what held-out data shares with the training."""
+"""Duplicates over all rows of a check-up: exact by hash, near by signature, and what held-out data shares with the
+training."""
 import numpy as np
 
 from tools import formats
@@ -66,6 +67,7 @@ def find_duplicates(book, near=True, threshold=THRESHOLD):
         yield "leak" if book.held(row) and not book.held(first) else "duplicate", row, first, 1.0
     if near:
         long = np.asarray(book.columns.get("long"))
-        for i, j, share in near_pairs(book.columns.get("signature"), lambda k: book.text(long[k]), threshold, gone[long]):
+        for i, j, share in near_pairs(book.columns.get("signature"), lambda k: book.text(long[k]), threshold,
+                                      gone[long]):
             earlier, row = int(long[i]), int(long[j])
             yield "leak" if book.held(row) and not book.held(earlier) else "near_duplicate", row, earlier, share

@@ -1,7 +1,8 @@
 """What can be wrong with a row that reads well: each kind with its Chinese title and its cure, and how it is found.
 
-A kind is either a pattern, searched in the joined text of many rows at once (one C-speed pass per pattern), or a rule about
-one conversation. Kinds of lines that cannot be read at all are named by tools/formats.py; duplicates by near_duplicates.py.
+A kind is either a pattern, searched in the joined text of many rows at once (one C-speed pass per pattern), or a rule
+about one conversation. Kinds of lines that cannot be read at all are named by tools/formats.py; duplicates by
+near_duplicates.py.
 """
 import json
 import re
@@ -47,19 +48,27 @@ _CP1252 = "\u20ac\u201a\u0192\u201e\u2026\u2020\u2021\u02c6\u2030\u0160\u2039\u0
 _EDGE = r"(?<![0-9A-Za-z])%s(?![0-9A-Za-z])"
 PATTERNS = {
     "replacement": re.compile("\ufffd"),
-    "mojibake": re.compile(f"(?:[\u00e3-\u00ef][\u0080-\u00bf{_CP1252}]{{2}}){{2}}|锟斤拷|烫烫烫|屯屯屯|(?:[锛銆鈥][^\\n\\0]{{0,40}}){{2}}"),
+    "mojibake": re.compile(
+        f"(?:[\u00e3-\u00ef][\u0080-\u00bf{_CP1252}]{{2}}){{2}}|锟斤拷|烫烫烫|屯屯屯|(?:[锛銆鈥][^\\n\\0]{{0,40}}){{2}}"),
     "control": re.compile("[\x01-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]"),
     "invisible": re.compile("[\u00ad\u180e\u200b\u200c\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]"),
     "private": re.compile("[\ue000-\uf8ff]"),
-    "html": re.compile(r"</?(?:br|p|div|span|a|img|table|tr|td|li|ul|ol|font|script|style|strong|em|h[1-6])(?:\s[^<>\0]*)?/?>|&(?:nbsp|lt|gt|amp|quot|#\d{2,5});", re.I),
+    "html": re.compile(
+        r"</?(?:br|p|div|span|a|img|table|tr|td|li|ul|ol|font|script|style|strong|em|h[1-6])(?:\s[^<>\0]*)?/?>|"
+        r"&(?:nbsp|lt|gt|amp|quot|#\d{2,5});", re.I),
     "escaped": re.compile(r"(?:\\u[0-9a-fA-F]{4}){2}|(?:\\n[^\n\0\\]*){3}"),
     "forged": re.compile(r"<\|/?[A-Za-z][\w-]{1,30}\|>|<｜[^｜<>\s]{1,30}｜>|<(?:start|end|beginning)_of_[a-z]+>|"
                          r"<(?:reserved|unused)_?\d+>|\[/?(?:INST|SYSTEM_PROMPT)\]|\[[gs]MASK\]|\[UNUSED_TOKEN_\d+\]|"
                          r"<</?SYS>>|<eo[chmart]>|<sop>|</s>|<[be]os>|\]~!?b[\[\]]|\[e~\["),
     "blank": re.compile(r"[ \t\u3000]{40}|(?:\n[ \t]*){8}\n"),
     "blob": re.compile(r"[A-Za-z0-9+/=_-]{200}"),
-    "secret": re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY|\bsk-[A-Za-z0-9_-]{20,}|\bAKIA[0-9A-Z]{16}\b|\bgh[pousr]_[A-Za-z0-9]{30,}"),
-    "privacy": re.compile("|".join((_EDGE % r"1[3-9]\d{9}", _EDGE % r"[1-9]\d{5}(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])\d{3}[\dXx]",
+    "secret": re.compile(
+        r"-----BEGIN [A-Z ]*PRIVATE KEY|\bsk-[A-Za-z0-9_-]{20,}|\bAKIA[0-9A-Z]{16}\b|\bgh[pousr]_[A-Za-z0-9]{30,}"),
+    "privacy": re.compile(
+        "|".join(
+            (
+                _EDGE % r"1[3-9]\d{9}",
+                _EDGE % r"[1-9]\d{5}(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])\d{3}[\dXx]",
                                     r"[\w.+-]+@(?!example\.)[A-Za-z0-9-]+(?:\.[A-Za-z]{2,})+"))),
 }
 ROLE_LINE = re.compile(r"^\s*(?:User|Assistant|System|Human|Bot|用户|助手)\s*[:：]", re.M)
@@ -72,13 +81,15 @@ MOST_PERIOD, MIN_REPEATED, MIN_TIMES = 24, 40, 6
 
 
 def pattern_faults(joined, starts):
-    """joined: all rows' texts, each followed by NUL; starts (R,): where each begins -> [(row number, kind)], each pair once."""
+    """joined: all rows' texts, each followed by NUL; starts (R,): where each begins -> [(row number, kind)], each pair
+    once."""
     found = []
     for kind, pattern in PATTERNS.items():
         places = [hit.start() for hit in pattern.finditer(joined)]
         for row in np.unique(np.searchsorted(starts, places, side="right") - 1).tolist() if places else ():
             found.append((row, kind))
-    garbled = {row for row, kind in found if kind == "mojibake"}       # wrongly decoded text is full of control characters
+    # wrongly decoded text is full of control characters
+    garbled = {row for row, kind in found if kind == "mojibake"}
     return [(row, kind) for row, kind in found if kind != "control" or row not in garbled]
 
 
@@ -96,7 +107,8 @@ def repeat_faults(codes, starts):
         length = np.diff(np.concatenate([begin, [len(same)]]))
         for at in begin[(length >= need) & same[begin]].tolist():
             phrase = "".join(map(chr, codes[at:at + period].tolist()))
-            if "\0" not in phrase and sum(c.isalpha() for c in phrase) * 2 >= period:      # rulers like ------ are no speech
+            # rulers like ------ are no speech
+            if "\0" not in phrase and sum(c.isalpha() for c in phrase) * 2 >= period:
                 rows.add(int(np.searchsorted(starts, at, side="right") - 1))
     return [(row, "repeat") for row in sorted(rows)]
 
@@ -145,7 +157,8 @@ def _turn_faults(row):
         kinds.append("empty_turn")
     for before, message in zip(row.messages, row.messages[1:]):
         said = message["content"].strip()
-        if message["role"] == "assistant" and before["role"] == "user" and len(said) >= ECHO and said == before["content"].strip():
+        if message["role"] == "assistant" and before["role"] == "user" and len(
+                said) >= ECHO and said == before["content"].strip():
             kinds.append("echo")
             break
     return kinds
@@ -153,7 +166,8 @@ def _turn_faults(row):
 
 def _said_twice(row, raw):
     """A key given twice in the JSON object; the full parse is only for lines that look like it."""
-    keys = (b'"text"',) if row.kind == "text" else (b'"messages"', b'"conversations"', b'"output"', b'"response"', b'"chosen"', b'"rejected"')
+    keys = (b'"text"',) if row.kind == "text" else (b'"messages"', b'"conversations"', b'"output"', b'"response"',
+                                                    b'"chosen"', b'"rejected"')
     if not any(raw.count(key) > 1 for key in keys):
         return False
     twice = []

@@ -10,7 +10,8 @@ COUNTS = ("tokens", "bytes_tokens", "learned", "cut", "cut_rows", "cut_learned",
 
 
 class Findings:
-    """`faults`: {kind or reason: [count, [(file number, line, remark)]]}. `looked`: what was looked at, see `summary`."""
+    """`faults`: {kind or reason: [count, [(file number, line, remark)]]}. `looked`: what was looked at, see
+    `summary`."""
 
     def __init__(self, names, held, aims, same=()):
         counts = dict.fromkeys(("bytes", "lines", "last", "items", "rows", "chars", "bad"), 0)

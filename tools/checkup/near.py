@@ -1,9 +1,9 @@
 """Near duplicates among millions of rows: MinHash over character 3-grams, then the exact Jaccard of what looks alike.
 
-A row's signature is 64 bytes, one per hash function: the low byte of the smallest hash of its 3-grams. Two rows agree in a
-byte about as often as they share 3-grams (A. Broder, 1997). Four bytes make a band; rows that agree in a band are
-neighbours, neighbours whose signatures agree well are compared exactly. Rows under 50 characters are left to the search for
-exact duplicates: a change of one word there is a change of meaning.
+A row's signature is 64 bytes, one per hash function: the low byte of the smallest hash of its 3-grams. Two rows agree
+in a byte about as often as they share 3-grams (A. Broder, 1997). Four bytes make a band; rows that agree in a band are
+neighbours, neighbours whose signatures agree well are compared exactly. Rows under 50 characters are left to the search
+for exact duplicates: a change of one word there is a change of meaning.
 """
 from functools import lru_cache
 
@@ -12,7 +12,8 @@ import numpy as np
 HASHES, BAND = 64, 4            # 16 bands: a pair of Jaccard 0.85 is missed with probability (1 - 0.85^4)^16 = 6e-6
 SHORTEST = 50                   # characters
 THRESHOLD = 0.85
-SLACK = 0.1                     # an estimate's standard deviation is 0.04 at Jaccard 0.9: further below it nothing is compared
+# an estimate's standard deviation is 0.04 at Jaccard 0.9: further below it nothing is compared
+SLACK = 0.1
 REMEMBERED = 1 << 20            # pairs found unlike; many meet again in another band
 BESIDE = 3                      # neighbours looked at within a band, in sorted order
 PART = 1 << 22                  # rows sorted at once
@@ -27,16 +28,19 @@ def codes_of(text):
 
 
 def signatures(codes, starts, ends):
-    """(R, 64) uint8 for the texts codes[starts[i]:ends[i]], each of 3 characters or more; they lie apart and in order."""
+    """(R, 64) uint8 for the texts codes[starts[i]:ends[i]], each of 3 characters or more; they lie apart and in
+    order."""
     if not len(starts):
         return np.zeros((0, HASHES), np.uint8)
-    grams = _mixed(codes[:-2] * np.uint32(0x9E3779B1) ^ codes[1:-1] * np.uint32(0x85EBCA6B) ^ codes[2:] * np.uint32(0xC2B2AE35))
+    grams = _mixed(
+        codes[:-2] * np.uint32(0x9E3779B1) ^ codes[1:-1] * np.uint32(0x85EBCA6B) ^ codes[2:] * np.uint32(0xC2B2AE35))
     edges = np.stack([starts, ends - 2], 1).reshape(-1)                # every second segment lies between two texts
     edges = edges[:-1] if edges[-1] >= len(grams) else edges
     out = np.empty((len(starts), HASHES), np.uint8)
     for i in range(HASHES):
         hashed = (grams ^ _MASKS[i]) * _FACTORS[i]
-        out[:, i] = _mixed(np.minimum.reduceat(hashed, edges)[::2])    # mixed again: the low byte of a minimum is not random
+        # mixed again: the low byte of a minimum is not random
+        out[:, i] = _mixed(np.minimum.reduceat(hashed, edges)[::2])
     return out
 
 

@@ -39,7 +39,8 @@ def trial_vocabulary(paths, config, text_field):
     """(Vocab of the moment, Origin); (None, None) where the data gives none."""
     try:
         kind = config["token_kind"]
-        vocab = Vocab.create_vocab(paths, config["vocab_size"], kind, sample_bytes=TRIAL_BYTES[kind], text_field=text_field,
+        vocab = Vocab.create_vocab(paths, config["vocab_size"], kind, sample_bytes=TRIAL_BYTES[kind],
+                                   text_field=text_field,
                                    progress=False)
     except UserError:
         return None, None

@@ -12,13 +12,15 @@ from tools.vocab import FIRST_BYTE
 
 LISTED = 5                  # places shown per kind
 HOPELESS = 0.2              # share of byte tokens from which a vocabulary does not fit the data
-LOOK_FIRST = ("leak", "secret", "replacement", "mojibake", "answer_lost", "no_turn", "duplicate", "near_duplicate")    # named first in the verdict
+# named first in the verdict
+LOOK_FIRST = ("leak", "secret", "replacement", "mojibake", "answer_lost", "no_turn", "duplicate", "near_duplicate")
 SHOWN = 300                 # characters of a rendered row
 GREEN, GREY, BOLD, RED, YELLOW, OFF = "\033[32m", "\033[90m", "\033[1m", "\033[31m", "\033[33m", "\033[0m"
 
 
 def coloured():
-    """Colours go to terminals only, and nowhere under NO_COLOR (no-color.org); FORCE_COLOR wins over the terminal's absence."""
+    """Colours go to terminals only, and nowhere under NO_COLOR (no-color.org); FORCE_COLOR wins over the terminal's
+    absence."""
     if os.environ.get("NO_COLOR"):
         return False
     return bool(os.environ.get("FORCE_COLOR")) or (sys.stdout.isatty() and os.environ.get("TERM") != "dumb")
@@ -38,7 +40,8 @@ def percent(part, whole):
 def verdict(result, max_bad_share):
     """{"level", "verdict": one Chinese line, "hints": list} of a result of Findings.summary.
 
-    level: ok · warn · poor: can be trained on, but should not · stop: training would refuse it · unseen: nothing was read.
+    level: ok · warn · poor: can be trained on, but should not · stop: training would refuse it · unseen: nothing was
+    read.
     """
     hints, unseen = _hints(result), _unseen(result)
     if not result["items"] and result["share"] < 1:
@@ -122,7 +125,9 @@ def full(result, everything=False):
     """Generator of the lines of the whole report, verdict excluded."""
     yield f"检查：{_aim(result)}，词表：{result['looked']['vocab'] or '没有，不看词元'}"
     for f in result["files"]:
-        yield (f"{paint(f['path'], BOLD)}{'（留出）' if f['held'] else ''}：{f['lines']:,} 行，{size_text(f['bytes'])}，{f['chars']:,} 字，"
+        yield (
+            f"{paint(f['path'], BOLD)}{'（留出）' if f['held'] else ''}：{f['lines']:,} 行，{size_text(f['bytes'])}，"
+            f"{f['chars']:,} 字，"
                f"可用 {f['rows']:,} 行，坏行 {f['bad']:,} 行")
     for title, table in (("坏行", result["bad"]), ("问题", result["faults"])):
         for kind, entry in table.items():
@@ -174,7 +179,9 @@ def _places(entry, many_files, everything):
 
 def _token_line(totals, max_len):
     tokens = totals["tokens"]
-    return (f"词元 {tokens:,} 个；计入损失的占 {percent(totals['learned'], tokens)}；{totals['cut_rows']:,} 行因超过 max_len {max_len} 被截断，"
+    return (
+        f"词元 {tokens:,} 个；计入损失的占 {percent(totals['learned'], tokens)}；{totals['cut_rows']:,} 行因超过 max_len {max_len} "
+        f"被截断，"
             f"截断 {percent(totals['cut'], tokens)} 的词元；拆成字节的 {percent(totals['bytes_tokens'], tokens)}；"
             f"长过一行的文档 {percent(totals['over'], totals['documents'])}")
 
@@ -199,7 +206,8 @@ def bars(bar):
 def short(result):
     """Three lines at most, for the start of a training."""
     bad, rows, totals = result["bad_lines"], result["rows"], result["totals"]
-    names = "、".join(Path(f["path"]).name for f in result["files"][:3]) + (f" 等 {len(result['files'])} 个文件" if len(result["files"]) > 3 else "")
+    names = "、".join(Path(f["path"]).name for f in result["files"][:3]) + (f" 等 {len(result['files'])} 个文件"
+        if len(result["files"]) > 3 else "")
     part = "" if result["share"] >= 1 else f"，抽查 {percent(result['share'], 1)}"
     line = f"数据体检（{_aim(result)}，词表：{result['looked']['vocab'] or '没有'}{part}）：{names}，{rows:,} 行可用，坏行 {bad:,} 行"
     if totals.get("tokens"):
@@ -245,7 +253,8 @@ def view(ids, learned, vocab):
         while end < len(ids) and learned[end] == learned[at]:
             end += 1
         text = _readable(ids[at:end], vocab)
-        cut = text if len(text) <= SHOWN else f"{text[:SHOWN * 2 // 3]}……（略 {len(text) - SHOWN} 字）……{text[-SHOWN // 3:]}"
+        cut = text if len(
+            text) <= SHOWN else f"{text[:SHOWN * 2 // 3]}……（略 {len(text) - SHOWN} 字）……{text[-SHOWN // 3:]}"
         if not learned[at]:
             parts.append(paint(cut, GREY))
         else:

@@ -25,7 +25,8 @@ def fingerprint(config):
 
 
 def compare(old, new):
-    """The list of `Change`s between two fingerprints. A key that one of them lacks counts as its default, or as what it was."""
+    """The list of `Change`s between two fingerprints. A key that one of them lacks counts as its default, or as what it
+    was."""
     before, after = _flat(old), _flat(new)
     before = {**before, **{name: after.get(name) for name in older(old) if name in after}}
     changes = []

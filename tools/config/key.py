@@ -1,4 +1,5 @@
-"""What the table of keys is written with: `key(...)` is one line of it, `block(...)` gives several the same scope, group
+"""What the table of keys is written with: `key(...)` is one line of it, `block(...)` gives several the same scope,
+group
 and rule of change."""
 from collections import namedtuple
 
@@ -6,9 +7,11 @@ Key = namedtuple("Key", "name kind default help scope group change null choices 
 OWN = "本阶段专有"
 
 
-def key(name, kind, default, text, *, null=False, choices=None, low=None, high=None, above=None, stages=None, change=None):
+def key(name, kind, default, text, *, null=False, choices=None, low=None, high=None, above=None, stages=None,
+        change=None):
     """stages: those that have the key, None = all. The meanings of the rest are told in keys.py."""
-    return Key(name, kind, default, text, None, None, change, null or default is None, choices, low, high, above, stages)
+    return Key(name, kind, default, text, None, None, change, null or default is None, choices, low, high, above,
+               stages)
 
 
 def block(scope, group, change, *keys):

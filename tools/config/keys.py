@@ -95,7 +95,9 @@ _DATA = block(
     ask(key("eval_data_path", "paths", None, "留出数据，null = 从训练数据中划出 eval_share")),
     key("eval_share", "float", None, "划为留出数据的比例（每 1/eval_share 行一行），null = 0.02（不足 100 行不划），0 = 不划", low=0, high=0.5),
     key("text_field", "strings", None, "正文所在的字段，一个或几个，null = 自动识别"),
-    key("columns", "strings", None, "各字段的意思，如 user=问题 assistant=回答（还有 input system history messages chosen rejected text），null = 自动识别"),
+    key(
+        "columns", "strings", None,
+        "各字段的意思，如 user=问题 assistant=回答（还有 input system history messages chosen rejected text），null = 自动识别"),
     key("hf_subset", "str", None, "hf:名字 的子集"),
     key("hf_split", "str", "train", "hf:名字 的划分"),
     key("hf_streaming", "bool", False, "hf:名字 边下载边用"),

@@ -55,13 +55,15 @@ _DPO = own("ask", key("beta", "float", 0.1, "DPO 的 β", above=0))
 
 TABLE = {
     "pre": Row("Pre", "预训练", "预训练模型", "pre_training",
-               {**_MUON, "json_data_path": "data/demo_pre.jsonl", "training_mode": "pretraining", "init_lr": 3e-3}, _PRE),
+               {**_MUON, "json_data_path": "data/demo_pre.jsonl", "training_mode": "pretraining", "init_lr": 3e-3},
+               _PRE),
     "sft": Row("SFT", "指令微调", "对话模型", "sft_training",
                {**_MUON, "json_data_path": "data/demo_sft.jsonl",
                 "pretraining_model_path": "{out_dir}/TinySeek_Pre_final.pkl",
                 "init_lr": 2e-3, "min_lr": 5e-7, "decay": 0.99995, "max_epochs": 2}),
     "lora": Row("Lora", "LoRA 微调", "LoRA 适配器", "lora_tuning",
-                {**_ADAPTER, "init_lr": 4e-3, "batch_size": 2, "max_steps": 300, "eval_steps": 100, "forget_penalty": 50.0,
+                {**_ADAPTER, "init_lr": 4e-3, "batch_size": 2, "max_steps": 300, "eval_steps": 100,
+                 "forget_penalty": 50.0,
                  "lora_targets": ["attention", "shared", "heads"]}, (*_LORA, *_FORGET)),
     "prefix": Row("Prefix", "前缀微调", "前缀适配器", "prefix_tuning", {**_ADAPTER, "init_lr": 5e-3}, _PREFIX),
     "memory": Row("Memory", "记忆适配器", "记忆适配器", "memory_tuning",

@@ -24,8 +24,10 @@ def run_data(path, run):
     if not config:
         config.update(_text_config(path, head))
     stage = str(head.get("stage", ""))
-    return {"id": str(head.get("run", Path(path).stem)), "stage": stage, "title": STAGE_TITLES.get(stage, stage or "训练"), "file": str(path),
-            "header": {k: v for k, v in head.items() if k not in ("event", "time", "step")}, "config": config, "identity": groups["identity"],
+    return {"id": str(head.get("run", Path(path).stem)), "stage": stage,
+            "title": STAGE_TITLES.get(stage, stage or "训练"), "file": str(path),
+            "header": {k: v for k, v in head.items() if k not in ("event", "time", "step")}, "config": config,
+            "identity": groups["identity"],
             "machine": groups["machine"], "steps": int(run.step[-1]) if len(run) else 0, "seconds": seconds_of(run),
             "ended": ended(run),
             "curves": {name: curve for name in CURVES if (curve := thinned(run.step, run.get(name)))},
@@ -118,7 +120,9 @@ def seconds_of(run):
     times = run.get("time")
     if isinstance(times, list) or np.isfinite(times).sum() < 2:
         last = run.get("batch_t")
-        return float(last[-1] * run.step[-1]) if isinstance(last, np.ndarray) and len(last) and np.isfinite(last[-1]) else None
+        return float(last[-1] * run.step[-1]) if isinstance(last,
+                                                            np.ndarray) and len(last) and np.isfinite(
+                                                                last[-1]) else None
     gaps = np.diff(times[np.isfinite(times)])
     usual = float(np.median(gaps))
     return float(np.where((gaps < 0) | (gaps > PAUSE * max(usual, 1e-3)), usual, gaps).sum())
@@ -131,11 +135,16 @@ def _events(run):
         kind = event.get("event")
         fields = {k: v for k, v in event.items() if k not in ("event", "time")}
         if kind in ("sample", "samples"):
-            samples.append({"step": fields.get("step"), "prompt": str(fields.get("prompt", "")), "reply": str(fields.get("reply", fields.get("text", "")))})
+            samples.append(
+                {"step": fields.get("step"), "prompt": str(fields.get("prompt", "")),
+                 "reply": str(fields.get("reply", fields.get("text", "")))})
         elif kind in single:
             single[kind] = fields
         else:
-            rest.append({"kind": kind, **{k: v if isinstance(v, (int, float, str)) else json.dumps(v, ensure_ascii=False) for k, v in fields.items()}})
+            rest.append(
+                {
+                    "kind": kind, **{k: v if isinstance(v, (int, float, str)) else json.dumps(v, ensure_ascii=False)
+                                     for k, v in fields.items()}})
     counts = {}
     for event in rest:
         counts[event["kind"]] = counts.get(event["kind"], 0) + 1

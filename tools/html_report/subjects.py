@@ -45,7 +45,8 @@ def subject(spec, config):
 
 
 def _no_such(spec, logs):
-    names = {str(head.get("config.name")) for path in logs.glob("*_2*.jsonl") if (head := header(path)).get("config.name")}
+    names = {str(head.get("config.name")) for path in logs.glob("*_2*.jsonl")
+             if (head := header(path)).get("config.name")}
     close = nearest(str(spec), [*names, *(path.stem for path in logs.glob("*_2*.jsonl"))])
     hint = f"是不是想写 {close}？" if close else f"有名字的训练：{'、'.join(sorted(names))}。" if names else ""
     return f"找不到训练 {spec}。可写 logs/ 里的 .jsonl、log.txt、训练的名字（--name）或输出文件夹。{hint}"
@@ -60,7 +61,8 @@ def _of_folder(folder, logs):
     def here(head):
         out, name = head.get("config.out_dir"), head.get("config.name")
         return out is not None and Path(str(out).replace("\\", "/"), str(name or "")).name == folder.name
-    return (_newest(folder / "logs", _named(None)) or _newest(folder, lambda head: True) or _newest(folder.parent / "logs", here)
+    return (_newest(folder / "logs", _named(None)) or _newest(folder, lambda head: True)
+            or _newest(folder.parent / "logs", here)
             or _newest(folder.parent.parent / "logs", here) or _newest(logs, here) or _of_text(folder / "log.txt"))
 
 
@@ -125,7 +127,8 @@ def fitting(report, runs):
             if part in PER_STAGE and isinstance(value, dict) else value for part, value in report.items()}
     if out and (strange or out[-1] == stages[-1]):
         kept.pop("samples", None)                           # the last stage spoke them
-    return (None if stages and len(out) == len(stages) else {**kept, "samples": conversations(kept.get("samples"))}), out
+    return (None if stages and len(out) == len(stages)
+            else {**kept, "samples": conversations(kept.get("samples"))}), out
 
 
 def _is_of(report, stage, run):
@@ -145,9 +148,11 @@ def _is_of(report, stage, run):
 def conversations(samples):
     """The talks at the end of a run as lists of [question, reply]; older reports hold a single one."""
     samples = samples if isinstance(samples, list) else []
-    if samples and all(isinstance(one, list) and len(one) == 2 and all(isinstance(t, str) for t in one) for one in samples):
+    if samples and all(isinstance(one, list) and len(one) == 2 and all(isinstance(t, str) for t in one)
+                       for one in samples):
         samples = [samples]
-    return [[pair for pair in talk if isinstance(pair, list) and len(pair) == 2] for talk in samples if isinstance(talk, list)]
+    return [[pair for pair in talk if isinstance(pair, list) and len(pair) == 2] for talk in samples
+            if isinstance(talk, list)]
 
 
 # ---------------------------------------------------------------- what differs
@@ -212,7 +217,8 @@ def flat_scores(report):
                 found[f"{STAGE_TITLES.get(stage, stage)} 换一种问法"] = score["phrasings"].get("overall")
             if "outside" in score:
                 found[f"{STAGE_TITLES.get(stage, stage)} 题外话"] = score["outside"]
-            found |= {f"{STAGE_TITLES.get(stage, stage)} {task_title(task)}": value for task, value in (score.get("by_task") or {}).items()}
+            found |= {f"{STAGE_TITLES.get(stage, stage)} {task_title(task)}": value
+                      for task, value in (score.get("by_task") or {}).items()}
     for stage, value in ((report or {}).get("bits_per_char") or {}).items():
         found[f"{STAGE_TITLES.get(stage, stage)} 每字比特"] = value
     return found

@@ -16,7 +16,8 @@ from tools.errors import UserError
 MARK = "# TinySeek"                                     # opens the header of a run
 COUNTERS = {"Epoch": ("epoch", "epochs"), "Batch": ("batch", "batches"), "Index": ("index", "indexes")}    # Epoch 001/1
 WORDS = {"Loss": "loss", "Ppx_1": "ppx_1", "Ppx_2": "ppx_2", "Lexp": "lexp", "Accuracy": "accuracy", "Margin": "margin",
-         "GradNorm": "grad_norm", "LR": "lr", "Tok/s": "tok_s", "Device": "device", "Batch_t": "batch_t", "Remaining": "remaining",
+         "GradNorm": "grad_norm", "LR": "lr", "Tok/s": "tok_s", "Device": "device", "Batch_t": "batch_t",
+         "Remaining": "remaining",
          "Step": "step"}                                # Loss: 2.3410
 
 class Run:
@@ -41,12 +42,14 @@ class Run:
         points = {}
         for row in self.events + self.rows:
             if "eval_loss" in row and "step" in row:
-                points.setdefault(str(row.get("eval_name", "eval")), []).append((_number(row["step"]), _number(row["eval_loss"])))
+                points.setdefault(str(row.get("eval_name", "eval")),
+                                  []).append((_number(row["step"]), _number(row["eval_loss"])))
         return {name: tuple(np.array(sorted(pairs)).T) for name, pairs in points.items()}
 
     def _rewind(self, step):
         """A resume from `step`: what an uncut log holds beyond it was run again afterwards."""
-        self.rows, self.events = ([r for r in rows if not _number(r.get("step")) > step] for rows in (self.rows, self.events))
+        self.rows, self.events = ([r for r in rows if not _number(r.get("step")) > step]
+                                  for rows in (self.rows, self.events))
 
     def _close(self):
         """Rows -> columns."""

@@ -45,7 +45,8 @@ class WandB:
 
     def __init__(self, log_dir, run_id, config, step):
         import wandb
-        self.run = wandb.init(project=os.environ.get("WANDB_PROJECT", PROJECT), id=run_id, name=run_id, dir=str(log_dir), config=config,
+        self.run = wandb.init(project=os.environ.get("WANDB_PROJECT", PROJECT), id=run_id, name=run_id,
+                              dir=str(log_dir), config=config,
                               resume="allow")
 
     def log(self, step, numbers):
@@ -60,7 +61,8 @@ class SwanLab:
 
     def __init__(self, log_dir, run_id, config, step):
         import swanlab
-        self.run = swanlab.init(project=PROJECT, experiment_name=run_id, config=config, logdir=str(Path(log_dir, "swanlog")))
+        self.run = swanlab.init(project=PROJECT, experiment_name=run_id, config=config,
+                                logdir=str(Path(log_dir, "swanlog")))
         self.finish = swanlab.finish
 
     def log(self, step, numbers):
@@ -81,10 +83,13 @@ class Guarded:
         try:
             work()
         except ImportError:
-            self._give_up(f"没有安装 {PACKAGES[self.kind]}，不记录到 {self.kind}。需要的话：python -m pip install {PACKAGES[self.kind]}")
+            self._give_up(
+                f"没有安装 {PACKAGES[self.kind]}，不记录到 {self.kind}。需要的话：python -m pip install {PACKAGES[self.kind]}")
         # A network, a login, a full disk: whatever it is, it is not the training's
         except Exception as error:
-            self._give_up(f"{self.kind} 不能用了（{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}），训练继续，只是不再记录到它。")
+            self._give_up(
+                f"{self.kind} 不能用了（{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}），训练继续，"
+                f"只是不再记录到它。")
 
     def _give_up(self, text):
         self.tracker = NoTracker()

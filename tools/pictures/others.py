@@ -54,7 +54,8 @@ def draw_confusion(counts, names, path):
         ax = figure.add_subplot()
         ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
         for row, column in np.ndindex(size, size):
-            ax.text(column, row, f"{counts[row, column]:g}\n{share[row, column]:.0%}", ha="center", va="center", fontsize=9,
+            ax.text(column, row, f"{counts[row, column]:g}\n{share[row, column]:.0%}", ha="center", va="center",
+                    fontsize=9,
                     color="white" if share[row, column] > 0.55 else INK)
         ax.set_xticks(range(size), names, rotation=30, ha="right")
         ax.set_yticks(range(size), names)
@@ -103,11 +104,13 @@ def draw_run(run, path):
             for color, (field, *names) in zip(COLORS, fields):
                 x, raw, smooth = curve(run, field)
                 ax.plot(*thinned(x, raw), color=color, alpha=0.28, linewidth=0.9)
-                ax.plot(*thinned(x, smooth), color=color, linewidth=1.9, label=f"{names[language]} {page.word('train')}".strip())
+                ax.plot(*thinned(x, smooth), color=color, linewidth=1.9,
+                        label=f"{names[language]} {page.word('train')}".strip())
                 steps, values = held_out(run, field)
                 if len(steps):
                     ax.plot(steps, values, color=color, linewidth=1.2, linestyle=(0, (4, 2)), marker="o", markersize=5,
                             markerfacecolor="white", label=f"{names[language]} {page.word('eval')}".strip())
             ax.legend()
-        figure.suptitle(f"DPO · {page.word('curves')}", x=0.012, ha="left", fontsize=16, fontweight=page.bold, color=INK)
+        figure.suptitle(f"DPO · {page.word('curves')}", x=0.012, ha="left", fontsize=16, fontweight=page.bold,
+                        color=INK)
         return save(figure, path)

@@ -14,17 +14,22 @@ from tools.errors import UserError
 from tools.saving.atomic import write_bytes
 
 # field: (Chinese title, English title)
-TITLES = {"loss": ("训练损失", "Loss"), "lr": ("学习率", "Learning rate"), "ppx_1": ("困惑度 1（下一个词元）", "Perplexity 1 (next token)"),
-          "ppx_2": ("困惑度 2（再下一个词元）", "Perplexity 2 (token after next)"), "grad_norm": ("梯度范数（裁剪前）", "Gradient norm (before clipping)"),
+TITLES = {"loss": ("训练损失", "Loss"), "lr": ("学习率", "Learning rate"),
+          "ppx_1": ("困惑度 1（下一个词元）", "Perplexity 1 (next token)"),
+          "ppx_2": ("困惑度 2（再下一个词元）", "Perplexity 2 (token after next)"),
+          "grad_norm": ("梯度范数（裁剪前）", "Gradient norm (before clipping)"),
           "lexp": ("专家负载均衡 Lexp", "Expert balance Lexp"), "tok_s": ("速度（词元 / 秒）", "Tokens per second")}
-WORDS = {"step": ("优化步数", "Optimizer step"), "eval": ("评估", "eval"), "none": ("没有数据", "no data"), "last": ("末值", "last"),
+WORDS = {"step": ("优化步数", "Optimizer step"), "eval": ("评估", "eval"), "none": ("没有数据", "no data"),
+         "last": ("末值", "last"),
          "best": ("最低", "best"), "steps": ("步", "steps"), "more": ("还有", "more:"), "dashed": ("虚线：评估", "dashed: eval"),
          "train": ("训练", "train"),
          "curves": ("训练曲线", "Training curves")}
 FONTS = ("Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans", "Noto Sans CJK", "Microsoft YaHei", "PingFang",
-         "Hiragino Sans GB", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Heiti", "SimHei", "Sarasa", "Droid Sans Fallback",
+         "Hiragino Sans GB", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Heiti", "SimHei", "Sarasa",
+         "Droid Sans Fallback",
          "Arial Unicode", "Noto Serif CJK", "SimSun", "Songti", "KaiTi")
-FONT_FILES = re.compile(r"(noto(sans|serif)cjk|notosanssc|sourcehansans|wqy-|msyh|simhei|pingfang|simsun)", re.IGNORECASE)
+FONT_FILES = re.compile(r"(noto(sans|serif)cjk|notosanssc|sourcehansans|wqy-|msyh|simhei|pingfang|simsun)",
+                        re.IGNORECASE)
 COLORS = ["#2563eb", "#ea580c", "#059669", "#9333ea", "#dc2626", "#0891b2", "#ca8a04", "#db2777", "#4d7c0f", "#64748b"]
 MAX_POINTS = 3000                                       # more than a picture has pixels across
 INK, GREY, LIGHT = "#111827", "#6b7280", "#e5e7eb"
@@ -82,7 +87,8 @@ class Page:
 
     def rc(self):
         return {"font.family": self.families, "font.size": 10, "axes.edgecolor": "#d1d5db", "axes.labelcolor": GREY,
-                "xtick.color": GREY, "ytick.color": GREY, "text.color": INK, "axes.grid": True, "grid.color": LIGHT, "grid.linewidth": 0.8,
+                "xtick.color": GREY, "ytick.color": GREY, "text.color": INK, "axes.grid": True, "grid.color": LIGHT,
+                "grid.linewidth": 0.8,
                 "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "legend.frameon": False,
                 "axes.titlesize": 12, "axes.titlelocation": "left", "axes.titlepad": 9, "savefig.facecolor": "white"}
 
@@ -160,7 +166,9 @@ def thinned(x, y, limit=MAX_POINTS):
     size = math.ceil(2 * len(x) / limit)
     whole = len(x) // size * size
     blocks = y[:whole].reshape(-1, size)
-    ends = np.stack([np.where(np.isnan(blocks), np.inf, blocks).argmin(1), np.where(np.isnan(blocks), -np.inf, blocks).argmax(1)], 1)
+    ends = np.stack(
+        [np.where(np.isnan(blocks), np.inf, blocks).argmin(1), np.where(np.isnan(blocks), -np.inf, blocks).argmax(1)],
+        1)
     picks = (np.sort(ends, 1) + np.arange(len(blocks))[:, None] * size).ravel()
     picks = np.append(picks, np.arange(whole, len(x)))
     return x[picks], y[picks]

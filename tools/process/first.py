@@ -11,16 +11,18 @@ OLDEST = (3, 10)
 BASE = ("torch", "numpy", "matplotlib", "tqdm", "jieba")
 EXTRAS = {"requirements-serve.txt": ("fastapi", "uvicorn", "starlette", "h11"),
           "requirements-export.txt": ("safetensors", "gguf", "transformers", "tokenizers")}
-# How long an OpenMP thread spins before it sleeps: GNU's counts turns (Linux), Intel's and LLVM's milliseconds (Windows, macOS).
+# How long an OpenMP thread spins before it sleeps: GNU's counts turns (Linux), Intel's and LLVM's milliseconds
+# (Windows, macOS).
 WAITING = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1"}
 
 
 def check_machine():
     """Ends the process with 2 on an old Python; from now on an import of a package that is not there does so, too.
 
-    Threads that have nothing to do sleep soon: by default they spin for milliseconds, and beside another busy process on
-    the same cores, whose turn it then never is, a training step takes up to 40 times as long. What the user has set stays.
-    It must be said before torch is loaded. Progress bars, which a file or a pipe would keep line by line, come there every ten seconds only.
+    Threads that have nothing to do sleep soon: by default they spin for milliseconds, and beside another busy process
+    on the same cores, whose turn it then never is, a training step takes up to 40 times as long. What the user has set
+    stays. It must be said before torch is loaded. Progress bars, which a file or a pipe would keep line by line, come
+    there every ten seconds only.
     """
     if sys.stderr is None or not sys.stderr.isatty():
         os.environ.setdefault("TQDM_MININTERVAL", "10")

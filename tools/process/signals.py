@@ -1,7 +1,8 @@
 """SIGTERM and Ctrl-C before a run has anything to save: the process ends with 143, without a traceback.
 
-The scripts call `end_on_signals()` before they import torch, which takes seconds; `guarded` (tools/cli.py) goes on in good
-order; once a run has begun, the loop's own handlers (train_agent/trainers/running/signals_and_guards.py) take over and finish the step.
+The scripts call `end_on_signals()` before they import torch, which takes seconds; `guarded` (tools/cli.py) goes on in
+good order; once a run has begun, the loop's own handlers (train_agent/trainers/running/signals_and_guards.py) take over
+and finish the step.
 """
 import os
 import signal
@@ -13,19 +14,23 @@ from tools.process.first import check_machine, in_notebook
 STOPPED = 143
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-heard = False       # whether a run was asked to stop; one that was writing its final checkpoint has ended with success all the same
+# whether a run was asked to stop; one that was writing its final checkpoint has ended with success all the same
+heard = False
 
 
 def end_on_signals():
-    """For the top of a script: from now on these signals end the process at once. Nothing is there yet to be cleaned up, and an
-    exception in the middle of somebody's import would be told with a traceback. An old Python or a missing package is explained."""
+    """For the top of a script: from now on these signals end the process at once. Nothing is there yet to be cleaned
+    up, and an
+    exception in the middle of somebody's import would be told with a traceback. An old Python or a missing package is
+    explained."""
     check_machine()
     if not in_notebook():
         _install(_leave_now)
 
 
 def end_in_good_order():
-    """Where a script begins its work: the first signal ends it, temporary files are removed on the way out, more signals do not
+    """Where a script begins its work: the first signal ends it, temporary files are removed on the way out, more
+    signals do not
     disturb that. Does nothing in a process that did not begin with `end_on_signals`."""
     if signal.getsignal(signal.SIGTERM) is _leave_now:
         _install(_leave)
@@ -54,7 +59,8 @@ def _leave(*_):
 
 
 def say_now(text):
-    """Print a line on stderr from within a signal handler: straight to the descriptor, past buffers that may just be in use."""
+    """Print a line on stderr from within a signal handler: straight to the descriptor, past buffers that may just be in
+    use."""
     try:
         os.write(2, f"\n{text}\n".encode(getattr(sys.stderr, "encoding", None) or "utf-8", "replace"))
     except OSError:

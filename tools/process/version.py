@@ -11,7 +11,8 @@ def code_version(root=ROOT):
     sha = hashlib.sha256()
     for folder in FOLDERS:
         for path in sorted((Path(root) / folder).rglob("*.py")):
-            sha.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes().replace(b"\r\n", b"\n") + b"\0")
+            sha.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes().replace(b"\r\n", b"\n")
+                       + b"\0")
     commit = _commit(Path(root) / ".git")
     return sha.hexdigest()[:12] + (f" ({commit})" if commit else "")
 

@@ -1,8 +1,9 @@
 """Archives of tensors that are either whole or refused: a digest inside each file, distrustful reading.
 
-torch does not check the content of its archives: a flipped bit in a weight loads without a word. So every file written here
-carries its own SHA-256. A torch archive is a zip file and ends with a free comment; the digest stands there, so that plain
-`torch.load` still reads the file. How a file is put on the disk, and JSON with a digest: tools/saving/atomic.py.
+torch does not check the content of its archives: a flipped bit in a weight loads without a word. So every file written
+here carries its own SHA-256. A torch archive is a zip file and ends with a free comment; the digest stands there, so
+that plain `torch.load` still reads the file. How a file is put on the disk, and JSON with a digest:
+tools/saving/atomic.py.
 """
 import hashlib
 import os
@@ -12,7 +13,8 @@ import zipfile
 
 import torch
 
-from tools.saving.atomic import (PREFIX, CheckpointError, bad, commit, explain, open_regular, put, read_json, sync_folder,  # noqa: F401
+from tools.saving.atomic import (PREFIX, CheckpointError, bad, commit, explain, open_regular, put, read_json,
+                                 sync_folder,  # noqa: F401
                               write_json, write_temporary)
 
 MARK = b"TinySeek sha256:"
@@ -24,7 +26,8 @@ ALLOWED = re.compile(
     r"(collections (OrderedDict|Counter)|__builtin__ set"
     r"|torch\._utils _rebuild_(tensor_v2|parameter)|torch(\.storage)? \w+Storage|torch (Size|device)"
     r"|torch (float|bfloat|int|uint|complex)\d+|torch bool)")
-FOREIGN = ("INST", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4")  # other ways for a pickle to name an object; torch writes none
+# other ways for a pickle to name an object; torch writes none
+FOREIGN = ("INST", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4")
 
 
 class HashedFile:
@@ -114,7 +117,8 @@ def _check_digest(file, path):
 
 
 def _check_archive(file, path):
-    """Refuse archives that unpack to more than they hold, or whose pickle asks for anything but tensors and plain values."""
+    """Refuse archives that unpack to more than they hold, or whose pickle asks for anything but tensors and plain
+    values."""
     try:
         with zipfile.ZipFile(file) as archive:
             entries, size = archive.infolist(), os.fstat(file.fileno()).st_size
@@ -131,7 +135,8 @@ def _check_archive(file, path):
 
 
 def _check_tensors(value, limit, seen):
-    """A tensor may not claim more bytes than the file has (a stride of 0 could make it endless). Walks shared parts once."""
+    """A tensor may not claim more bytes than the file has (a stride of 0 could make it endless). Walks shared parts
+    once."""
     if id(value) in seen:
         return True
     seen[id(value)] = value  # holding the value keeps its id from being used again

@@ -1,6 +1,7 @@
 """Files that are replaced as a whole or not at all, and JSON that carries its own digest. Needs no torch.
 
-A file is written under a temporary name, flushed, renamed, and its folder flushed: a crash leaves the old one or the new one.
+A file is written under a temporary name, flushed, renamed, and its folder flushed: a crash leaves the old one or the
+new one.
 """
 import errno
 import hashlib
@@ -24,7 +25,8 @@ class CheckpointError(UserError):
 
 
 def write_temporary(path, fill):
-    """Create a temporary file beside `path`, let `fill(handle)` write it, flush it to the disk. Returns (its path, result)."""
+    """Create a temporary file beside `path`, let `fill(handle)` write it, flush it to the disk. Returns (its path,
+    result)."""
     path = Path(path)
     temporary = path.parent / f"{PREFIX}{path.name}-{os.getpid()}-{os.urandom(4).hex()}"
     try:
@@ -142,7 +144,8 @@ def finite(value):
 
 def _render(body):
     def text(value):
-        return json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True, allow_nan=False).encode(errors="surrogatepass")
+        return json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True,
+                          allow_nan=False).encode(errors="surrogatepass")
     return text({**body, "sha256": hashlib.sha256(text(body)).hexdigest()})
 
 

@@ -1,7 +1,8 @@
 """One run per output folder. The operating system holds the lock, so that a killed run frees it; the file stays behind.
 
-Not the filelock package that comes with torch: it cannot say who holds the folder, older versions leave the lock to forked children
-(an orphaned data worker would keep it), and where a file system has no locks it quietly falls back to a file that survives a kill.
+Not the filelock package that comes with torch: it cannot say who holds the folder, older versions leave the lock to
+forked children (an orphaned data worker would keep it), and where a file system has no locks it quietly falls back to a
+file that survives a kill.
 """
 import errno
 import os
@@ -17,7 +18,8 @@ else:
     import fcntl
 
 BUSY = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK)
-_held = set()  # descriptors of this process, closed in forked children: an orphaned data worker must not keep the folder
+# descriptors of this process, closed in forked children: an orphaned data worker must not keep the folder
+_held = set()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=lambda: [os.close(_held.pop()) for _ in range(len(_held))])
 

@@ -21,7 +21,8 @@ def fingerprint(run):
 
 
 def new_entry(number, stem, payload, files, kind="", time=""):
-    return {"stem": stem, "number": number, "kind": kind, "step": payload["step"], "config": fingerprint(payload["run"]),
+    return {"stem": stem, "number": number, "kind": kind, "step": payload["step"],
+            "config": fingerprint(payload["run"]),
             "time": time, "starts": payload.get("starts", {}), "files": files}
 
 
@@ -36,7 +37,8 @@ class Manifest:
         return {p.name: p for p in sorted(self.folder.glob("TinySeek_*")) if self.pattern.fullmatch(p.name)}
 
     def read(self):
-        """The dict above, without its digest. Raises CheckpointError when the file is missing, damaged or of a newer format."""
+        """The dict above, without its digest. Raises CheckpointError when the file is missing, damaged or of a newer
+        format."""
         body = read_json(self.path)
         names = [n for e in body["entries"] for n in e["files"]] + body["drop"]
         if body["format"] != 1 or not all(self.pattern.fullmatch(n) for n in names):
@@ -47,7 +49,8 @@ class Manifest:
         write_json(self.path, body)
 
     def load(self):
-        """The dict above. Without a readable file it is built anew from the pairs in the folder that prove themselves."""
+        """The dict above. Without a readable file it is built anew from the pairs in the folder that prove
+        themselves."""
         try:
             if self.path.exists():
                 return self.read()

@@ -1,5 +1,6 @@
-"""What a pipeline of several trainings has done already, in progress.json. A second start skips it, as long as the files that were
-made then are still there, unchanged: scores never stand beside another model than the one they were taken on.
+"""What a pipeline of several trainings has done already, in progress.json. A second start skips it, as long as the
+files that were made then are still there, unchanged: scores never stand beside another model than the one they were
+taken on.
 """
 import sys
 import time
@@ -12,7 +13,8 @@ from tools.saving.atomic import CheckpointError, finite, read_json, write_json
 
 
 class Progress:
-    """key: what all results hang on, e.g. {stage: fingerprint of its configuration}; with another key everything is done anew."""
+    """key: what all results hang on, e.g. {stage: fingerprint of its configuration}; with another key everything is
+    done anew."""
 
     def __init__(self, out_dir, key, afresh=False):
         self.path = Path(out_dir) / "progress.json"
@@ -31,9 +33,11 @@ class Progress:
         write_json(self.path, self.data)
 
     def once(self, name, title, work, made=None, needs=(), taken_over=None):
-        """The result of work(), kept from an earlier start as long as the checkpoint `made` by it and those it `needs` are the same.
+        """The result of work(), kept from an earlier start as long as the checkpoint `made` by it and those it `needs`
+        are the same.
 
-        taken_over(made) -> the result for a checkpoint that somebody else made in the meantime; without it the work is done anew.
+        taken_over(made) -> the result for a checkpoint that somebody else made in the meantime; without it the work is
+        done anew.
         """
         results, needed, mine = self.data["results"], [digest(path) for path in needs], digest(made)
         known = results.get(name)
@@ -82,4 +86,5 @@ def same_key(one, other):
     """Configurations are compared as a resume compares them: folders may move."""
     if not isinstance(one, dict) or not isinstance(other, dict) or one.keys() != other.keys():
         return one == other
-    return all(not compare(value, other[name]) if isinstance(value, dict) else value == other[name] for name, value in one.items())
+    return all(not compare(value, other[name]) if isinstance(value, dict) else value == other[name]
+               for name, value in one.items())

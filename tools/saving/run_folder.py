@@ -1,8 +1,8 @@
 """The output folder of one stage: who owns it, which checkpoints in it are finished, which to go on from, which may go.
 
-The manifest decides. A save writes both files under temporary names, checks them, and renames; only then are they listed.
-Where a name (best, final) is used again, the manifest first notes what is about to happen, and `lock` after a kill finishes
-it, so that the .pkl and the .state of one name always belong together.
+The manifest decides. A save writes both files under temporary names, checks them, and renames; only then are they
+listed. Where a name (best, final) is used again, the manifest first notes what is about to happen, and `lock` after a
+kill finishes it, so that the .pkl and the .state of one name always belong together.
 """
 import math
 import sys
@@ -21,7 +21,8 @@ from tools.saving.start_files import backups, start_name
 
 
 class RunFolder:
-    """`out_dir` (or `out_dir/name`) as seen by one stage, e.g. RunFolder("out", "Pre"). Call lock() before anything else."""
+    """`out_dir` (or `out_dir/name`) as seen by one stage, e.g. RunFolder("out", "Pre"). Call lock() before anything
+    else."""
 
     def __init__(self, out_dir, stage_label, name=None, warn=None):
         self.path = Path(out_dir, name) if name else Path(out_dir)
@@ -107,7 +108,8 @@ class RunFolder:
         return self.path / (stem + ".pkl")
 
     def end(self):
-        """Note that the run has ended after its final checkpoint: the next one begins anew instead of going on from there."""
+        """Note that the run has ended after its final checkpoint: the next one begins anew instead of going on from
+        there."""
         self.manifest.write({**self.manifest.load(), "ended": True})
 
     def ended(self):
@@ -115,7 +117,8 @@ class RunFolder:
         return self.manifest.load().get("ended", True)
 
     def _stage(self, name, payload, temporary):
-        """Write one file under a temporary name and read it back. Adds to `temporary`; returns its line for the manifest."""
+        """Write one file under a temporary name and read it back. Adds to `temporary`; returns its line for the
+        manifest."""
         path, digest = stage_torch(self.path / name, payload)
         temporary[name] = path
         if verify_torch(path) != digest:
@@ -131,10 +134,12 @@ class RunFolder:
         return bool(pending) and set(pending["temporary"].values()) == {t.name for t in temporary.values()}
 
     def _finish(self, body):
-        """Give the pending files their names and list them, delete what may go. `body` is the manifest, changed in place."""
+        """Give the pending files their names and list them, delete what may go. `body` is the manifest, changed in
+        place."""
         if body["pending"]:
             entry, temporary = body["pending"]["entry"], body["pending"]["temporary"]
-            for name in sorted(temporary, reverse=True):  # .state before .pkl: a .pkl alone would look like lone weights
+            # .state before .pkl: a .pkl alone would look like lone weights
+            for name in sorted(temporary, reverse=True):
                 if (self.path / temporary[name]).exists():
                     commit(self.path / temporary[name], self.path / name)
             state = entry["stem"] + ".state"
@@ -147,9 +152,11 @@ class RunFolder:
             self._drop(body)
 
     def _spare(self, body, names):
-        """Files of these names that this run did not write (somebody put them there) go to a backup folder before they are replaced."""
+        """Files of these names that this run did not write (somebody put them there) go to a backup folder before they
+        are replaced."""
         listed = {name: line["sha256"] for e in body["entries"] for name, line in e["files"].items()}
-        strangers = [n for n in names if (self.path / n).exists() and _digest(self.path / n) not in (None, listed.get(n))]
+        strangers = [n for n in names if (self.path / n).exists()
+                     and _digest(self.path / n) not in (None, listed.get(n))]
         if strangers:
             target = self._new_backup()
             target.mkdir()
@@ -166,7 +173,8 @@ class RunFolder:
     # ---- retention ----
 
     def prune(self, limit, kept=None):
-        """Keep the `limit` newest checkpoints, and best, final and the one called `kept` whatever their age. None keeps all."""
+        """Keep the `limit` newest checkpoints, and best, final and the one called `kept` whatever their age. None keeps
+        all."""
         check_limit(limit)
         body = self.manifest.load()
         regular = [e for e in body["entries"] if not e["kind"] and e["stem"] != kept]
@@ -197,9 +205,9 @@ class RunFolder:
     def newest_good(self):
         """(payload, state) of the newest undamaged checkpoint, or None when there is no checkpoint at all.
 
-        Damaged ones are passed over with a warning. Files that are not listed come from a save that never finished and are
-        passed over, unless there is no readable list at all: then pairs that prove themselves count. Weights without a
-        state, (payload, None), are only offered where no checkpoint has one (a .pkl that somebody put there).
+        Damaged ones are passed over with a warning. Files that are not listed come from a save that never finished and
+        are passed over, unless there is no readable list at all: then pairs that prove themselves count. Weights
+        without a state, (payload, None), are only offered where no checkpoint has one (a .pkl that somebody put there).
         Raises CheckpointError 3 when checkpoints exist but none is good.
         """
         entries, files = self.entries()[::-1], self.manifest.files()
@@ -209,7 +217,8 @@ class RunFolder:
             if unlisted:
                 self.warn(f"{'、'.join(sorted(unlisted))} 不在清单里（没有保存完，或是别处来的），不使用。")
         elif not any(n.endswith(".state") and n[:-6] + ".pkl" in files for n in files):
-            entries = [{"stem": n[:-4], "files": {n: {}}} for n in sorted(pickles, key=lambda n: -files[n].stat().st_mtime)]
+            entries = [{"stem": n[:-4], "files": {n: {}}}
+                       for n in sorted(pickles, key=lambda n: -files[n].stat().st_mtime)]
         with_state = [e for e in entries if e["stem"] + ".state" in e["files"]]
         for entry in with_state or entries:
             try:
@@ -223,11 +232,13 @@ class RunFolder:
         return None
 
     def started_from(self, path):
-        """(weights hash, unfinished): what the newest run here began from under this file's name, or None; whether it has not ended."""
+        """(weights hash, unfinished): what the newest run here began from under this file's name, or None; whether it
+        has not ended."""
         body = self.manifest.load()
         entries = body["entries"]
         if entries:
-            starts, unfinished = entries[-1].get("starts", {}), entries[-1]["kind"] != "final" or not body.get("ended", True)
+            starts, unfinished = entries[-1].get("starts", {}), entries[-1]["kind"] != "final" or not body.get("ended",
+                True)
         else:                                                   # stopped before its first save: only the move tells
             starts, unfinished = self._moved_for(), True
         same_name = [digest for name, digest in starts.items() if name.rpartition("/")[2] == path.name]
@@ -243,7 +254,8 @@ class RunFolder:
     def wrote(self, path):
         """Whether the run here wrote the file, and nobody has put another in its place."""
         listed = {name: line["sha256"] for e in self.entries() for name, line in e["files"].items()}
-        return path.parent.resolve() == self.path.resolve() and path.name in listed and _digest(path) == listed[path.name]
+        return path.parent.resolve() == self.path.resolve() and path.name in listed and _digest(
+            path) == listed[path.name]
 
     def owns(self, path):
         """Whether a fresh start of this stage would move the file to a backup folder."""
@@ -264,7 +276,8 @@ class RunFolder:
     def backup(self, starts=None):
         """Move every checkpoint of this stage to backup_<time>/. Returns that folder, or None when there was nothing.
 
-        starts: {"folder/name": weights hash} of the files that the run begins from which needs the place; they may be among them.
+        starts: {"folder/name": weights hash} of the files that the run begins from which needs the place; they may be
+        among them.
         """
         if not self.manifest.files() and not self.manifest.path.exists():
             return None

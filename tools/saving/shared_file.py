@@ -1,7 +1,8 @@
 """A text file that several runs append to while one of them takes lines out of it: no line of another is ever lost.
 
-Whoever appends shares a lock on the file itself, whoever rewrites it holds the lock alone, and both look whether the file they have
-opened is still the one of that name. No second file lies beside the log, as a lock of the filelock package would need.
+Whoever appends shares a lock on the file itself, whoever rewrites it holds the lock alone, and both look whether the
+file they have opened is still the one of that name. No second file lies beside the log, as a lock of the filelock
+package would need.
 """
 import errno
 import os
@@ -18,7 +19,8 @@ else:
 
 @contextmanager
 def _opened(path, alone):
-    """A descriptor of the file at `path`, which is made, under its lock. An OSError is told as what it means to the user."""
+    """A descriptor of the file at `path`, which is made, under its lock. An OSError is told as what it means to the
+    user."""
     flags = (os.O_RDWR if alone else os.O_WRONLY | os.O_APPEND) | os.O_CREAT | getattr(os, "O_BINARY", 0)
     try:
         while True:
@@ -73,7 +75,8 @@ def drop_half_line(path, ours):
 
 
 def rewrite(path, keep):
-    """Leave only the lines for which keep(text) holds; a crash leaves the old file or the new one. One line at a time is in memory."""
+    """Leave only the lines for which keep(text) holds; a crash leaves the old file or the new one. One line at a time
+    is in memory."""
     if not path or not path.exists():
         return
     path = path.resolve()                               # of a link the file
@@ -87,7 +90,8 @@ def rewrite(path, keep):
         elif os.name != "nt":
             os.chmod(temporary, stat.S_IMODE(os.fstat(handle).st_mode))
             commit(temporary, path)
-    if dropped and os.name == "nt":                     # an open file cannot be replaced there: a line of this very instant may be lost
+    # an open file cannot be replaced there: a line of this very instant may be lost
+    if dropped and os.name == "nt":
         commit(temporary, path)
 
 

@@ -1,7 +1,8 @@
 """Finding the words of a vocabulary in a corpus.
 
 jieba supplies the dictionary of candidate words and their frequencies; the corpus decides which are worth an entry, and
-what each is worth (a few rounds of cutting with our own words and counting again). Deterministic: same data, same words.
+what each is worth (a few rounds of cutting with our own words and counting again). Deterministic: same data, same
+words.
 """
 import logging
 import re
@@ -17,7 +18,8 @@ from tools.words.sample import sample_texts
 from tools.words.segment import Segmenter, join
 
 VOCAB_SIZE = 8000
-COVERAGE = 0.999        # share of character occurrences that single-character entries must cover before words get a place
+# share of character occurrences that single-character entries must cover before words get a place
+COVERAGE = 0.999
 CHAR_PLACES = 2 / 3     # but of all places they take no more than this, or a small vocabulary would hold no word
 SAMPLE_BYTES = 24 << 20
 MIN_COUNT = 5           # a word seen less often is not worth an entry
@@ -132,7 +134,8 @@ def _count_words(sample, chars, cache_dir, progress):
 def _count(segmenter, sample, progress, what):
     """How often each word is on the best paths of the sample: float (number of words,)."""
     counts = np.zeros(len(segmenter.scores))
-    with tqdm(total=sum(map(len, sample)), desc=what, unit="字", unit_scale=True, disable=not progress, leave=False, delay=1) as bar:
+    with tqdm(total=sum(map(len, sample)), desc=what, unit="字", unit_scale=True, disable=not progress, leave=False,
+              delay=1) as bar:
         for _, pieces in segmenter.blocks(sample):
             words = segmenter.segment(*join(pieces))[1]
             counts += np.bincount(words[words >= 0], minlength=counts.size)

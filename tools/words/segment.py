@@ -3,9 +3,9 @@
 The law of the word list: every character of every word is a word itself. So a character that is no word lies inside no
 word, the unknown parts of a text are forced, and what they cost does not matter.
 
-Scores are integers, so sums are exact in any order. Of two equally good paths to a place the one whose last word is longer
-wins (starts are visited from left to right, only a strictly better path replaces one): the rule of sentencepiece and of
-Hugging Face's Unigram model, which lets the vocabulary be exported.
+Scores are integers, so sums are exact in any order. Of two equally good paths to a place the one whose last word is
+longer wins (starts are visited from left to right, only a strictly better path replaces one): the rule of sentencepiece
+and of Hugging Face's Unigram model, which lets the vocabulary be exported.
 
 Letters: N characters of a block (all texts, each followed by one border character), E candidate words found in it.
 """
@@ -21,7 +21,8 @@ class Segmenter:
     """Words with integer scores; `segment` finds the best cut of a block of texts."""
 
     def __init__(self, words, scores):
-        """words: distinct strings, the singles of all their characters among them. scores: int per word (log-probability)."""
+        """words: distinct strings, the singles of all their characters among them. scores: int per word
+        (log-probability)."""
         self.scores = np.asarray(scores, dtype=np.int64)
         chars = sorted(w for w in words if len(w) == 1)
         self.n_chars = len(chars) + 1                                  # 0 is the unknown character
@@ -33,7 +34,8 @@ class Segmenter:
         self.inside = inside
 
     def _build_trie(self, words):
-        """Level by level; a node of depth 1 has its character's number. Edges are sorted keys: node * n_chars + character."""
+        """Level by level; a node of depth 1 has its character's number. Edges are sorted keys: node * n_chars +
+        character."""
         lengths = np.array([len(w) for w in words], dtype=np.int64)
         codes = np.frombuffer("".join(words).encode("utf-32-le"), dtype=np.uint32)
         chars = self.char_of_code[codes].astype(np.int64)
@@ -61,7 +63,8 @@ class Segmenter:
             alive = alive[~ends]
         self.max_len = depth
         self.word_of = np.concatenate(words_at)
-        # Nodes are numbered in the order of their keys, and deeper parents have larger numbers: the keys come out sorted.
+        # Nodes are numbered in the order of their keys, and deeper parents have larger numbers: the keys come out
+        # sorted.
         self.edges = np.concatenate(keys) if keys else np.zeros(0, dtype=np.int64)
         self.has_child = np.zeros(n_nodes, dtype=bool)
         self.has_child[self.edges // self.n_chars] = True
@@ -72,7 +75,8 @@ class Segmenter:
         node = chars[at].astype(np.int64)
         found = [(at[:0], at[:0], at[:0])]
         for depth in range(2, self.max_len + 1):
-            key = node * self.n_chars + chars[at + depth - 1]           # a border has no edge: never runs past the block
+            # a border has no edge: never runs past the block
+            key = node * self.n_chars + chars[at + depth - 1]
             edge = np.searchsorted(self.edges, key)
             edge[edge == self.edges.size] = 0
             hit = self.edges[edge] == key
@@ -94,7 +98,8 @@ class Segmenter:
         """
         chars = self.char_of_code[codes]
         chars[borders] = 0
-        word_at = self.word_of[chars]                                   # the single character, where nothing better is found
+        # the single character, where nothing better is found
+        word_at = self.word_of[chars]
         word_at[chars == 0] = -1
         keep = np.ones(chars.size, dtype=bool)
         keep[borders] = False
@@ -106,7 +111,8 @@ class Segmenter:
         return starts, word_at[starts]
 
     def _solve(self, word_at, keep, at, length, word):
-        """Viterbi in lockstep over the stretches that words of several characters tie together. Changes word_at, keep."""
+        """Viterbi in lockstep over the stretches that words of several characters tie together. Changes word_at,
+        keep."""
         place = np.arange(word_at.size)
         reach = place + 1
         reach[at] = at + length                                         # longer matches come later and win
@@ -133,7 +139,8 @@ class Segmenter:
         self._backward(np.flatnonzero(ends & tied), edge_to, at, word, begins, keep, word_at)
 
     def _forward(self, at, last, score, upto, size):
-        """best[q]: score of the best path that ends with character q. Returns edge_to (N,): the last word of that path."""
+        """best[q]: score of the best path that ends with character q. Returns edge_to (N,): the last word of that
+        path."""
         best = np.full(size, NONE)
         edge_to = np.zeros(size, dtype=np.int64)
         low = 0
@@ -178,7 +185,8 @@ class Segmenter:
                 q = start - 1
 
     def blocks(self, texts):
-        """Group texts into blocks; yields (text numbers, pieces). A text beyond a block is cut where no word can cross."""
+        """Group texts into blocks; yields (text numbers, pieces). A text beyond a block is cut where no word can
+        cross."""
         owners, pieces, size = [], [], 0
         for owner, text in enumerate(texts):
             for piece in [text] if len(text) <= BLOCK else self._cut(text):
@@ -206,7 +214,8 @@ class Segmenter:
 
 
 def join(pieces):
-    """pieces -> (codes uint32 (N,), borders): all texts in one array, a border after each. ValueError on lone surrogates."""
+    """pieces -> (codes uint32 (N,), borders): all texts in one array, a border after each. ValueError on lone
+    surrogates."""
     try:
         codes = np.frombuffer((BORDER.join(pieces) + BORDER).encode("utf-32-le"), dtype=np.uint32)
     except UnicodeEncodeError:
