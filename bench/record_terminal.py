@@ -68,7 +68,8 @@ def drawn(lines):
     wide, high = 2 * PAD + COLUMNS * CELL, 2 * PAD + 24 + len(lines) * LINE
     dots = "".join(f'<circle cx="{PAD + 6 + 18 * i}" cy="16" r="5.5" fill="{c}"/>'
                    for i, c in enumerate(("#ef4444", "#f59e0b", "#22c55e")))
-    style = "font:14px ui-monospace,SFMono-Regular,Menlo,Consolas,'Noto Sans Mono CJK SC','Microsoft YaHei',monospace;white-space:pre"
+    style = ("font:14px ui-monospace,SFMono-Regular,Menlo,Consolas,'Noto Sans Mono CJK SC','Microsoft YaHei',"
+             "monospace;white-space:pre")
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{wide:.0f}" height="{high}" viewBox="0 0 {wide:.0f} {high}">'
             f'<rect width="100%" height="100%" rx="10" fill="{BACK}"/>{dots}<g style="{style}">\n' + "\n".join(body)

@@ -24,7 +24,8 @@ TIMES = "早上 中午 傍晚 昨天 春天 下雨的时候 放学以后 周末 
 
 
 def sentence(rng):
-    return f"{rng.choice(TIMES)}，{rng.choice(NOUNS)}在{rng.choice(PLACES)}{rng.choice(VERBS)}了{rng.choice(NOUNS)}和{rng.choice(NOUNS)}。"
+    return (f"{rng.choice(TIMES)}，{rng.choice(NOUNS)}在{rng.choice(PLACES)}{rng.choice(VERBS)}了"
+            f"{rng.choice(NOUNS)}和{rng.choice(NOUNS)}。")
 
 
 def passage(rng, low=3, high=8):

@@ -51,7 +51,8 @@ def test_a_key_of_another_stage(make):
 def test_T2_every_contract_key_is_there_with_its_default(make):
     config = make().config
     assert set(config) == {*MODEL_KEYS, *RUN_KEYS, *STAGES, "presets"}
-    top = "vocab_size device n_layer pad_idx n_head d_model d_c d_r hidden other_experts shared_experts keep ro_theta dropout scale alpha"
+    top = ("vocab_size device n_layer pad_idx n_head d_model d_c d_r hidden other_experts shared_experts keep "
+           "ro_theta dropout scale alpha")
     assert set(top.split()) <= set(config)
     section = (
         "json_data_path vocab_data_path vocab_trg_path eval_data_path eval_share max_len batch_size accumulation_steps "

@@ -316,7 +316,8 @@ def test_chance_and_grade(world):
 
 
 def test_same_rows_in_another_process(world):
-    command = "import hashlib, json; from tools.demo_data import build_demo; print(hashlib.sha256(json.dumps(build_demo(0)).encode()).hexdigest())"
+    command = ("import hashlib, json; from tools.demo_data import build_demo; "
+               "print(hashlib.sha256(json.dumps(build_demo(0)).encode()).hexdigest())")
     out = subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True,
                          env={**os.environ, "PYTHONHASHSEED": "7"})
     assert out.stdout.strip() == hashlib.sha256(json.dumps(world).encode()).hexdigest(), out.stderr

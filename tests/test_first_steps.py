@@ -25,9 +25,11 @@ def run(code, *words, **how):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_an_old_python_is_told_in_one_line(script):
-    code = "import runpy, sys; sys.version_info = (3, 9, 18, 'final', 0); runpy.run_path(sys.argv[1], run_name='__main__')"
+    code = ("import runpy, sys; sys.version_info = (3, 9, 18, 'final', 0); runpy.run_path(sys.argv[1], "
+            "run_name='__main__')")
     done = run(code, script)
-    assert done.returncode == 2 and done.stderr == "错误：需要 Python 3.10 以上，现在是 3.9。请换一个新的 Python 运行（命令可能叫 python3.11 之类）。\n"
+    assert done.returncode == 2
+    assert done.stderr == "错误：需要 Python 3.10 以上，现在是 3.9。请换一个新的 Python 运行（命令可能叫 python3.11 之类）。\n"
 
 
 def test_an_old_python_can_read_the_beginning_of_every_script():
@@ -39,7 +41,8 @@ def test_an_old_python_can_read_the_beginning_of_every_script():
 
 
 def test_progress_bars_do_not_fill_a_file():
-    code = "from tools.process.first import check_machine; check_machine(); import tqdm; print(tqdm.tqdm(range(1)).mininterval)"
+    code = ("from tools.process.first import check_machine; check_machine(); import tqdm; "
+            "print(tqdm.tqdm(range(1)).mininterval)")
     free = {name: value for name, value in os.environ.items() if name != "TQDM_MININTERVAL"}
     assert run(code, env=free).stdout == "10.0\n" and run(code, env={**free, "TQDM_MININTERVAL": "3"}).stdout == "3.0\n"
 
@@ -161,7 +164,8 @@ def test_a_chat_in_a_notebook_without_input_ends(kernel, tmp_path):
 
 @pytest.mark.parametrize("own", [None, "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"])
 def test_idle_threads_sleep_soon_unless_the_user_says_otherwise(own):
-    code = "import os; from tools.process.first import WAITING, check_machine; check_machine(); print([os.environ.get(n) for n in WAITING])"
+    code = ("import os; from tools.process.first import WAITING, check_machine; check_machine(); "
+            "print([os.environ.get(n) for n in WAITING])")
     clean = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={**clean, **({own: "7"} if own else {})},
                           capture_output=True, text=True)

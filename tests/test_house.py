@@ -20,7 +20,9 @@ SPINE = ("train_agent/trainers/loop.py", "train_agent/trainers/stage.py", "train
          "train_agent/trainers/data/token_cache.py", "model/tiny_seek.py", "model/attention.py", "model/moe.py",
          "model/layers.py", "model/segments.py")
 WIDTH, LENGTH, SPINE_LINES = 120, 40, 2300
-WIDE_YET = ("model/", "tools/", "tests/", "bench/", "chat_agent/")                # where lines are still to be wrapped
+WIDE_YET = ("tests/test_serve_", "tests/test_report_browser", "tests/test_export_", "tests/test_keeping",
+            "tests/test_token_cache")
+# (JavaScript inside of strings, and names that cannot be shorter)
 
 
 def files(*endings):

@@ -6,7 +6,8 @@ import torch
 from torch.nn import functional as F
 
 from model import layers
-from model.layers import _RMSNorm, FeedForward, activate, alibi_slopes, compute_dtype, make_norm, residual_std, rotary_tables, rotate
+from model.layers import (_RMSNorm, FeedForward, activate, alibi_slopes, compute_dtype,
+                          make_norm, residual_std, rotary_tables, rotate)
 from toy import toy_config
 
 

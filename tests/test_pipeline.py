@@ -59,7 +59,8 @@ class Place:
         done = subprocess.run([sys.executable, *prefix, str(ROOT / script), *map(str, words)], cwd=self.folder,
                               env=environment,
                               capture_output=True, text=True, encoding="utf-8", timeout=900)
-        assert done.returncode == code and "Traceback" not in done.stderr, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
+        assert done.returncode == code and "Traceback" not in done.stderr, (
+            f"{done.returncode}\n{done.stdout}\n{done.stderr}")
         self.said = done.stderr
         return done.stdout
 
@@ -114,7 +115,8 @@ def test_evaluate_ends_with_one_json_object(place):
                     place.out / "TinySeek_SFT_final.pkl",
                     "--task", "bpc", "--data", place.text, "--every", 10, "--device", "cpu")
     pre, sft = json.loads(out.strip().splitlines()[-1])["models"]
-    assert pre["bpc"]["rows"] == 6 and 0 < pre["bpc"]["bits_per_byte"] < pre["bpc"]["bits_per_char"] < 15 and sft["stage"] == "SFT"
+    assert pre["bpc"]["rows"] == 6 and 0 < pre["bpc"]["bits_per_byte"] < pre["bpc"]["bits_per_char"] < 15
+    assert sft["stage"] == "SFT"
     assert "每字比特" in out and "Pre_final" in out
 
 

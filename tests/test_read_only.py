@@ -49,7 +49,8 @@ def run(home, where, *words, code=0):
     done = subprocess.run([sys.executable, str(home / words[0]), *map(str, words[1:])], cwd=where, env=environment,
                           capture_output=True,
                           text=True, encoding="utf-8", preexec_fn=obey_modes, timeout=600)
-    assert done.returncode == code and "Traceback" not in done.stderr, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
+    assert done.returncode == code and "Traceback" not in done.stderr, (
+        f"{done.returncode}\n{done.stdout}\n{done.stderr}")
     return done.stdout + done.stderr
 
 

@@ -66,7 +66,8 @@ def test_a_run_with_all_its_parts(tmp_path):
 def test_a_text_log_gives_the_same_curves(tmp_path):
     path = make_run(tmp_path / "out")
     text, rows = (run_data(p, read_log(p)[-1]) for p in (tmp_path / "out" / "log.txt", path))
-    assert text["curves"]["loss"] == rows["curves"]["loss"] and text["config"]["n_layer"] == 4 and text["seconds"] == 15.0
+    assert text["curves"]["loss"] == rows["curves"]["loss"] and text["config"]["n_layer"] == 4
+    assert text["seconds"] == 15.0
 
 
 def test_thinned_keeps_means_and_extremes():

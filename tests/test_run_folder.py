@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from tools.checkpoint import CheckpointError, best_name, checkpoint_name, final_name, read_checkpoint, read_pair, write_torch
+from tools.checkpoint import (CheckpointError, best_name, checkpoint_name, final_name,
+                              read_checkpoint, read_pair, write_torch)
 from tools.errors import UserError
 from tools.saving.run_folder import RunFolder, check_limit, fingerprint
 from toy_checkpoint import same, toy_payload, toy_state

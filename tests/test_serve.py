@@ -196,7 +196,8 @@ def test_other_sites_cannot_ask(server):
     assert server.call("/v1/models", headers={"Host": "evil.example"})[0] == 403
     assert server.call("/v1/models", headers={"Host": f"localhost:{server.port}"})[0] == 200
     status, body, answer = preflight(server, "http://evil.example")
-    assert status == 403 and "--allow_origin http://evil.example" in body["error"]["message"] and "access-control-allow-origin" not in answer
+    assert status == 403 and "--allow_origin http://evil.example" in body["error"]["message"]
+    assert "access-control-allow-origin" not in answer
 
 
 def preflight(server, origin, **more):
@@ -214,10 +215,12 @@ def test_allowed_sites_may_ask_with_and_without_a_key(tmp_path):
             status, _, headers = preflight(server, origin, **{"Access-Control-Request-Private-Network": "true"})
             assert status == 204 and headers["access-control-allow-origin"] == origin and headers[
                 "access-control-allow-private-network"] == "true"
-            assert headers["access-control-allow-headers"] == "authorization,content-type,x-y" and "POST" in headers["access-control-allow-methods"]
+            assert headers["access-control-allow-headers"] == "authorization,content-type,x-y"
+            assert "POST" in headers["access-control-allow-methods"]
             status, body, headers = server.call("/v1/chat/completions", {**ASK, "top_a": 1}, key=KEY,
                                                 headers={"Origin": origin})
-            assert status == 200 and headers["access-control-allow-origin"] == origin and "origin" in headers["vary"].lower()
+            assert status == 200 and headers["access-control-allow-origin"] == origin
+            assert "origin" in headers["vary"].lower()
             assert headers["x-tinyseek-ignored"] == "top_a" and "x-tinyseek-ignored" in headers[
                 "access-control-expose-headers"]
             # 401, readable

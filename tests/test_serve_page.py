@@ -15,7 +15,8 @@ from toy_server import serving, write_model
 pytestmark = pytest.mark.skipif(browser.CHROMIUM is None, reason="没有 Chromium")
 EVIL = '<img src=x onerror="window.hacked=1"><script>window.hacked=1</script><b>粗</b> &amp; javascript:alert(1)'
 READY = "document.querySelector('#model').options.length > 0"
-DONE = "document.querySelector('#stop').hidden && document.querySelector('.message.assistant:last-child .note, .message.assistant:last-child .error')"
+DONE = ("document.querySelector('#stop').hidden && document.querySelector('.message.assistant:last-child .note, "
+        ".message.assistant:last-child .error')")
 
 
 @pytest.fixture(scope="module")

@@ -157,7 +157,8 @@ def test_M3_a_tracker_that_breaks_does_not_break_the_training(monkeypatch, capsy
 
 
 def test_without_a_tracker_nothing_is_imported():
-    code = "import sys, tools.logs.trackers as t; t.open_tracker('none', '.', 'r', {}).log(1, {}); print({'wandb', 'tensorboard', 'swanlab', 'torch'} & set(sys.modules))"
+    code = ("import sys, tools.logs.trackers as t; t.open_tracker('none', '.', 'r', {}).log(1, {}); print({'wandb', "
+            "'tensorboard', 'swanlab', 'torch'} & set(sys.modules))")
     done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).resolve().parents[1], capture_output=True,
                           text=True)
     assert done.stdout.strip() == "set()", done.stderr

@@ -9,7 +9,8 @@ import toy
 from tools.checkpoint import read_checkpoint, read_pair
 from tools.config_manager import ConfigManager
 from tools.errors import UserError
-from train_agent.trainers import TextDataset, Trainer, TrainingConfig, create_dataloader, get_cosine_schedule_with_warmup
+from train_agent.trainers import (TextDataset, Trainer, TrainingConfig,
+                                  create_dataloader, get_cosine_schedule_with_warmup)
 
 VOCAB = 11
 

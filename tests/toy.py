@@ -1,4 +1,5 @@
-"""A world small enough to train in a second: texts, dialogues, a vocabulary, options, models, and a loop that can be interrupted."""
+"""A world small enough to train in a second: texts, dialogues, a vocabulary, options, models, and a loop that can be
+interrupted."""
 import json
 import random
 from dataclasses import fields
@@ -20,7 +21,8 @@ from train_agent.trainers.build_stage import builder
 
 THINGS = ["苹果", "书", "小船", "月亮", "茶", "雨伞", "铅笔", "面包"]
 DOINGS = ["很好看", "放在桌上", "是圆的", "在河边", "要三元", "被风吹走了", "不见了", "刚刚洗过"]
-SHAPE = dict(n_layer=2, n_head=2, d_model=16, d_c=8, d_q=12, d_r=4, hidden=12, other_experts=4, shared_experts=1, keep=2)
+SHAPE = dict(n_layer=2, n_head=2, d_model=16, d_c=8, d_q=12, d_r=4, hidden=12, other_experts=4, shared_experts=1,
+             keep=2)
 # One entry per option of the model: what must hold for the default must hold for each of these.
 VARIANTS = {
     "default": {},
@@ -46,11 +48,13 @@ VARIANTS = {
     "qk_norm": {"attention": "gqa", "qk_norm": True},
     "counted": {"counted": 3, "use_fc2": False},
     "scaled": {"routed_scaling": 2.5, "keep": 1},
-    "gpt2": {"attention": "gqa", "position": "learned", "max_position": 64, "norm": "layer", "activation": "gelu", "use_moe": False,
+    "gpt2": {"attention": "gqa", "position": "learned", "max_position": 64, "norm": "layer", "activation": "gelu",
+             "use_moe": False,
              "use_fc2": False, "tie_embedding": True},
 }
 
-# One entry per value of an option that differs from the default; tests/test_option_pairs.py holds the laws for every two of them.
+# One entry per value of an option that differs from the default; tests/test_option_pairs.py holds the laws for every
+# two of them.
 OPTIONS = {
     "alibi": {"position": "alibi"},
     "learned": {"position": "learned", "max_position": 64},
@@ -76,7 +80,8 @@ OPTIONS = {
     "detached": {"fc2_gradient": 0.0},
 }
 # Fields that are numbers of a shape or of its start, not ways to compute.
-SIZES = ("vocab_size", "n_layer", "pad_idx", "n_head", "d_model", "d_c", "d_q", "d_r", "hidden", "other_experts", "shared_experts", "ro_theta",
+SIZES = ("vocab_size", "n_layer", "pad_idx", "n_head", "d_model", "d_c", "d_q", "d_r", "hidden", "other_experts",
+         "shared_experts", "ro_theta",
          "alpha", "router_bias_rate", "init_std", "norm_eps", "fc2_every")
 
 
@@ -129,7 +134,8 @@ def dialogue_rows(count, seed=0):
     rng = random.Random(seed)
     made = []
     for _ in range(count):
-        turns = [{"role": "user", "content": f"{rng.choice(THINGS)}呢？"}, {"role": "assistant", "content": sentence(rng)}]
+        turns = [{"role": "user", "content": f"{rng.choice(THINGS)}呢？"},
+                 {"role": "assistant", "content": sentence(rng)}]
         made.append({"conversations": turns * rng.choice((1, 2))})
     return made
 
@@ -141,7 +147,8 @@ def write_rows(path, rows):
 
 @lru_cache(1)
 def toy_vocab():
-    return Vocab.create_vocab([row["text"] for row in text_rows(50)] + ["呢？："], vocab_size=500, texts=True, progress=False)
+    return Vocab.create_vocab([row["text"] for row in text_rows(50)] + ["呢？："], vocab_size=500, texts=True,
+                              progress=False)
 
 
 def toy_config(**changes):
@@ -162,7 +169,8 @@ def toy_model(seed=0, dtype=torch.float64, **changes):
 
 
 def pack(documents, width):
-    """Documents (lists of ids) -> ids, positions, layout, valid, place of each document's first token in the flat batch."""
+    """Documents (lists of ids) -> ids, positions, layout, valid, place of each document's first token in the flat
+    batch."""
     rows, room = [[]], width
     for document in documents:
         if len(document) > room:
@@ -192,8 +200,10 @@ def toy_documents(count=7, longest=11, seed=0, vocab_size=300):
 
 
 # What toy runs take for granted, whatever the project's own file says.
-PLAIN = {"base": None, "optimizer": "adam", "scheduler": "exponential", "warmup_steps": 0, "min_lr_ratio": 0.1, "weight_decay": 0.1,
-         "max_epochs": 1, "max_steps": None, "pair_start": 0, "forget_penalty": 0.0, "memory_lr": 2e-4, "lora_lr": 1e-4, "lora_targets": "attention"}
+PLAIN = {"base": None, "optimizer": "adam", "scheduler": "exponential", "warmup_steps": 0, "min_lr_ratio": 0.1,
+         "weight_decay": 0.1,
+         "max_epochs": 1, "max_steps": None, "pair_start": 0, "forget_penalty": 0.0, "memory_lr": 2e-4,
+         "lora_lr": 1e-4, "lora_targets": "attention"}
 
 
 def toy_options(folder, vocab, stage="pre", rows=30, **keys):
@@ -206,7 +216,8 @@ def toy_options(folder, vocab, stage="pre", rows=30, **keys):
     data = write_rows(folder / f"{stage}.jsonl", rows)
     values = {**SHAPE, "token_kind": "char", "device": "cpu", "mixed_precision": "no",
               "out_dir": str(folder / "out"), "log_dir": str(folder / "logs"),
-              "log_file": str(folder / "log.txt"), "vocab_trg_path": str(folder / "vocab.json"), "json_data_path": str(data),
+              "log_file": str(folder / "log.txt"), "vocab_trg_path": str(folder / "vocab.json"),
+              "json_data_path": str(data),
               "max_len": 40, "batch_size": 2, "eval_share": 0.0, "save_steps": None, "eval_steps": None,
                   "logging_steps": 1,
               "init_lr": 5e-3, "min_lr": 1e-5, **keys}
@@ -225,7 +236,8 @@ class Killed(Exception):
 
 
 class ToyLoop(Loop):
-    """Keeps what each step did in `history`; `stop_after` asks for a stop as SIGTERM does, `kill_after` ends the run unsaved."""
+    """Keeps what each step did in `history`; `stop_after` asks for a stop as SIGTERM does, `kill_after` ends the run
+    unsaved."""
 
     def __init__(self, stage, stop_after=None, kill_after=None):
         super().__init__(stage)
@@ -267,7 +279,8 @@ def log_lines(options):
     path = max(Path(options["log_dir"]).glob("*_2*.jsonl"), key=lambda p: (p.stat().st_mtime, p.name))
     clock = ("time", "tok_s", "batch_t", "remaining", "start", "resume", "run")
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [{k: v for k, v in row.items() if k not in clock} for row in rows if row.get("event") not in ("start", "resume")]
+    return [{k: v for k, v in row.items() if k not in clock} for row in rows
+            if row.get("event") not in ("start", "resume")]
 
 
 def events(options, kind):

@@ -9,8 +9,8 @@ A file is JSON lines, a JSON array or object, a CSV table or plain text, zipped 
     text_field               the user's own field or fields (a list is joined by a space, a missing one is empty)
     question + answer        and the other usual names of the two: query, ask, input, q · answer, target, reply, a …
     text, content            units separated by a literal <|im_end|>; content takes a title before it
-A reply's thought (reasoning_content, <think>…</think> at its head), its tool_calls, the results of tools and the tools on
-offer become parts of the conversation (reading/acting.py).
+A reply's thought (reasoning_content, <think>…</think> at its head), its tool_calls, the results of tools and the tools
+on offer become parts of the conversation (reading/acting.py).
 A field that is null counts as missing. In a .txt file a text is a paragraph: the lines up to a blank one.
 Whatever a row says beside that is counted in Row.dropped, by name.
 """
@@ -22,7 +22,7 @@ from tools.errors import UserError
 from tools.reading.bad_lines import BadLines, add_dropped, count_dropped, dropped_text, too_many            # noqa: F401
 from tools.reading.columns import fields_of, renamed                                                        # noqa: F401
 from tools.reading.lines import TooLong, Unreadable, expand_paths, is_plain_text, iter_lines, rangeable     # noqa: F401
-from tools.reading.row import REJECTED, SURROGATE, THOUGHT, Bad, Row, Source                                         # noqa: F401
+from tools.reading.row import REJECTED, SURROGATE, THOUGHT, Bad, Row, Source  # noqa: F401
 from tools.reading.shapes import check_strings, shape, text_row
 from tools.template import message_texts
 

@@ -23,7 +23,8 @@ import numpy as np
 from tools.cli import guarded, parse
 from tools.errors import UserError
 from tools.logs.reader import read_log
-from tools.pictures.style import COLORS, GREY, INK, Page, curve, dress, power_tick, save, short_tick, smoothed, thinned  # noqa: F401
+from tools.pictures.style import (  # noqa: F401
+    COLORS, GREY, INK, Page, curve, dress, power_tick, save, short_tick, smoothed, thinned)
 
 LOGARITHMIC = ("ppx_1", "ppx_2", "grad_norm")
 

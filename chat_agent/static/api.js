@@ -12,7 +12,8 @@ export class ApiError extends Error {
 async function call(path, options = {}) {
   const key = raw("key");
   const headers = {
-    ...(options.body ? { "Content-Type": "application/json" } : {}), ...(key ? { Authorization: "Bearer " + key } : {}),
+    ...(options.body ? { "Content-Type": "application/json" } : {}),
+    ...(key ? { Authorization: "Bearer " + key } : {}),
   };
   let answer;
   try {
@@ -26,7 +27,11 @@ async function call(path, options = {}) {
     throw new ApiError(key ? "密钥不对。请在设置里改正 API 密钥。" : "这个服务要密钥。请在设置里填写 API 密钥。", 401);
   }
   let message = "";
-  try { message = (await answer.json()).error.message; } catch { /* not one of ours */ }
+  try {
+    message = (await answer.json()).error.message;
+  } catch {
+    /* not one of ours */
+  }
   throw new ApiError(message || "服务答复了 " + answer.status + "。", answer.status);
 }
 
@@ -37,11 +42,13 @@ export async function getJson(path) {
 // Calls onText for each piece of the reply, onAbout with what is said about the prompt. -> {finish, usage}
 export async function streamChat(request, signal, onText, onAbout) {
   const answer = await call("/v1/chat/completions", {
-    method: "POST", signal, body: JSON.stringify({ ...request, stream: true, stream_options: { include_usage: true } }),
+    method: "POST",
+    signal,
+    body: JSON.stringify({ ...request, stream: true, stream_options: { include_usage: true } }),
   });
   const result = { finish: null, usage: null };
   for await (const data of events(answer.body)) {
-    if (data === "[DONE]") continue;    // read on to the end, so that the connection can be used again
+    if (data === "[DONE]") continue; // read on to the end, so that the connection can be used again
     const chunk = JSON.parse(data);
     if (chunk.error) throw new ApiError(chunk.error.message, 0);
     if (chunk.usage) result.usage = chunk.usage;
@@ -79,7 +86,8 @@ async function* events(body) {
 async function next(reader) {
   try {
     return await reader.read();
-  } catch (error) {                     // the browser's own words for it are English
+  } catch (error) {
+    // the browser's own words for it are English
     throw error.name === "AbortError" ? error : new ApiError(BROKEN, 0);
   }
 }

@@ -5,14 +5,21 @@ import { $, announce, copyText, iconButton, make, setIcon, toast } from "./view.
 export class Bubbles {
   constructor(chat) {
     this.chat = chat;
-    this.follow = true;                 // keep the newest text in sight
+    this.follow = true; // keep the newest text in sight
     this.frame = 0;
     const scroller = $("scroller");
-    scroller.addEventListener("scroll", () => {
-      this.follow = scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 60;
-      $("to-bottom").hidden = this.follow;
-    }, { passive: true });
-    $("to-bottom").addEventListener("click", () => { this.follow = true; this.scroll(); });
+    scroller.addEventListener(
+      "scroll",
+      () => {
+        this.follow = scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 60;
+        $("to-bottom").hidden = this.follow;
+      },
+      { passive: true },
+    );
+    $("to-bottom").addEventListener("click", () => {
+      this.follow = true;
+      this.scroll();
+    });
   }
 
   draw() {
@@ -34,7 +41,9 @@ export class Bubbles {
   showUse() {
     const last = this.chat.current.messages.findLast((m) => m.context);
     $("use").textContent = last ? `记忆 ${Math.min(last.used, last.context)}/${last.context}` : "";
-    $("use").title = last ? `模型一次能看 ${last.context} 个词元，这段对话用了 ${last.used} 个；满了就忘掉最早的几轮。` : "";
+    $("use").title = last
+      ? `模型一次能看 ${last.context} 个词元，这段对话用了 ${last.used} 个；满了就忘掉最早的几轮。`
+      : "";
   }
 
   bubble(message, i) {
@@ -48,7 +57,10 @@ export class Bubbles {
       text.textContent = message.empty ? "（空的回答）" : "（没有回答）";
     }
     const copy = iconButton("copy", "复制", async () => {
-      if (!(await copyText(message.content))) { toast("浏览器不让复制，请手动选择文字。"); return; }
+      if (!(await copyText(message.content))) {
+        toast("浏览器不让复制，请手动选择文字。");
+        return;
+      }
       setIcon(copy, "done");
       announce("已复制");
       setTimeout(() => setIcon(copy, "copy"), 1500);
@@ -58,9 +70,14 @@ export class Bubbles {
     if (!mine && last) tools.append(iconButton("retry", "重新回答", () => this.chat.retry()));
     if (!mine && typeof message.note === "string") tools.append(make("span", { class: "note" }, message.note));
     const said = ["error", "warning"].filter((kind) => typeof message[kind] === "string");
-    return make("li", { class: "message " + message.role + (writing ? " typing" : "") },
-      make("span", { class: "hidden" }, mine ? "你：" : "小寻："), text,
-      ...said.map((kind) => make("p", { class: kind }, message[kind])), tools);
+    return make(
+      "li",
+      { class: "message " + message.role + (writing ? " typing" : "") },
+      make("span", { class: "hidden" }, mine ? "你：" : "小寻："),
+      text,
+      ...said.map((kind) => make("p", { class: kind }, message[kind])),
+      tools,
+    );
   }
 
   // The reply got longer: redrawn at most once per frame.
@@ -92,17 +109,32 @@ export class Bubbles {
       chat.send(area.value);
       $("input").focus();
     };
-    const leave = () => { this.draw(); $("input").focus(); };
+    const leave = () => {
+      this.draw();
+      $("input").focus();
+    };
     area.addEventListener("input", () => grow(area));
     area.addEventListener("keydown", (event) => {
       if (event.isComposing || event.keyCode === 229) return;
-      if (event.key === "Enter" && !event.shiftKey) { event.preventDefault(); done(); }
-      if (event.key === "Escape") { event.stopPropagation(); leave(); }
+      if (event.key === "Enter" && !event.shiftKey) {
+        event.preventDefault();
+        done();
+      }
+      if (event.key === "Escape") {
+        event.stopPropagation();
+        leave();
+      }
     });
     item.classList.add("editing");
-    item.replaceChildren(area, make("div", { class: "row" },
-      make("button", { type: "button", class: "plain", onclick: leave }, "取消"),
-      make("button", { type: "button", class: "main", onclick: done }, "重新提问")));
+    item.replaceChildren(
+      area,
+      make(
+        "div",
+        { class: "row" },
+        make("button", { type: "button", class: "plain", onclick: leave }, "取消"),
+        make("button", { type: "button", class: "main", onclick: done }, "重新提问"),
+      ),
+    );
     grow(area);
     area.focus();
   }

@@ -4,7 +4,15 @@
 import { $, announce, make } from "./view.js";
 import { ApiError, streamChat } from "./api.js";
 import {
-  idOf, loadConversation, loadConversations, newId, ofTab, raw, removeConversation, saveConversation, titleOf,
+  idOf,
+  loadConversation,
+  loadConversations,
+  newId,
+  ofTab,
+  raw,
+  removeConversation,
+  saveConversation,
+  titleOf,
 } from "./store.js";
 import { sampling } from "./settings.js";
 import { Bubbles, grow } from "./bubbles.js";
@@ -17,29 +25,47 @@ export class Chat {
     this.all = new Map(loadConversations().map((c) => [c.id, c]));
     this.current = blank();
     this.models = [];
-    this.running = new Map();           // conversation -> what aborts the reply it is getting
+    this.running = new Map(); // conversation -> what aborts the reply it is getting
     this.bubbles = new Bubbles(this);
     this.onSwitch = () => {};
     this.onLocked = () => {};
   }
 
   // Whether the conversation on the screen is getting a reply; others may be getting theirs.
-  get busy() { return this.running.has(this.current); }
+  get busy() {
+    return this.running.has(this.current);
+  }
 
-  get model() { return this.models.find((m) => m.id === $("model").value); }
+  get model() {
+    return this.models.find((m) => m.id === $("model").value);
+  }
 
-  get listed() { return [...this.all.values()].sort((a, b) => b.time - a.time); }
+  get listed() {
+    return [...this.all.values()].sort((a, b) => b.time - a.time);
+  }
 
   start() {
-    $("composer").addEventListener("submit", (event) => { event.preventDefault(); this.submit(); });
+    $("composer").addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.submit();
+    });
     $("stop").addEventListener("click", () => this.stop());
     $("new-chat").addEventListener("click", () => this.open(null));
     const input = $("input");
-    input.addEventListener("input", () => { grow(input); ofTab("draft." + this.draft, input.value); });
+    input.addEventListener("input", () => {
+      grow(input);
+      ofTab("draft." + this.draft, input.value);
+    });
     input.addEventListener("keydown", (event) => {
-      if (event.isComposing || event.keyCode === 229) return;  // Enter that confirms Chinese input is not "send"
-      if (event.key === "Enter" && !event.shiftKey) { event.preventDefault(); this.submit(); }
-      if (event.key === "ArrowUp" && !input.value && !this.busy) { event.preventDefault(); this.editLast(); }
+      if (event.isComposing || event.keyCode === 229) return; // Enter that confirms Chinese input is not "send"
+      if (event.key === "Enter" && !event.shiftKey) {
+        event.preventDefault();
+        this.submit();
+      }
+      if (event.key === "ArrowUp" && !input.value && !this.busy) {
+        event.preventDefault();
+        this.editLast();
+      }
     });
     addEventListener("storage", (event) => this.elsewhere(event));
     addEventListener("pagehide", () => this.leave());
@@ -57,12 +83,17 @@ export class Chat {
     const { model } = this;
     const completes = Boolean(model && model.completes);
     $("welcome-title").textContent = completes ? "你起个头，我接着写" : "你好，我是小寻";
-    $("welcome-text").textContent = !model ? "还没有模型。训练完成后这里就能对话，现在可以看“训练曲线”。"
-      : completes ? "这个模型只读过文章，还没学过对话：它不会回答，只会接着往下写，也不记得前面的话。"
+    $("welcome-text").textContent = !model
+      ? "还没有模型。训练完成后这里就能对话，现在可以看“训练曲线”。"
+      : completes
+        ? "这个模型只读过文章，还没学过对话：它不会回答，只会接着往下写，也不记得前面的话。"
         : "一个很小的语言模型，就在这台机器上运行。想聊点什么？";
     $("input").placeholder = completes ? "写个开头…" : "说点什么…";
-    $("ideas").replaceChildren(...(model ? model.prompts.slice(0, 4) : []).map((idea) =>
-      make("button", { type: "button", class: "idea", onclick: () => this.send(idea) }, idea)));
+    $("ideas").replaceChildren(
+      ...(model ? model.prompts.slice(0, 4) : []).map((idea) =>
+        make("button", { type: "button", class: "idea", onclick: () => this.send(idea) }, idea),
+      ),
+    );
     this.bubbles.showUse();
   }
 
@@ -90,10 +121,15 @@ export class Chat {
   save(conversation) {
     if (!conversation.messages.length) return true;
     const before = conversation.id;
-    if (!saveConversation(conversation)) { this.drop(conversation); return false; }
-    if (before !== conversation.id) {                   // another tab has gone on with it: now there are two
+    if (!saveConversation(conversation)) {
+      this.drop(conversation);
+      return false;
+    }
+    if (before !== conversation.id) {
+      // another tab has gone on with it: now there are two
       const theirs = loadConversation(before);
-      if (theirs) this.all.set(before, theirs); else this.all.delete(before);
+      if (theirs) this.all.set(before, theirs);
+      else this.all.delete(before);
       if (conversation === this.current) ofTab("current", conversation.id);
     }
     this.all.set(conversation.id, conversation);
@@ -103,18 +139,25 @@ export class Chat {
   // Something was changed in another tab.
   elsewhere({ key, newValue }) {
     const id = idOf(key);
-    if (key === null) { location.reload(); return; }    // everything was cleared
-    if (id === null) { if (key.startsWith("tinyseek.title.")) this.drawList(); return; }
+    if (key === null) {
+      location.reload();
+      return;
+    } // everything was cleared
+    if (id === null) {
+      if (key.startsWith("tinyseek.title.")) this.drawList();
+      return;
+    }
     const known = this.all.get(id);
     if (newValue === null) {
       if (known) this.drop(known);
       return;
     }
-    if (known && this.running.has(known)) return;       // settled when its reply is complete
+    if (known && this.running.has(known)) return; // settled when its reply is complete
     const found = loadConversation(id);
     if (!found) return;
     this.all.set(id, known ? Object.assign(known, found) : found);
-    if (known === this.current) this.draw(); else this.drawList();
+    if (known === this.current) this.draw();
+    else this.drawList();
   }
 
   // A conversation is gone, here or elsewhere: it does not come back with the end of a reply.
@@ -147,7 +190,9 @@ export class Chat {
     this.drawList();
   }
 
-  drawList() { drawList(this); }
+  drawList() {
+    drawList(this);
+  }
 
   // ---- asking
 
@@ -198,15 +243,21 @@ export class Chat {
     this.bubbles.follow = true;
     this.draw();
     const { model } = this;
-    const messages = [{ role: "system", content: system }, ...sent].filter((m) => m.role !== "system" || system)
+    const messages = [{ role: "system", content: system }, ...sent]
+      .filter((m) => m.role !== "system" || system)
       .map(({ role, content }) => ({ role, content }));
     const started = performance.now();
     try {
       const request = { model: model.id, messages, ...sampling(again) };
-      const { finish, usage } = await streamChat(request, control.signal, (text) => {
-        reply.content += text;
-        this.bubbles.grew(reply);
-      }, (about) => this.note(conversation, reply, sent, about));
+      const { finish, usage } = await streamChat(
+        request,
+        control.signal,
+        (text) => {
+          reply.content += text;
+          this.bubbles.grew(reply);
+        },
+        (about) => this.note(conversation, reply, sent, about),
+      );
       const count = usage ? usage.completion_tokens : 0;
       reply.used = usage ? usage.total_tokens : reply.used;
       reply.empty = !reply.content;
@@ -219,7 +270,8 @@ export class Chat {
     this.running.delete(conversation);
     if (conversation.gone) return;
     const kept = this.save(conversation);
-    if (kept && conversation === this.current) this.draw(); else this.drawList();
+    if (kept && conversation === this.current) this.draw();
+    else this.drawList();
     if (conversation === this.current && document.activeElement === document.body) $("input").focus();
   }
 
@@ -251,6 +303,6 @@ const blank = () => ({ id: newId(), time: Date.now(), messages: [], stored: "" }
 function heard(messages) {
   return messages.filter((m, i) => {
     const next = messages[i + 1];
-    return m.role === "user" ? !next || next.role === "assistant" && next.content : m.content;
+    return m.role === "user" ? !next || (next.role === "assistant" && next.content) : m.content;
   });
 }

@@ -6,9 +6,20 @@ import { axis, short } from "./axis.js";
 
 const EVERY = 3000;
 const CHARTS = [
-  { names: ["loss"], title: "损失", evaluations: true, help: "两个输出头的交叉熵与路由损失之和，越低越好。空心点是留出数据。" },
-  { names: ["ppx_1", "ppx_2"], labels: ["下一个词元", "再下一个词元"], title: "困惑度", unit: "个词", log: true,
-    help: "模型在几个词之间犹豫，越低越好。" },
+  {
+    names: ["loss"],
+    title: "损失",
+    evaluations: true,
+    help: "两个输出头的交叉熵与路由损失之和，越低越好。空心点是留出数据。",
+  },
+  {
+    names: ["ppx_1", "ppx_2"],
+    labels: ["下一个词元", "再下一个词元"],
+    title: "困惑度",
+    unit: "个词",
+    log: true,
+    help: "模型在几个词之间犹豫，越低越好。",
+  },
   { names: ["accuracy"], title: "选对的比例", help: "有多少对回答，模型更倾向于人选中的那个。" },
   { names: ["margin"], title: "间隔", help: "选中的回答比没选中的高出多少；大于 0 表示分得清。" },
   { names: ["lr"], title: "学习率", zero: true, help: "每一步走多大。" },
@@ -18,26 +29,39 @@ const CHARTS = [
 ];
 const OWN_HELP = { dpo: { loss: "偏好损失：0.693（ln 2）表示分不清哪个回答更好，越低越好。空心点是留出数据。" } };
 const STATES = { running: "进行中", done: "已完成", stopped: "已停下" };
-const MOST_DOTS = 40;                   // more of them would hide the line
+const MOST_DOTS = 40; // more of them would hide the line
 const BOX = { width: 480, height: 252, left: 56, right: 12, top: 22, bottom: 30 };
 
 export class Curves {
   constructor() {
     this.timer = 0;
     this.visible = false;
-    this.seen = null;                   // runs that were listed before: one that is not among them has just begun
-    const anew = () => { $("charts").replaceChildren(); this.tick(); };
+    this.seen = null; // runs that were listed before: one that is not among them has just begun
+    const anew = () => {
+      $("charts").replaceChildren();
+      this.tick();
+    };
     for (const id of ["run", "other"]) $(id).addEventListener("change", anew);
-    document.addEventListener("visibilitychange", () => { if (!document.hidden && this.visible) this.tick(); });
+    document.addEventListener("visibilitychange", () => {
+      if (!document.hidden && this.visible) this.tick();
+    });
   }
 
-  show() { this.visible = true; this.tick(); }
-  hide() { this.visible = false; clearTimeout(this.timer); }
-  again() { if (this.visible) this.tick(); }
+  show() {
+    this.visible = true;
+    this.tick();
+  }
+  hide() {
+    this.visible = false;
+    clearTimeout(this.timer);
+  }
+  again() {
+    if (this.visible) this.tick();
+  }
 
   async tick() {
     clearTimeout(this.timer);
-    const turn = this.turn = Symbol();  // an answer that was overtaken by a newer question is dropped
+    const turn = (this.turn = Symbol()); // an answer that was overtaken by a newer question is dropped
     try {
       const { runs } = await getJson("/curves");
       const read = (name) => (name ? getJson("/curves/" + encodeURIComponent(name)) : null);
@@ -60,7 +84,11 @@ export class Curves {
     const other = known($("other").value) && $("other").value !== chosen ? $("other").value : "";
     const labels = named(runs);
     const others = runs.filter((r) => r.name !== chosen).map((r) => [r.name, labels.get(r.name)]);
-    offer($("run"), runs.map((r) => [r.name, labels.get(r.name) + (r.live ? "　● 进行中" : "")]), chosen);
+    offer(
+      $("run"),
+      runs.map((r) => [r.name, labels.get(r.name) + (r.live ? "　● 进行中" : "")]),
+      chosen,
+    );
     offer($("other"), [["", "不对比"], ...others], other);
     $("other").disabled = runs.length < 2;
     this.labels = [labels.get(chosen), labels.get(other)];
@@ -70,13 +98,23 @@ export class Curves {
   say(text) {
     $("curves-empty").hidden = !text;
     $("curves-empty").textContent = text;
-    if (text) { $("charts").replaceChildren(); $("run-state").textContent = ""; }
+    if (text) {
+      $("charts").replaceChildren();
+      $("run-state").textContent = "";
+    }
   }
 
   draw(data, other) {
-    if (!data) { this.say("还没有训练记录。开始训练后，这里会实时画出曲线：python run.py"); return; }
+    if (!data) {
+      this.say("还没有训练记录。开始训练后，这里会实时画出曲线：python run.py");
+      return;
+    }
     if (!Object.keys(data.fields).length) {
-      this.say(data.live ? "这次训练刚开始，还没有写下第一行记录。" : "这次训练在写下第一行记录之前就停了。再运行同一条命令就接着训。");
+      this.say(
+        data.live
+          ? "这次训练刚开始，还没有写下第一行记录。"
+          : "这次训练在写下第一行记录之前就停了。再运行同一条命令就接着训。",
+      );
       return;
     }
     this.say("");
@@ -123,9 +161,11 @@ function clock(seconds) {
 }
 
 function card(figure, chart, data, other, runs) {
-  if (figure.firstChild && figure.matches(":hover")) return;      // somebody is reading it
-  const lines = (from) => chart.names.map((name, i) => (
-    { label: chart.labels && chart.labels[i], kind: "c" + i, ...from.fields[name] })).filter((s) => s.x);
+  if (figure.firstChild && figure.matches(":hover")) return; // somebody is reading it
+  const lines = (from) =>
+    chart.names
+      .map((name, i) => ({ label: chart.labels && chart.labels[i], kind: "c" + i, ...from.fields[name] }))
+      .filter((s) => s.x);
   const series = lines(data);
   const beside = (other ? lines(other) : []).map((s) => ({ ...s, kind: s.kind + " beside", raw: [], raw_x: [] }));
   const marks = chart.evaluations ? Object.entries(data.evaluations) : [];
@@ -133,11 +173,19 @@ function card(figure, chart, data, other, runs) {
   const { svg, point } = plot(chart, series, beside, marks);
   const value = make("span", { class: "value" }, latest);
   svg.setAttribute("aria-label", chart.title + "，现在 " + latest);
-  svg.addEventListener("pointermove", (event) => { value.textContent = point(event) || latest; });
-  svg.addEventListener("pointerleave", () => { point(null); value.textContent = latest; });
+  svg.addEventListener("pointermove", (event) => {
+    value.textContent = point(event) || latest;
+  });
+  svg.addEventListener("pointerleave", () => {
+    point(null);
+    value.textContent = latest;
+  });
   const help = (OWN_HELP[data.stage] || {})[chart.names[0]] || chart.help;
-  figure.replaceChildren(make("figcaption", {}, make("b", {}, chart.title), value), svg,
-    make("small", {}, help + (beside.length && runs ? `实线：${runs[0]}；虚线：${runs[1]}。` : "")));
+  figure.replaceChildren(
+    make("figcaption", {}, make("b", {}, chart.title), value),
+    svg,
+    make("small", {}, help + (beside.length && runs ? `实线：${runs[0]}；虚线：${runs[1]}。` : "")),
+  );
 }
 
 function plot(chart, series, beside, marks) {
@@ -149,27 +197,41 @@ function plot(chart, series, beside, marks) {
   const up = axis(ys, BOX.height - BOX.bottom, BOX.top, chart);
   const svg = shape("svg", { viewBox: `0 0 ${BOX.width} ${BOX.height}`, role: "img" });
   for (const t of up.ticks) {
-    svg.append(shape("line", { x1: BOX.left, x2: BOX.width - BOX.right, y1: up.at(t), y2: up.at(t), class: "grid" }),
-      shape("text", { x: BOX.left - 8, y: up.at(t) + 4, class: "tick end" }, up.label(t)));
+    svg.append(
+      shape("line", { x1: BOX.left, x2: BOX.width - BOX.right, y1: up.at(t), y2: up.at(t), class: "grid" }),
+      shape("text", { x: BOX.left - 8, y: up.at(t) + 4, class: "tick end" }, up.label(t)),
+    );
   }
   for (const t of across.ticks) {
-    if (across.at(t) >= BOX.width - BOX.right - 34) continue;       // the axis's name stands there
+    if (across.at(t) >= BOX.width - BOX.right - 34) continue; // the axis's name stands there
     svg.append(shape("text", { x: across.at(t), y: BOX.height - 8, class: "tick middle" }, across.label(t)));
   }
-  svg.append(shape("text", { x: BOX.width - BOX.right, y: BOX.height - 8, class: "tick end" }, "步"),
-    shape("text", { x: 4, y: 12, class: "tick" }, chart.unit || chart.title));
+  svg.append(
+    shape("text", { x: BOX.width - BOX.right, y: BOX.height - 8, class: "tick end" }, "步"),
+    shape("text", { x: 4, y: 12, class: "tick" }, chart.unit || chart.title),
+  );
   for (const s of all) {
     const dot = (x, y) => shape("circle", { cx: across.at(x), cy: up.at(y), r: 3, class: "dot " + s.kind });
     if (s.x.length === 1) svg.append(dot(s.x[0], s.y[0]));
-    svg.append(shape("path", { d: path(s.raw_x, s.raw, across, up), class: "raw " + s.kind }),
-      shape("path", { d: path(s.x, s.y, across, up), class: "line " + s.kind }));
+    svg.append(
+      shape("path", { d: path(s.raw_x, s.raw, across, up), class: "raw " + s.kind }),
+      shape("path", { d: path(s.x, s.y, across, up), class: "line " + s.kind }),
+    );
   }
   marks.forEach(([name, m], i) => {
     svg.append(shape("path", { d: path(m.x, m.y, across, up), class: "held m" + (i % 3) }));
     if (m.x.length > MOST_DOTS) return;
-    m.x.forEach((x, j) => m.y[j] === null || svg.append(shape(
-      "circle", { cx: across.at(x), cy: up.at(m.y[j]), r: 3, class: "mark m" + (i % 3) },
-      shape("title", {}, name + " " + short(m.y[j])))));
+    m.x.forEach(
+      (x, j) =>
+        m.y[j] === null ||
+        svg.append(
+          shape(
+            "circle",
+            { cx: across.at(x), cy: up.at(m.y[j]), r: 3, class: "mark m" + (i % 3) },
+            shape("title", {}, name + " " + short(m.y[j])),
+          ),
+        ),
+    );
   });
   const cursor = shape("line", { y1: BOX.top, y2: BOX.height - BOX.bottom, class: "cursor" });
   svg.append(cursor);
@@ -187,7 +249,10 @@ function path(xs, ys, across, up) {
   let pen = "M";
   let d = "";
   for (let i = 0; i < xs.length; i++) {
-    if (ys[i] === null) { pen = "M"; continue; }
+    if (ys[i] === null) {
+      pen = "M";
+      continue;
+    }
     d += pen + across.at(xs[i]).toFixed(1) + " " + up.at(ys[i]).toFixed(1);
     pen = "L";
   }

@@ -5,20 +5,48 @@ import { $, make } from "./view.js";
 import { raw, read, write } from "./store.js";
 
 const SLIDERS = [
-  { name: "temperature", title: "温度", min: 0, max: 2, step: 0.05, ends: ["稳妥", "奔放"],
-    help: "越高越敢选不常见的词；0 表示总选最可能的，每次回答都一样。" },
-  { name: "top_p", title: "top-p", min: 0.05, max: 1, step: 0.05, ends: ["只挑最好的", "都可以选"],
-    help: "只在加起来占到这么多概率的那些词里挑，去掉离谱的尾巴。温度为 0 时不起作用。" },
-  { name: "repetition_penalty", title: "重复惩罚", min: 1, max: 1.5, step: 0.01, ends: ["不管", "尽量不重复"],
-    help: "大于 1 时少用已经说过的词；太大会语无伦次。" },
-  { name: "max_tokens", title: "最长回答", min: 16, max: 1024, step: 16, ends: ["短", "长"],
-    help: "一个回答最多多少个词元，一个词元大约是一个词或一个字；不会超过模型的记忆。" },
+  {
+    name: "temperature",
+    title: "温度",
+    min: 0,
+    max: 2,
+    step: 0.05,
+    ends: ["稳妥", "奔放"],
+    help: "越高越敢选不常见的词；0 表示总选最可能的，每次回答都一样。",
+  },
+  {
+    name: "top_p",
+    title: "top-p",
+    min: 0.05,
+    max: 1,
+    step: 0.05,
+    ends: ["只挑最好的", "都可以选"],
+    help: "只在加起来占到这么多概率的那些词里挑，去掉离谱的尾巴。温度为 0 时不起作用。",
+  },
+  {
+    name: "repetition_penalty",
+    title: "重复惩罚",
+    min: 1,
+    max: 1.5,
+    step: 0.01,
+    ends: ["不管", "尽量不重复"],
+    help: "大于 1 时少用已经说过的词；太大会语无伦次。",
+  },
+  {
+    name: "max_tokens",
+    title: "最长回答",
+    min: 16,
+    max: 1024,
+    step: 16,
+    ends: ["短", "长"],
+    help: "一个回答最多多少个词元，一个词元大约是一个词或一个字；不会超过模型的记忆。",
+  },
 ];
 // an earlier version stored all of them under "settings", moved or not
 const EARLIER = { temperature: 0.3, top_p: 0.9, repetition_penalty: 1, max_tokens: 256 };
 
-let table = { temperature: 0, top_p: 1, repetition_penalty: 1, max_tokens: 256 };  // the model's own, see useModel
-let own = {};                                           // what was moved
+let table = { temperature: 0, top_p: 1, repetition_penalty: 1, max_tokens: 256 }; // the model's own, see useModel
+let own = {}; // what was moved
 const inputs = {};
 
 // What a request says about sampling. again: the same question once more, which at temperature 0 would get the same
@@ -53,21 +81,36 @@ function slider({ name, title, min, step, ends, help }) {
     output.textContent = value;
     input.style.setProperty("--at", ((value - min) / (max - min)) * 100 + "%");
   };
-  input.addEventListener("input", () => { own[name] = Number(input.value); show(); });
+  input.addEventListener("input", () => {
+    own[name] = Number(input.value);
+    show();
+  });
   input.addEventListener("change", () => write("sampling", own));
   inputs[name] = show;
   show();
-  return make("div", { class: "slider" },
+  return make(
+    "div",
+    { class: "slider" },
     make("div", { class: "row" }, make("label", { for: "s-" + name }, title), output),
     input,
     make("div", { class: "ends", "aria-hidden": "true" }, make("span", {}, ends[0]), make("span", {}, ends[1])),
-    make("small", { id: "h-" + name }, help));
+    make("small", { id: "h-" + name }, help),
+  );
 }
 
 function seedField() {
-  const input = make("input", { type: "number", id: "s-seed", min: 0, max: 4294967295, step: 1, placeholder: "随机",
-    "aria-describedby": "h-seed" });
-  const show = () => { input.value = own.seed ?? ""; };
+  const input = make("input", {
+    type: "number",
+    id: "s-seed",
+    min: 0,
+    max: 4294967295,
+    step: 1,
+    placeholder: "随机",
+    "aria-describedby": "h-seed",
+  });
+  const show = () => {
+    input.value = own.seed ?? "";
+  };
   input.addEventListener("change", () => {
     const seed = Math.floor(Number(input.value));
     if (input.value === "" || !(seed >= 0 && seed <= 4294967295)) delete own.seed;
@@ -77,9 +120,12 @@ function seedField() {
   });
   inputs.seed = show;
   show();
-  return make("div", { class: "slider" },
+  return make(
+    "div",
+    { class: "slider" },
     make("div", { class: "row" }, make("label", { for: "s-seed" }, "随机种子"), input),
-    make("small", { id: "h-seed" }, "填一个数，同样的问题就得到同样的回答；不填则每次不同（温度为 0 时本来就一样）。"));
+    make("small", { id: "h-seed" }, "填一个数，同样的问题就得到同样的回答；不填则每次不同（温度为 0 时本来就一样）。"),
+  );
 }
 
 function stored() {
@@ -106,5 +152,8 @@ export function startSettings(onSystem, onKey) {
   $("system").addEventListener("change", () => onSystem($("system").value));
   addEventListener("pagehide", () => onSystem($("system").value));
   $("key").value = raw("key");
-  $("key").addEventListener("change", () => { raw("key", $("key").value.trim()); onKey(); });
+  $("key").addEventListener("change", () => {
+    raw("key", $("key").value.trim());
+    onKey();
+  });
 }

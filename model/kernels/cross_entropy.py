@@ -49,7 +49,8 @@ def softmax_and_norm(logits, wide):
 
 class _LinearCrossEntropy(torch.autograd.Function):
     """Sum over targets of -log p(target), p = softmax(hidden @ weight.T), or where a head counts the mixture
-    exp(network) * softmax(..) + exp(counted). hidden (N, d), weight (V, d), targets (N,); network, counted (N,) or None.
+    exp(network) * softmax(..) + exp(counted). hidden (N, d), weight (V, d), targets (N,); network, counted (N,) or
+    None.
 
     The gradients are made in the forward pass, chunk by chunk: softmax minus the one-hot target, times the share of
     p(target) that came from the network.

@@ -6,7 +6,8 @@ import random
 import re
 import socket
 
-POST = "POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\ncontent-type: application/json\r\n"
+POST = ("POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\ncontent-type: "
+        "application/json\r\n")
 GOOD = {"model": "one", "messages": [{"role": "user", "content": "你好"}], "temperature": 0, "max_tokens": 8}
 
 

@@ -97,7 +97,8 @@ def _unseen(result):
 def _first_bad(result):
     for reason, entry in result["bad"].items():
         path, line, _ = entry["places"][0]
-        return f"最多的是“{reason}”{entry['count']} 行，如 {path} 第 {line} 行。" if line else f"最多的是“{reason}”{entry['count']} 行。"
+        place = f"，如 {path} 第 {line} 行" if line else ""
+    return f"最多的是“{reason}”{entry['count']} 行{place}。"
     return ""
 
 
@@ -132,7 +133,8 @@ def full(result, everything=False):
     for title, table in (("坏行", result["bad"]), ("问题", result["faults"])):
         for kind, entry in table.items():
             name, cure = KINDS.get(kind, (kind, ""))
-            yield f"{paint(title, RED if title == '坏行' else YELLOW)}  {name}：{entry['count']:,} 行{'。' + cure if cure else ''}"
+            color = RED if title == "坏行" else YELLOW
+            yield f"{paint(title, color)}  {name}：{entry['count']:,} 行{'。' + cure if cure else ''}"
             yield from _places(entry, len(result["files"]) > 1, everything)
     said, about = formats.dropped_text(result["dropped"])
     if said:
@@ -211,7 +213,8 @@ def short(result):
     part = "" if result["share"] >= 1 else f"，抽查 {percent(result['share'], 1)}"
     line = f"数据体检（{_aim(result)}，词表：{result['looked']['vocab'] or '没有'}{part}）：{names}，{rows:,} 行可用，坏行 {bad:,} 行"
     if totals.get("tokens"):
-        line += f"，词元 {totals['tokens']:,}，计入损失 {percent(totals['learned'], totals['tokens'])}，截断 {percent(totals['cut'], totals['tokens'])}"
+        learned, cut = (percent(totals[part], totals["tokens"]) for part in ("learned", "cut"))
+        line += f"，词元 {totals['tokens']:,}，计入损失 {learned}，截断 {cut}"
     if result["looked"]["split"]:
         line += f"；{split_text(*result['looked']['split'])}"
     yield line + "。"

@@ -7,7 +7,8 @@ MORE_SURNAMES = "任姚方石姜范金陆廖邹熊孟秦白江尹段雷侯龙史
 PREFIXES = ("小", "老", "阿", "大")
 SUFFIXES = ("哥", "姐", "叔", "老师", "同学", "宝")
 LATIN = (
-    "Alice Bob Tom Jerry Lucy Lily Jack Rose Mike John Mary Anna Ben Leo Max Eric Amy Emma Tina Peter Paul Sam Kate David "
+    "Alice Bob Tom Jerry Lucy Lily Jack Rose Mike John Mary Anna Ben Leo Max Eric Amy Emma Tina Peter Paul Sam Kate "
+    "David "
          "Helen Grace Jim Jane Frank Linda Susan Henry Nina Oscar Ivy Owen Ray Vivian Sophia Daniel").split()
 ONSETS = "b c d f g h j k l m n p r s t v w z br ch cl dr gr kr sh st th tr".split()
 VOWELS = "a e i o u ai ea ee ia io".split()

@@ -1,4 +1,5 @@
-"""The task that turns a request into a table: shopping lists. Goods that are not the shop's are copied as they are said."""
+"""The task that turns a request into a table: shopping lists. Goods that are not the shop's are copied as they are
+said."""
 from tools.demo import forms, words
 from tools.demo.hold import counted, held, split
 from tools.demo.noise import FREE, PLAIN, ask, pick, spelled

@@ -6,8 +6,8 @@ SHARE = 0.02            # where `eval_share` is null
 def held_every(share=None, rows=None):
     """Held out are the data rows whose number from 0 this divides; 0 = none.
 
-    share: what was asked for. None: SHARE, but nothing of fewer than 2 / SHARE usable `rows` (None = many): of a small file
-    every row counts, and a score on one row says nothing.
+    share: what was asked for. None: SHARE, but nothing of fewer than 2 / SHARE usable `rows` (None = many): of a small
+    file every row counts, and a score on one row says nothing.
     """
     if share is None:
         return 0 if rows is not None and rows * SHARE < 2 else round(1 / SHARE)

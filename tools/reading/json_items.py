@@ -150,7 +150,8 @@ def _expanded(raw):
 
 def _beside(value, rows):
     """(name, rows) of the other tables in an object of which one was read: {"train": […], "test": […]}."""
-    tables = [name for name, one in value.items() if isinstance(one, list) and one and all(isinstance(x, (dict, list)) for x in one)]
+    tables = [name for name, one in value.items() if isinstance(one, list) and one
+              and all(isinstance(x, (dict, list)) for x in one)]
     read = next((name for name in SPLITS if name in tables and len(value[name]) == len(rows)), None)
     return [(name, len(value[name])) for name in tables if read and name != read]
 

@@ -14,7 +14,8 @@ import torch
 from tools.checkpoint import read_checkpoint
 from tools.errors import UserError
 from tools.saving.folder_lock import FolderLock
-from tools.saving.manifest import Manifest, fingerprint, new_entry  # noqa: F401  (fingerprint: for whoever compares runs)
+# fingerprint: for whoever compares runs
+from tools.saving.manifest import Manifest, fingerprint, new_entry  # noqa: F401
 from tools.saving.archive import read_torch, stage_torch, verify_torch
 from tools.saving.atomic import PREFIX, CheckpointError, commit, explain, replace, still_written, sync_folder
 from tools.saving.start_files import backups, start_name
