@@ -80,6 +80,8 @@ def trained(tmp_path_factory):
     turns = [[message["content"] for message in row["conversations"][:2]] for row in toy.dialogue_rows(60)]
     table = "客户,客服,人设\n" + "".join(f'"{asked}","{said}",{said[:4]}\n' for asked, said in turns)
     (folder / "客服.csv").write_bytes(table.encode("gbk"))
+    (folder / "tests").mkdir()
+    shutil.copy(ROOT / "tests/stranger.jsonl", folder / "tests")
     novel = [{"正文": row["text"]} for row in toy.text_rows(50)]
     (folder / "小说.json").write_text(json.dumps(novel, ensure_ascii=False, indent=2), encoding="utf-8")
     stages = {stage: {**QUIET, "json_data_path": DATA.get(stage, "my_chat.jsonl")}
