@@ -1,4 +1,5 @@
-"""How long does a training step take beside other work on the same cores? Busy loops, and other trainings of one thread.
+"""How long does a training step take beside other work on the same cores? Busy loops, and other trainings of one
+thread.
 
     python bench/neighbours.py [--seconds 6] [--preset tiny]
 
@@ -20,7 +21,8 @@ sys.path.insert(0, str(ROOT))
 
 from tools.process.first import WAITING, check_machine
 
-NEIGHBOURS = {"alone": (0, 0), "1 busy loop": (1, 0), "2 busy loops": (2, 0), "1 training": (0, 1), "2 trainings": (0, 2)}
+NEIGHBOURS = {"alone": (0, 0), "1 busy loop": (1, 0), "2 busy loops": (2, 0), "1 training": (0, 1),
+              "2 trainings": (0, 2)}
 LOOP = "while True: pass"
 
 
@@ -91,7 +93,8 @@ def main():
     seconds, result = 0.5 if asked.quick else asked.seconds, {}
     for name, (loops, trainings) in NEIGHBOURS.items():
         with beside(loops, trainings, asked.preset):
-            result[name] = {"ours": measured(asked.preset, seconds, True), "plain": measured(asked.preset, seconds, False)}
+            result[name] = {"ours": measured(asked.preset, seconds, True),
+                            "plain": measured(asked.preset, seconds, False)}
         times = {kind: value / result["alone"][kind] for kind, value in result[name].items()}
         print(f"{name:14} ours {result[name]['ours']:.3f} s ({times['ours']:.2f} x)   "
               f"OpenMP's defaults {result[name]['plain']:.3f} s ({times['plain']:.2f} x)", flush=True)

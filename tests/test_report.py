@@ -312,6 +312,11 @@ def test_the_report_at_the_end_of_a_pipeline(tmp_path, capsys):
     options = {**world(tmp_path), "name": "甲"}
     path = report.report_of(options)
     assert path == tmp_path / "out" / "甲" / "report.html" and path.stat().st_size > 20000
+    path.unlink()
+    where = [word for key in ("out_dir", "log_dir", "log_file") for word in (f"--{key}", str(options[key]))]
+    report.main(["--name", "甲", *where])
+    assert path.exists()                                                    # the same place by hand
+    assert not (tmp_path / "out" / "report.html").exists()
     assert report.report_of({**options, "name": "乙"}) is None and "没有写成报告" in capsys.readouterr().err
 
 

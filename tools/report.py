@@ -114,7 +114,8 @@ def main(argv=None):
     for one in subjects:
         if one["left_out"]:
             print(f"{one['name']}：report.json 里{'、'.join(STAGE_TITLES[s] for s in one['left_out'])}的分数属于另一次训练，没有放进来。")
-    path = write_report(options.output or Path(config["out_dir"], f"{name}.html"), subjects)
+    own = "" if options.runs or options.compare else config["name"] or ""         # as at the end of run.py
+    path = write_report(options.output or Path(config["out_dir"], own, f"{name}.html"), subjects)
     for group, what, *values in differences(*subjects) if options.compare else ():
         print(f"{group}  {what}：{' → '.join(map(_shown, values))}")
     print(f"报告：{path}（{path.stat().st_size / 1000:.0f} KB，用浏览器打开，不需要联网）")

@@ -33,7 +33,8 @@ class Spoiled(toy.ToyLoop):
             kind, wrong = self.plan.get(self.step + 1, ("", 0)) if model.training else ("", 0)
             if kind == "loss":
                 return value * wrong, {**sums, "ce_1": sums["ce_1"] * wrong}
-            if kind == "overflow":                              # the loss is a number, its gradient is too large for fp16
+            # the loss is a number, its gradient is too large for fp16
+            if kind == "overflow":
                 return value * wrong, sums
             if kind == "high loss":
                 return value, {**sums, "ce_1": sums["ce_1"] * wrong}
