@@ -6,26 +6,17 @@ from collections import Counter
 
 import pytest
 
+from test_demo_data import exchanges, world          # noqa: F401 (world: a fixture)
 from tools.demo import forms, names, words
 from tools.demo.hold import counted
 from tools.demo.noise import FREE, KITS, OLD_SCRIPT, OTHER, PLAIN, TRADITIONAL
 from tools.demo.numbers import difference_steps, sum_steps
 from tools.demo.outside import admits
 from tools.demo.tasks import TASKS, draw_part
-from tools.demo_data import AMOUNTS, PHRASINGS, build_demo, train_exchange
+from tools.demo_data import AMOUNTS, PHRASINGS, train_exchange
 
 QUOTED = ("antonym", "count", "ends", "reverse")
 DIGITS = ("sum", "difference", "compare")
-
-
-@pytest.fixture(scope="module")
-def world():
-    return build_demo(0)
-
-
-def exchanges(row):
-    texts = [turn["content"] for turn in row["conversations"]]
-    return list(zip(texts[::2], texts[1::2]))
 
 
 @pytest.fixture(scope="module")

@@ -36,8 +36,7 @@ def drafted_ids(model, cache, last, how, numbers, reply, room, worth=WORTH):
         left -= 1
         if not left:
             return
-        ahead = model.ahead(last, torch.tensor([new], device=last.device))
-        guess, q = _guess(cache, ahead, how, numbers, reply, worth) if left > 1 else (None, None)
+        guess, q = _guess(model, cache, last, new, how, numbers, reply, worth) if left > 1 else (None, None)
         if guess is None:
             last = model.decode(torch.tensor([[new]], device=last.device), cache)[:, 0]
             new = how.pick(cache.logits(last), [reply.ids], _numbers(how, numbers))[0]
@@ -59,9 +58,10 @@ def drafted_ids(model, cache, last, how, numbers, reply, room, worth=WORTH):
         new = how.pick(logits[1:], [reply.ids], _numbers(how, numbers))[0] if following is None else following
 
 
-def _guess(cache, ahead, how, numbers, reply, worth):
-    """ahead (1, d): what head 2 reads. Its id and the distribution (1, V) it was drawn from (None when greedy); id None
-    where it is not sure enough."""
+def _guess(model, cache, last, new, how, numbers, reply, worth):
+    """Head 2's id for the place after the chosen `new`, and the distribution (1, V) it was drawn from (None when
+    greedy); id None where it is not sure enough. last (1, d): hidden state before `new`."""
+    ahead = model.ahead(last, torch.tensor([new], device=last.device))
     logits = how.allowed(cache.heads[1](ahead), [reply.ids])
     if how.greedy:
         best, guess = logits.softmax(-1).max(-1)
