@@ -98,6 +98,19 @@ def test_ctrl_c_while_importing_leaves_no_traceback(script):
         assert process.returncode in (143, 3, 2) and "Traceback" not in errors, (wait, errors)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_during_the_interpreters_exit_changes_nothing(number):
+    code = ("import atexit, os, signal, sys; from tools.process.signals import end_on_signals; end_on_signals()\n"
+            "atexit.register(lambda: os.kill(os.getpid(), int(sys.argv[1])))\n"
+            "class Late:\n"
+            "    def __del__(self, kill=os.kill, me=os.getpid(), number=int(sys.argv[1])): kill(me, number)\n"
+            "sys.late = Late()\n"
+            "from tools.cli import guarded; guarded(lambda: 3)")
+    done = run(code, str(int(number)))
+    assert (done.returncode, done.stderr) == (3, "")
+
+
 # ---------------------------------------------------------------- notebooks
 
 @pytest.mark.parametrize("script, mine", [

@@ -16,7 +16,7 @@ from tools.config.values import FALSE_WORDS, LIST_KINDS, TRUE_WORDS, nearest
 from tools.config_manager import ROOT, ConfigManager
 from tools.errors import UserError, explain
 from tools.process.first import arguments, use_utf8
-from tools.process.signals import end_in_good_order
+from tools.process.signals import end_in_good_order, outcome_is_decided
 
 SHIPPED = ROOT / "model_config.json"
 
@@ -212,7 +212,9 @@ _ARGPARSE_WORDS = [
 def guarded(main):
     """Run a script's main() and leave the process with its exit code; user mistakes become one or two Chinese lines."""
     use_utf8()
-    sys.exit(_run(main))
+    code = _run(main)
+    outcome_is_decided()
+    sys.exit(code)
 
 
 def _run(main):

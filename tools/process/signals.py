@@ -20,9 +20,8 @@ heard = False
 
 def end_on_signals():
     """For the top of a script: from now on these signals end the process at once. Nothing is there yet to be cleaned
-    up, and an
-    exception in the middle of somebody's import would be told with a traceback. An old Python or a missing package is
-    explained."""
+    up, and an exception in the middle of somebody's import would be told with a traceback. An old Python or a missing
+    package is explained."""
     check_machine()
     if not in_notebook():
         _install(_leave_now)
@@ -30,8 +29,7 @@ def end_on_signals():
 
 def end_in_good_order():
     """Where a script begins its work: the first signal ends it, temporary files are removed on the way out, more
-    signals do not
-    disturb that. Does nothing in a process that did not begin with `end_on_signals`."""
+    signals do not disturb that. Does nothing in a process that did not begin with `end_on_signals`."""
     if signal.getsignal(signal.SIGTERM) is _leave_now:
         _install(_leave)
 
@@ -40,6 +38,13 @@ def ctrl_c_interrupts():
     """For a conversation: Ctrl-C breaks off a reply, as a KeyboardInterrupt."""
     if signal.getsignal(signal.SIGINT) is _leave:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def outcome_is_decided():
+    """Where a script's work is over: a signal during the interpreter's own exit, which takes a moment once torch is
+    loaded, changes neither the exit code nor what was said."""
+    if not in_notebook():
+        _install(signal.SIG_IGN)
 
 
 def _install(handler):
