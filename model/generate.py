@@ -89,14 +89,15 @@ def generate_replies(model, prompts, max_new_tokens, batch_size=128, *, seed=Non
                      prepared=None, **sampling):
     """`batch_size` replies are written side by side; prompts of similar length go together. -> list of Reply
 
-    Options as in `stream`; there is no speculation here, a full batch already keeps the machine busy. With a seed,
-    prompt i gets its own random numbers, whatever stands beside it. progress: called with the number of replies
-    finished since the last call.
+    max_new_tokens: one number for all, or a list with one for each. Options as in `stream`; there is no speculation
+    here, a full batch already keeps the machine busy. With a seed, prompt i gets its own random numbers, whatever
+    stands beside it. progress: called with the number of replies finished since the last call.
     """
     how, replies, rooms = Sampling(**sampling), [Reply() for _ in prompts], {}
     prepared, groups = {} if prepared is None else prepared, model.groups(prompts)
+    wanted = max_new_tokens if isinstance(max_new_tokens, list) else [max_new_tokens] * len(prompts)
     for expert, places in groups:
-        rooms |= {i: check_prompt(expert.config, prompts[i], max_new_tokens) for i in places}
+        rooms |= {i: check_prompt(expert.config, prompts[i], wanted[i]) for i in places}
     for expert, places in groups:
         order = sorted(places, key=lambda i: -len(prompts[i]))
         with evaluating(expert):

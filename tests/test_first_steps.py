@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-CHAT = ["chat_agent/chat.py", "chat_agent/serve.py", "chat_agent/evaluate.py", "chat_agent/export.py"]
+CHAT = ["chat_agent/chat.py", "chat_agent/serve.py", "chat_agent/evaluate.py", "chat_agent/export.py",
+        "chat_agent/answer.py"]
 SCRIPTS = ["run.py", *CHAT, "train_agent/sft_train.py", "train_agent/pre_train.py", "tools/check_data.py",
            "tools/report.py", "tools/plot.py",
            "tools/demo_data.py"]

@@ -27,10 +27,12 @@ DATA = {"pre": "my_text.jsonl", "sft": "my_chat.jsonl", "dpo": "my_preference.js
 NOT_HERE = {"python -m pip": "需要联网", "python -m pytest": "就是这些测试自己", "ollama": "需要 Ollama", "llama-cli": "需要 llama.cpp",
             "curl": "需要一个正在运行的服务，tests/test_serve.py 里有", "python -c": "只打印一个值", "git clone": "需要联网",
             "cd ": "换文件夹", "python -m venv": "不改变什么", "source ": "shell 的命令",
+            "python chat_agent/answer.py --api": "需要一个正在运行的服务，tests/test_answer.py 里有",
             "python bench/results_page.py": "改写本项目的文件，tests/test_results_page.py 里有"}
 # Script -> what makes its command small, in place of what the command says about it.
 TOY = {"run.py": {"--quick": None}, "bench/quality_per_minute.py": {"--max_steps": "2", "--quick": None},
        "chat_agent/evaluate.py": {"--every": "50"},
+       "chat_agent/answer.py": {"--keep_cut": None, "--max_new_tokens": "3"},
        "bench/course_shape.py": {"--quick": None, "--out": "bench_course_shape"},
        "bench/preference.py": {"--quick": None, "--out": "bench_preference", "--base_steps": "4"},
        "bench/adapters.py": {"--quick": None}}
@@ -161,7 +163,7 @@ def test_the_pages_hold_commands_of_every_kind():
     lines = [" ".join(words) for words in COMMANDS]
     for script in ("run.py", "pre_train.py", "sft_train.py", "lora_train.py", "prefix_train.py", "memory_train.py",
                    "train_gate.py", "dpo_train.py",
-                   "chat.py", "serve.py", "evaluate.py", "export.py", "plot.py", "check_data.py"):
+                   "chat.py", "serve.py", "evaluate.py", "export.py", "answer.py", "plot.py", "check_data.py"):
         assert any(script in line for line in lines), f"no page tells how to run {script}"
 
 
