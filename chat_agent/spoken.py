@@ -42,9 +42,9 @@ def _begun(text, stop):
 
 
 class Piece(str):
-    """Some characters of a reply; kind: SAID, THOUGHT or CALLED."""
+    """Some characters of a reply; kind: SAID, THOUGHT or CALLED; scored: see server/writing.py."""
 
-    kind = SAID
+    kind, scored = SAID, ()
 
     @classmethod
     def of(cls, kind, text):
@@ -60,7 +60,7 @@ class Spoken:
         """thinking: how the prompt ended, see template.render_prompt."""
         self.vocab, self.stops, self.stopped, self.empty = vocab, stops, False, True
         self.thought, self.calls, self.said = None if thinking == "auto" else "", [], ""
-        self._marks = {vocab.id(mark): kind for marks, kind in ((THINK, THOUGHT), (CALL, CALLED))
+        self.marks = {vocab.id(mark): kind for marks, kind in ((THINK, THOUGHT), (CALL, CALLED))
                        for mark, kind in zip(marks, (kind, SAID))}
         self._begin(THOUGHT if thinking == "on" else SAID)
 
@@ -71,8 +71,8 @@ class Spoken:
         """-> the Pieces that these ids complete."""
         pieces = []
         for one in ids:
-            if one in self._marks:
-                pieces += self._turn(self._marks[one])
+            if one in self.marks:
+                pieces += self._turn(self.marks[one])
             else:
                 pieces += self._kept(self.characters.feed([one]))
                 self.stopped = self.characters.stopped

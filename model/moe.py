@@ -17,13 +17,15 @@ from model.lora import in_effect
 
 @dataclass
 class Routing:
-    """What one layer's router did with one batch. `load` (E,) counts assignments; the losses are scalars with a
-    gradient."""
+    """What one layer's router did with one batch of N tokens. `load` (E,) counts assignments; the losses are scalars
+    with a gradient; experts, weights (N, K): whom each token went to, and how much of each it took."""
 
     loss: torch.Tensor
     z_loss: torch.Tensor
     load: torch.Tensor
     entropy: torch.Tensor
+    experts: torch.Tensor = None
+    weights: torch.Tensor = None
 
 
 class Router(nn.Module):
@@ -105,7 +107,9 @@ class MoE(nn.Module):
         """x (N, d); valid (N,) bool leaves padding out of the statistics -> (N, d), Routing."""
         weights, experts, probabilities, logits = self.router(x)
         mixed = self.shared(x) + self.routed(x, weights, experts)
-        return mixed, self.statistics(experts, probabilities, logits, valid, sequences)
+        routing = self.statistics(experts, probabilities, logits, valid, sequences)
+        routing.experts, routing.weights = experts, weights.detach()
+        return mixed, routing
 
     def routed(self, x, weights, experts):
         """x (N, d), weights, experts (N, K) -> (N, d)."""

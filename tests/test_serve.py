@@ -115,7 +115,7 @@ def test_openai_client_reads_our_errors(client):
                          ({"messages": [{"role": "tool", "content": "x"}]}, "messages"),
                          ({"presence_penalty": 3}, "presence_penalty"),
                          ({"extra_body": {"chat_template": "{{ x }}"}}, "chat_template"),
-                         ({"logprobs": True}, "logprobs"),
+                         ({"top_logprobs": 2}, "top_logprobs"),
                          ({"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "required"},
                           "tool_choice"),
                          ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}},

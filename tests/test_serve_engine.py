@@ -264,7 +264,6 @@ GARBAGE = [
         ask(tools=[{"type": "function"}], tool_choice={"type": "function", "function": {"name": "f"}}),
         ask(function_call={"name": "f"}),
         ask(response_format={"type": "json_object"}), ask(response_format={"type": "json_schema", "json_schema": {}}),
-        ask(logprobs=True),
         ask(frequency_penalty=2.5), ask(presence_penalty="1"), ask(top_logprobs=3), ask(best_of=3),
         ask(ignore_eos=True),
         ask(logit_bias={"1": 100}), ask(echo=True), ask(messages=[{"role": "user", "content": "\ud800"}]),

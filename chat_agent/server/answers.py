@@ -8,32 +8,51 @@ from chat_agent.spoken import SAID, THOUGHT
 from tools.template import compact, parsed_call
 
 
+UNLIKELY = -9999.0       # OpenAI's word for a logarithm of next to nothing: JSON has none for -inf
+
+
 class Answer:
     """What all parts of one answer have in common. about: what the field `tinyseek` says of the prompt (dropped_turns,
     context, prompt_tokens, notices); no other server sends it, and clients pass over it."""
 
-    def __init__(self, ask, model, about):
-        self.about = about
-        self.chat, self.model, self.created = ask.chat, model, int(time.time())
+    def __init__(self, ask, served, about):
+        self.about, self.ask, self.vocab = about, ask, served.vocab
+        self.chat, self.model, self.created = ask.chat, served.name, int(time.time())
         self.id = ("chatcmpl-" if ask.chat else "cmpl-") + secrets.token_hex(12)
 
     def _frame(self, kind, choices, **more):
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices, **more}
 
     def whole(self, results, prompt_tokens):
-        """results: (Spoken, finish, number of ids) per choice; prompt_tokens: ids of all prompts together."""
-        choices, about = [], self._noticed(*(spoken for spoken, *_ in results))
-        for index, (spoken, finish, _) in enumerate(results):
-            said = spoken.message()
+        """results: (Writer, finish) per choice; prompt_tokens: ids of all prompts together."""
+        choices, about = [], self._noticed(*(writer.spoken for writer, _ in results))
+        for index, (writer, finish) in enumerate(results):
+            said = writer.spoken.message()
             calls = tool_calls(said)
             message = {"role": "assistant", "content": said["content"] or (None if calls else "")}
             message |= {"reasoning_content": said["thinking"]} if said.get("thinking") else {}
             message |= {"tool_calls": calls} if calls else {}
             body = {"message": message} if self.chat else {"text": said["content"]}
-            choices.append(
-                {"index": index, **body, "logprobs": None, "finish_reason": "tool_calls" if calls else finish})
+            choices.append({"index": index, **body, "logprobs": self._logprobs(writer.scored),
+                            "finish_reason": "tool_calls" if calls else finish, **self._ids(writer)})
         return self._frame("chat.completion" if self.chat else "text_completion", choices,
-                           usage=usage(prompt_tokens, sum(count for *_, count in results)), tinyseek=about)
+                           usage=usage(prompt_tokens, sum(len(writer.ids) for writer, _ in results)), tinyseek=about)
+
+    def _ids(self, writer):
+        return {"token_ids": list(writer.ids)} if self.ask.token_ids else {}
+
+    def _logprobs(self, scored):
+        """Scored ids in OpenAI's shape; None where nobody asked for them."""
+        if self.ask.top is None:
+            return None
+        return {"content": [{**self._token(one.id, one.logprob),
+                             "top_logprobs": [self._token(*rival) for rival in one.rivals]} for one in scored],
+                "refusal": None}
+
+    def _token(self, index, logprob):
+        raw = self.vocab.decode_bytes([index])
+        return {"token": raw.decode("utf-8", "replace") if raw else named(self.vocab, index),
+                "logprob": max(logprob, UNLIKELY), "bytes": list(raw) or None}
 
     def _noticed(self, *replies):
         """`about` with what is to be said of these replies: nothing was said, or a call is none."""
@@ -46,19 +65,22 @@ class Answer:
         opened = {"role": "assistant", "content": ""}
         return self._chunk(index, opened, None, tinyseek=self.about) if self.chat else None
 
-    def piece(self, index, kind, text):
+    def piece(self, index, kind, text, scored=()):
         """The chunks for some characters of one kind; a call is told when it is known to be one, in `closing`."""
         if kind == SAID:
-            yield self._chunk(index, {"content": text} if self.chat else text, None)
+            yield self._chunk(index, {"content": text} if self.chat else text, None, scored)
         elif kind == THOUGHT:
             yield self._chunk(index, {"reasoning_content": text}, None)
 
-    def closing(self, index, finish, spoken):
+    def closing(self, index, finish, writer):
+        spoken = writer.spoken
         calls = tool_calls(spoken.message())
         for place, call in enumerate(calls):
             yield self._chunk(index, {"tool_calls": [{"index": place, **call}]}, None)
         more = {"tinyseek": self._noticed(spoken)} if spoken.empty or spoken.broken() else {}
-        yield self._chunk(index, {} if self.chat else "", "tool_calls" if calls else finish, **more)
+        chunk = self._chunk(index, {} if self.chat else "", "tool_calls" if calls else finish, **more)
+        chunk["choices"][0] |= self._ids(writer)
+        yield chunk
 
     def totals(self, prompt_tokens, completion_tokens):
         """The last chunk, where stream_options asks for it."""
@@ -68,9 +90,18 @@ class Answer:
     def _kind(self):
         return "chat.completion.chunk" if self.chat else "text_completion"
 
-    def _chunk(self, index, content, finish, **more):
-        return self._frame(self._kind, [{"index": index, "delta" if self.chat else "text": content, "logprobs": None,
+    def _chunk(self, index, content, finish, scored=(), **more):
+        return self._frame(self._kind, [{"index": index, "delta" if self.chat else "text": content,
+                                         "logprobs": self._logprobs(scored) if scored else None,
                                          "finish_reason": finish}], **more)
+
+
+def named(vocab, index):
+    """An id that is no text, by its name; one that no vocabulary knows by its number."""
+    try:
+        return vocab.name(index)
+    except KeyError:
+        return f"[{index}]"
 
 
 def tool_calls(message):

@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 
 from chat_agent.server.access import Access, Rules
 from chat_agent.server.errors import ApiError, internal
+from chat_agent.server.glass import Glass, cut, inside
 from chat_agent.server.models import described
 from chat_agent.server.replies import NO_STORE, Desk
 
@@ -67,6 +68,16 @@ def _add_models(app, models, desk, pool):
     @app.post("/v1/completions")
     async def completions(request: Request):
         return await desk.answer(request, chat=False)
+
+    glass = Glass(models, desk.limits)
+
+    @app.post("/glass")
+    async def look_inside(request: Request):
+        return JSONResponse(await glass.run(inside, await desk.bodies.read(request)), headers=NO_STORE)
+
+    @app.post("/tokenize")
+    async def tokenize(request: Request):
+        return JSONResponse(await glass.run(cut, await desk.bodies.read(request)), headers=NO_STORE)
 
 
 def _add_errors(app):

@@ -70,8 +70,11 @@ class Lane:
             states.append(self.model.decode(last, self.cache, writing)[:, 0])
             places += writing
         if places:
-            new = pick(self.cache.logits(torch.cat(states), places), [self.jobs[i] for i in places])
-            done = [i for i, token in zip(places, new) if self.jobs[i].writer.add(token)]
+            logits, jobs = self.cache.logits(torch.cat(states), places), [self.jobs[i] for i in places]
+            own = [logits[row].float().log_softmax(-1) if job.writer.top is not None else None
+                   for row, job in enumerate(jobs)]                               # before pick changes the logits
+            done = [i for i, new, known in zip(places, pick(logits, jobs), own)
+                    if self.jobs[i].writer.add(new, known)]
             self.news += [_news(self.jobs[i]) for i in places if self.jobs[i].live or i in done]
             self._remove(done)
 

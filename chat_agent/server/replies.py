@@ -53,7 +53,11 @@ class Bodies:
 
 def prepare(raw, chat, models, limits):
     """Bytes of a body -> Ask, Served, a Prompt each. Runs beside the event loop: parsing and encoding take time."""
-    ask = (read_chat if chat else read_completion)(parsed(raw), limits)
+    return prepared(parsed(raw), chat, models, limits)
+
+
+def prepared(body, chat, models, limits):
+    ask = (read_chat if chat else read_completion)(body, limits)
     models.look()
     served = models.get(ask.model)
     ask.settle(served.sampling, limits, served.acts if ask.chat and not served.completes else (), served.marks)
@@ -70,7 +74,7 @@ def jobs_for(ask, served, prompts, limits, bell):
     for ids, _ in prompts:
         for _ in range(ask.n):
             writer = Writer(served.vocab, served.room(ids, ask.new_tokens), ask.how.stop_ids, ask.stops,
-                            ask.thinking)
+                            ask.thinking, ask.top)
             jobs.append(Job(served, ids, ask.how, stream_of(ask.seed, len(jobs)), writer, bell, ask.stream,
                             now + limits.request_time, now + limits.queue_time))
     return jobs
@@ -121,7 +125,7 @@ class Desk:
         jobs = jobs_for(ask, served, prompts, self.limits, bell)
         self.engine.submit(jobs)
         facts = about(served, prompts)
-        answer, read = Answer(ask, served.name, facts), sum(len(prompt.ids) for prompt in prompts)
+        answer, read = Answer(ask, served, facts), sum(len(prompt.ids) for prompt in prompts)
         if ask.stream:
             return Stream(ask, jobs, bell, read, answer, headers_of(ask, facts))
         return await whole(request, jobs, bell, read, answer, headers_of(ask, facts))
@@ -148,8 +152,7 @@ async def whole(request, jobs, bell, read, answer, headers):
     failed = next((job.error for job in jobs if job.error), None)
     if failed:
         raise failed
-    results = [(job.writer.spoken, job.finish, job.count) for job in jobs]
-    return JSONResponse(answer.whole(results, read), headers=headers)
+    return JSONResponse(answer.whole([(job.writer, job.finish) for job in jobs], read), headers=headers)
 
 
 def leave(jobs):
@@ -210,10 +213,12 @@ class Stream(Response):
             if job.pieces:
                 pieces, job.pieces = job.pieces, []
                 for kind, group in groupby(pieces, lambda piece: piece.kind):
-                    yield from map(event, answer.piece(i, kind, "".join(group)))
+                    group = list(group)
+                    scored = [one for piece in group for one in piece.scored]
+                    yield from map(event, answer.piece(i, kind, "".join(group), scored))
             if job.error:
                 del left[i]
                 yield event(job.error.content())
             elif job.finish:
                 del left[i]
-                yield from map(event, answer.closing(i, job.finish, job.writer.spoken))
+                yield from map(event, answer.closing(i, job.finish, job.writer))

@@ -36,7 +36,7 @@ QUIET = ("user", "metadata", "store", "service_tier", "safety_identifier", "prom
 # `neutral`).
 REFUSED = {
     "response_format": ({"type": "text"},), "tool_choice": ("auto",), "function_call": ("auto",),
-    "modalities": (["text"],), "best_of": (1,), **dict.fromkeys((
+    "modalities": (["text"],), "best_of": (1,), **dict.fromkeys((    # logprobs: of /v1/completions
         "logit_bias", "logprobs", "top_logprobs", "prompt_logprobs", "echo", "suffix", "ignore_eos", "min_tokens",
         "use_beam_search", "chat_template", "guided_json", "guided_regex", "guided_choice", "guided_grammar",
         "structured_outputs", "json_schema", "grammar", "audio", "continue_final_message", "tool_calls",
@@ -170,6 +170,9 @@ class Request(BaseModel):
 
 class ChatRequest(Request):
     messages: Annotated[list, Field(min_length=1, description="列表，至少有一条")]
+    logprobs: Annotated[bool | None, Field(description="true 或 false")] = None
+    top_logprobs: whole(0, 20) = None
+    return_token_ids: Annotated[bool | None, Field(description="true 或 false")] = None      # vLLM's
 
 
 class CompletionRequest(Request):
@@ -196,6 +199,8 @@ class Ask:
     thinking: str = "auto"
     tools: object = None
     how: Sampling = None
+    top: int | None = None          # how many rivals of each token are named, None = no logprobs
+    token_ids: bool = False
 
     def settle(self, defaults, limits, acts=(), marks=()):
         """Fill in what the request leaves to the model, leave out what it knows nothing of. defaults: as
@@ -254,6 +259,10 @@ def read_chat(body, limits):
     wanted = [wanted_thinking(extra[name]) for name in THINKING if name in extra]
     ask.thinking = next((one for one in wanted if one != "auto"), "auto")
     ask.tools = None if extra.get("tool_choice") == "none" else extra.get("tools")
+    if request.top_logprobs and not request.logprobs:
+        raise bad("要 top_logprobs 就得写 logprobs: true。", "top_logprobs")
+    ask.top = request.top_logprobs or 0 if request.logprobs else None
+    ask.token_ids = bool(request.return_token_ids)
     return ask
 
 

@@ -1,7 +1,19 @@
 """One reply of the engine as it is written: its ids, its text, why it ended."""
 
-from chat_agent.spoken import Spoken
+from typing import NamedTuple
+
+from chat_agent.spoken import SAID, Piece, Spoken
 from model.decoding.loop_guard import LoopGuard
+
+
+class Scored(NamedTuple):
+    """How likely an id of the reply was: natural logarithms by the model itself, before temperature and penalties.
+    rivals: (id, logarithm) of the likeliest; start: where its bytes begin in what is said."""
+
+    id: int
+    logprob: float
+    rivals: list
+    start: int
 
 
 class Writer:
@@ -9,19 +21,23 @@ class Writer:
     now.
 
     stop_ids: ids that end the reply; stops: strings that do. Neither becomes part of the text. finish: "stop" or
-    "length", as OpenAI calls them; a reply that goes round in circles is cut and counts as "length".
+    "length", as OpenAI calls them; a reply that goes round in circles is cut and counts as "length". top: how many
+    rivals of each id that is said are wanted, None = no scores; `scored`: what became of that.
     """
 
-    def __init__(self, vocab, room, stop_ids=(1,), stops=(), thinking="auto"):
-        self.spoken, self.room, self.stop_ids = Spoken(vocab, stops, thinking), room, stop_ids
+    def __init__(self, vocab, room, stop_ids=(1,), stops=(), thinking="auto", top=None):
+        self.vocab, self.spoken, self.room, self.stop_ids = vocab, Spoken(vocab, stops, thinking), room, stop_ids
         self.ids, self.loops, self.finish = [], LoopGuard(), None
         self.pieces = []                            # to hand out
+        self.top, self.scored, self.told, self.size = top, [], 0, 0
 
-    def add(self, new):
-        """-> None, or the reason why this was the last id."""
+    def add(self, new, logprobs=None):
+        """-> None, or the reason why this was the last id. logprobs (V,): the model's own, where scores are wanted."""
         if new in self.stop_ids:
             return self.end("stop")
         self.ids.append(new)
+        if logprobs is not None and self.spoken.kind == SAID and new not in self.spoken.marks:
+            self._score(new, logprobs)
         self.pieces += self.spoken.feed([new])
         if self.spoken.stopped:
             self.finish = "stop"
@@ -36,7 +52,28 @@ class Writer:
             self.finish = "stop" if self.spoken.stopped else finish
         return self.finish
 
+    def _score(self, new, logprobs):
+        best = logprobs.topk(min(self.top, len(logprobs)))
+        rivals = list(zip(best.indices.tolist(), best.values.tolist()))
+        self.scored.append(Scored(new, logprobs[new].item(), rivals, self.size))
+        self.size += len(self.vocab.decode_bytes([new]))
+
     def take(self):
-        """The Pieces since the last call."""
+        """The Pieces since the last call; the scores of ids that have become text lie in `scored` of the last one."""
         pieces, self.pieces = self.pieces, []
+        if self.top is not None:
+            scored = self._certain()
+            if scored and not any(piece.kind == SAID for piece in pieces):
+                pieces.append(Piece.of(SAID, ""))
+            for piece in [piece for piece in pieces if piece.kind == SAID][-1:]:
+                piece.scored = scored
         return pieces
+
+    def _certain(self):
+        """Scores to hand out: of ids that are part of the text by now, at the end of all that will ever be."""
+        said = len(self.spoken.said.encode())
+        if self.spoken.stopped:
+            self.scored = [one for one in self.scored if one.start < said]
+        told, ended = self.told, self.finish and not self.spoken.stopped
+        self.told = len(self.scored) if ended else sum(one.start < said for one in self.scored)
+        return self.scored[told:self.told]
