@@ -275,7 +275,7 @@ def test_page_leaves_what_nobody_moved_to_the_model(page):
         "window.fetch = ((old) => (u, o) => { if (o && o.body) window.asked = JSON.parse(o.body); return old(u, o); })"
         "(window.fetch)")
     ask(page, "你好")
-    assert set(page.run("window.asked")) == {"model", "messages", "stream", "stream_options"}
+    assert set(page.run("window.asked")) == {"model", "messages", "stream", "stream_options", "return_token_ids"}
     assert page.run("document.querySelector('#s-temperature').value") == "0"
 
 

@@ -39,14 +39,18 @@ export async function getJson(path) {
   return (await call(path)).json();
 }
 
-// Calls onText for each piece of the reply, onAbout with what is said about the prompt. -> {finish, usage}
+export async function postJson(path, content) {
+  return (await call(path, { method: "POST", body: JSON.stringify(content) })).json();
+}
+
+// Calls onText for each piece of the reply, onAbout with what is said about the prompt. -> {finish, usage, ids}
 export async function streamChat(request, signal, onText, onAbout) {
   const answer = await call("/v1/chat/completions", {
     method: "POST",
     signal,
-    body: JSON.stringify({ ...request, stream: true, stream_options: { include_usage: true } }),
+    body: JSON.stringify({ ...request, stream: true, stream_options: { include_usage: true }, return_token_ids: true }),
   });
-  const result = { finish: null, usage: null };
+  const result = { finish: null, usage: null, ids: [] };
   for await (const data of events(answer.body)) {
     if (data === "[DONE]") continue; // read on to the end, so that the connection can be used again
     const chunk = JSON.parse(data);
@@ -56,6 +60,7 @@ export async function streamChat(request, signal, onText, onAbout) {
     const choice = chunk.choices[0];
     if (!choice) continue;
     if (choice.delta.content) onText(choice.delta.content);
+    if (choice.token_ids) result.ids = choice.token_ids;
     if (choice.finish_reason) result.finish = choice.finish_reason;
   }
   if (!result.finish) throw new ApiError(BROKEN, 0);

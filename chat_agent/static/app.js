@@ -7,14 +7,19 @@ import { raw } from "./store.js";
 import { startSettings, useModel } from "./settings.js";
 import { Chat } from "./chat.js";
 import { Curves } from "./curves.js";
+import { Glass } from "./glass.js";
+import { Cut } from "./cut.js";
 
 const narrow = matchMedia("(max-width: 820px)");
 const chat = new Chat();
 const curves = new Curves();
+const glass = new Glass();
+const cut = new Cut(() => chat.model);
 
 // ---- tabs
 
-const TABS = ["chat", "curves"];
+const TITLES = { chat: "小寻", glass: "透视 · 小寻", curves: "训练 · 小寻" };
+const TABS = Object.keys(TITLES);
 
 function showTab(name, focus) {
   for (const tab of TABS) {
@@ -26,9 +31,10 @@ function showTab(name, focus) {
     if (here && focus) button.focus();
   }
   document.body.dataset.tab = name;
-  document.title = name === "chat" ? "小寻" : "训练曲线 · 小寻";
+  document.title = TITLES[name];
   if (name === "curves") curves.show(); else curves.hide();
-  history.replaceState(null, "", name === "chat" ? location.pathname : "#curves");
+  if (name === "glass") cut.show();
+  history.replaceState(null, "", name === "chat" ? location.pathname : "#" + name);
 }
 
 for (const [i, name] of TABS.entries()) {
@@ -99,8 +105,10 @@ async function loadModels() {
     if (models.some((m) => m.id === chosen)) $("model").value = chosen;
     $("model").hidden = !models.length;
     chat.setModels(models);
-    if (chat.model) useModel(chat.model);
-    else setTimeout(loadModels, AGAIN);
+    if (chat.model) {
+      useModel(chat.model);
+      cut.show();
+    } else setTimeout(loadModels, AGAIN);
   } catch (error) {
     toast(error.message);
     if (error instanceof ApiError && error.status === 401) askForKey();
@@ -114,10 +122,15 @@ function askForKey() {
 }
 
 chat.onLocked = askForKey;
+chat.onGlass = (asked, title) => {
+  showTab("glass", true);
+  glass.open(asked, title);
+};
 $("model").addEventListener("change", () => {
   raw("model", $("model").value);
   chat.describeModel();
   useModel(chat.model);
+  cut.show();
 });
 
 // ---- keyboard
@@ -137,5 +150,5 @@ document.addEventListener("keydown", (event) => {
 
 startSettings((text) => chat.setSystem(text), () => { loadModels(); curves.again(); });
 chat.start();
-showTab(location.hash === "#curves" ? "curves" : "chat");
+showTab(TABS.find((name) => "#" + name === location.hash) || "chat");
 loadModels();

@@ -68,6 +68,9 @@ export class Bubbles {
     const tools = make("div", { class: "tools" }, copy);
     if (mine) tools.append(iconButton("edit", "编辑后重新提问", () => this.edit(i)));
     if (!mine && last) tools.append(iconButton("retry", "重新回答", () => this.chat.retry()));
+    if (!mine && message.content) {
+      tools.append(iconButton("glass", "透视：这个回答是怎么来的", () => this.chat.lookInto(i)));
+    }
     if (!mine && typeof message.note === "string") tools.append(make("span", { class: "note" }, message.note));
     const said = ["error", "warning"].filter((kind) => typeof message[kind] === "string");
     return make(

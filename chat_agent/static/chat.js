@@ -29,6 +29,7 @@ export class Chat {
     this.bubbles = new Bubbles(this);
     this.onSwitch = () => {};
     this.onLocked = () => {};
+    this.onGlass = () => {}; // somebody wants to look into a reply
   }
 
   // Whether the conversation on the screen is getting a reply; others may be getting theirs.
@@ -231,10 +232,12 @@ export class Chat {
   async ask(again) {
     const conversation = this.current;
     const sent = heard(conversation.messages);
-    const reply = { role: "assistant", content: "" };
+    const { model } = this;
+    const how = sampling(again);
+    const reply = { role: "assistant", content: "", model: model.id, how };
     const control = new AbortController();
     this.setSystem($("system").value);
-    const system = raw("system." + conversation.id).trim();
+    const request = { model: model.id, messages: this.spoken(sent), ...how };
     conversation.messages.push(reply);
     conversation.time = Date.now();
     this.running.set(conversation, control);
@@ -242,14 +245,9 @@ export class Chat {
     this.draft = conversation.id;
     this.bubbles.follow = true;
     this.draw();
-    const { model } = this;
-    const messages = [{ role: "system", content: system }, ...sent]
-      .filter((m) => m.role !== "system" || system)
-      .map(({ role, content }) => ({ role, content }));
     const started = performance.now();
     try {
-      const request = { model: model.id, messages, ...sampling(again) };
-      const { finish, usage } = await streamChat(
+      const { finish, usage, ids } = await streamChat(
         request,
         control.signal,
         (text) => {
@@ -261,6 +259,7 @@ export class Chat {
       const count = usage ? usage.completion_tokens : 0;
       reply.used = usage ? usage.total_tokens : reply.used;
       reply.empty = !reply.content;
+      reply.ids = ids;
       const speed = Math.round(count / ((performance.now() - started) / 1000));
       reply.note = [model.label, count + " 词元", speed + " 词元/秒", ENDINGS[finish]].filter(Boolean).join(" · ");
       this.say(conversation, "小寻：" + (reply.content || "（空的回答）"));
@@ -273,6 +272,24 @@ export class Chat {
     if (kept && conversation === this.current) this.draw();
     else this.drawList();
     if (conversation === this.current && document.activeElement === document.body) $("input").focus();
+  }
+
+  // What is sent of these messages of the open conversation, its system prompt before them.
+  spoken(sent) {
+    const system = raw("system." + this.current.id).trim();
+    const all = system ? [{ role: "system", content: system }, ...sent] : sent;
+    return all.map(({ role, content }) => ({ role, content }));
+  }
+
+  // Show how reply number i came about: the same request once more, and the ids that were written.
+  lookInto(i) {
+    const { messages } = this.current;
+    const reply = messages[i];
+    if (!this.model) return;
+    const known = this.models.some((m) => m.id === reply.model) ? reply.model : this.model.id;
+    const request = { model: known, messages: this.spoken(heard(messages.slice(0, i))), ...reply.how };
+    const written = reply.ids && reply.ids.length ? { token_ids: reply.ids } : { reply: reply.content };
+    this.onGlass({ request, ...written }, messages[i - 1]?.content || "");
   }
 
   // What the server says of the prompt: how much of the model's memory it takes, and how many turns did not fit.

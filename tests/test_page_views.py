@@ -1,0 +1,130 @@
+"""The page's other views in a real browser: looking into a reply, in both themes and on a phone."""
+import json
+
+import pytest
+
+pytest.importorskip("fastapi", reason="requirements-serve.txt 没有装")
+pytest.importorskip("uvicorn", reason="requirements-serve.txt 没有装")
+pytest.importorskip("websocket", reason="websocket-client 没有装")
+
+import browser
+from test_serve_page import DONE, PALE, READY, SMALL
+from toy_server import serving, write_model
+
+pytestmark = pytest.mark.skipif(browser.CHROMIUM is None, reason="没有 Chromium")
+SIZES = [(1300, 820, False), (390, 844, True)]
+BOTH = pytest.mark.parametrize("scheme,size", [("light", SIZES[0]), ("dark", SIZES[1])])
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("views")
+    models = {"小寻": write_model(folder / "one.pkl"), "续写": write_model(folder / "two.pkl", 1, stage="Pre")}
+    with serving(folder, models=models) as server, browser.browsing() as tab:
+        tab.server, tab.folder = server, folder
+        yield tab
+        assert not tab.foreign_requests(server.url)
+        assert "Traceback" not in server.said()
+
+
+@pytest.fixture(autouse=True)
+def fresh(page):
+    page.size(1300, 820)
+    page.scheme("light")
+    page.open(page.server.url + "/health")
+    page.run("localStorage.clear(); sessionStorage.clear()")
+    page.run("""localStorage.setItem("tinyseek.sampling", '{"max_tokens": 16, "temperature": 1, "seed": 5}')""")
+    visit(page)
+    page.events.clear()
+    yield
+    assert page.complaints() == []
+
+
+def visit(page, where="/?again"):
+    page.open(page.server.url + where)
+    page.wait(READY)
+
+
+def look(page, scheme, size):
+    page.scheme(scheme)
+    page.size(*size)
+    visit(page, f"/?{scheme}")
+
+
+def ask(page, text):
+    page.click("#input")
+    page.type(text)
+    page.key("Enter")
+    page.wait(DONE)
+
+
+def check_looks(page, phone):
+    """Nothing beyond the edge, no pale text, on a phone nothing too small for a finger."""
+    assert page.run("document.documentElement.scrollWidth <= innerWidth")
+    assert page.run(PALE) == []
+    if phone:
+        assert page.run(SMALL) == []
+
+
+TOKENS = "document.querySelectorAll('#glass-tokens button').length"
+
+
+@BOTH
+def test_any_reply_can_be_looked_into(page, scheme, size):
+    look(page, scheme, size)
+    ask(page, "你好，小寻")
+    said = page.text(".message.assistant .text")[0]
+    page.click("[aria-label^=透视]")
+    count = page.wait(TOKENS)
+    assert page.run("document.title") == "透视 · 小寻" and page.text("#glass-title") == ["你好，小寻"]
+    shown = "".join(page.text("#glass-tokens button"))
+    assert shown == said.replace("\n", "⏎").replace(" ", "␣") or "<0x" in shown
+    page.click(f"#glass-tokens li:nth-child({min(3, count)}) button")
+    chosen = page.run("document.querySelector('#glass-tokens [aria-pressed=true]').textContent")
+    assert page.text("#glass-detail .big")[0].startswith(chosen)
+    assert page.run("document.querySelectorAll('#glass-detail tbody tr').length") == 6
+    assert page.run("document.querySelectorAll('#glass-detail .layer').length") == 2
+    assert "第二个输出头" in page.text("#glass-detail")[0]
+    assert page.run("""[...document.querySelectorAll('#glass-tokens button')].every((b) =>
+        b.style.getPropertyValue('--p') > 0)""")
+    page.run("document.activeElement.focus()")
+    page.key("ArrowRight")
+    page.wait("document.querySelectorAll('#glass-tokens button')[3].getAttribute('aria-pressed') === 'true'")
+    check_looks(page, size[2])
+
+
+def test_another_head_is_looked_at_on_demand(page):
+    ask(page, "你好，小寻")
+    page.click("[aria-label^=透视]")
+    page.wait(TOKENS)
+    shares = "[...document.querySelectorAll('#glass-prompt li')].map((e) => e.style.getPropertyValue('--a')).join()"
+    before = page.run(shares)
+    assert page.text("#glass-layer option") == ["第 1 层", "第 2 层"] and page.text("#glass-head option")[-1] == "第 2 头"
+    page.run("""(() => { const s = document.querySelector('#glass-layer'); s.value = '0';
+        s.dispatchEvent(new Event('change')); })()""")
+    page.wait(f"{shares} !== {json.dumps(before)}")
+
+
+def test_a_reply_of_an_earlier_version_has_no_ids_and_is_cut_again(page):
+    kept = {"time": 1, "messages": [{"role": "user", "content": "你好"}, {"role": "assistant", "content": "天好"}]}
+    page.open(page.server.url + "/health")
+    page.run("sessionStorage.clear()")
+    page.run(f"localStorage.setItem('tinyseek.chat.old', {json.dumps(json.dumps(kept))})")
+    visit(page)
+    page.wait("document.querySelectorAll('.message').length === 2")
+    page.click("[aria-label^=透视]")
+    page.wait(TOKENS)
+    assert "".join(page.text("#glass-tokens button")) == "天好"
+
+
+@BOTH
+def test_a_text_is_shown_cut_into_words_beside_characters(page, scheme, size):
+    look(page, scheme, size)
+    page.click("#tab-glass")
+    page.wait("document.querySelectorAll('#cut-words li').length")
+    page.run("document.querySelector('#cut-text').select()")
+    page.type("天好<b>")
+    page.wait("document.querySelectorAll('#cut-characters li').length === 5")
+    assert page.text("#cut-characters li") == list("天好<b>") and "5 个字切成" in page.text("#cut-note")[0]
+    assert page.run("document.querySelectorAll('#cut-words li small').length >= 2")
+    check_looks(page, size[2])
