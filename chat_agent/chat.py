@@ -16,7 +16,7 @@ if __name__ == "__main__":
 
 import torch
 
-from chat_agent.load import context_of, load, model_paths, talk_of
+from chat_agent.load import context_of, load, model_paths, stretch_of, talk_of
 from chat_agent.session import Session
 from chat_agent.terminal.commands import Commands
 from chat_agent.terminal.shown import remarks, show, thin
@@ -24,11 +24,12 @@ from chat_agent.terminal.typing import LEAVE, Keyboard
 from model.sampling import DEFAULTS, RANGES
 from tools.cli import guarded, parse
 from tools.config.stages import made_by
+from tools.config.keys import STRETCH
 from tools.errors import UserError
 from tools.process.signals import ctrl_c_interrupts
 from tools.template import THINKING
 
-READS = ("device", "threads", "out_dir", "name")
+READS = ("device", "threads", "out_dir", "name", *STRETCH)
 OPTIONS = [
     ("--model", {"action": "append", "metavar": "文件",
                  "help": "模型 .pkl，任何阶段的都行；写几次就让几个模型并排回答（默认 out/TinySeek_SFT_final.pkl）"}),
@@ -60,10 +61,10 @@ def main(argv=None):
     sampling_of(options, DEFAULTS)
     if manager.config["threads"]:
         torch.set_num_threads(manager.config["threads"])
-    paths = model_paths(options.model, manager.config)
+    paths, stretch = model_paths(options.model, manager.config), stretch_of(options, manager.config)
 
     def open_model(path):
-        return short_names([path])[0], open_session(path, manager.config["device"], options)
+        return short_names([path])[0], open_session(path, manager.config["device"], options, stretch)
 
     chats = {name: open_model(path)[1] for name, path in zip(short_names(paths), paths)}
     how = sampling_of(options, next(iter(chats.values())).sampling)
@@ -93,8 +94,8 @@ def checked(how):
     return {**how, "top_k": max(how["top_k"], 0)}                                   # -1: vLLM's word for all
 
 
-def open_session(path, device, options):
-    model, vocab, payload = load(path, device)
+def open_session(path, device, options, stretch=None):
+    model, vocab, payload = load(path, device, stretch)
     completes = payload["stage"] == "Pre"
     title, size = made_by(payload["stage"]), sum(p.numel() for p in model.parameters()) / 1e6
     if options.prompt is None or completes:             # who asks for one reply wants nothing else

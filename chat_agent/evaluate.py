@@ -24,8 +24,9 @@ from chat_agent.chat import short_names
 from chat_agent.evaluation.own_rows import held_rows, is_built_in, learned, runs_of
 from chat_agent.evaluation.rows import looks_like
 from chat_agent.evaluation.scoring import bits_per_char, exact_scores, mcq_scores, paired, world_scores
-from chat_agent.load import choose_device, context_of, load, model_paths
+from chat_agent.load import choose_device, context_of, load, model_paths, stretch_of
 from tools.cli import guarded, parse
+from tools.config.keys import STRETCH
 from tools.demo.tasks import TASKS as BUILT_IN
 from tools.demo_data import demo_home, write_demo
 from tools.errors import UserError
@@ -40,7 +41,7 @@ FITS = {"choice": ("mcq",), "question": ("bpc", "exact"), "rows": ("bpc",)}
 Work = namedtuple("Work", "files every fields")        # rows of which files, and what parse_line is told of them
 SURE = 0.05             # a difference between two models that chance makes more often than this is called undecided
 READS = ("device", "threads", "out_dir", "name", "log_dir", "cache_dir", "mixed_precision", "max_bad_share",
-         "text_field", "columns", "hf_subset", "hf_split", "hf_streaming")
+         "text_field", "columns", "hf_subset", "hf_split", "hf_streaming", *STRETCH)
 OPTIONS = [
     ("--model", {"action": "append", "metavar": "P", "help": "检查点；写几次就比较几个，默认 out_dir 里的 TinySeek_SFT_final.pkl"}),
     ("--task", {"choices": (*TASKS, "all"), "default": "all",
@@ -62,7 +63,9 @@ def main(argv=None):
     if config["threads"]:
         torch.set_num_threads(config["threads"])
     paths = model_paths(options.model, config)
-    loaded = [load(path, choose_device(config["device"])) for path in paths]       # all mistakes before any work
+    stretch = stretch_of(options, config)
+    device = choose_device(config["device"])
+    loaded = [load(path, device, stretch) for path in paths]       # all mistakes before any work
     runs = [runs_of(path, payload) for path, (_, _, payload) in zip(paths, loaded)]
     plan = plan_tasks(options, config, runs)
     names, answers = short_names(paths), []

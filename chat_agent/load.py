@@ -6,6 +6,7 @@ from pathlib import Path
 from model.build import build
 from model.sampling import DEFAULTS, Sampling
 from tools.checkpoint import acts_of, load_chain
+from tools.config.keys import STRETCH
 from tools.errors import UserError
 from tools.process.device import choose_device
 from tools.vocab import Vocab
@@ -13,9 +14,9 @@ from tools.vocab import Vocab
 USUAL = "TinySeek_SFT_final.pkl"
 
 
-def load(path, device="auto"):
+def load(path, device="auto", changes=None):
     """path of any .pkl -> (model in eval mode on the device, Vocab, payload of the file itself, where "acts" says what
-    it has learned beside speaking: "thinking", "calls").
+    it has learned beside speaking: "thinking", "calls"). changes: model keys that fit the same tensors.
 
     UserError: 2 no such device, 3 the file or a base it needs is missing or damaged, 4 the parts do not fit together.
     """
@@ -23,6 +24,8 @@ def load(path, device="auto"):
     if not path.is_file():
         raise UserError(f"找不到模型 {path}。{_other_models(path)}", 3)
     chain = load_chain(path)
+    if changes and chain[-1]["kind"] != "gate":
+        chain[0] = {**chain[0], "config": {**chain[0]["config"], **changes}}
     vocab = Vocab.from_state(chain[0]["vocab"], str(path))
     parts = chain + [payload for expert in chain[-1].get("experts", ()) for payload in expert]
     if any(payload["vocab_hash"] != vocab.hash for payload in parts):
@@ -34,6 +37,11 @@ def load(path, device="auto"):
     if model.config.vocab_size < len(vocab):
         raise UserError(f"{path} 的词表有 {len(vocab)} 项，模型只有 {model.config.vocab_size} 项。请换一个检查点。", 4)
     return model.to(device).eval().requires_grad_(False), vocab, {**chain[-1], "acts": acts_of(parts)}
+
+
+def stretch_of(options, config):
+    """What a command line says about rotary positions beyond the length that was trained -> `changes` of `load`."""
+    return {name: config[name] for name in STRETCH if name in getattr(options, "overrides", ())}
 
 
 def model_paths(given, config):

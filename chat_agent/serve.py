@@ -19,12 +19,13 @@ import dataclasses
 import os
 
 from tools.cli import guarded, parse
+from tools.config.keys import STRETCH
 from tools.config.stages import made_by
 from tools.errors import UserError
 from tools.process.first import in_notebook
 
 KEY_VARIABLE = "TINYSEEK_API_KEY"
-READS = ("device", "threads", "out_dir", "name", "log_dir")
+READS = ("device", "threads", "out_dir", "name", "log_dir", *STRETCH)
 OPTIONS = [
     ("--model", {"action": "append", "metavar": "文件",
                  "help": "模型或适配器 .pkl，可写几次；写成 名字=文件 可自己起名（默认 out/TinySeek_SFT_final.pkl）"}),
@@ -154,7 +155,7 @@ def open_models(options, config):
 def load_all(paths, config, options):
     """--model values -> list of Served. UserError as `load` raises them; 2 for two models of one name."""
     from chat_agent.chat import short_names
-    from chat_agent.load import context_of, load, talk_of
+    from chat_agent.load import context_of, load, stretch_of, talk_of
     from chat_agent.server.models import Served
     named = [split_name(path) for path in paths]
     names = [name or short for (name, _), short in zip(named, short_names([path for _, path in named]))]
@@ -162,7 +163,7 @@ def load_all(paths, config, options):
         raise UserError("有两个模型同名。请用 --model 名字=文件 给它们起不同的名字。")
     served = []
     for name, (own, path) in zip(names, named):
-        model, vocab, payload = load(path, config["device"])
+        model, vocab, payload = load(path, config["device"], stretch_of(options, config))
         title = made_by(payload["stage"])
         label = own or (f"{title}（{name}）" if len(paths) > 1 else title)
         served.append(Served(name, model, vocab, context_of(model, payload, options.context), payload["stage"] == "Pre",

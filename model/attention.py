@@ -47,7 +47,7 @@ class MLA(nn.Module):
 
     @property
     def scale(self):
-        return 1.0 / math.sqrt(self.key_width)
+        return self.config.sharpness / math.sqrt(self.key_width)
 
     def queries(self, x, tables):
         """x (N, d_model) -> (N, H, d_h + d_r), the rotary part rotated."""
@@ -119,16 +119,16 @@ class GQA(nn.Module):
     def __init__(self, config):
         super().__init__()
         c = self.config = config
-        self.q = nn.Linear(c.d_model, c.n_head * c.d_h, bias=False)
-        self.kv = nn.Linear(c.d_model, 2 * c.kv_heads * c.d_h, bias=False)        # all keys, then all values
+        self.q = nn.Linear(c.d_model, c.n_head * c.d_h, bias=c.bias != "none")
+        self.kv = nn.Linear(c.d_model, 2 * c.kv_heads * c.d_h, bias=c.bias != "none")     # all keys, then all values
         if c.qk_norm:                                                             # Henry et al. 2020, arXiv:2010.04245
             self.q_norm, self.k_norm = (make_norm("rms", c.d_h, c.norm_eps) for _ in range(2))
-        self.out = nn.Linear(c.n_head * c.d_h, c.d_model, bias=False)
+        self.out = nn.Linear(c.n_head * c.d_h, c.d_model, bias=c.bias == "all")
         self.prefixes = nn.ModuleList()                                           # see model/prefix.py
 
     @property
     def scale(self):
-        return 1.0 / math.sqrt(self.config.d_h)
+        return self.config.sharpness / math.sqrt(self.config.d_h)
 
     def queries(self, x, tables):
         q = self.q(x).view(-1, self.config.n_head, self.config.d_h)

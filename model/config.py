@@ -1,15 +1,18 @@
 """The shape of a model. One frozen dataclass; every field is a key of model_config.json."""
 
+import math
 from dataclasses import asdict, dataclass, fields
 
 # Also the choices of tools/config/keys.py, which may not import this; a test holds them equal.
 CHOICES = {
-    "activation": ("swiglu", "geglu", "gelu", "relu", "relu2"),
+    "activation": ("swiglu", "geglu", "gelu", "gelu_tanh", "relu", "relu2"),
     "norm": ("rms", "layer"),
     "position": ("rope", "alibi", "learned"),
     "attention": ("mla", "gqa"),
     "router": ("softmax", "sigmoid"),
     "moe_loss": ("lexp", "aux"),
+    "bias": ("none", "qkv", "all"),
+    "rope_scaling": ("none", "linear", "llama3", "yarn"),
 }
 
 
@@ -36,6 +39,12 @@ class ModelConfig:
     position: str = "rope"
     attention: str = "mla"
     n_kv_head: int | None = None     # gqa only, None = n_head
+    head_dim: int | None = None      # content dimensions per head, None = d_model / n_head
+    bias: str = "none"               # gqa only: of queries, keys and values (qkv), or of every projection of the blocks
+    rope_scaling: str = "none"       # how rotary positions are stretched beyond the length that was trained
+    rope_factor: float = 1.0         # by how much
+    rope_original: int | None = None     # llama3 and yarn: the length that was trained
+    rope_attention: float | None = None  # queries and keys grow by it, None = what yarn says, 1 elsewhere
     sliding_window: int | None = None
     use_moe: bool = True
     use_fc2: bool = True
@@ -62,12 +71,13 @@ class ModelConfig:
         for key, allowed in CHOICES.items():
             if getattr(self, key) not in allowed:
                 raise ValueError(f"{key} must be one of {', '.join(allowed)}, not {getattr(self, key)!r}")
-        if self.d_model % self.n_head:
+        if self.head_dim is None and self.d_model % self.n_head:
             raise ValueError(f"n_head {self.n_head} does not divide d_model {self.d_model}")
         if self.attention == "gqa" and self.n_head % self.kv_heads:
             raise ValueError(f"n_kv_head {self.kv_heads} does not divide n_head {self.n_head}")
         if self.position == "rope" and self.rotary_width % 2:
             raise ValueError(f"rotary width {self.rotary_width} must be even")
+        self._check_bias_and_scaling()
         if self.use_moe and not 1 <= self.keep <= self.other_experts:
             raise ValueError(f"keep {self.keep} must lie between 1 and other_experts {self.other_experts}")
         if self.use_moe and self.shared_experts < 1:
@@ -81,6 +91,16 @@ class ModelConfig:
             raise ValueError("counted needs use_fc2 false: there are no counts for the second next token")
         if self.position == "learned" and not self.max_position:
             raise ValueError("position 'learned' needs max_position")
+
+    def _check_bias_and_scaling(self):
+        if self.bias != "none" and self.attention != "gqa":
+            raise ValueError("bias belongs to attention 'gqa'")
+        if self.bias == "all" and self.use_moe:
+            raise ValueError("bias 'all' needs use_moe false: experts have none")
+        if self.rope_scaling != "none" and self.position != "rope":
+            raise ValueError("rope_scaling belongs to position 'rope'")
+        if self.rope_scaling in ("llama3", "yarn") and not self.rope_original:
+            raise ValueError(f"rope_scaling '{self.rope_scaling}' needs rope_original, the length that was trained")
 
     @classmethod
     def from_dict(cls, values):
@@ -96,7 +116,7 @@ class ModelConfig:
     @property
     def d_h(self):
         """Content dimensions per head, also the width of a head's value."""
-        return self.d_model // self.n_head
+        return self.head_dim or self.d_model // self.n_head
 
     @property
     def query_latent(self):
@@ -109,6 +129,17 @@ class ModelConfig:
     @property
     def rotary_width(self):
         return self.d_r if self.attention == "mla" else self.d_h
+
+    @property
+    def rope(self):
+        """What `layers.rotary_tables` needs beside the positions."""
+        return self.rotary_width, self.ro_theta, (self.rope_scaling, self.rope_factor, self.rope_original)
+
+    @property
+    def sharpness(self):
+        """Factor on the attention scores (YaRN, arXiv:2309.00071, section 3.4)."""
+        usual = 0.1 * math.log(self.rope_factor) + 1 if self.rope_scaling == "yarn" else 1.0
+        return (self.rope_attention or usual) ** 2
 
     @property
     def dense_width(self):

@@ -2,6 +2,7 @@
 
 import math
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 from torch import nn
@@ -66,12 +67,36 @@ def without_autocast(x):
     return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
-def rotary_tables(positions, width, theta):
-    """positions: (N,) integers -> cos, sin: (N, width / 2), float32 (float64 for tables asked in float64 models)."""
+LLAMA3 = 1, 4       # turns within the original length: fewer are stretched wholly, more not at all
+YARN = 32, 1        # the same the other way round, counted in dimensions between
+
+
+def rotary_tables(positions, width, theta, scaling=("none",)):
+    """positions: (N,) integers -> cos, sin: (N, width / 2), float32. scaling: kind, factor, original length."""
     device = "cpu" if positions.device.type == "mps" else positions.device          # mps has no float64
     frequencies = theta ** (-torch.arange(0, width, 2, device=device, dtype=torch.float64) / width)
+    frequencies = scaled(frequencies, theta, *scaling)
     angles = positions.to(device)[:, None].double() * frequencies
     return angles.cos().float().to(positions.device), angles.sin().float().to(positions.device)
+
+
+def scaled(frequencies, theta, kind, factor=1.0, original=None):
+    """Rotary frequencies (width / 2,) for positions beyond the original length: all slower (linear), or only those that
+    turn less than a few times within it (Llama 3.1, and YaRN, arXiv:2309.00071)."""
+    if kind == "none":
+        return frequencies
+    if kind == "linear":
+        return frequencies / factor
+    if kind == "llama3":
+        turns = frequencies * (original / (2 * math.pi))
+        kept = ((turns - LLAMA3[0]) / (LLAMA3[1] - LLAMA3[0])).clamp(0, 1)
+    else:
+        width = 2 * len(frequencies)
+        first, last = (width * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta)) for turns in YARN)
+        first, last = max(math.floor(first), 0), min(math.ceil(last), width - 1)
+        places = torch.arange(len(frequencies), device=frequencies.device, dtype=frequencies.dtype)
+        kept = 1 - ((places - first) / (last - first or 0.001)).clamp(0, 1)
+    return frequencies * (kept + (1 - kept) / factor)
 
 
 def rotate(x, tables):
@@ -88,7 +113,7 @@ def alibi_slopes(heads, device=None):
 
 GATED = {"swiglu": F.silu, "geglu": F.gelu}
 GATED_BACKWARD = {"swiglu": torch.ops.aten.silu_backward, "geglu": torch.ops.aten.gelu_backward}
-PLAIN = {"gelu": F.gelu, "relu": F.relu,
+PLAIN = {"gelu": F.gelu, "gelu_tanh": partial(F.gelu, approximate="tanh"), "relu": F.relu,
          "relu2": lambda x: _SquaredReLU.apply(x) if torch.is_grad_enabled() else F.relu(x).square_()}
 
 
@@ -148,11 +173,11 @@ def activate(x, activation):
 class FeedForward(nn.Module):
     """down(act(up(x))); gated kinds keep gate and up in one matrix, gate first."""
 
-    def __init__(self, width, hidden, activation):
+    def __init__(self, width, hidden, activation, bias=False):
         super().__init__()
         self.activation = activation
-        self.up = nn.Linear(width, hidden * (2 if is_gated(activation) else 1), bias=False)
-        self.down = nn.Linear(hidden, width, bias=False)
+        self.up = nn.Linear(width, hidden * (2 if is_gated(activation) else 1), bias=bias)
+        self.down = nn.Linear(hidden, width, bias=bias)
 
     def forward(self, x):
         return self.down(activate(self.up(x), self.activation))

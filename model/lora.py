@@ -61,6 +61,10 @@ class LoraLinear(nn.Module):
         merge)."""
         return self.base.weight + self.lora.delta()
 
+    @property
+    def bias(self):
+        return self.base.bias
+
 
 GROUPS = ("all", "attention", "mlp", "experts", "shared", "router", "heads")
 

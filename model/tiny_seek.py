@@ -66,7 +66,7 @@ class Block(nn.Module):
         self.attention = MLA(config) if config.attention == "mla" else GQA(config)
         self.mlp_norm = make_norm(config.norm, config.d_model, config.norm_eps)
         self.mlp = MoE(config) if config.is_moe_layer(index) else \
-            FeedForward(config.d_model, config.dense_width, config.activation)
+            FeedForward(config.d_model, config.dense_width, config.activation, config.bias == "all")
         self.dropout = nn.Dropout(config.dropout)
         self.memories = nn.ModuleList()                                           # see model/memory.py
 
@@ -129,6 +129,8 @@ class TinySeek(nn.Module):
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 nn.init.normal_(module.weight, std=self.config.init_std)
+                if getattr(module, "bias", None) is not None:
+                    nn.init.zeros_(module.bias)
             elif isinstance(module, Router):
                 nn.init.normal_(module.weight, std=self.config.init_std)
             elif isinstance(module, MoE):
@@ -272,7 +274,7 @@ class TinySeek(nn.Module):
         """Rotary cos and sin for positions (N,), or None."""
         if self.config.position != "rope":
             return None
-        return rotary_tables(positions, self.config.rotary_width, self.config.ro_theta)
+        return rotary_tables(positions, *self.config.rope)
 
     def routing_loss(self, routings):
         """alpha * sum over layers of the balance loss, plus the router z-loss; None without experts."""

@@ -121,3 +121,23 @@ def test_compute_dtype_follows_autocast():
 
 def test_residual_std_keeps_the_stream_level():
     assert residual_std(toy_config(n_layer=8, init_std=0.02)) == pytest.approx(0.02 / 4)
+
+
+STRETCHED = [("linear", {}), ("llama3", {"low_freq_factor": 1.0, "high_freq_factor": 4.0}), ("yarn", {})]
+
+
+@pytest.mark.parametrize("kind,more", STRETCHED)
+@pytest.mark.parametrize("original", [16, 4096])
+def test_B5_stretched_positions_are_those_of_transformers(kind, more, original):
+    rope = pytest.importorskip("transformers.modeling_rope_utils")
+    from transformers import LlamaConfig
+    said = {"rope_type": kind, "factor": 4.0, "rope_theta": 10000.0, "original_max_position_embeddings": original}
+    theirs = LlamaConfig(hidden_size=64, num_attention_heads=2, max_position_embeddings=4 * original,
+                         rope_parameters=said | more)
+    frequencies, attention = rope.ROPE_INIT_FUNCTIONS[kind](theirs, "cpu")
+    ours = toy_config(d_model=64, n_head=2, attention="gqa", rope_scaling=kind, rope_factor=4.0, rope_original=original)
+    plain = 10000.0 ** (-torch.arange(0, 32, 2).double() / 32)
+    made = layers.scaled(plain, 10000.0, kind, 4.0, original)
+    torch.testing.assert_close(made.float(), frequencies, rtol=1e-6, atol=0)
+    assert ours.sharpness == pytest.approx(attention ** 2)
+    assert not torch.equal(made, plain)

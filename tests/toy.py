@@ -47,10 +47,16 @@ VARIANTS = {
     "relu2": {"activation": "relu2"},
     "qk_norm": {"attention": "gqa", "qk_norm": True},
     "counted": {"counted": 3, "use_fc2": False},
+    "stretched": {"rope_scaling": "yarn", "rope_factor": 4.0, "rope_original": 8, "head_dim": 12},
+    "qwen2": {"attention": "gqa", "n_kv_head": 1, "bias": "qkv", "use_moe": False, "use_fc2": False},
+    "qwen3": {"attention": "gqa", "n_kv_head": 1, "head_dim": 12, "qk_norm": True, "use_moe": False, "use_fc2": False,
+              "rope_scaling": "yarn", "rope_factor": 2.0, "rope_original": 8, "tie_embedding": True},
     "scaled": {"routed_scaling": 2.5, "keep": 1},
     "gpt2": {"attention": "gqa", "position": "learned", "max_position": 64, "norm": "layer", "activation": "gelu",
              "use_moe": False,
              "use_fc2": False, "tie_embedding": True},
+    "gpt2_biased": {"attention": "gqa", "position": "learned", "max_position": 64, "norm": "layer", "use_moe": False,
+                    "activation": "gelu_tanh", "use_fc2": False, "bias": "all"},
 }
 
 # One entry per value of an option that differs from the default; tests/test_option_pairs.py holds the laws for every
@@ -67,6 +73,12 @@ OPTIONS = {
     "relu2": {"activation": "relu2"},
     "qk_norm": {"attention": "gqa", "qk_norm": True},
     "counted": {"counted": 3, "use_fc2": False},
+    "wide_heads": {"head_dim": 12},
+    "qkv_bias": {"attention": "gqa", "bias": "qkv"},
+    "all_bias": {"attention": "gqa", "bias": "all", "use_moe": False, "activation": "gelu_tanh"},
+    "linear": {"rope_scaling": "linear", "rope_factor": 2.0, "rope_attention": 1.2},
+    "llama3": {"rope_scaling": "llama3", "rope_factor": 8.0, "rope_original": 8},
+    "yarn": {"rope_scaling": "yarn", "rope_factor": 4.0, "rope_original": 8},
     "layer_norm": {"norm": "layer"},
     "one_head": {"use_fc2": False},
     "half_dense": {"n_dense_layer": 1, "dense_hidden": 10},
@@ -160,7 +172,7 @@ def toy_model(seed=0, dtype=torch.float64, **changes):
     torch.manual_seed(seed)
     model = TinySeek(toy_config(init_std=0.2, **changes)).to(dtype)
     for name, parameter in model.named_parameters():
-        if "norm" in name:
+        if "norm" in name or name.endswith("bias"):
             parameter.data += torch.randn_like(parameter) * 0.1
     if model.config.counted:
         ids = torch.randint(16, model.config.vocab_size, (400,)).repeat(3)

@@ -145,7 +145,7 @@ class _Parser(argparse.ArgumentParser):
         if last in REFUSED:
             translate(last, None, label=f"--{name}")
         key = key_behind(last)
-        if self.only_run_keys and key is not None and KEYS[key].scope == "model":
+        if self.only_run_keys and key is not None and KEYS[key].scope == "model" and key not in (self.reads or ()):
             raise UserError(f"--{name} 不能在这里改：模型结构来自检查点，要别的结构请换一个检查点（--model）。")
         if self.reads is not None and key in INSTEAD and key not in self.reads:
             raise UserError(f"--{name} 只用于训练，{self.prog} 不训练。")

@@ -72,7 +72,7 @@ class DecodeCache:
         if self.config.position == "rope":
             positions = torch.arange(capacity, device=old[0].device)
             wide = torch.promote_types(old[0].dtype, torch.float32)
-            cos, sin = rotary_tables(positions, self.config.rotary_width, self.config.ro_theta)
+            cos, sin = rotary_tables(positions, *self.config.rope)
             self.turns = torch.complex(cos.to(wide), sin.to(wide))[:, None]                            # (C, 1, d_r / 2)
 
     def logits(self, last, slots=None):

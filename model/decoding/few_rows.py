@@ -41,10 +41,14 @@ class RowTable:
     """x (N, in) -> x @ weight.T (N, out). The table for few rows is made when they first come: whole batches never need
     it."""
 
-    def __init__(self, weight):
-        self.weight, self.table = weight, None
+    def __init__(self, weight, bias=None):
+        self.weight, self.bias, self.table = weight, bias, None
 
     def __call__(self, x):
+        made = self._product(x)
+        return made if self.bias is None else made + self.bias
+
+    def _product(self, x):
         if not few(x):
             return F.linear(x, self.weight)
         if self.table is None:
@@ -68,7 +72,8 @@ class DenseFeedForward:
     """A FeedForward as its weights are now."""
 
     def __init__(self, layer):
-        self.up, self.down, self.activation = RowTable(layer.up.weight), RowTable(layer.down.weight), layer.activation
+        self.up, self.down = (RowTable(part.weight, part.bias) for part in (layer.up, layer.down))
+        self.activation = layer.activation
 
     def __call__(self, x):
         return self.down(activate(self.up(x), self.activation))

@@ -105,7 +105,8 @@ def _spoken(value, words):
 
 
 def _hidden_act(value, name, base):
-    return {"activation": _spoken(value, {"silu": "swiglu", "swish": "swiglu", "gelu_new": "gelu"})}
+    return {"activation": _spoken(value, {"silu": "swiglu", "swish": "swiglu", "gelu_new": "gelu_tanh",
+                                           "gelu_pytorch_tanh": "gelu_tanh"})}
 
 
 def _dtype(value, name, base):
@@ -143,7 +144,7 @@ _DEVICE, _SMALL = "请写 device，如 cpu、cuda:0、mps", "训练不量化；�
 REFUSED = {
     "plan": "多机的估算去掉了，请用 --dry_run 在一张卡上实测",
     "shuffle": "数据总是按 seed 打乱", "drop_last": "最后不满的一批也会用上", "warmup_ratio": "请写 warmup_steps",
-    "head_dim": "每头宽度由 d_model / n_head 决定", "n_of_experts": "请写 other_experts 和 shared_experts",
+    "n_of_experts": "请写 other_experts 和 shared_experts",
     "norm_topk_prob": "选中专家的权重不再归一化，请用 routed_scaling", "capacity_factor": "专家没有容量上限，不丢词元",
     "flash_attn": _AUTOMATIC, "use_flash_attention": _AUTOMATIC, "attn_implementation": _AUTOMATIC,
     "num_processes": _LAUNCHER, "num_nodes": _LAUNCHER, "world_size": _LAUNCHER, "local_rank": _LAUNCHER,

@@ -34,11 +34,19 @@ _MODEL = block(
     key("scale", "float", 0.02, "LoRA 的 A 矩阵初始标准差", above=0),
     ask(key("alpha", "float", 0.01, "负载均衡项 Lexp 的权重", low=0)),
     key("routed_scaling", "float", 1.0, "路由专家输出的系数", above=0),
-    key("activation", "choice", "swiglu", "激活函数", choices=("swiglu", "geglu", "gelu", "relu", "relu2")),
+    key("activation", "choice", "swiglu", "激活函数", choices=("swiglu", "geglu", "gelu", "gelu_tanh", "relu", "relu2")),
     key("norm", "choice", "rms", "归一化", choices=("rms", "layer")),
     key("position", "choice", "rope", "位置编码", choices=("rope", "alibi", "learned")),
     key("attention", "choice", "mla", "注意力：mla 有潜缓存，gqa 为分组查询", choices=("mla", "gqa")),
     key("n_kv_head", "int", None, "gqa 的键值头数，须整除 n_head；null = n_head", low=1),
+    key("head_dim", "int", None, "每头宽度，null = d_model / n_head", low=1),
+    key("bias", "choice", "none", "偏置：qkv 只在查询、键、值上，all 在每个投影上（仅 gqa；all 须 use_moe=false）",
+        choices=("none", "qkv", "all")),
+    ask(key("rope_scaling", "choice", "none", "把旋转位置拉长，用于更长的上下文",
+            choices=("none", "linear", "llama3", "yarn"))),
+    ask(key("rope_factor", "float", 1.0, "旋转位置拉长几倍", low=1)),
+    ask(key("rope_original", "int", None, "拉长以前训练时的长度（llama3 和 yarn 要写）", low=1)),
+    ask(key("rope_attention", "float", None, "查询和键各放大几倍，null = 照 yarn 的公式，别的为 1", above=0)),
     key("sliding_window", "int", None, "滑动窗口宽度，null = 不限", low=1),
     key("use_moe", "bool", True, "混合专家；false = 稠密"),
     key("use_fc2", "bool", True, "第二个预测头（预测 t+2）"),
@@ -168,6 +176,9 @@ DEMO_DATA = ("data/demo_pre.jsonl", "data/demo_sft.jsonl")
 
 # Keys that ask for other work than training; a command that does not do it refuses them.
 INSTEAD = ("dry_run", "find_lr", "find_batch", "overfit_one_batch", "check_gradients", "resume")
+
+# What changes no tensor and yet stays as the start model has it, unless a run, a chat or an evaluation says otherwise.
+STRETCH = ("rope_scaling", "rope_factor", "rope_original", "rope_attention")
 
 MODEL_KEYS = tuple(k for k, key in KEYS.items() if key.scope == "model")
 RUN_KEYS = tuple(k for k, key in KEYS.items() if key.scope == "run")

@@ -28,7 +28,8 @@ def _demand(law, message):
 
 
 def _check_model(c):
-    _demand(c["d_model"] % c["n_head"] == 0, f"n_head={c['n_head']} 不能整除 d_model={c['d_model']}，请改其中一个。")
+    _demand(c["head_dim"] or c["d_model"] % c["n_head"] == 0,
+            f"n_head={c['n_head']} 不能整除 d_model={c['d_model']}，请改其中一个，或用 head_dim 写明每头宽度。")
     if c["attention"] == "mla":
         _demand(c["d_r"] % 2 == 0, f"d_r={c['d_r']} 应为偶数（旋转位置成对作用）。")
         _demand(c["n_kv_head"] in (None, c["n_head"]), "n_kv_head 只用于 attention: gqa；mla 请用 d_c 调节缓存大小。")
@@ -36,8 +37,13 @@ def _check_model(c):
         n_kv_head = c["n_kv_head"] or c["n_head"]
         _demand(c["n_head"] % n_kv_head == 0, f"n_kv_head={n_kv_head} 不能整除 n_head={c['n_head']}，请改其中一个。")
         if c["position"] == "rope":
-            _demand(c["d_model"] // c["n_head"] % 2 == 0,
-                    f"每头宽度 d_model/n_head={c['d_model'] // c['n_head']} 应为偶数（旋转位置成对作用）。")
+            width = c["head_dim"] or c["d_model"] // c["n_head"]
+            _demand(width % 2 == 0, f"每头宽度 {'head_dim' if c['head_dim'] else 'd_model/n_head'}={width} 应为偶数（旋转位置成对作用）。")
+    _demand(c["bias"] == "none" or c["attention"] == "gqa", "bias 只用于 attention: gqa。")
+    _demand(c["bias"] != "all" or not c["use_moe"], "bias: all 用于稠密的模型，专家没有偏置：请同时写 use_moe: false。")
+    _demand(c["rope_scaling"] == "none" or c["position"] == "rope", "rope_scaling 拉长的是旋转位置，请用 position: rope。")
+    _demand(c["rope_scaling"] not in ("llama3", "yarn") or c["rope_original"],
+            f"rope_scaling={c['rope_scaling']} 还要知道原来训练时的长度，请写 rope_original。")
     _demand(not c["qk_norm"] or c["attention"] == "gqa", "qk_norm 只用于 attention: gqa；mla 的潜向量本来就归一化了。")
     _demand(c["counted"] != 1, "counted=1 没有意义：2 到 n 元组请写 n，不用写 0。")
     _demand(not c["counted"] or not c["use_fc2"], "counted 数的是下一个词元，没有再下一个的：请同时写 use_fc2: false。")

@@ -9,7 +9,7 @@ from model import ModelConfig, TinySeek
 from model.build import attach, build
 from model.config import MODEL_KEYS
 from tools.checkpoint import load_chain, read_checkpoint, weights_hash
-from tools.config.keys import KEYS
+from tools.config.keys import KEYS, STRETCH
 from tools.config.stages import TABLE
 from tools.config_manager import ConfigManager
 from tools.errors import UserError
@@ -170,7 +170,8 @@ def fitting_shape(options, vocab, base):
     other tensors."""
     had, own = ModelConfig.from_dict(base["config"]), options.get("own_shape", MODEL_KEYS)
     positions = {"max_position": had.max_position or options["max_position"]}
-    wanted = wanted_shape({**options, **positions, **{k: v for k, v in shape_of(had).items() if k not in own}}, vocab)
+    kept = shape_of(had) | {k: getattr(had, k) for k in STRETCH}
+    wanted = wanted_shape({**options, **positions, **{k: v for k, v in kept.items() if k not in own}}, vocab)
     differing = [(k, getattr(had, k), getattr(wanted, k)) for k in MODEL_KEYS
                  if k not in NOT_SHAPE and getattr(had, k) != getattr(wanted, k)]
     if differing:
