@@ -2,8 +2,9 @@
 
 import time
 
+from chat_agent.acting.forms import Form, offered_of
 from chat_agent.spoken import Spoken
-from model.generate import Reply, stream
+from model.generate import Reply, check_prompt, stream
 from model.sampling import DEFAULTS
 from tools.errors import UserError
 from tools.template import marks_of, message_texts, render_prompt, render_text
@@ -105,8 +106,11 @@ class Session:
         self.used = len(prompt)
         marks = () if self.completes else marks_of(self.acts, self.vocab)
         spoken, started = Spoken(self.vocab, options.pop("stops", ()), self._thinking()), time.perf_counter()
-        ids = stream(self.model, prompt, within(self.context, prompt, max_new_tokens), reply=self.reply, marks=marks,
-                     prepared=self.prepared, **options)
+        room = check_prompt(self.model.config, prompt, within(self.context, prompt, max_new_tokens))
+        rule = None if self.completes else Form(offered_of(self.messages)).rule(
+            self.vocab, self.model.config.vocab_size, room, self.acts, self._thinking())
+        ids = stream(self.model, prompt, room, reply=self.reply, marks=marks, prepared=self.prepared, rule=rule,
+                     **options)
         try:
             for new in ids:
                 yield from spoken.feed([new])

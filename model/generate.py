@@ -73,7 +73,7 @@ def stream(model, ids, max_new_tokens, *, seed=None, speculate=None, guard=True,
                 return
             reply.ids.append(new)
             yield new
-            if guard and loops.add(new):
+            if guard and loops.add(new) and not how.held(reply.ids):
                 reply.finish = "loop"
                 return
 
@@ -123,7 +123,7 @@ class _Job:
             self.reply.finish = "stop"
             return True
         self.reply.ids.append(new)
-        if self.loops and self.loops.add(new):
+        if self.loops and self.loops.add(new) and not how.held(self.reply.ids):
             self.reply.finish = "loop"
             return True
         return len(self.reply.ids) >= self.room

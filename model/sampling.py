@@ -39,6 +39,9 @@ class Sampling:
     stop_ids: tuple = (1,)
     reserved: int = RESERVED
     marks: tuple = ()       # reserved ids that this model may write: of thoughts, of calls
+    # what a reply may be: look(its ids so far) -> (the ids that may come, (V,) bool, or None for all; whether the form
+    # decides alone, without penalties and the rule about reserved ids)
+    rule: object = None
 
     def __post_init__(self):
         object.__setattr__(self, "stop_ids", tuple(self.stop_ids))
@@ -57,12 +60,27 @@ class Sampling:
     def forgetful(self):
         """Whether the choice of an id does not depend on the ids before it in the reply, other than through the
         model."""
-        counted = self.frequency_penalty or self.presence_penalty or self.no_repeat_ngram
+        counted = self.frequency_penalty or self.presence_penalty or self.no_repeat_ngram or self.rule
         return self.repetition_penalty == 1 and not counted
+
+    def held(self, reply):
+        """Whether a form decides what comes next in this reply."""
+        return self.rule is not None and self.rule.look(reply)[1]
 
     def allowed(self, logits, replies):
         """logits (B, V), changed in place; replies: B lists of the ids generated so far -> the same logits after bans
         and penalties."""
+        looks = [(None, False)] * len(replies) if self.rule is None else [self.rule.look(reply) for reply in replies]
+        kept = {i: logits[i].clone() for i, (_, held) in enumerate(looks) if held}
+        self._penalized(logits, replies)
+        for i, (ids, held) in enumerate(looks):
+            if held:
+                logits[i] = kept[i]
+            if ids is not None:
+                logits[i].masked_fill_(~ids.to(logits.device), float("-inf"))
+        return logits
+
+    def _penalized(self, logits, replies):
         if self.reserved:
             logits[:, :self.reserved].add_(self._structure(logits))
         if self.repetition_penalty != 1:
@@ -81,7 +99,6 @@ class Sampling:
                 banned = repeats(reply, self.no_repeat_ngram)
                 if banned:
                     row[banned] = float("-inf")
-        return logits
 
     def _structure(self, logits):
         """0 for stop ids and marks, -inf for the other reserved ids: (min(reserved, V),)."""
@@ -116,7 +133,7 @@ class Sampling:
 
 # How a model answers where nobody says otherwise: in the terminal, on the page, over the API and in a Modelfile. A
 # checkpoint keeps the table that it was saved with. Greedy, because that scores best on questions that have an answer.
-DEFAULTS = {f.name: f.default for f in fields(Sampling) if f.name not in ("stop_ids", "reserved", "marks")}
+DEFAULTS = {f.name: f.default for f in fields(Sampling) if f.name not in ("stop_ids", "reserved", "marks", "rule")}
 DEFAULTS["max_new_tokens"] = 256
 # What may be asked for, on every way to a model; Sampling itself takes more.
 RANGES = {"temperature": (0, 2), "top_p": (0, 1), "min_p": (0, 1), "repetition_penalty": (0.1, 10),

@@ -12,6 +12,7 @@ from chat_agent.session import Session
 from chat_agent.spoken import CALLED, SAID, THOUGHT, Spoken
 from chat_agent.terminal import kept
 from chat_agent.terminal.shown import remarks, show
+from fits import fits
 from model.sampling import Sampling
 from tools.errors import UserError
 from tools.formats import read_rows, row_texts
@@ -204,10 +205,12 @@ def test_W1_W2_a_stream_says_the_same_in_deltas(client):
         delta = chunk.choices[0].delta
         for name in text:
             text[name] += getattr(delta, name, None) or ""
-        calls += delta.tool_calls or []
+        calls += delta.tool_calls or []                                 # the name, then the arguments as they grow
         finish += [chunk.choices[0].finish_reason] * bool(chunk.choices[0].finish_reason)
     assert text == {"content": "", "reasoning_content": "要量一量"} and finish == ["tool_calls"]
-    assert [(c.index, c.function.name, json.loads(c.function.arguments)) for c in calls] == [(0, "量河", {"岸": "东"})]
+    assert (calls[0].function.name, calls[0].type, {c.index for c in calls}) == ("量河", "function", {0})
+    assert calls[0].id.startswith("call_") and not any(c.id or c.function.name for c in calls[1:])
+    assert json.loads("".join(c.function.arguments for c in calls)) == {"岸": "东"} and len(calls) >= 2
     said = [(chunk.choices[0].delta.content or "", getattr(chunk.choices[0].delta, "reasoning_content", None) or "")
             for chunk in asked(client, [{"role": "user", "content": "几岁"}], stream=True)]
     assert ["".join(part) for part in zip(*said)] == ["九岁。", "数一数"]
@@ -234,7 +237,7 @@ def test_W2_tools_are_left_out_where_nobody_learned_them_and_checked_where_someb
     assert plain[0] == plain[1] == asked(client, thoughts, "plain").choices[0].message.content
     quiet = asked(client, RIVER, tools=[RULER], tool_choice="none")     # no tools in the prompt
     assert quiet.usage.prompt_tokens < asked(client, RIVER, tools=[RULER]).usage.prompt_tokens - 20
-    for wrong in ({"tools": [{"type": "function"}]}, {"tools": 3}, {"tools": [RULER], "tool_choice": "required"},
+    for wrong in ({"tools": [{"type": "function"}]}, {"tools": 3}, {"tool_choice": "required"},
                   {"messages": [*RIVER, {"role": "tool", "content": "x"}]},
                   {
                       "messages": [*RIVER,
@@ -243,6 +246,46 @@ def test_W2_tools_are_left_out_where_nobody_learned_them_and_checked_where_someb
                   {"messages": [*RIVER, {"role": "tools", "content": "[]"}]}):
         with pytest.raises(openai.BadRequestError):
             asked(client, **{"messages": RIVER, **wrong})
+
+
+CITY = {"type": "object", "properties": {"城": {"enum": ["北京", "上海"]}, "天": {"type": "integer", "maximum": 7}},
+        "required": ["城", "天"], "additionalProperties": False}
+WEATHER = {"type": "function", "function": {"name": "天气", "parameters": CITY}}
+
+
+@pytest.mark.parametrize("model", ["acts", "plain"])
+def test_W3_a_call_can_be_demanded_of_any_model_and_fits_its_schema(client, model):
+    one = {"type": "function", "function": {"name": "天气"}}
+    for choice, names in ((one, {"天气"}), ("required", {"天气", "量河"})):
+        for seed in range(3):
+            got = asked(client, RIVER, model, tools=[RULER, WEATHER], tool_choice=choice, temperature=1.5, seed=seed,
+                        max_tokens=120).choices[0]
+            assert got.finish_reason == "tool_calls" and {c.function.name for c in got.message.tool_calls} <= names
+            for call in got.message.tool_calls:
+                arguments = json.loads(call.function.arguments)
+                assert call.function.name == "量河" or fits(arguments, CITY), arguments
+    alone = asked(client, RIVER, model, tools=[WEATHER], tool_choice="required", parallel_tool_calls=False, n=2,
+                  temperature=1.5, max_tokens=120)
+    assert [len(choice.message.tool_calls) for choice in alone.choices] == [1, 1]
+
+
+@pytest.mark.parametrize("model", ["acts", "plain"])
+def test_W3_what_is_said_fits_the_response_format(client, model):
+    strict = {"type": "json_schema", "json_schema": {"name": "城", "strict": True, "schema": CITY}}
+    for wanted, check in ((strict, lambda v: fits(v, CITY)), ({"type": "json_object"}, lambda v: isinstance(v, dict))):
+        got = asked(client, RIVER, model, response_format=wanted, temperature=1.5, seed=1).choices[0]
+        assert got.finish_reason == "stop" and check(json.loads(got.message.content)), got
+        parts = asked(client, RIVER, model, response_format=wanted, temperature=1.5, seed=1, stream=True)
+        assert "".join(p.choices[0].delta.content or "" for p in parts) == got.message.content
+
+
+def test_W3_a_form_without_room_is_refused_before_anything_is_written(client):
+    import openai
+    for fields in ({"tools": [WEATHER], "tool_choice": "required"},
+                   {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": CITY}}}):
+        with pytest.raises(openai.BadRequestError) as found:
+            asked(client, RIVER, "plain", max_tokens=5, **fields)
+        assert found.value.param == "max_tokens" and "至少" in found.value.message
 
 
 def test_hostile_results_make_no_reserved_id_and_a_reply_ends(client):

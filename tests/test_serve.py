@@ -116,9 +116,11 @@ def test_openai_client_reads_our_errors(client):
                          ({"presence_penalty": 3}, "presence_penalty"),
                          ({"extra_body": {"chat_template": "{{ x }}"}}, "chat_template"),
                          ({"top_logprobs": 2}, "top_logprobs"),
-                         ({"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "required"},
-                          "tool_choice"),
-                         ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}},
+                         ({"tool_choice": "required"}, "tool_choice"), ({"tools": [{"type": "function"}]}, "tools"),
+                         ({"tools": [{"type": "function", "function": {"name": "f"}}],
+                           "tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice"),
+                         ({"response_format": {"type": "json_schema", "json_schema": {
+                             "name": "x", "strict": True, "schema": {"type": "string", "pattern": "a"}}}},
                           "response_format"),
                          ({"max_tokens": "many"}, "max_tokens"), ({"stop": ["a"] * 5}, "stop")]:
         with pytest.raises(openai.BadRequestError) as found:

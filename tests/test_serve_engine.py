@@ -263,7 +263,7 @@ GARBAGE = [
         ask(top_k=1.5), ask(min_p=2), ask(no_repeat_ngram=-1), ask(chat_template="x"), ask(tool_choice="required"),
         ask(tools=[{"type": "function"}], tool_choice={"type": "function", "function": {"name": "f"}}),
         ask(function_call={"name": "f"}),
-        ask(response_format={"type": "json_object"}), ask(response_format={"type": "json_schema", "json_schema": {}}),
+        ask(response_format={"type": "xml"}), ask(response_format={"type": "json_schema", "json_schema": {}}),
         ask(frequency_penalty=2.5), ask(presence_penalty="1"), ask(top_logprobs=3), ask(best_of=3),
         ask(ignore_eos=True),
         ask(logit_bias={"1": 100}), ask(echo=True), ask(messages=[{"role": "user", "content": "\ud800"}]),
@@ -358,10 +358,10 @@ def test_words_of_other_servers_mean_the_same():
 
 def test_what_nobody_here_knows_is_left_out_and_named():
     got = reading(
-        ask(enable_thinking=True, verbosity="high", tools=[{"type": "function"}],
+        ask(enable_thinking=True, verbosity="high", tools=[{"type": "function", "function": {"name": "f"}}],
             **{"路径": "/etc/passwd", "x" * 10_000: 1}))
     said = got.headers()["x-tinyseek-ignored"]
-    assert said.startswith("enable_thinking,verbosity,tools,%E8%B7%AF") and said.isascii() and len(said) <= 400
+    assert said.startswith("tools,enable_thinking,verbosity,%E8%B7%AF") and said.isascii() and len(said) <= 400
     deep = {}
     for _ in range(200):
         deep = {"a": deep}

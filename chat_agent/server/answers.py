@@ -1,13 +1,15 @@
 """The shapes of OpenAI's answers: whole, or as the chunks of a stream."""
 
 import json
+import re
 import secrets
 import time
 
-from chat_agent.spoken import SAID, THOUGHT
+from chat_agent.spoken import CALLED, SAID, THOUGHT
 from tools.template import compact, parsed_call
 
 
+HEAD = re.compile(r'\{"name": ("(?:[^"\\]|\\.)*"), "arguments": ')     # how every call begins, see acting/schema.py
 UNLIKELY = -9999.0       # OpenAI's word for a logarithm of next to nothing: JSON has none for -inf
 
 
@@ -19,6 +21,7 @@ class Answer:
         self.about, self.ask, self.vocab = about, ask, served.vocab
         self.chat, self.model, self.created = ask.chat, served.name, int(time.time())
         self.id = ("chatcmpl-" if ask.chat else "cmpl-") + secrets.token_hex(12)
+        self.told = {}              # (choice, number of a call) -> how many characters of it have been sent
 
     def _frame(self, kind, choices, **more):
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices, **more}
@@ -65,18 +68,39 @@ class Answer:
         opened = {"role": "assistant", "content": ""}
         return self._chunk(index, opened, None, tinyseek=self.about) if self.chat else None
 
-    def piece(self, index, kind, text, scored=()):
-        """The chunks for some characters of one kind; a call is told when it is known to be one, in `closing`."""
-        if kind == SAID:
+    def piece(self, index, kind, text, scored=(), calls=()):
+        """The chunks for some characters of one kind; calls: the text of all calls up to now."""
+        if kind == CALLED:
+            yield from self._called(index, calls)
+        elif kind == SAID:
             yield self._chunk(index, {"content": text} if self.chat else text, None, scored)
         elif kind == THOUGHT:
             yield self._chunk(index, {"reasoning_content": text}, None)
 
+    def _called(self, index, calls):
+        """What is new of the calls: the name as soon as it is there, then the arguments as they grow. The last
+        character is never sent: it closes what surrounds the arguments."""
+        for place, text in enumerate(list(calls)):
+            head = HEAD.match(text)
+            if not head:
+                continue
+            if (index, place) not in self.told:
+                self.told[index, place] = head.end()
+                yield self._called_chunk(index, place, {"name": json.loads(head[1]), "arguments": ""}, {
+                    "id": "call_" + secrets.token_hex(8), "type": "function"})
+            begin, end = self.told[index, place], len(text) - 1
+            if end > begin:
+                self.told[index, place] = end
+                yield self._called_chunk(index, place, {"arguments": text[begin:end]})
+
+    def _called_chunk(self, index, place, function, more=None):
+        return self._chunk(index, {"tool_calls": [{"index": place, **(more or {}), "function": function}]}, None)
+
     def closing(self, index, finish, writer):
         spoken = writer.spoken
-        calls = tool_calls(spoken.message())
-        for place, call in enumerate(calls):
-            yield self._chunk(index, {"tool_calls": [{"index": place, **call}]}, None)
+        calls = spoken.message().get("calls")
+        if self.chat:
+            yield from self._called(index, spoken.calls)
         more = {"tinyseek": self._noticed(spoken)} if spoken.empty or spoken.broken() else {}
         chunk = self._chunk(index, {} if self.chat else "", "tool_calls" if calls else finish, **more)
         chunk["choices"][0] |= self._ids(writer)

@@ -49,7 +49,7 @@ def inside(raw, models, limits):
     seen = look_inside(model, prompt, reply, layer, head)
     shape = {"model": served.name, "layers": model.config.n_layer, "heads": model.config.n_head,
              "experts": model.config.other_experts if model.config.use_moe else 0, "layer": layer, "head": head}
-    return shape | told(seen, prompt, reply, ask.how, served.vocab)
+    return shape | told(seen, prompt, reply, ask.hows[0], served.vocab)
 
 
 def reply_ids(body, served, limits):

@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 from chat_agent.server.answers import DONE, WAITING, Answer, event
 from chat_agent.server.engine import Job
 from chat_agent.server.errors import ApiError, bad, busy
+from chat_agent.server.form import ruled
 from chat_agent.server.schemas import parsed, read_chat, read_completion
 from chat_agent.server.writing import Writer
 from model.sampling import stream_of
@@ -65,17 +66,17 @@ def prepared(body, chat, models, limits):
     prompts = [make(p) for p in ask.prompts]
     if min(served.room(prompt.ids, ask.new_tokens) for prompt in prompts) < 1:
         raise bad("这段话占满了模型的位置，没有地方写回答。", "messages", "context_length_exceeded")
+    ask.hows = [ruled(ask, served, prompt) for prompt in prompts]
     return ask, served, prompts
 
 
 def jobs_for(ask, served, prompts, limits, bell):
     """n jobs for each prompt; with a seed, choice i has the random numbers of its own place."""
     now, jobs = time.monotonic(), []
-    for ids, _ in prompts:
+    for (ids, _), how in zip(prompts, ask.hows):
         for _ in range(ask.n):
-            writer = Writer(served.vocab, served.room(ids, ask.new_tokens), ask.how.stop_ids, ask.stops,
-                            ask.thinking, ask.top)
-            jobs.append(Job(served, ids, ask.how, stream_of(ask.seed, len(jobs)), writer, bell, ask.stream,
+            writer = Writer(served.vocab, served.room(ids, ask.new_tokens), how, ask.stops, ask.thinking, ask.top)
+            jobs.append(Job(served, ids, how, stream_of(ask.seed, len(jobs)), writer, bell, ask.stream,
                             now + limits.request_time, now + limits.queue_time))
     return jobs
 
@@ -215,7 +216,7 @@ class Stream(Response):
                 for kind, group in groupby(pieces, lambda piece: piece.kind):
                     group = list(group)
                     scored = [one for piece in group for one in piece.scored]
-                    yield from map(event, answer.piece(i, kind, "".join(group), scored))
+                    yield from map(event, answer.piece(i, kind, "".join(group), scored, job.writer.spoken.calls))
             if job.error:
                 del left[i]
                 yield event(job.error.content())

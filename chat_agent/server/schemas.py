@@ -11,11 +11,14 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 from urllib.parse import quote
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, field_validator,
+                      model_validator)
 
+from chat_agent.acting.forms import Form
 from chat_agent.server.errors import bad, shown
+from chat_agent.server.form import FIELDS, form_of
 from model.sampling import RANGES, Sampling
-from tools.reading.acting import THOUGHTS, calls_of, offered
+from tools.reading.acting import THOUGHTS, calls_of
 from tools.reading.row import Bad, Source
 
 SEED = 1 << 63
@@ -35,7 +38,7 @@ QUIET = ("user", "metadata", "store", "service_tier", "safety_identifier", "prom
 # What asks for another reply than this server can give, unless it has one of these values (or changes nothing, see
 # `neutral`).
 REFUSED = {
-    "response_format": ({"type": "text"},), "tool_choice": ("auto",), "function_call": ("auto",),
+    "response_format": ({"type": "text"},), "tool_choice": ("auto",), "function_call": ("auto",),    # elsewhere
     "modalities": (["text"],), "best_of": (1,), **dict.fromkeys((    # logprobs: of /v1/completions
         "logit_bias", "logprobs", "top_logprobs", "prompt_logprobs", "echo", "suffix", "ignore_eos", "min_tokens",
         "use_beam_search", "chat_template", "guided_json", "guided_regex", "guided_choice", "guided_grammar",
@@ -173,6 +176,7 @@ class ChatRequest(Request):
     logprobs: Annotated[bool | None, Field(description="true 或 false")] = None
     top_logprobs: whole(0, 20) = None
     return_token_ids: Annotated[bool | None, Field(description="true 或 false")] = None      # vLLM's
+    _form: dict = PrivateAttr(default_factory=dict)         # the fields that chat_agent/server/form.py reads
 
 
 class CompletionRequest(Request):
@@ -197,15 +201,17 @@ class Ask:
     usage: bool = False
     ignored: list = field(default_factory=list)
     thinking: str = "auto"
-    tools: object = None
+    form: Form = Form()
+    acts: tuple = ()
     how: Sampling = None
+    hows: list = ()                 # a Sampling for each prompt, with its rule
     top: int | None = None          # how many rivals of each token are named, None = no logprobs
     token_ids: bool = False
 
     def settle(self, defaults, limits, acts=(), marks=()):
         """Fill in what the request leaves to the model, leave out what it knows nothing of. defaults: as
         model.sampling.DEFAULTS; acts: what it has learned beside speaking, marks: the ids for that. ApiError 400."""
-        own = {name: value for name, value in defaults.items() if name != "max_new_tokens"}
+        own, self.acts = {name: value for name, value in defaults.items() if name != "max_new_tokens"}, tuple(acts)
         self.how = Sampling(**{**own, **self.given}, marks=marks if self.chat else ())
         if "thinking" in acts:
             self.ignored = [name for name in self.ignored if name not in THINKING]
@@ -213,19 +219,13 @@ class Ask:
             self.thinking = "auto"
             self.prompts = [[{k: v for k, v in m.items() if k != "thinking"} for m in one] if self.chat else one
                             for one in self.prompts]
-        if "calls" in acts and self.tools:
-            self._offer()
+        if self.form.tools and "calls" in acts:
+            self.prompts = [[{"role": "tools", "content": self.form.tools}, *one] for one in self.prompts]
+        elif self.form.tools and not self.form.must:        # who knows no calls makes them only where it has to
+            self.ignored.insert(0, "tools")
+            self.form = Form(text=self.form.text)
         wanted = defaults["max_new_tokens"] if self.new_tokens is None else self.new_tokens
         self.new_tokens = min(wanted, limits.new_tokens)
-
-    def _offer(self):
-        try:
-            tools = offered(Source({}), self.tools, "tools")
-        except Bad as error:
-            raise bad(f"{error}。", "tools") from None
-        self.ignored = [name for name in self.ignored if name != "tools"]
-        if tools:
-            self.prompts = [[{"role": "tools", "content": tools}, *one] for one in self.prompts]
 
     def headers(self):
         names = quote(",".join(dict.fromkeys(self.ignored)), safe=",._-[]")
@@ -258,7 +258,8 @@ def read_chat(body, limits):
     ask, extra = _ask(request, limits, [messages], True, ignored), request.model_extra
     wanted = [wanted_thinking(extra[name]) for name in THINKING if name in extra]
     ask.thinking = next((one for one in wanted if one != "auto"), "auto")
-    ask.tools = None if extra.get("tool_choice") == "none" else extra.get("tools")
+    ask.form, unheld = form_of(request._form)
+    ask.ignored += unheld
     if request.top_logprobs and not request.logprobs:
         raise bad("要 top_logprobs 就得写 logprobs: true。", "top_logprobs")
     ask.top = request.top_logprobs or 0 if request.logprobs else None
@@ -279,6 +280,8 @@ def _read(kind, body):
         request = kind.model_validate(body)
     except ValidationError as error:
         raise _named(kind, error, body) from None
+    if kind is ChatRequest:
+        request._form = {name: request.model_extra.pop(name) for name in FIELDS if name in request.model_extra}
     _sorted_out(request.model_extra, ignored)
     return request, ignored
 

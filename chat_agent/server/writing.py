@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from chat_agent.spoken import SAID, Piece, Spoken
 from model.decoding.loop_guard import LoopGuard
+from model.sampling import Sampling
 
 
 class Scored(NamedTuple):
@@ -20,20 +21,21 @@ class Writer:
     """`add` takes the next id and says why the reply is over, if it is; `take` hands out the Pieces that are certain by
     now.
 
-    stop_ids: ids that end the reply; stops: strings that do. Neither becomes part of the text. finish: "stop" or
+    The stop ids of `how` and the strings `stops` end the reply. Neither becomes part of the text. finish: "stop" or
     "length", as OpenAI calls them; a reply that goes round in circles is cut and counts as "length". top: how many
-    rivals of each id that is said are wanted, None = no scores; `scored`: what became of that.
+    rivals of each id that is said are wanted, None = no scores; `scored`: what became of that. how: Sampling, which
+    says whether a form holds what comes next: that is not cut for going round in circles.
     """
 
-    def __init__(self, vocab, room, stop_ids=(1,), stops=(), thinking="auto", top=None):
-        self.vocab, self.spoken, self.room, self.stop_ids = vocab, Spoken(vocab, stops, thinking), room, stop_ids
+    def __init__(self, vocab, room, how=Sampling(), stops=(), thinking="auto", top=None):
+        self.vocab, self.spoken, self.room, self.how = vocab, Spoken(vocab, stops, thinking), room, how
         self.ids, self.loops, self.finish = [], LoopGuard(), None
         self.pieces = []                            # to hand out
         self.top, self.scored, self.told, self.size = top, [], 0, 0
 
     def add(self, new, logprobs=None):
         """-> None, or the reason why this was the last id. logprobs (V,): the model's own, where scores are wanted."""
-        if new in self.stop_ids:
+        if new in self.how.stop_ids:
             return self.end("stop")
         self.ids.append(new)
         if logprobs is not None and self.spoken.kind == SAID and new not in self.spoken.marks:
@@ -41,7 +43,7 @@ class Writer:
         self.pieces += self.spoken.feed([new])
         if self.spoken.stopped:
             self.finish = "stop"
-        elif self.loops.add(new) or len(self.ids) >= self.room:
+        elif self.loops.add(new) and not self.how.held(self.ids) or len(self.ids) >= self.room:
             self.end("length")
         return self.finish
 

@@ -1,0 +1,1 @@
+"""Calls that always parse, and the tools that are called."""
