@@ -1,0 +1,63 @@
+"""bench/gpu.sh: one line per part whatever happens to it, and on a CPU the parts themselves."""
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.gpu import drive
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def asked(*words):
+    """The lines of a call on a machine without a GPU."""
+    ended = subprocess.run([sys.executable, ROOT / "bench/gpu/drive.py", *words], capture_output=True, encoding="utf-8",
+                           env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1",
+                                "PYTHONPATH": str(ROOT)})
+    return ended.returncode, [json.loads(line) for line in ended.stdout.splitlines()]
+
+
+def test_some_parts_hold_on_a_cpu(tmp_path):
+    code, lines = asked("--quick", "--patience", "20", "--parts", "laws_fp16", "writing", "minimind", "--output",
+                        str(tmp_path / "found.jsonl"))
+    laws, writing, minimind, whole = lines
+    assert code == 0 and laws["state"] == "ok" and laws["laws"] == laws["hold"] > 5 and not laws["failed"]
+    assert writing["streams_1_tokens_per_s"] > 0 and {one["card"] for one in lines} == {"cpu"}
+    assert minimind["state"] in ("skipped", "ok") and (minimind["state"] == "ok" or "MiniMind" in minimind["why"])
+    assert whole["failed"] == 0 and whole["ok"] + whole["skipped"] == 3
+    kept = (tmp_path / "found.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in kept] == lines[:3]
+
+
+def test_without_a_gpu_it_says_so_at_once():
+    code, lines = asked()
+    assert code == 2 and len(lines) == 1 and "--quick" in lines[0]["why"]
+
+
+@pytest.mark.parametrize("body, state, has", [
+    ("print('{\"so far\": {\"half\": 1}}', flush=True)\nimport time\ntime.sleep(600)", "cut off", {"half": 1}),
+    ("print('{\"so far\": {\"half\": 1}}')\nraise ValueError('broken')", "failed", {"half": 1}),
+    ("print('{\"state\": \"skipped\", \"why\": \"no such thing\"}')", "skipped", {"why": "no such thing"}),
+    ("print('{\"found\": 2}')", "ok", {"found": 2})])
+def test_every_end_of_a_part_leaves_its_line(body, state, has, tmp_path, monkeypatch):
+    (tmp_path / "bench/gpu").mkdir(parents=True)
+    (tmp_path / "bench/gpu/part.py").write_text(body, encoding="utf-8")
+    monkeypatch.setattr(drive, "ROOT", tmp_path)
+    monkeypatch.setattr(drive, "PARTS", {"part": ("part", 600, 600)})
+    line = drive.run_part("part", True, 8 if state == "cut off" else 600)
+    assert line["state"] == state and has.items() <= line.items()
+    assert state != "failed" or "broken" in line["why"]
+
+
+def test_a_call_that_has_no_time_left_skips(monkeypatch):
+    assert drive.run_part("speed", True, 1.0)["state"] == "skipped"
+
+
+@pytest.mark.slow
+def test_all_of_it_on_a_cpu():
+    code, lines = asked("--quick", "--patience", "5")
+    assert code == 0 and [one["part"] for one in lines] == [*drive.PARTS, "all"]
+    assert not {"failed", "cut off"} & {one["state"] for one in lines[:-1]}
