@@ -15,6 +15,7 @@ from model.attention import GQA, MLA
 from model.decoding.cache import Step
 from model.kernels.ngram_head import CountedHead, last_ids
 from model.kernels.cross_entropy import IGNORE, head_cross_entropy, target_losses
+from model.kernels.distillation import distilled_cross_entropy
 from model.layers import FeedForward, make_norm, residual_std, rotary_tables
 from model.segments import Segments
 from model.moe import MoE, Router
@@ -30,6 +31,7 @@ class ModelOutput:
     losses_1: torch.Tensor = None        # (B, T), cross-entropy of each target of head 1
     loss_sums: tuple = ()                # cross-entropy sums of both heads
     counts: tuple = ()                   # supervised targets of both heads
+    divergence: torch.Tensor = None      # the weighted divergence from a teacher, which loss_sums[0] holds too
     aux_loss: torch.Tensor = None        # alpha * routing loss, None without experts
     routings: list = field(default_factory=list)
     chapters: list = field(default_factory=list)   # ChapterRouting of each memory adapter
@@ -156,7 +158,7 @@ class TinySeek(nn.Module):
         return [self.fc1, self.fc2] if self.config.use_fc2 else [self.fc1]
 
     def forward(self, input_ids, labels=None, labels_1=None, labels_2=None, positions=None, layout=None, valid=None,
-                return_logits=None, each=False, left_out=None):
+                return_logits=None, each=False, left_out=None, taught=None):
         """One pass over a batch.
 
         input_ids (B, T); positions (B, T) and layout describe packed documents, None = every row is one document;
@@ -165,6 +167,7 @@ class TinySeek(nn.Module):
         for.
         each: the losses of head 1's targets one by one (losses_1) instead of the heads' sums.
         left_out (B, T): where a counted head has counted the target itself, see `orders_held`; None = nowhere.
+        taught: what a teacher says of each target of head 1, see `distilled_cross_entropy`; None = there is none.
         """
         if labels is not None:
             labels_1, labels_2 = shifted(labels, 1), shifted(labels, 2)
@@ -179,8 +182,12 @@ class TinySeek(nn.Module):
         if each:
             out.losses_1 = target_losses(hidden, self.fc1, labels_1.flatten(), *more).view_as(labels_1)
         elif labels_1 is not None:
-            out.loss_sums, out.counts = zip(*(head_cross_entropy(head, read, goals.flatten(), *more)
-                                              for head, read, goals in heads))
+            learned = [head_cross_entropy(head, read, goals.flatten(), *more)
+                       for head, read, goals in heads[taught is not None:]]
+            if taught is not None:
+                *first, out.divergence = distilled_cross_entropy(self.fc1, hidden, labels_1.flatten(), taught)
+                learned.insert(0, first)
+            out.loss_sums, out.counts = zip(*learned)
         if return_logits or (return_logits is None and labels_1 is None):
             past = [] if before is None else [before]
             logits = [head(read, *past).unflatten(0, input_ids.shape) for head, read, _ in heads]

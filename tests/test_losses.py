@@ -24,8 +24,9 @@ def batch_of(documents, width=13):
     goals = torch.from_numpy(labels).view(2, *shape)
     return SimpleNamespace(ids=packed["input_ids"], positions=packed["positions"], layout=packed["layout"],
                            valid=packed["valid"],
-                           labels_1=goals[0], labels_2=goals[1], left_out=None, tokens=sum(map(len, documents)),
-                           targets_1=int((goals[0] >= 0).sum()), targets_2=int((goals[1] >= 0).sum()))
+                           labels_1=goals[0], labels_2=goals[1], left_out=None, taught=None,
+                           tokens=sum(map(len, documents)), targets_1=int((goals[0] >= 0).sum()),
+                           targets_2=int((goals[1] >= 0).sum()))
 
 
 def totals_of(*batches):

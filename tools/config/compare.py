@@ -6,7 +6,7 @@ from tools.config.keys import KEYS
 from tools.reading.held_out import SHARE
 
 GROUPS = {"模型": "model", "运行": "run", "数据": "data", "训练长度": "schedule", "优化器": "optimizer", "学习率": "schedule",
-          "起点": "run", "本阶段专有": "stage", "保存与评估": "run"}
+          "起点": "run", "本阶段专有": "stage", "老师": "stage", "保存与评估": "run"}
 
 # What a key meant before it was written into a run's configuration, where that is not today's default.
 BEFORE_IT_WAS = {"pair_start": 0, "thinking": "off"}

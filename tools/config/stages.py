@@ -9,7 +9,7 @@ The defaults here and in keys.py together say what model_config.json says; a tes
 """
 from collections import namedtuple
 
-from tools.config.key import ask, block, key, own
+from tools.config.key import ask, block, key, never, own
 
 Row = namedtuple("Row", "label title makes module defaults keys", defaults=((),))
 
@@ -31,6 +31,12 @@ _LORA = own(
     key("lora_targets", "strings", "attention", "加 LoRA 的模块，一个或几个"),
     ask(key("lora_dropout", "float", 0.0, "LoRA 的随机失活率", low=0, high=0.95)))
 _FORGET = own("ask", key("forget_penalty", "float", 0.0, "改变底座对通用数据的输出要付的代价，防遗忘，0 = 不管", low=0))
+_TEACHER = block(
+    "stage", "老师", "ask",
+    never(key("teacher", "path", None, "老师：同一份词表的模型 .pkl，第一个输出头也学它给各个词元的概率，null = 没有")),
+    key("kd_alpha", "float", 1.0, "向老师学的那一项（KL，乘 T 的平方）的权重", above=0),
+    key("kd_temperature", "float", 1.0, "比较老师和学生的概率时的温度 T", above=0),
+    key("kd_topk", "int", 32, "每个词元记下老师最看好的几个，其余合成一份，null = 全词表", low=1, null=True))
 _PREFIX = own(
     "never",
     key("prefix_len", "int", 16, "前缀长度", low=1),
@@ -56,15 +62,15 @@ _DPO = own("ask", key("beta", "float", 0.1, "DPO 的 β", above=0))
 TABLE = {
     "pre": Row("Pre", "预训练", "预训练模型", "pre_training",
                {**_MUON, "json_data_path": "data/demo_pre.jsonl", "training_mode": "pretraining", "init_lr": 3e-3},
-               _PRE),
+               (*_PRE, *_TEACHER)),
     "sft": Row("SFT", "指令微调", "对话模型", "sft_training",
                {**_MUON, "json_data_path": "data/demo_sft.jsonl",
                 "pretraining_model_path": "{out_dir}/TinySeek_Pre_final.pkl",
-                "init_lr": 2e-3, "min_lr": 5e-7, "decay": 0.99995, "max_epochs": 2}),
+                "init_lr": 2e-3, "min_lr": 5e-7, "decay": 0.99995, "max_epochs": 2}, _TEACHER),
     "lora": Row("Lora", "LoRA 微调", "LoRA 适配器", "lora_tuning",
                 {**_ADAPTER, "init_lr": 4e-3, "batch_size": 2, "max_steps": 300, "eval_steps": 100,
                  "forget_penalty": 50.0,
-                 "lora_targets": ["attention", "shared", "heads"]}, (*_LORA, *_FORGET)),
+                 "lora_targets": ["attention", "shared", "heads"]}, (*_LORA, *_FORGET, *_TEACHER)),
     "prefix": Row("Prefix", "前缀微调", "前缀适配器", "prefix_tuning", {**_ADAPTER, "init_lr": 5e-3}, _PREFIX),
     "memory": Row("Memory", "记忆适配器", "记忆适配器", "memory_tuning",
                   {**_ADAPTER, "rank": 0, "memory_lr": 2e-3, "lora_lr": 1e-3}, (*_LORA, *_MEMORY)),

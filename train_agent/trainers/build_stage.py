@@ -17,6 +17,7 @@ from tools.saving.start_files import start_name
 from train_agent.trainers import parallel
 from train_agent.trainers.data.count_ngrams import count_training, leave_out
 from train_agent.trainers.data.replay import add_general
+from train_agent.trainers.data.teacher import learn_from_teacher, take_vocab
 from train_agent.trainers.data.split import digest_of, divided, learnable
 from train_agent.trainers.data.token_cache import open_cache
 from train_agent.trainers.dataset import PackedData
@@ -116,6 +117,8 @@ def full_model_stage(name, options, ways_on):
     start = options["init_from"] or options["pretraining_model_path"]
     base = load_base(options, name, start, ways_on) if start else None
     known = Path(options["vocab_trg_path"]).exists()
+    if base is None:
+        take_vocab(options)
     vocab = open_vocab(options, base)
     model = build_model(options, vocab, base)
     options = {**options, **shape_of(model.config)}
@@ -132,7 +135,7 @@ def full_model_stage(name, options, ways_on):
     described = about(name, vocab, model.config.to_dict(), starts, acts=acts_of([base] if base else []))
     stage = Stage(name, options, model, train, held, described, same, notes=notes)
     count_training(stage)
-    return stage
+    return learn_from_teacher(stage)
 
 
 def adapter_stage(name, options, describe, loss=next_tokens_loss, rates=None):

@@ -44,7 +44,7 @@ class Movable:
     def _each(self, change):
         return replace(
             self, **{k: change(part) for k, part in self.__dict__.items()
-                     if isinstance(part, (torch.Tensor, Segments))})
+                     if isinstance(part, (torch.Tensor, Segments, Movable))})
 
     def blank(self):
         """Nothing to learn from, for a process that has no batch in a step."""
@@ -66,6 +66,7 @@ class Batch(Movable):
     targets_2: int
     position: Position = None
     left_out: torch.Tensor = None        # (B, T) int8, see TinySeek.forward
+    taught: Movable = None               # what a teacher says, see data/teacher_table.py
 
     def blank(self):
         """The same shapes without a single token that counts."""
@@ -74,10 +75,11 @@ class Batch(Movable):
                        position=None)
 
 
-def make_batch(cache, pieces, rows, row_count, width, counted=None):
+def make_batch(cache, pieces, rows, row_count, width, counted=None, teacher=None):
     """pieces (P, 3): document, start, inputs; rows: list of lists of piece numbers -> Batch of row_count x width.
 
-    counted: (documents,) bool, those that are in the tables of a counted head; None = there are no tables.
+    counted: (documents,) bool, those that are in the tables of a counted head; None = there are no tables. teacher: a
+    TeacherTable, or None.
 
     Two documents of five tokens, EABCD and EXYZW (E: the end that opens each), in one row of width 10; B, C and Y are
     to be learned. The fifth token is a target alone, so each has four inputs, and two places stay empty:
@@ -102,7 +104,7 @@ def make_batch(cache, pieces, rows, row_count, width, counted=None):
         return torch.from_numpy(flat).view(row_count, width)
 
     positions = torch.from_numpy(empty).index_copy_(0, torch.from_numpy(target), torch.from_numpy(offset))
-    labels = [spread(_labels(cache, source + ahead, end.repeat(size)), IGNORE) for ahead in (1, 2)]
+    labels = [spread(labels_at(cache, source + ahead, end.repeat(size)), IGNORE) for ahead in (1, 2)]
     made = Batch(spread(cache.split(np.asarray(cache.tokens[source]))[0], 0), positions.view(row_count, width),
                  spread(np.ones(len(target), bool), False), *labels,
                  layout=Segments.from_lengths(_with_padding(row_of, size, row_count, width)), tokens=len(target),
@@ -110,10 +112,12 @@ def make_batch(cache, pieces, rows, row_count, width, counted=None):
     if counted is not None:
         orders = orders_held(torch.from_numpy(start.repeat(size)), torch.from_numpy(offset)).numpy()
         made.left_out = spread(orders * counted[document].repeat(size), 0)
+    if teacher is not None:
+        made.taught = teacher.lesson(source + 1, target, made.labels_1)
     return made
 
 
-def _labels(cache, places, limit):
+def labels_at(cache, places, limit):
     """(N,) ids of the tokens there as far as they are supervised and before `limit`, the end of their document."""
     inside = places < limit
     ids, supervised = cache.split(np.asarray(cache.tokens[np.where(inside, places, 0)]))
@@ -145,7 +149,7 @@ class PackedData(Dataset):
         """documents: (D,) numbers in the cache; options: a flat dict with the keys of DataOptions."""
         options = DataOptions.of(options)
         self.cache, self.documents, self.truncate, self.shuffle = cache, np.asarray(documents), truncate, shuffle
-        self.counted = None                                    # see make_batch
+        self.counted = self.teacher = None                     # see make_batch
         self.width, self.batch_size, self.seed = options.max_len, options.batch_size, options.seed
         self.epochs = options.max_epochs if shuffle else 1
         self.second_every = options.fc2_every
@@ -207,7 +211,7 @@ class PackedData(Dataset):
     def batch(self, position):
         pieces, batches = self._plan(position.epoch, position.chunk)
         rows = batches[max(0, position.batch)]
-        made = make_batch(self.cache, pieces, rows, len(rows), self.width, self.counted)
+        made = make_batch(self.cache, pieces, rows, len(rows), self.width, self.counted, self.teacher)
         made.position = position
         if self.shuffle and self.second_every > 1:
             thin(made, self.second_every, position)

@@ -6,6 +6,7 @@ from functools import partial
 from train_agent.trainers import parallel
 from train_agent.trainers.build_stage import adapter_stage
 from train_agent.trainers.running.forget_penalty import general_moments, keeping_loss
+from train_agent.trainers.data.teacher import learn_from_teacher
 from train_agent.trainers.data.replay import general_to_learn_from
 from train_agent.trainers.run_stage import start
 
@@ -19,7 +20,7 @@ def describe(options, vocab=None):
 
 
 def build_stage(options):
-    stage = adapter_stage("lora", options, describe)
+    stage = learn_from_teacher(adapter_stage("lora", options, describe))
     general = general_to_learn_from(stage) if options["forget_penalty"] else None
     if general is not None:                            # not the rows that the guard scores
         stage.loss = partial(keeping_loss, general_moments(stage.model, general), options["forget_penalty"])

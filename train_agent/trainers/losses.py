@@ -22,7 +22,8 @@ def next_tokens_loss(model, batch, totals):
 def read(model, batch):
     """The model's output for a packed batch, losses of both heads included."""
     return model(batch.ids, labels_1=batch.labels_1, labels_2=batch.labels_2, positions=batch.positions,
-                 layout=batch.layout, valid=batch.valid, left_out=batch.left_out)
+                 layout=batch.layout, valid=batch.valid,
+                 left_out=batch.left_out, taught=batch.taught)
 
 
 def share_of_step(out, batch, totals):
@@ -30,6 +31,8 @@ def share_of_step(out, batch, totals):
     counts = (totals["targets_1"], totals["targets_2"])
     loss = sum(total / max(1, count) for total, count in zip(out.loss_sums, counts))
     sums = {f"ce_{i + 1}": total.detach() for i, total in enumerate(out.loss_sums)}
+    if out.divergence is not None:
+        sums["ce_1"], sums["kd"] = sums["ce_1"] - out.divergence, out.divergence
     if out.aux_loss is not None:
         loss = loss + out.aux_loss * (batch.tokens / max(1, totals["tokens"]))
         sums["lexp"] = sum(r.loss.detach() for r in out.routings) * batch.tokens
@@ -49,6 +52,9 @@ def step_metrics(sums, totals):
         metrics["lexp"] = float(sums["lexp"]) / max(1, totals["tokens"])
         metrics["entropy"] = float(sums["entropy"]) / max(1, totals["tokens"])
         metrics["loss"] += float(sums["aux"]) / max(1, totals["tokens"])
+    if "kd" in sums:
+        metrics["kd"] = float(sums["kd"]) / max(1, totals["targets_1"])
+        metrics["loss"] += metrics["kd"]
     for name in [n for n in EXTRAS if n in sums]:
         metrics[name] = float(sums[name]) / max(1, totals["tokens"])
         metrics["loss"] += metrics[name]

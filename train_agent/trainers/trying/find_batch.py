@@ -26,7 +26,8 @@ class Trial(Rehearsal):
         if pieces is None:                                 # the gate's turns
             raise UserError("--find_batch 用于语言模型的阶段，选择门的批不用找。")
         there = sorted((row for batch in batches for row in batch), key=lambda row: -sum(pieces[p][2] for p in row))
-        return make_batch(data.cache, pieces, [there[i % len(there)] for i in range(rows)], rows, data.width)
+        return make_batch(data.cache, pieces, [there[i % len(there)] for i in range(rows)], rows, data.width,
+                          teacher=data.teacher)
 
     def step_with(self, rows):
         """-> (seconds, bytes kept for the backward pass or None where the device ran out of memory)"""
