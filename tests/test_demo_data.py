@@ -90,7 +90,7 @@ def test_sizes_tasks_and_goods(world):
     assert len(demo_words.GOODS) >= 40
     assert {row["conversations"][-1]["role"] for row in world["eval"]} == {"assistant"}
     assert 1_500_000 <= sum(len(row["text"]) for row in world["pre"]) <= 5_000_000
-    assert 15_000 <= len(world["sft"]) <= 60_000
+    assert 15_000 <= len(world["sft"]) <= 90_000
     asked = [json.dumps(row["conversations"][:-1]) for row in world["eval"]]
     assert len(set(asked)) == len(asked)
 
@@ -126,7 +126,7 @@ def number_in(word):
 
 def weekdays(text):
     """(earlier day, distance) of a weekday question or statement."""
-    question = plain(text).split("\n")[0]
+    question = re.split("[:：？\n]", plain(text))[0]
     day = re.search("星期([一二三四五六日])", question)
     when = re.search(rf"({NUMBER})[天日](?:以|之)?([后前])|再?(过)({NUMBER})天|往([后前])数({NUMBER})天|[一1](?:周|个?星期)([后前])|"
                      "(明天|昨天|后天|前天)", question)
@@ -141,7 +141,7 @@ def weekdays(text):
 
 def dates(text):
     """(earlier date, distance) of a date question or statement; computed with datetime in a common year."""
-    question = re.split("[：\n]", plain(text))[0]
+    question = re.split("[:：\n]", plain(text))[0]
     found = re.search(rf"({NUMBER})月({NUMBER})日(.*)", question)
     rest = found and re.search(rf"({NUMBER})[天日]|的([后前])一天", found[3])
     if not rest:
@@ -152,7 +152,9 @@ def dates(text):
 
 
 def form_of(form):
-    return re.compile(re.escape(form.rstrip("？")).replace("“\\{s\\}”", "“?([^“”，。？！：]+?)”?"))
+    """A form with alternations as a regular expression; the string that is asked about in a group."""
+    form = re.escape(form.rstrip("？")).replace("“\\{s\\}”", "“?([^“”，。？！：]+?)”?")
+    return re.compile(form.replace("\\[", "(?:").replace("\\]", ")").replace("\\|", "|") + "$")
 
 
 PUZZLES = [form_of(form) for ways in (forms.COUNT, forms.FIRST, forms.LAST, forms.REVERSE) for part in ways
@@ -263,6 +265,9 @@ def check_date(question, answer):
 
 def check_puzzle(question, answer):
     string = re.search("“(.+)”", question)[1]
+    if "，" in answer:                                           # counted aloud: 花一鸟二，两个
+        aloud, answer = answer.split("，")
+        assert re.sub(f"[{NUMERAL}]", "", aloud) == string and aloud[1::2] == "一二三四五六七"[:len(string)]
     wanted = ("".join(reversed(string)) if re.search("倒|反", question) else string[0] if re.search("第一|开头", question)
               else string[-1] if re.search("最后|结尾", question) else None)
     assert len(set(string)) == len(string)

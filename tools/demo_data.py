@@ -24,14 +24,16 @@ from tools.process.signals import end_on_signals  # noqa: E402  (the path comes 
 if __name__ == "__main__":
     end_on_signals()            # first: a missing package ends in one line
 
+from tools.demo.names import draw_name, rare_word  # noqa: E402
 from tools.demo.noise import FREE, OTHER, PLAIN  # noqa: E402  (the path comes first)
-from tools.demo.outside import admits, kinds, outside, remark, remarks, right, UNREAD  # noqa: E402
-from tools.demo.tasks import HAND, TASKS, Recall, draw_part, hand_rows  # noqa: E402
+from tools.demo.outside import admits, kinds, outside, remark, remarks, right, unheld, UNREAD  # noqa: E402
+from tools.demo.tasks import HAND, TASKS, Recall, draw_part, hand_rows, to_learn  # noqa: E402
 from tools.cli import guarded, parse  # noqa: E402
 from tools.errors import UserError  # noqa: E402
 from tools.saving.atomic import write_bytes  # noqa: E402
 
-# task -> (sentences of pre-training text, exchanges of SFT, held-out questions): more for what is harder
+# task -> (sentences of pre-training text, exchanges of SFT in units of FRESH, held-out questions): more for what is
+# harder
 AMOUNTS = {
     "sum": (10000, 2000, 120),
     "difference": (10000, 2000, 120),
@@ -51,6 +53,7 @@ AMOUNTS = {
     "recall": (4500, 3200, 120),
     "shopping": (6000, 2600, 120),
 }
+FRESH = 2                 # two epochs of new questions teach more than one that is seen twice
 BESIDES = {"outside": 3600, "remark": 3600}     # exchanges of SFT that belong to no task
 PLAIN_SHARE = 0.25        # share of SFT questions in their plain form
 PHRASINGS = 60            # held-out phrasings of each task
@@ -59,8 +62,11 @@ BLANKS = 0.12             # share of recall in which what is asked for was never
 HAND_REPEATS = 4          # how often each hand-written passage or dialogue appears
 CHAINED = 0.2             # share of SFT dialogues made of several unrelated exchanges
 CHAIN_SIZES = (2, 2, 3, 3, 4, 5, 7)
+ASKED_SHARE = 0.5         # share of the text in which something is asked and answered, not told
+COPIES = 9000             # sentences in which a word that means nothing, or a name, is said twice
 SENTENCES = 3             # a document is two runs of this many sentences, each run about one thing
 TOP_ANSWER = 0.18         # no answer may fill more than this share of a task's held-out questions
+COPYING = ("“{0}”照着写还是“{0}”。", "有人叫{0}，{0}来了。", "这个词是{0}，再念一遍：{0}。", "他说：“{0}。”我也说：“{0}。”", "{0}和{0}一样。")
 DROP_MARK = 0.15          # share of training questions without their question mark
 
 
@@ -73,19 +79,38 @@ def pre_rows(rng):
     """Rows of running text: the same skills as in the dialogues, told instead of asked."""
     runs = []
     for name, (amount, _, _) in AMOUNTS.items():
-        told = [TASKS[name].tell(rng, draw_part(TASKS[name], rng, "train")) for _ in range(amount)]
-        runs += ["".join(told[i:i + SENTENCES]) for i in range(0, amount, SENTENCES)]
+        runs += in_runs([told(rng, name) for _ in range(amount)])
+    runs += in_runs([said_twice(rng) for _ in range(COPIES)])
     runs += [row["text"] for row in hand_rows("text")] * HAND_REPEATS
     rng.shuffle(runs)
     return [{"text": "".join(runs[i:i + 2])} for i in range(0, len(runs), 2)]
+
+
+def in_runs(sentences):
+    return ["".join(sentences[i:i + SENTENCES]) for i in range(0, len(sentences), SENTENCES)]
+
+
+def told(rng, name):
+    """A sentence or two of running text about a task."""
+    if name == "recall" or rng.random() >= ASKED_SHARE:
+        return TASKS[name].tell(rng, draw_part(TASKS[name], rng, "train"))
+    question, answer = train_exchange(rng, name)
+    question = question.strip()
+    return f"{question}{'' if question[-1:] in '？?！!。' else '：'}{answer}。"
+
+
+def said_twice(rng):
+    """A sentence that only copying completes."""
+    word = unheld(rng, draw_name) if rng.random() < 0.4 else rare_word(rng)
+    return rng.choice(COPYING).format(word)
 
 
 def train_exchange(rng, name):
     if name in BESIDES:
         return (outside if name == "outside" else remark)(rng)
     if rng.random() >= PLAIN_SHARE:
-        return TASKS[name].ask(rng, draw_part(TASKS[name], rng, "train"), FREE)
-    question, answer = TASKS[name].ask(rng, draw_part(TASKS[name], rng, "train"))
+        return to_learn(rng, TASKS[name], FREE)
+    question, answer = to_learn(rng, TASKS[name], PLAIN)
     if question.endswith("？") and rng.random() < DROP_MARK:
         question = question[:-1]
     return question, answer
@@ -100,15 +125,15 @@ def recall_dialogue(rng):
 
 def sft_rows(rng):
     """Dialogues of every task; some hold several exchanges, so that a long conversation is nothing new."""
-    done = [recall_dialogue(rng) for _ in range(AMOUNTS["recall"][1])]
+    done = [recall_dialogue(rng) for _ in range(FRESH * AMOUNTS["recall"][1])]
     amounts = {**{name: amount for name, (_, amount, _) in AMOUNTS.items() if name != "recall"}, **BESIDES}
-    single = [train_exchange(rng, name) for name, amount in amounts.items() for _ in range(amount)]
+    single = [train_exchange(rng, name) for name, amount in amounts.items() for _ in range(FRESH * amount)]
     rng.shuffle(single)
     while single:
         size = rng.choice(CHAIN_SIZES) if rng.random() < CHAINED else 1
         done.append(single[-size:])
         del single[-size:]
-    rows = [{"conversations": turns(exchanges)} for exchanges in done] + hand_rows("small_talk") * HAND_REPEATS
+    rows = [{"conversations": turns(exchanges)} for exchanges in done] + hand_rows("small_talk") * HAND_REPEATS * FRESH
     rng.shuffle(rows)
     return rows
 

@@ -1,6 +1,6 @@
 """Names: of one- and two-character surnames, nicknames, Latin ones, and now and then with characters that are rare."""
 from tools.demo import words
-from tools.demo.hold import held
+from tools.demo.hold import held, held_string
 
 COMPOUND = "欧阳 司马 上官 诸葛 慕容 皇甫 尉迟 令狐 东方 夏侯 公孙 司徒 南宫 端木 独孤 长孙".split()
 MORE_SURNAMES = "任姚方石姜范金陆廖邹熊孟秦白江尹段雷侯龙史陶黎贺顾毛郝龚邵万钱严武戴莫孔向汤温康施文牛樊葛邢安齐庄伍项祝童欧简季阮柯"
@@ -60,6 +60,13 @@ def draw_name(rng):
     if kind < 0.86:
         return given(rng, 1) * 2
     return latin(rng)
+
+
+def rare_word(rng):
+    """Two to five characters that mean nothing together, many of them rare."""
+    word = dict.fromkeys(rng.choice(rng.choice((RARE, RARE, words.GIVEN, words.CHARACTERS)))
+                         for _ in range(rng.choice((2, 3, 4, 5))))
+    return "".join(word) if not held_string("".join(word)) else "山水"
 
 
 def held_name(name):

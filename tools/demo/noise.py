@@ -3,26 +3,37 @@ characters.
 
 Three styles. PLAIN: a core form as it stands. FREE: what training rows wear. OTHER: held-out forms, marks and polite
 words, which no training row contains.
+
+A form may hold alternations: “[数|数一数]有[几|多少]个” is four forms.
 """
+import re
 from collections import namedtuple
 
 from tools.demo.hold import chinese
+from tools.demo.words import CHARACTERS
 
 PLAIN, FREE, OTHER = "plain", "free", "other"
-MORE = 0.6                       # share of training questions that use a form beyond the core
+MORE = 0.75                      # share of training questions that use a form beyond the core
 Kit = namedtuple("Kit", "quotes before behind thanks")
 
 KITS = {
     FREE: Kit(["“”", '""', "‘’", "''", "「」", "", "", "  ", "《》"],
               ["请问，", "请问", "你好，", "小寻，", "麻烦问一下，", "想问一下，", "我想问，", "问你个问题，", "考考你，", "嗯，", "那个，", "老师，", "帮帮我，",
-               "请教一下，", "来，", "麻烦你，", "你说，", "对了，", "帮个忙，", "请告诉我，", "我想知道，", "嗨，", "那么", "再问一个，", "快说，"],
+               "请教一下，", "来，", "麻烦你，", "你说，", "对了，", "帮个忙，", "请告诉我，", "我想知道，", "嗨，", "那么", "再问一个，", "快说，",
+               "[老师|妈妈|同学|弟弟|朋友|奶奶|有人|客人|同桌|女儿|小明|隔壁][问|想知道|让我问|考我|想问你|问我|叫我来问][：|，|]",
+               "[我在写作业|上课了|吃完饭了|我有点无聊|今天放假|刚下课|我不太懂|帮我看看|现在考你|下一题|这道题不会|听好了|最后一个问题|说真的]，",
+               "[你好呀|您好|哈喽|早上好|晚上好|喂|哎|小寻你好|小寻啊|机器人|同学|朋友]，", "[有空吗|在吗|听得到吗|准备好了吗]？",
+               "[换一个|继续|然后|接着|还有|好的|行|没错|不错|真棒][，|。]", "[我|他|她|我们][不知道|忘了|不清楚|想了半天|猜不出]，"],
               ["呢", "呀", "啊", "", ""],
-              ["，谢谢", "，谢谢你", "，麻烦了", "，谢谢啦", "谢谢", "，快点", "，好吗", "，可以吗", "，行吗", "吧", "一下"]),
+              ["，谢谢", "，谢谢你", "，麻烦了", "，谢谢啦", "谢谢", "，快点", "，好吗", "，可以吗", "，行吗", "吧", "一下",
+                "，[我等着|急用|快告诉我|别算错|想好再说|认真答|直接说|告诉我]"]),
     OTHER: Kit(["『』", "【】", "〝〞", "“”", ""],
                ["劳驾，", "拜托，", "小寻小寻，", "亲，", "不好意思打扰了，", "有件事请教，", "话说，"],
                ["哈", "咧", "呐", ""],
                ["，感谢", "，多谢啦", "，拜托了", "，辛苦啦", "，有劳了"]),
 }
+ALTERNATION = re.compile(r"\[([^\[\]]*)\]")
+SLIPS = 0.1                      # share of training questions with a slip of the keys
 SIMPLE = "请问帮么吗个几这说来过还给对写后从数词义谁时买两样边减烦谢听记欢爱国儿头号会点开应该于里计让觉"
 TRADITIONAL = "請問幫麼嗎個幾這說來過還給對寫後從數詞義誰時買兩樣邊減煩謝聽記歡愛國兒頭號會點開應該於裡計讓覺"
 OLD_SCRIPT = str.maketrans(SIMPLE, TRADITIONAL)
@@ -34,7 +45,12 @@ def pick(rng, forms, style):
     """One form of (core, more, others), not dressed."""
     if style == PLAIN:
         return rng.choice(forms[0])
-    return rng.choice(forms[2] if style == OTHER else forms[1] if rng.random() < MORE else forms[0])
+    return vary(rng, rng.choice(forms[2] if style == OTHER else forms[1] if rng.random() < MORE else forms[0]))
+
+
+def vary(rng, form):
+    """One of the forms that a form with alternations stands for."""
+    return ALTERNATION.sub(lambda found: rng.choice(found[1].split("|")), form)
 
 
 def ask(rng, forms, style, **slots):
@@ -53,8 +69,10 @@ def dress(rng, form, kit):
         form = form.replace("“", marks[:1]).replace("”", marks[1:])
     form = ending(rng, form, kit)
     if rng.random() < 0.3:
-        before = rng.choice(kit.before)
+        before = vary(rng, rng.choice(kit.before))
         form = before + (form if not (form.startswith("请") and before.startswith("请")) else form[1:].lstrip("问"))
+    if kit is KITS[FREE] and rng.random() < SLIPS:
+        form = slip(rng, form)
     if rng.random() < 0.06:
         form = form.translate(OLD_SCRIPT)
     if rng.random() < 0.08:
@@ -64,12 +82,27 @@ def dress(rng, form, kit):
     return form if rng.random() < 0.95 else form + rng.choice((" ", "  ", "\n"))
 
 
+def slip(rng, form):
+    """One character outside the {slots} left out, doubled, swapped with the next or mistyped: no single word decides
+    what was asked."""
+    places = [i for i in range(len(form)) if form[:i + 1].count("{") == form[:i + 1].count("}") and form[i] != "}"]
+    if len(places) < 6:
+        return form
+    i = rng.choice(places)
+    one, rest = form[i], form[i + 1:]
+    if rest[:1] in ("", "{"):
+        return form[:i] + rng.choice((one * 2, rng.choice(CHARACTERS))) + rest
+    return form[:i] + rng.choice((rest, one * 2 + rest, rest[0] + one + rest[1:], rng.choice(CHARACTERS) + rest))
+
+
 def ending(rng, form, kit):
     """What stands behind the last word: a question mark or none, particles, thanks."""
     if not form.endswith("？"):
         if form[-1] in "}=”":
             return form + rng.choice(("", "", "", "", "？", "?", "。", rng.choice(kit.thanks[:4])))
-        return form + (rng.choice(kit.thanks) if rng.random() < 0.2 else rng.choice(("", "", "", "。", "！", "？")))
+        if rng.random() < 0.2:
+            return form + vary(rng, rng.choice(kit.thanks))
+        return form + rng.choice(("", "", "", "。", "！", "？"))
     asked = form[:-1]
     if asked[-1] not in "}=”吗呢" and rng.random() < 0.25:
         asked += rng.choice(kit.behind)

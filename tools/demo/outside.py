@@ -10,7 +10,7 @@ from functools import lru_cache
 from tools.demo import words
 from tools.demo.hold import chinese
 from tools.demo.names import draw_name, held_name, latin
-from tools.demo.noise import FREE, KITS, OTHER, Kit, dress
+from tools.demo.noise import FREE, KITS, OTHER, Kit, dress, vary
 from tools.demo.outside_words import HELD, TRAINED
 from tools.demo.tasks import hand_rows
 
@@ -69,7 +69,7 @@ def outside(rng, style=FREE, kind=None):
         return nonsense(rng, style), reply_to(kind)
     if kind == LONG:
         return long_text(rng, style), reply_to(kind)
-    form = rng.choice(kinds()[kind][2 if style == OTHER else 1])
+    form = vary(rng, rng.choice(kinds()[kind][2 if style == OTHER else 1]))
     question = re.sub(r"\{(\w+)\}", lambda slot: filler(rng, slot[1], style), form)
     plain = kind == "english" or rng.random() < 0.4
     return (question if plain else dress(rng, question, KITS[style])), reply_to(kind)
@@ -125,7 +125,7 @@ def remarks():
 def remark(rng, style=FREE, row=None):
     """-> (remark, reply)"""
     row = row or rng.choice(remarks())
-    said = rng.choice(row["others" if style == OTHER else "asks"])
+    said = vary(rng, rng.choice(row["others" if style == OTHER else "asks"]))
     if rng.random() < 0.5:
         said = dress(rng, said + ("？" if said[-1] in "吗何啥" else ""), HELD_REMARK_KIT if style == OTHER else REMARK_KIT)
     return said, row["reply"]

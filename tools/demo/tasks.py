@@ -1,13 +1,17 @@
 """The tasks about words: antonyms, measure words, facts, character puzzles, small talk, identity, recall.
 
 Same four methods as in demo/numbers. `TASKS` holds all tasks by name.
+`held_wordings` are the questions whose very wording is held out.
 """
 import json
-from functools import cached_property
+import random
+import re
+from functools import cached_property, lru_cache
+from itertools import product
 from pathlib import Path
 
-from tools.demo import forms, words
-from tools.demo.hold import counted, held, held_dish, held_place, held_string, split
+from tools.demo import forms, forms_talk, words
+from tools.demo.hold import chinese, counted, held, held_dish, held_place, held_string, split
 from tools.demo.names import RARE, draw_name, held_name
 from tools.demo.noise import OTHER, PLAIN, ask, pick, spelled
 from tools.demo.numbers import NUMBER_TASKS
@@ -38,6 +42,9 @@ def draw_place(rng):
 class Antonym:
     """Slots: (pair, which side is asked, phrasing). Both words of a pair are held out with a phrasing."""
     title = "反义词"
+
+    def every(self):
+        return product(words.ANTONYMS, range(2), range(len(forms.ANTONYM.core)))
 
     def draw(self, rng):
         return rng.choice(words.ANTONYMS), rng.randrange(2), rng.randrange(len(forms.ANTONYM.core))
@@ -84,6 +91,9 @@ class Fact:
     def rows(self):
         return [(row["kind"], row["subject"], row["answer"]) for row in hand_rows("facts")]
 
+    def every(self):
+        return product(self.rows, range(5))
+
     def draw(self, rng):
         return rng.choice(self.rows), rng.randrange(5)
 
@@ -92,7 +102,7 @@ class Fact:
 
     def ask(self, rng, slots, style=PLAIN):
         (kind, subject, answer), phrasing = slots
-        return ask(rng, ([words.FACTS[kind][0][phrasing]], *forms.FACTS[kind]), style, s=subject), answer
+        return ask(rng, ([words.FACTS[kind][0][phrasing]], *forms_talk.FACTS[kind]), style, s=subject), answer
 
     def tell(self, rng, slots):
         kind, subject, answer = slots[0]
@@ -118,10 +128,14 @@ class Count(Puzzle):
     lengths = (2, 3, 4, 5, 6, 7)
 
     def ask(self, rng, slots, style=PLAIN):
-        return ask(rng, forms.COUNT, style, s=slots[0]), f"{counted(len(slots[0]))}个"
+        return ask(rng, forms.COUNT, style, s=slots[0]), self.work(slots[0])
+
+    def work(self, string):
+        """Counted aloud: 花一鸟二，两个."""
+        return "".join(one + chinese(i) for i, one in enumerate(string, 1)) + f"，{counted(len(string))}个"
 
     def tell(self, rng, slots):
-        return f"“{slots[0]}”一共{counted(len(slots[0]))}个字。"
+        return f"“{slots[0]}”有几个字：{self.work(slots[0])}。"
 
 
 class Ends(Puzzle):
@@ -171,7 +185,7 @@ class SmallTalk:
 
     def ask(self, rng, slots, style=PLAIN):
         ways, reply, _ = words.TALK[slots[0]]
-        return ask(rng, (ways, *forms.TALK[slots[0]]), style, **dict(slots[1])), reply.format(**dict(slots[1]))
+        return ask(rng, (ways, *forms_talk.TALK[slots[0]]), style, **dict(slots[1])), reply.format(**dict(slots[1]))
 
     def tell(self, rng, slots):
         return words.TALK[slots[0]][2].format(**dict(slots[1]))
@@ -185,6 +199,10 @@ class Identity:
     @cached_property
     def rows(self):
         return hand_rows("identity")
+
+    def every(self):
+        return ((i, asked, opening) for i, row in enumerate(self.rows)
+                for asked, opening in product(range(len(row["asks"])), range(len(self.openings))))
 
     def draw(self, rng):
         intent = rng.randrange(len(self.rows))
@@ -234,23 +252,23 @@ class Recall:
         """[(user, assistant), ...] ending with the question; at least one distracting exchange before it."""
         ends = ("",) if style == PLAIN else ("", "", "", "。", "！", "呀", "，你好", "，记住了", "~")
         told = [
-            (pick(rng, forms.RECALL_SAYS[kind], style).format(value) + rng.choice(ends), self.hears[kind].format(value))
-                for kind, value in slots]
+            (pick(rng, forms_talk.RECALL_SAYS[kind], style).format(value) + rng.choice(ends),
+             self.hears[kind].format(value)) for kind, value in slots]
         rng.shuffle(told)
         for _ in range(rng.choice((1, 1, 2, 3) if style == PLAIN else (0, 1, 1, 2, 3, 5, 8)) if len(told) < 3 else 1):
             task = TASKS[rng.choice(self.distractors[:6] if style == PLAIN else self.distractors)]
-            told.append(task.ask(rng, draw_part(task, rng, "train"), PLAIN if style == OTHER else style))
+            told.append(to_learn(rng, task, PLAIN if style == OTHER else style))
             if sum(len(text) for pair in told for text in pair) > self.room:
                 break
         kind, value = slots[0]
-        return told + [(ask(rng, forms.RECALL_ASKS[kind], style), self.replies[kind].format(value))]
+        return told + [(ask(rng, forms_talk.RECALL_ASKS[kind], style), self.replies[kind].format(value))]
 
     def blank(self, rng, style):
         """Asked for what nobody has told: [(user, assistant), ...]."""
         *slots, (kind, _) = self.draw(rng) + self.draw(rng)
         slots = [slot for slot in dict(slots).items() if slot[0] != kind]
         said = self.exchanges(rng, slots, style)[:-1] if slots and rng.random() < 0.5 else []
-        return said + [(ask(rng, forms.RECALL_ASKS[kind], style), self.unknown[kind])]
+        return said + [(ask(rng, forms_talk.RECALL_ASKS[kind], style), self.unknown[kind])]
 
     def tell(self, rng, slots):
         told = {"name": "他叫{}", "dish": "他喜欢吃{}", "place": "他住在{}"}
@@ -258,6 +276,14 @@ class Recall:
         other = TASKS[rng.choice(("fact", "antonym", "measure"))]
         again = "，".join(told[kind].format(value) for kind, value in rng.sample(slots, len(slots)))
         return f"有个人，{start}。{other.tell(rng, draw_part(other, rng, 'train'))}前面说的那个人，{again}。"
+
+
+def to_learn(rng, task, style):
+    """(question, answer) of a training row, in none of the wordings that are held out."""
+    while True:
+        question, answer = task.ask(rng, draw_part(task, rng, "train"), style)
+        if bare(question) not in held_wordings():
+            return question, answer
 
 
 def draw_part(task, rng, part):
@@ -273,3 +299,17 @@ def draw_part(task, rng, part):
 TASKS = {**NUMBER_TASKS, "antonym": Antonym(), "measure": Measure(), "fact": Fact(), "count": Count(), "ends": Ends(),
          "reverse": Reverse(), "small_talk": SmallTalk(), "identity": Identity(), "recall": Recall(),
          "shopping": Shopping()}
+
+
+def bare(question):
+    """Its words alone: no marks, no white space."""
+    return re.sub(r"\W", "", question)
+
+
+@lru_cache(maxsize=None)
+def held_wordings():
+    """Every held-out question, bare, of the tasks whose contents are few and whose wordings are held out with them."""
+    tasks = [TASKS[name] for name in ("antonym", "fact", "identity")]
+    rng = random.Random(0)                                        # one plain form each: nothing is left to chance
+    return {bare(task.ask(rng, slots)[0])
+            for task in tasks for slots in task.every() if task.split(slots) == "eval"}
