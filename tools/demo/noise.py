@@ -75,6 +75,8 @@ def dress(rng, form, kit):
         form = slip(rng, form)
     if rng.random() < 0.06:
         form = form.translate(OLD_SCRIPT)
+    if kit is KITS[FREE] and rng.random() < 0.06:
+        form = form.translate(FULL_WIDTH)
     if rng.random() < 0.08:
         form = form.replace("{", " {").replace("}", "} ")
     if rng.random() < 0.06:
