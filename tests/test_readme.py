@@ -27,6 +27,7 @@ DATA = {"pre": "my_text.jsonl", "sft": "my_chat.jsonl", "dpo": "my_preference.js
 NOT_HERE = {"python -m pip": "需要联网", "python -m pytest": "就是这些测试自己", "ollama": "需要 Ollama", "llama-cli": "需要 llama.cpp",
             "curl": "需要一个正在运行的服务，tests/test_serve.py 里有", "python -c": "只打印一个值", "git clone": "需要联网",
             "cd ": "换文件夹", "python -m venv": "不改变什么", "source ": "shell 的命令",
+            "python tools/get_data.py lccc": "需要联网或镜像，tests/test_get_data.py 里有",
             "bash bench/gpu.sh": "需要显卡，tests/test_gpu_bench.py 里有 CPU 上的",
             "python chat_agent/answer.py --api": "需要一个正在运行的服务，tests/test_answer.py 里有",
             "python bench/results_page.py": "改写本项目的文件，tests/test_results_page.py 里有"}

@@ -1,6 +1,7 @@
 """`hf:name` as training data: a data set of the `datasets` package, written once as JSON lines for everything else.
 
 hf:NAME        a name on the hub, e.g. hf:allenai/c4, a Parquet or Arrow file, a folder of files or of `save_to_disk`
+hf:NAME/FILE   one file of a data set of several kinds, e.g. hf:org/set/part.jsonl
 hf:NAME#SPLIT  another split than `hf_split`, e.g. for eval_data_path
 The lines lie in cache_dir/hf; the file's name is a digest of all that was asked for: the network is needed once.
 """
@@ -71,12 +72,13 @@ def _open(name, subset, split, streaming):
         raise UserError(f"读取 hf:{name} 需要 datasets：python -m pip install datasets。也可以先把数据另存为 .jsonl 文件。") from None
     try:
         if os.path.isfile(name):                            # one file of a kind that this package reads: Parquet, Arrow
-            ending = os.path.splitext(name)[1].lower()[1:]
-            kind = ending if ending in ("csv", "parquet", "arrow") else "json"
-            return datasets.load_dataset(kind, data_files=name, split="train", streaming=streaming)
+            return datasets.load_dataset(_kind(name), data_files=name, split="train", streaming=streaming)
         if any(os.path.isfile(os.path.join(name, f"dataset_{kind}.json")) for kind in ("info", "dict")):
             saved = datasets.load_from_disk(name)
             return saved[split] if isinstance(saved, dict) else saved
+        if name.count("/") > 1 and not os.path.exists(name):
+            return datasets.load_dataset(_kind(name), data_files=f"hf://datasets/{name}", split="train",
+                                         streaming=streaming)
         return datasets.load_dataset(name, subset, split=split, streaming=streaming)
     except KeyError:
         raise UserError(f"hf:{name} 里没有 {split} 这个划分，可选：{' '.join(saved)}。请改 hf_split。") from None
@@ -84,6 +86,11 @@ def _open(name, subset, split, streaming):
         first = (str(error).splitlines() or [""])[0][:200]
         raise UserError(f"打不开数据集 hf:{name}（子集 {subset}，划分 {split}）：{type(error).__name__}: {first}。"
                         "请检查名字、hf_subset、hf_split 和网络。") from None
+
+
+def _kind(name):
+    ending = os.path.splitext(name)[1].lower()[1:]
+    return ending if ending in ("csv", "parquet", "arrow") else "json"
 
 
 def _write(path, rows, limit, name):
