@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from chat_agent import export
+from chat_agent.exports.families import family
 from chat_agent.exports.folder import whole_file, whole_folder
-from model import TinySeek
+from model import ModelConfig, TinySeek
 from model.build import attach, own_weights
 from tools.checkpoint import read_checkpoint, weights_hash
+from tools.config_manager import ConfigManager
 from tools.errors import UserError
 from toy_export import GPT2, GQA, ROOT, saved, toy_payload, toy_vocab
 
@@ -51,7 +53,7 @@ def adapter(path, base_path, base, stage, description, fill=0.05):
     ({**GPT2, "n_kv_head": 2}, "n_kv_head"), ({**GPT2, "use_moe": True}, "use_moe"),
     ({**GPT2, "attention": "mla"}, "attention"),
     ({**GPT2, "activation": "relu"}, "relu"), ({"router": "sigmoid", "other_experts": 1, "keep": 1}, "2 个路由专家"),
-    ({"activation": "relu2"}, "relu2"), ({**GQA, "qk_norm": True}, "qk_norm"),
+    ({"activation": "relu2"}, "relu2"), ({**GPT2, "qk_norm": True}, "qk_norm"),
     ({"counted": 2, "use_fc2": False}, "counted"),
 ])
 def test_A6_what_transformers_cannot_express_is_refused_with_reason_and_way_out(tmp_path, vocab, changes, word):
@@ -59,6 +61,13 @@ def test_A6_what_transformers_cannot_express_is_refused_with_reason_and_way_out(
     said = refused(["--model", path, "--to", "hf", "--output", tmp_path / "hf"])
     assert word in said and "请用" in said and "重新训练" in said
     assert [p.name for p in tmp_path.iterdir()] == ["m.pkl"]
+
+
+@pytest.mark.parametrize("preset, kind", [("qwen3", "qwen3"), ("minimind", "llama")])
+def test_B7_presets_that_are_made_for_export(preset, kind):
+    keys = ConfigManager(preset=preset).model()
+    config = ModelConfig.from_dict({**keys, "vocab_size": 6000})
+    assert family(config, "hf") == family(config, "gguf") == kind
 
 
 @pytest.mark.parametrize("changes, word", [(GPT2, "--to hf"), ({"position": "alibi"}, "alibi"), ({"n_layer": 27}, "27"),

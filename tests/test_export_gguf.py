@@ -10,6 +10,7 @@ gguf = pytest.importorskip("gguf")
 from chat_agent import export                                            # noqa: E402
 from chat_agent.exports.gguf.file import SCORE_LIMIT, write_gguf         # noqa: E402
 from chat_agent.exports.gguf.tensors import parts                        # noqa: E402
+from chat_agent.exports.hf.weights import to_hf                          # noqa: E402
 from chat_agent.exports.hf.tokenizer import pieces                       # noqa: E402
 from chat_agent.exports.parts import to_ours                             # noqa: E402
 from chat_agent.exports.source import read_source                        # noqa: E402
@@ -64,7 +65,21 @@ def test_names_are_those_of_the_architecture(tmp_path, vocab, shape):
     for t in reader.tensors:
         name = re.sub(r"\.(weight|bias)$", "", re.sub(r"blk\.\d+\.", "blk.{bid}.", t.name))
         assert name in known, t.name
-    assert architecture == ("llama" if config.attention == "gqa" else "deepseek2")
+    assert architecture == (shape.split("_")[0] if config.attention == "gqa" else "deepseek2")
+
+
+@pytest.mark.parametrize("shape", ["qwen3", "qwen3_wide"])
+def test_B7_a_qwen3_file_is_what_llamas_own_converter_makes_of_the_folder(tmp_path, vocab, shape):
+    """It renames the tensors of a Qwen3ForCausalLM by its own table and changes none; a tied head is left out."""
+    weights, config, reader, _ = written(tmp_path, vocab, **SHAPES[shape])
+    table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, config.n_layer)
+    theirs = {table.get_name(name, (".weight", ".bias")): t for name, t in to_hf(config, weights).items()}
+    found = values(reader)
+    assert found.keys() - theirs.keys() == ({"output.weight"} if config.tie_embedding else set())
+    assert theirs and all(torch.equal(found[name], tensor) for name, tensor in theirs.items())
+    wanted = {"attention.key_length": config.d_h, "attention.value_length": config.d_h, "attention.head_count": 4,
+              "attention.head_count_kv": 2, "feed_forward_length": 80, "rope.freq_base": 10000.0}
+    assert {k: setting(reader, f"qwen3.{k}") for k in wanted} == wanted
 
 
 @pytest.mark.parametrize("shape", ["moe", "sigmoid", "llama"])

@@ -61,7 +61,7 @@ def test_A6_logits_equal_those_of_transformers(tmp_path, vocab, shape):
     assert worst < 1e-4
 
 
-@pytest.mark.parametrize("shape", ["moe", "dense_tied", "llama", "gpt2"])
+@pytest.mark.parametrize("shape", ["moe", "dense_tied", "llama", "qwen3", "gpt2"])
 def test_greedy_replies_equal_those_of_transformers(tmp_path, vocab, shape):
     _, model, folder = exported(tmp_path, vocab, **SHAPES[shape])
     theirs, step = load(folder), plain_step(model)
@@ -85,7 +85,7 @@ def test_names_and_shapes_are_those_that_transformers_writes(tmp_path, vocab, sh
 
 def test_class_exists_and_needs_no_remote_code(tmp_path, vocab):
     classes = {}
-    for shape in ("moe", "dense", "sigmoid", "llama", "gpt2"):
+    for shape in ("moe", "dense", "sigmoid", "llama", "qwen3", "gpt2"):
         (tmp_path / shape).mkdir()
         _, _, folder = exported(tmp_path / shape, vocab, **SHAPES[shape])
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -94,7 +94,7 @@ def test_class_exists_and_needs_no_remote_code(tmp_path, vocab):
         assert config["architectures"] == [classes[shape]]
     assert classes == {"moe": "DeepseekV2ForCausalLM", "dense": "DeepseekV2ForCausalLM",
                        "sigmoid": "DeepseekV3ForCausalLM",
-                       "llama": "LlamaForCausalLM", "gpt2": "GPT2LMHeadModel"}
+                       "llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM", "gpt2": "GPT2LMHeadModel"}
 
 
 def test_second_head_lies_in_a_file_of_its_own_and_is_announced(tmp_path, vocab, capsys):

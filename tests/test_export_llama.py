@@ -18,7 +18,7 @@ from toy_export import (GQA, SHARED, compare_greedy, hand_texts, marked, plain_s
 
 F32 = 0                             # ggml's number for float32, for the cache
 SHAPES = {"moe": {}, "dense_tied": {"use_moe": False, "tie_embedding": True}, "sigmoid": {"router": "sigmoid"},
-          "llama": GQA, "eps": {"norm_eps": 1e-5, "n_dense_layer": 0}}
+          "llama": GQA, "qwen3": {**GQA, "qk_norm": True}, "eps": {"norm_eps": 1e-5, "n_dense_layer": 0}}
 
 
 def opened(path, **options):

@@ -21,6 +21,8 @@ SHAPES = {
     "dense_tied": {"use_moe": False, "tie_embedding": True},
     "all_moe": {"n_dense_layer": 0, "d_q": None, "use_fc2": False}, "sigmoid": {"router": "sigmoid"},
     "llama": GQA, "llama_tied": {**GQA, "tie_embedding": True, "norm_eps": 1e-5, "ro_theta": 5000.0},
+    "qwen3": {**GQA, "qk_norm": True}, "qwen3_wide": {**GQA, "qk_norm": True, "head_dim": 24, "tie_embedding": True,
+                                                      "use_fc2": False},
     "gpt2": GPT2, "gpt2_tied": {**GPT2, "tie_embedding": True, "use_fc2": False},
 }
 

@@ -17,13 +17,12 @@ def dense_layers(config):
 
 
 def family(config, target):
-    """deepseek_v2, deepseek_v3, llama or gpt2 for target hf or gguf. UserError 2 with the reason when nothing fits."""
+    """deepseek_v2, deepseek_v3, llama, qwen3 or gpt2 for target hf or gguf. UserError 2 with the reason when nothing
+    fits."""
     if config.sliding_window is not None:
         _refuse("滑动窗口（sliding_window）在目标格式的同类结构里没有", "sliding_window=null")
     if config.counted:
         _refuse("计数的 n 元组（counted）在目标格式的同类结构里没有", "counted=0")
-    if config.qk_norm:
-        _refuse("查询与键的归一化（qk_norm）在目标格式的同类结构里没有", "qk_norm=false")
     if config.position == "learned":
         return _gpt2(config, target)
     if config.position != "rope":
@@ -35,7 +34,7 @@ def family(config, target):
     if config.attention == "gqa":
         if has_experts(config):
             _refuse("GQA 加 MoE 没有等价的现成结构（Mixtral 会重新归一化路由权重，且没有共享专家）", "attention=mla 或 use_moe=false")
-        return "llama"
+        return "qwen3" if config.qk_norm else "llama"
     return _deepseek(config, target)
 
 
@@ -56,7 +55,7 @@ def _deepseek(config, target):
 def _gpt2(config, target):
     if target == GGUF:
         _refuse("llama.cpp 的 GPT-2 用近似的 GELU，位置数也是固定的，得不到相同的结果", "position=rope 的结构", "可以改用 --to hf 导出。")
-    wanted = {"attention": "gqa", "norm": "layer", "activation": "gelu"}
+    wanted = {"attention": "gqa", "norm": "layer", "activation": "gelu", "qk_norm": False}
     wrong = [f"{k}={getattr(config, k)}" for k, v in wanted.items() if getattr(config, k) != v]
     if config.kv_heads != config.n_head:
         wrong.append(f"n_kv_head={config.kv_heads}")

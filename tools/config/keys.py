@@ -63,7 +63,7 @@ _MODEL = block(
     ask(key("moe_loss", "choice", "lexp", "均衡损失：lexp 或按序列的 aux", choices=("lexp", "aux"))),
     ask(key("router_z_loss", "float", 0.0, "路由 z 损失的权重", low=0)),
     key("max_position", "int", None, "learned 位置的最大长度，null = 各阶段 max_len 的最大值", low=1),
-    key("qk_norm", "bool", False, "每个头的查询和键先归一化（仅 gqa；不能导出）"),
+    key("qk_norm", "bool", False, "每个头的查询和键先归一化（仅 gqa；导出成 Qwen3）"),
     key("counted", "int", 0, "把训练文本里数出来的 2 到 n 元组混进第一个头，0 = 不用（须 use_fc2=false；不能导出）", low=0),
     key("init_std", "float", 0.02, "权重初始标准差", above=0),
     key("norm_eps", "float", 1e-6, "归一化的小常数", above=0),

@@ -17,7 +17,8 @@ from tools.checkpoint import acts_of
 from tools.errors import UserError
 from tools.vocab import FIRST_BYTE, FIRST_WORD
 
-ARCHITECTURES = {"deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2", "llama": "llama"}
+ARCHITECTURES = {"deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2", "llama": "llama",
+                 "qwen3": "qwen3"}
 PRECISIONS = ("f32", "f16", "q8_0")
 # llama.cpp's Viterbi rounds score * 1e4 to an integer: there our integers come back as they were
 SCORE_UNIT = 1e4
@@ -103,7 +104,7 @@ def _describe(gguf, w, source, architecture, precision):
     w.add_layer_norm_rms_eps(c.norm_eps)
     w.add_rope_freq_base(c.ro_theta)
     w.add_rope_dimension_count(c.rotary_width)
-    if architecture == "llama":
+    if architecture in ("llama", "qwen3"):
         w.add_head_count_kv(c.kv_heads)
         w.add_key_length(c.d_h)
         w.add_value_length(c.d_h)

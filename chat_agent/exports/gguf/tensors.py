@@ -1,9 +1,10 @@
-"""Our tensor names and those of llama.cpp's architectures `deepseek2` and `llama`, in both directions."""
+"""Our tensor names and those of llama.cpp's architectures `deepseek2`, `llama` and `qwen3`, in both
+directions."""
 
 import torch
 
 from chat_agent.exports.families import GGUF, family
-from chat_agent.exports.hf.weights import SECOND_HEAD
+from chat_agent.exports.hf.weights import SECOND_HEAD, grouped_attention
 from chat_agent.exports.parts import Part, gate_and_up, same, to_theirs
 
 
@@ -16,8 +17,9 @@ def to_gguf(config, weights):
 
 
 def parts(config):
-    """The Parts of the whole model. llama.cpp turns neighbouring dimensions together, as we do: nothing is permuted."""
-    attention = _gqa if family(config, GGUF) == "llama" else _mla
+    """The Parts of the whole model. llama.cpp turns neighbouring dimensions together, as we do: nothing is permuted,
+    but for `qwen3`, where it turns those that transformers turns."""
+    attention = {"llama": _gqa, "qwen3": _qwen3}.get(family(config, GGUF), _mla)
     found = [same("embed.weight", "token_embd.weight"), same("norm.weight", "output_norm.weight"),
              same("fc1.weight", "output.weight")]
     for i in range(config.n_layer):
@@ -49,6 +51,13 @@ def _gqa(config, a, b):
     return [same(f"{a}q.weight", f"{b}attn_q.weight"), same(f"{a}out.weight", f"{b}attn_output.weight"),
             Part((f"{a}kv.weight",), (f"{b}attn_k.weight", f"{b}attn_v.weight"), lambda t: list(t[0].chunk(2)),
                  lambda t: [torch.cat(t)])]
+
+
+def _qwen3(config, a, b):
+    names = {"q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output",
+             "q_norm": "attn_q_norm", "k_norm": "attn_k_norm"}
+    return [part._replace(theirs=tuple(f"{b}{names[name.split('.')[0]]}.weight" for name in part.theirs))
+            for part in grouped_attention(config, a, "")]
 
 
 def _dense(a, b, kind):

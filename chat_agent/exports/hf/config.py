@@ -6,7 +6,7 @@ from tools.errors import UserError
 from tools.vocab import RESERVED
 
 CLASSES = {"deepseek_v2": "DeepseekV2ForCausalLM", "deepseek_v3": "DeepseekV3ForCausalLM", "llama": "LlamaForCausalLM",
-           "gpt2": "GPT2LMHeadModel"}
+           "qwen3": "Qwen3ForCausalLM", "gpt2": "GPT2LMHeadModel"}
 END, PAD = RESERVED.index("<|im_end|>"), RESERVED.index("[PAD]")
 # Says how a folder was written, not what the model computes: transformers may change these when it saves the folder
 # again.
@@ -19,8 +19,7 @@ OPTIONAL = ("moe_layer_freq", "scoring_func", "topk_method")
 def hf_config(config, context, dtype):
     """ModelConfig -> dict. context: positions the model was trained for; dtype: "float32", "float16" or "bfloat16"."""
     kind = family(config, HF)
-    shape = {"deepseek_v2": _deepseek_v2, "deepseek_v3": _deepseek_v3, "llama": _llama, "gpt2": _gpt2}[kind](config,
-        context)
+    shape = {"deepseek_v2": _deepseek_v2, "deepseek_v3": _deepseek_v3, "gpt2": _gpt2}.get(kind, _llama)(config, context)
     return {"architectures": [CLASSES[kind]], "model_type": kind, **shape, "vocab_size": config.vocab_size,
             "tie_word_embeddings": config.tie_embedding, "initializer_range": config.init_std, "use_cache": True,
             "bos_token_id": END, "eos_token_id": END, "pad_token_id": PAD, "torch_dtype": dtype}
@@ -96,8 +95,9 @@ def _read_rope(f, kind):
             "d_model": f["hidden_size"], "dense_hidden": f["intermediate_size"], "norm_eps": f["rms_norm_eps"],
             "ro_theta": theta,
             "tie_embedding": f["tie_word_embeddings"], "init_std": f["initializer_range"]}
-    if kind == "llama":
-        return keys | {"attention": "gqa", "n_kv_head": f["num_key_value_heads"], "use_moe": False}
+    if not kind.startswith("deepseek"):
+        return keys | {"attention": "gqa", "n_kv_head": f["num_key_value_heads"], "head_dim": f.get("head_dim"),
+                       "use_moe": False, "qk_norm": kind == "qwen3"}
     dense = f["first_k_dense_replace"]
     return keys | {"d_c": f["kv_lora_rank"], "d_q": f["q_lora_rank"], "d_r": f["qk_rope_head_dim"],
                    "hidden": f["moe_intermediate_size"], "other_experts": f["n_routed_experts"],

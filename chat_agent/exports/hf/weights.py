@@ -34,7 +34,7 @@ def parts(config):
     kind = family(config, HF)
     if kind == "gpt2":
         return _gpt2(config)
-    attention = _llama_attention if kind == "llama" else _mla
+    attention = _mla if kind.startswith("deepseek") else grouped_attention
     found = [same("embed.weight", "model.embed_tokens.weight"), same("norm.weight", "model.norm.weight")]
     found += [] if config.tie_embedding else [same("fc1.weight", "lm_head.weight")]
     for i in range(config.n_layer):
@@ -72,7 +72,7 @@ def _experts(config, a, b):
     return found
 
 
-def _llama_attention(config, a, b):
+def grouped_attention(config, a, b):
     """Llama rotates dimension i together with i + d_h / 2, we rotate neighbours: its rows are ours, evens before
     odds."""
     d = config.d_h
@@ -87,7 +87,11 @@ def _llama_attention(config, a, b):
         key, value = t[0].chunk(2)
         return [halves(key), value]
 
-    return [Part((f"{a}q.weight",), (f"{b}q_proj.weight",), lambda t: [halves(t[0])], lambda t: [neighbours(t[0])]),
+    def turned(ours, theirs):
+        return Part((ours,), (theirs,), lambda t: [halves(t[0])], lambda t: [neighbours(t[0])])
+
+    norms = [turned(f"{a}{name}_norm.weight", f"{b}{name}_norm.weight") for name in "qk"] if config.qk_norm else []
+    return [turned(f"{a}q.weight", f"{b}q_proj.weight"), *norms,
             Part((f"{a}kv.weight",), (f"{b}k_proj.weight", f"{b}v_proj.weight"), split,
                  lambda t: [torch.cat((neighbours(t[0]), t[1]))]),
             same(f"{a}out.weight", f"{b}o_proj.weight")]
