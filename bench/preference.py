@@ -32,7 +32,7 @@ from tools.errors import UserError
 from tools.formats import BadLines, not_a_pair, read_rows
 from tools.reading.lines import iter_lines
 from tools.logs.reader import read_log
-from tools.pictures.others import draw_run, held_out
+from tools.pictures.others import PREFERENCE, draw_run, held_out
 from tools.saving.archive import read_json, write_json
 from train_agent.trainers import dpo_tuning, pre_training, sft_training
 from train_agent.trainers.hardware import machine
@@ -182,7 +182,7 @@ def main(argv=None):
                 f"{a['low']:.1%} 至 {a['high']:.1%}，"
                   f"{a['pairs']} 对，靠运气的概率 {a['by_chance']:.3g}）")
     runs = [read_log(f["log"])[-1] for f in folds]
-    picture = draw_run(runs[0], folder / "preference.png")
+    picture = draw_run(runs[0], folder / "preference.png", "DPO", PREFERENCE)
     # a smaller fold may have one point less
     curve = np.mean(list(zip(*(held_out(run, "accuracy")[1] for run in runs))), 1).tolist()
     stage = manager.stage("dpo")

@@ -19,10 +19,12 @@ CHUNK = 256   # tokens of a prompt read at once
 
 @dataclass
 class Reply:
-    """ids without the stop id; drafted: ids that head 2 proposed, accepted: those that head 1 confirmed."""
+    """ids without the stop id; drafted: ids that head 2 proposed, accepted: those that head 1 confirmed. log_p: where
+    it was asked for, the log-probability of every id that was drawn, the stop id included."""
 
     ids: list = field(default_factory=list)
     finish: str = "length"
+    log_p: list = field(default_factory=list)
     accepted: int = 0
     drafted: int = 0
 
@@ -86,12 +88,13 @@ def generate_batch(model, prompts, max_new_tokens, batch_size=128, **options):
 
 @torch.inference_mode()
 def generate_replies(model, prompts, max_new_tokens, batch_size=128, *, seed=None, guard=True, progress=None,
-                     prepared=None, **sampling):
+                     prepared=None, scored=False, **sampling):
     """`batch_size` replies are written side by side; prompts of similar length go together. -> list of Reply
 
     max_new_tokens: one number for all, or a list with one for each. Options as in `stream`; there is no speculation
     here, a full batch already keeps the machine busy. With a seed, prompt i gets its own random numbers, whatever
     stands beside it. progress: called with the number of replies finished since the last call.
+    scored: fill Reply.log_p, at temperature 1 without top_k and the like the probabilities that were drawn from.
     """
     how, replies, rooms = Sampling(**sampling), [Reply() for _ in prompts], {}
     prepared, groups = {} if prepared is None else prepared, model.groups(prompts)
@@ -104,7 +107,7 @@ def generate_replies(model, prompts, max_new_tokens, batch_size=128, *, seed=Non
             for begin in range(0, len(order), batch_size):
                 group = order[begin:begin + batch_size]
                 jobs = [_Job(replies[i], prompts[i], stream_of(seed, i), guard, rooms[i]) for i in group]
-                _write([j for j in jobs if j.room > 0], expert, how, prepared)
+                _write([j for j in jobs if j.room > 0], expert, how, prepared, scored)
                 if progress:
                     progress(len(group))
     return replies
@@ -129,14 +132,23 @@ class _Job:
         return len(self.reply.ids) >= self.room
 
 
-def _write(jobs, model, how, prepared):
+def _write(jobs, model, how, prepared, scored):
     if not jobs:
         return
-    cache = DecodeCache.of(model, len(jobs), max(len(j.prompt) for j in jobs) + 32, prepared)
-    last = prefill(model, cache, [j.prompt for j in jobs])                        # (B, d)
+    prompts = list(dict.fromkeys(tuple(job.prompt) for job in jobs))              # one that is asked often is read once
+    place = {prompt: i for i, prompt in enumerate(prompts)}
+    cache = DecodeCache.of(model, len(prompts), max(map(len, prompts)) + 32, prepared)
+    last = prefill(model, cache, [list(prompt) for prompt in prompts])
+    if len(prompts) < len(jobs):
+        slots = [place[tuple(job.prompt)] for job in jobs]
+        cache.keep(slots)
+        last = last[slots]                                                        # (B, d)
     while True:
         numbers = None if how.greedy else [j.numbers.random() for j in jobs]
-        new = how.pick(cache.logits(last), [j.reply.ids for j in jobs], numbers)
+        logits = cache.logits(last)
+        new = how.pick(logits, [j.reply.ids for j in jobs], numbers)              # bans are in `logits` now
+        if scored:
+            _score(jobs, logits, new)
         going = [i for i, job in enumerate(jobs) if not job.take(new[i], how)]
         if not going:
             return
@@ -144,6 +156,12 @@ def _write(jobs, model, how, prepared):
             cache.keep(going)
             jobs, new = [jobs[i] for i in going], [new[i] for i in going]
         last = model.decode(torch.tensor(new, device=last.device)[:, None], cache)[:, 0]
+
+
+def _score(jobs, logits, new):
+    log_p = logits.log_softmax(-1).gather(1, torch.tensor(new, device=logits.device)[:, None])[:, 0]
+    for job, value in zip(jobs, log_p.tolist()):
+        job.reply.log_p.append(value)
 
 
 @torch.inference_mode()

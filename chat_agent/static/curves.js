@@ -22,12 +22,18 @@ const CHARTS = [
   },
   { names: ["accuracy"], title: "选对的比例", help: "有多少对回答，模型更倾向于人选中的那个。" },
   { names: ["margin"], title: "间隔", help: "选中的回答比没选中的高出多少；大于 0 表示分得清。" },
+  { names: ["reward", "success"], labels: ["奖励", "答对"], title: "奖励", help: "取样的回答平均得多少分，多少答对。" },
+  { names: ["solved", "hopeless"], labels: ["全对", "全错"], title: "学不到的题", help: "整组都对或都错的提问，没有可学的。" },
+  { names: ["length"], title: "回答的长短", unit: "词元", help: "奖励在涨、回答却越来越长或越来越短，多半是在钻空子。" },
+  { names: ["policy_entropy"], title: "说法的多样", help: "越低，每次说得越一样；接近 0 就学不到新东西了。" },
+  { names: ["clip_share", "kl"], labels: ["被裁剪", "KL"], title: "离得多远", help: "比率被裁剪的词元比例；离起点模型多远。" },
   { names: ["lr"], title: "学习率", zero: true, help: "每一步走多大。" },
   { names: ["grad_norm"], title: "梯度范数", help: "裁剪之前的大小；偶尔的尖峰正常，一直变大不正常。" },
   { names: ["lexp"], title: "专家均衡", help: "0 表示各专家一样忙，越大越偏。" },
   { names: ["tok_s"], title: "速度", unit: "词元/秒", zero: true, help: "每秒多少个词元。" },
 ];
-const OWN_HELP = { dpo: { loss: "偏好损失：0.693（ln 2）表示分不清哪个回答更好，越低越好。空心点是留出数据。" } };
+const OWN_HELP = { dpo: { loss: "偏好损失：0.693（ln 2）表示分不清哪个回答更好，越低越好。空心点是留出数据。" },
+  rl: { loss: "实线是优势乘比率，总在 0 附近，看不出好坏；空心点是留出的题答错的比例，越低越好。" } };
 const STATES = { running: "进行中", done: "已完成", stopped: "已停下" };
 const MOST_DOTS = 40; // more of them would hide the line
 const BOX = { width: 480, height: 252, left: 56, right: 12, top: 22, bottom: 30 };

@@ -14,9 +14,10 @@ from test_dpo import pair_rows
 from tools.checkpoint import load_chain, read_pair
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reason="需要 fork 和 SIGKILL")]
-LABELS = {"pre": "Pre", "sft": "SFT", "dpo": "DPO", "lora": "Lora", "prefix": "Prefix", "memory": "Memory"}
+LABELS = {"pre": "Pre", "sft": "SFT", "dpo": "DPO", "lora": "Lora", "prefix": "Prefix", "memory": "Memory", "rl": "RL"}
 OWN = {"lora": {"rank": 2}, "prefix": {"prefix_len": 3},
-       "memory": {"memory_tokens": 12, "memory_chapters": 4, "rank": 0}}
+       "memory": {"memory_tokens": 12, "memory_chapters": 4, "rank": 0},
+       "rl": {"reward": "length", "reward_length": 4, "max_new_tokens": 8, "group_size": 4}}
 MOST, EARLIER = 300, 5     # starts of one run at most; the seed of the run before
 
 

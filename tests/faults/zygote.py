@@ -19,11 +19,11 @@ import torch  # noqa: E402
 import sabotage  # noqa: E402
 from tools import cli  # noqa: E402
 from tools.process.signals import end_on_signals  # noqa: E402
-from train_agent import dpo_train, lora_train, memory_train, pre_train, prefix_train, sft_train  # noqa: E402
+from train_agent import dpo_train, lora_train, memory_train, pre_train, prefix_train, rl_train, sft_train  # noqa: E402
 from train_agent.trainers.running import diary
 
 SCRIPTS = {"pre": pre_train, "sft": sft_train, "dpo": dpo_train, "lora": lora_train, "prefix": prefix_train,
-           "memory": memory_train}
+           "memory": memory_train, "rl": rl_train}
 
 
 def child(job):

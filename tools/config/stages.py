@@ -58,6 +58,26 @@ _GATE = own(
     key("experts", "paths", [], "供选择的模型或适配器"),
     key("gate_hidden", "int", 64, "选择门的隐藏宽度", low=1))
 _DPO = own("ask", key("beta", "float", 0.1, "DPO 的 β", above=0))
+_RL = (
+    *own("never",
+         key("reward", "strings", "exact", "奖励，一个或几个：exact contains number regex format length repetition，"
+             "或 文件.py:函数；后面可加 =权重"),
+         key("reward_pattern", "str", None, "奖励 regex 用的正则表达式，行里有 pattern 的照行里的"),
+         key("reward_format", "str", None, "奖励 format 要的样子：json，或带空的话如 答案是{}。行里有 format 的照行里的"),
+         key("reward_length", "int", None, "奖励 length 给满分的最多字数，行里有 length 的照行里的", low=1)),
+    *own("ask",
+         key("rl_loss", "choice", "grpo", "强化学习的损失", choices=("grpo", "cispo", "dr_grpo", "reinforce")),
+         key("group_size", "int", 8, "一题取几个回答", low=2, high=1024),
+         key("max_new_tokens", "int", 64, "一个回答最多几个词元", low=1),
+         key("rl_updates", "int", 1, "一批回答学几次", low=1),
+         key("clip_low", "float", 0.2, "比率低于 1 - clip_low 就不再往下推", low=0, high=1),
+         key("clip_high", "float", 0.28, "比率高于 1 + clip_high 就不再往上推", low=0),
+         key("kl", "float", 0.0, "离开起点模型要付的代价（k3 估计），0 = 不管，也不留第二份模型", low=0),
+         key("entropy_bonus", "float", 0.0, "说法多样的好处，0 = 没有", low=0),
+         key("curriculum", "float", 0.25, "一批里有多大的比例换成上次有对有错的提问", low=0, high=1)),
+    *own("free",
+         key("write_best", "path", None, "不训练，只取回答：每题最好的写成 SFT 数据"),
+         key("write_pairs", "path", None, "不训练，只取回答：每题最好和最差的写成 DPO 数据")))
 
 TABLE = {
     "pre": Row("Pre", "预训练", "预训练模型", "pre_training",
@@ -80,6 +100,9 @@ TABLE = {
     "dpo": Row("DPO", "偏好对齐", "偏好对齐模型", "dpo_tuning",
                {**_ADAPTER, "json_data_path": None, "init_lr": 1e-4, "min_lr": 1e-6, "batch_size": 8, "max_epochs": 3,
                 "max_steps": None, "eval_steps": "auto"}, _DPO),
+    "rl": Row("RL", "强化学习", "强化学习模型", "reward_tuning",
+              {**_ADAPTER, "init_lr": 1e-4, "scheduler": "constant", "batch_size": 16, "max_epochs": 1,
+               "max_steps": 200, "weight_decay": 0.0, "eval_steps": "auto"}, _RL),
 }
 
 

@@ -7,7 +7,8 @@ import numpy as np
 
 from tools.config.keys import STAGE_TITLES
 
-CURVES = ("loss", "ce_1", "ce_2", "ppx_1", "ppx_2", "lr", "grad_norm", "lexp", "entropy", "tok_s")
+CURVES = ("loss", "ce_1", "ce_2", "ppx_1", "ppx_2", "lr", "grad_norm", "lexp", "entropy", "tok_s",
+          "reward", "success", "solved", "hopeless", "length", "policy_entropy", "clip_share", "kl", "gap", "replies_s")
 POINTS = 600                # of one curve
 COLUMNS = 160               # of the heat map
 EVENTS, SAMPLES = 200, 60   # kept of the newest

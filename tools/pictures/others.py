@@ -76,11 +76,28 @@ PREFERENCE = {
     "accuracy": (("偏好准确率", "Preference accuracy"), [("accuracy", "", "")], 0.5)}
 
 
+# The same of a reinforcement learning.
+REWARDS = {
+    "reward": (("奖励", "Reward"), [("reward", "", "")], 0),
+    "success": (("答对的比例", "Success"), [("success", "取样", "sampled"), ("accuracy", "", "")], 0.5),
+    "groups": (("整组全对、全错", "Solved and hopeless groups"),
+               [("solved", "全对", "solved"), ("hopeless", "全错", "hopeless")], 0),
+    "length": (("回答的词元数", "Tokens of a reply"), [("length", "", "")], 0)}
+
+
 def draw_preference(log_dir, path=None):
     """The newest run of the stage dpo in log_dir -> path of the picture (default log_dir/dpo_preference.png). UserError
     2 or 7."""
-    newest = max(Path(log_dir).glob("dpo_2*.jsonl"), key=lambda p: (p.stat().st_mtime, p.name))
-    return draw_run(read_log(newest)[-1], path or Path(log_dir, "dpo_preference.png"))
+    return draw_run(newest_run(log_dir, "dpo"), path or Path(log_dir, "dpo_preference.png"), "DPO", PREFERENCE)
+
+
+def draw_rewards(log_dir, path=None):
+    """The same of the stage rl, default log_dir/rl_rewards.png."""
+    return draw_run(newest_run(log_dir, "rl"), path or Path(log_dir, "rl_rewards.png"), "RL", REWARDS)
+
+
+def newest_run(log_dir, stage):
+    return read_log(max(Path(log_dir).glob(f"{stage}_2*.jsonl"), key=lambda p: (p.stat().st_mtime, p.name)))[-1]
 
 
 def held_out(run, field):
@@ -89,8 +106,8 @@ def held_out(run, field):
     return np.array(found, dtype=float).reshape(-1, 2).T
 
 
-def draw_run(run, path):
-    """run: a reader.Run -> path."""
+def draw_run(run, path, title, panels):
+    """run: a reader.Run; panels: four, as PREFERENCE -> path."""
     import matplotlib
     from matplotlib.figure import Figure
     page = Page()
@@ -98,7 +115,7 @@ def draw_run(run, path):
     with matplotlib.rc_context(page.rc()):
         figure = Figure(figsize=(11, 7), dpi=110, layout="constrained")
         figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
-        for ax, (titles, fields, neutral) in zip(figure.subplots(2, 2).flat, PREFERENCE.values()):
+        for ax, (titles, fields, neutral) in zip(figure.subplots(2, 2).flat, panels.values()):
             dress(ax, page, titles[language], page.word("step"))
             ax.axhline(neutral, color=GREY, linewidth=0.8, linestyle=(0, (3, 3)))
             for color, (field, *names) in zip(COLORS, fields):
@@ -111,6 +128,6 @@ def draw_run(run, path):
                     ax.plot(steps, values, color=color, linewidth=1.2, linestyle=(0, (4, 2)), marker="o", markersize=5,
                             markerfacecolor="white", label=f"{names[language]} {page.word('eval')}".strip())
             ax.legend()
-        figure.suptitle(f"DPO · {page.word('curves')}", x=0.012, ha="left", fontsize=16, fontweight=page.bold,
+        figure.suptitle(f"{title} · {page.word('curves')}", x=0.012, ha="left", fontsize=16, fontweight=page.bold,
                         color=INK)
         return save(figure, path)

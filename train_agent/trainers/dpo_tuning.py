@@ -83,7 +83,7 @@ def settled(options, device):
     Sums over
     hundreds of tokens are compared, so a CPU takes float32 unless it is told otherwise."""
     if options["replay_share"]:
-        raise UserError("偏好对齐不混入通用数据：请去掉 replay_share。")
+        raise UserError("这个阶段不混入通用数据：请去掉 replay_share。")
     if options["mixed_precision"] == "auto":
         options = {**options, "mixed_precision": "no" if device.type == "cpu"
                    else machine.choose_precision("auto", device)}

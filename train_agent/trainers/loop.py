@@ -47,6 +47,7 @@ class Loop:
         self.patience = Patience(self.keys.early_stopping_threshold)
         self.forgetting = ForgettingWatch(self.keys.forget_limit)
         self.tracker, self.bar = NoTracker(), None
+        self.player = stage.player() if stage.player else None
 
     def run(self):
         with self.at_work():
@@ -106,7 +107,15 @@ class Loop:
         bar.close()
 
     def optimize(self, group, chunk):
-        """One optimizer step over all micro-batches of `group`."""
+        """One step over all micro-batches of `group`."""
+        group = self.player.ready(self, group) if self.player else group
+        for _ in range(self.stage.updates):
+            self.update(group, chunk)
+        self.decays += not schedules.is_held(self.keys, chunk) and self.step >= self.keys.warmup_steps
+        self.step += 1
+
+    def update(self, group, chunk):
+        """One optimizer step. Where nothing is there to learn from the weights stay as they are."""
         counts = {k: sum(getattr(b, k) for b in group) for k in ("targets_1", "targets_2", "tokens")}
         totals = {k: float(v) for k, v in parallel.summed(counts, self.device).items()}
         sums = self.gradients(group, totals)
@@ -117,7 +126,7 @@ class Loop:
         self.metrics = {**step_metrics(self.sums, totals), "grad_norm": norm}
         factor = self.rate_factor(chunk)
         set_rates(self.optimizers, factor)
-        if self.may_step(group):
+        if totals["targets_1"] and self.may_step(group):
             for optimizer in self.optimizers:
                 self.scaler.step(optimizer)
             if "load" in self.sums:
@@ -127,8 +136,6 @@ class Loop:
             optimizer.zero_grad(set_to_none=True)
         self.metrics["lr"] = self.keys.init_lr * factor
         self.tokens += int(totals["tokens"])
-        self.decays += not schedules.is_held(self.keys, chunk) and self.step >= self.keys.warmup_steps
-        self.step += 1
 
     def gradients(self, group, totals):
         """Forward and backward pass of every micro-batch -> what they say for the log, summed."""
@@ -204,6 +211,8 @@ class Loop:
                   "batches": in_chunk, "index": place.chunk + 1, "indexes": train.chunks, **self.metrics,
                   "tok_s": rate, "device": str(self.device), "batch_t": self.seconds / self.step,
                   "remaining": (self.total_steps - self.step) * self.seconds / self.step, "tokens": self.tokens}
+        if self.player:
+            fields |= self.player.told()
         if "load" in self.sums:
             fields["expert_load"] = (self.sums["load"] / self.sums["load"].sum(-1, keepdim=True)).tolist()
         self.journal.line(fields)
@@ -336,7 +345,7 @@ class Loop:
                 "surroundings": recovery.surroundings(self.device),
                 "spikes": list(self.spikes.history), "guard": self.guard.in_a_row,
                 "patience": self.patience.state(), "forgetting": self.forgetting.first, "held": finite(self.held),
-                "metrics": finite(self.metrics)}
+                "metrics": finite(self.metrics), "player": self.player.state() if self.player else None}
 
     def restore(self, state):
         for name in ("decays", "tokens", "seconds", "finished", "held", "metrics"):
@@ -358,6 +367,8 @@ class Loop:
         if not self.saver.changed(state, "eval_data_path"):            # losses on other data cannot be compared
             self.patience.restore(*state["patience"])
         self.forgetting.first = state.get("forgetting")
+        if self.player:
+            self.player.restore(state["player"])
         self.journal.resume_from(self.step)
         recovery.seed_everything(self.keys.seed + parallel.rank())
         for mine in state["random"][parallel.rank():][:1]:

@@ -6,6 +6,10 @@ from model.moe import auxiliary_loss, compute_router_auxiliary_loss, load_balanc
 
 EXTRAS = ("router_aux", "drift")         # of an adaptation: token-weighted means, part of the loss
 PER_SAMPLE = ("accuracy", "regret", "margin", "reward_chosen", "reward_rejected")    # sums, counted as targets_1
+# Sums that are divided by another sum.
+RATES = {"reward": "replies", "success": "replies", "length": "replies", "cut": "replies", "unscored": "replies",
+         "solved": "groups", "hopeless": "groups", "skipped": "groups", "policy_entropy": "written",
+         "clip_share": "learned", "ratio": "learned", "kl": "learned", "gap": "learned"}
 
 
 def next_tokens_loss(model, batch, totals):
@@ -58,4 +62,5 @@ def step_metrics(sums, totals):
     for name in [n for n in EXTRAS if n in sums]:
         metrics[name] = float(sums[name]) / max(1, totals["tokens"])
         metrics["loss"] += metrics[name]
+    metrics |= {k: float(sums[k]) / max(1, float(sums[unit])) for k, unit in RATES.items() if k in sums}
     return metrics | {k: float(sums[k]) / max(1, totals["targets_1"]) for k in PER_SAMPLE if k in sums}

@@ -49,6 +49,8 @@ def preflight(stage, seconds=5.0, done=0, say=print, share=1.0):
         resume.restore_random_states(before)
     if stage.name == "dpo":
         result["first_loss"] = first_preference(measured["metrics"], done)
+    elif stage.name == "rl":
+        result["first_loss"] = first_policy(measured["metrics"])
     else:
         gate = stage.about["kind"] == "gate"
         choices = len(stage.about["adapter"]["experts"]) if gate else stage.about["config"]["vocab_size"]
@@ -92,7 +94,7 @@ def fit(stage, group):
         if hasattr(stage.train, "cache") and all(hasattr(batch, "positions") for batch in group):
             found.append(template_line(vocab, stage.train, group))
     targets, tokens = (sum(getattr(b, k) for b in group) for k in ("targets_1", "tokens"))
-    unit = {"dpo": "对回答", "gate": "个样本"}.get(stage.name)               # there a target is no token
+    unit = {"dpo": "对回答", "gate": "个样本", "rl": "个提问"}.get(stage.name)               # there a target is no token
     learned = f"共 {targets} {unit}" if unit else f"其中 {100 * targets / max(1, tokens):.0f} % 计入损失"
     found.append("，".join(filter(None, [announced(stage), f"第一步 {tokens} 个词元", learned])))
     return found
@@ -166,6 +168,15 @@ def first_preference(metrics, done):
         level, why = "warn", "应正好是 ln 2：起点模型和参考模型可能不是同一个，可删掉 cache_dir 里的 dpo_*.npy 重来"
     return {"ce_1": loss, "ce_2": None, "loss": metrics.get("loss"), "ln_vocab": even, "level": level,
             "text": f"第一个损失 {loss:.3f}，ln 2 = {even:.3f}。{why}"}
+
+
+def first_policy(metrics):
+    """Of a reward stage: the loss says nothing, what the model earns does."""
+    earned = metrics.get("success", 0.0)
+    text = (f"取样的回答答对 {earned:.0%}，全对的题 {metrics.get('solved', 0.0):.0%}，全错的题 {metrics.get('hopeless', 0.0):.0%}。"
+            + ("正常：有对有错才有得学" if 0 < earned < 1 else "都一样，学不到什么：请换提问或奖励"))
+    return {"ce_1": metrics["ce_1"], "ce_2": None, "loss": metrics.get("loss"), "ln_vocab": None,
+            "level": "ok" if 0 < earned < 1 else "warn", "text": text}
 
 
 def memory(stage, measured):

@@ -30,6 +30,8 @@ class Stage:
     identity: dict                       # hashes a resume has to find unchanged: data, vocabulary, base
     loss: Callable = next_tokens_loss    # (model, batch, totals) -> (scalar, sums to log)
     rates: Callable = None               # parameter name -> its own learning rate, None = init_lr for all
+    player: Callable = None              # () -> what makes a step's batches with the weights of the step, see Player
+    updates: int = 1                     # how often such a batch is learned from before the next one is made
     begin: Callable = None               # (device) -> notes; sets the first weights of a run that starts afresh
     notes: dict = field(default_factory=dict)   # extra fields for the log's header
     batch_names: bool = False            # file names end with the number of the batch (the gate's), not of the step

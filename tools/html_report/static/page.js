@@ -119,6 +119,13 @@ const CURVES = [
   ["专家负载均衡 Lexp", ["lexp"], { note: "0 表示各专家用得一样多" }],
   ["路由的熵", ["entropy"], { note: "越低，路由选专家越果断" }],
   ["每秒词元", ["tok_s"], {}],
+  ["奖励", ["reward", "success"], { note: "取样的回答平均得多少分、答对多少" }],
+  ["学不到的题", ["solved", "hopeless"], { note: "整组都对或都错的提问" }],
+  ["回答的词元数", ["length"], { note: "奖励涨、回答越来越长或越短，多半是在钻空子" }],
+  ["说法的熵", ["policy_entropy"], { note: "接近 0 就学不到新东西了" }],
+  ["被裁剪的比例、KL", ["clip_share", "kl"], {}],
+  ["取样与训练的概率差", ["gap"], { note: "同一个词元的对数概率，应接近 0" }],
+  ["每秒回答", ["replies_s"], {}],
 ];
 const NAMES = {
   loss: "训练",
@@ -131,6 +138,16 @@ const NAMES = {
   lexp: "Lexp",
   entropy: "熵",
   tok_s: "词元/秒",
+  reward: "奖励",
+  success: "答对",
+  solved: "全对",
+  hopeless: "全错",
+  length: "词元",
+  policy_entropy: "熵",
+  clip_share: "被裁剪",
+  kl: "KL",
+  gap: "差",
+  replies_s: "回答/秒",
 };
 
 function curveCards(group) {

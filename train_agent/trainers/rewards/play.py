@@ -1,0 +1,261 @@
+"""The part of a step that comes before learning: which questions, G replies to each, their rewards, and what of them is
+learned from.
+
+Everything follows from the weights, the seed and the place in the data: the random numbers of a reply are those of
+(seed, epoch, chunk, batch, number). So a run that is killed while it samples samples the same again.
+"""
+
+import random
+import time
+from dataclasses import dataclass
+
+import torch
+
+from model.generate import generate_replies
+from model.kernels.cross_entropy import IGNORE
+from model.segments import Segments
+from model.sampling import Sampling
+from tools.template import MARKS, marks_of
+from train_agent.trainers import parallel, schedules
+from train_agent.trainers.dataset import Movable, Position
+from train_agent.trainers.rewards.policy_losses import advantages
+
+AT_ONCE = 128           # replies that are written side by side
+STUCK = 20              # steps in a row without anything to learn from: the run ends
+SHOWN, TOLD = 3, 5      # groups that are put into the log at a time; rows without a score that are named
+COUNTS = ("replies", "groups", "written", "reward", "success", "length", "cut", "solved", "hopeless", "skipped",
+          "unscored", "policy_entropy")
+
+
+@dataclass
+class ReplyBatch(Movable):
+    """Questions with their replies, documents lying one after the other; N ids. A reply is one target of targets_1, its
+    ids are targets_2.
+
+    ids, positions, labels (1, N) int64, valid (1, N) bool. Of each label, 0 elsewhere, (N,): advantage, size of its
+    reply, sampled, the sampler's log p; old, reference: log p when it was sampled and of the start model, or None.
+    told: sums for the log.
+    """
+    ids: torch.Tensor
+    positions: torch.Tensor
+    valid: torch.Tensor
+    labels: torch.Tensor
+    layout: Segments
+    advantage: torch.Tensor
+    size: torch.Tensor
+    sampled: torch.Tensor
+    told: dict
+    tokens: int
+    targets_1: int
+    targets_2: int
+    position: Position = None
+    old: torch.Tensor = None
+    reference: torch.Tensor = None
+
+
+@dataclass
+class Group:
+    """One question's replies (Reply of model.generate), their texts, their verdicts, and advantages or None."""
+    question: object
+    item: int
+    replies: list
+    texts: list
+    verdicts: list
+    advantages: list = None
+
+    @property
+    def successes(self):
+        return sum(v.success for v in self.verdicts)
+
+
+class Player:
+    """One per Loop. What it remembers from step to step goes into .state: `state`, `restore`."""
+
+    def __init__(self, stage, judge, vocab, log_p, reference=None):
+        """log_p(model, batch) -> (N,); reference: the start model, where KL is on."""
+        self.stage, self.options, self.judge, self.log_p = stage, stage.options, judge, log_p
+        self.speech, self.reference = Speech(vocab, stage.about["talk"]["acts"]), reference
+        self.open, self.stuck = {}, 0                            # open: question -> its last group was of use
+        self.count, self.seconds, self.problems = 0, 0.0, []
+
+    def state(self):
+        return {"open": [[int(k), bool(v)] for k, v in sorted(self.open.items())], "stuck": self.stuck}
+
+    def restore(self, state):
+        self.open, self.stuck = {k: v for k, v in state["open"]}, state["stuck"]
+
+    # ---- a step ----
+
+    def ready(self, loop, batches):
+        """QuestionBatches of one step on this process -> ReplyBatches; told to the loop where nothing is left to
+        learn."""
+        begin = time.perf_counter()
+        played = [self.play(loop.model, batch) for batch in batches]
+        self.seconds += time.perf_counter() - begin
+        groups = [group for one in played for group in one]
+        self.count += sum(len(group.replies) for group in groups)
+        for seen in parallel.gathered([(group.item, group.advantages is not None) for group in groups]):
+            self.open.update(seen)
+        made = [self.joined(batch, one).to(loop.device) for batch, one in zip(batches, played)]
+        self.judged(loop, made)
+        self.show(loop, groups)
+        self.compare(loop, made)
+        return made
+
+    def play(self, model, batch):
+        """-> Groups of a micro-batch; none where this process has no part in the step."""
+        if batch.position is None:
+            return []
+        items = self.chosen(batch)
+        asked = [self.stage.train.questions[i] for i in items]
+        size = self.options["group_size"]
+        seed = "/".join(map(str, (self.options["seed"], *batch.position)))
+        prompts = [q.ids for q in asked for _ in range(size)]
+        replies = generate_replies(model, prompts, self.options["max_new_tokens"], AT_ONCE, seed=seed, guard=False,
+                                   scored=True, temperature=1.0, marks=self.speech.marks)
+        texts = [self.speech.said(reply.ids) for reply in replies]
+        verdicts = self.judge.score([(q.talk, text, q.row) for q, text in zip(
+            [q for q in asked for _ in range(size)], texts)])
+        groups = []
+        for n, (item, question) in enumerate(zip(items, asked)):
+            own = slice(n * size, (n + 1) * size)
+            group = Group(question, item, replies[own], texts[own], verdicts[own])
+            group.advantages = advantages(self.options["rl_loss"], [v.reward for v in group.verdicts])
+            groups.append(group)
+        return groups
+
+    def chosen(self, batch):
+        """The batch's questions, a share of them (all that were of no use last time) exchanged for those from which
+        there was something to learn when they were last asked."""
+        pool = [item for item, use in sorted(self.open.items()) if use]
+        share = self.options["curriculum"]
+        if not pool or not share:
+            return batch.items
+        rng = random.Random("/".join(map(str, ("curriculum", self.options["seed"], *batch.position))))
+        return [rng.choice(pool) if rng.random() < share or self.open.get(item) is False else item
+                for item in batch.items]
+
+    # ---- what is learned from ----
+
+    def joined(self, batch, groups):
+        """Groups of a micro-batch -> ReplyBatch: the documents of those that teach something. Without any, the first
+        question alone, with nothing to learn."""
+        parts = [(g.question.ids, reply, a) for g in groups if g.advantages is not None
+                 for reply, a in zip(g.replies, g.advantages) if a is not None and reply.log_p]
+        question = self.stage.train.questions[batch.items[0]]
+        rows = [self.row(*part) for part in parts] or [self.row(question.ids, None, 0.0)]
+        flat = [torch.cat([row[name] for row in rows]) for name in range(6)]
+        ids, positions, labels, advantage, size, sampled = flat
+        learned = sum(len(reply.log_p) for _, reply, _ in parts)
+        return ReplyBatch(ids[None], positions[None], torch.full((1, len(ids)), bool(parts)), labels[None],
+                          Segments.from_lengths([len(row[0]) for row in rows]), advantage, size, sampled,
+                          told(groups), tokens=len(ids) * bool(parts), targets_1=len(parts), targets_2=learned,
+                          position=batch.position)
+
+    def row(self, prompt, reply, advantage):
+        """One document -> ids, positions, labels, advantage, size, sampled log p, each (T,): T = prompt + reply - 1."""
+        drawn = [] if reply is None else drawn_ids(reply)
+        whole, before = torch.tensor([*prompt, *drawn]), len(prompt) - 1
+        size = len(whole) - 1 if drawn else len(whole)
+        labels = torch.full((size,), IGNORE)
+        labels[before:] = whole[len(prompt):] if drawn else IGNORE
+        spread = torch.zeros(3, size)
+        if drawn:
+            spread[0, before:], spread[1, before:] = advantage, len(drawn)
+            spread[2, before:] = torch.tensor(reply.log_p)
+        return whole[:size], torch.arange(size), labels, *spread
+
+    def compare(self, loop, made):
+        """Log p of the start model where KL is on, and of the weights as they are where they will change while the
+        replies are used."""
+        for batch in made:
+            with torch.no_grad():
+                if self.reference is not None:
+                    batch.reference = self.log_p(self.reference.to(loop.device).eval(), batch)
+                if self.options["rl_updates"] > 1:
+                    was = loop.model.training
+                    batch.old = self.log_p(loop.model.eval(), batch)
+                    loop.model.train(was)
+
+    # ---- what is said about it ----
+
+    def judged(self, loop, made):
+        """Count the steps without anything to learn from; end a run that has had too many of them."""
+        useful = float(parallel.summed({"useful": float(sum(b.targets_1 for b in made))}, loop.device)["useful"])
+        self.stuck = 0 if useful else self.stuck + 1
+        if self.stuck < STUCK:
+            return
+        loop.finished = True
+        sums = parallel.summed({k: sum(b.told[k] for b in made) for k in COUNTS}, loop.device)
+        loop.journal.event("early_stop", step=loop.step + 1, text=f"{why_stuck(sums, self.problems)}权重没有因此改变。")
+        if parallel.is_main():
+            print(f"提前停止：连续 {STUCK} 步没有可学的。{why_stuck(sums, self.problems)}权重没有因此改变。", flush=True)
+
+    def show(self, loop, groups):
+        """Name rows without a score, and put a few groups into the log now and then."""
+        for group in groups:
+            problem = next((v.problem for v in group.verdicts if v.problem), None)
+            if problem and len(self.problems) < TOLD and problem not in self.problems:
+                self.problems.append(problem)
+                text = f"第 {group.question.number + 1} 行的回答没有得分，不算样本：{problem}"
+                loop.journal.event("warning", step=loop.step + 1, text=text)
+                print(text, flush=True)
+        every = schedules.every("eval_steps", self.options["eval_steps"] or "auto", loop.total_steps) or 1
+        if loop.step % every == 0:
+            for group in groups[:SHOWN]:
+                rewards = [None if v.reward is None else round(v.reward, 4) for v in group.verdicts]
+                lines = [f"[{'无' if r is None else format(r, 'g')}] {' '.join(text.split())}"
+                         for r, text in zip(rewards, group.texts)]
+                loop.journal.event("sample", step=loop.step + 1, prompt=group.question.talk[-1]["content"],
+                                   reply="\n".join(lines), rewards=rewards)
+
+    def told(self):
+        """Replies per second since it was last asked, of this process."""
+        rate = self.count / self.seconds if self.seconds else 0.0
+        self.count, self.seconds = 0, 0.0
+        return {"replies_s": rate}
+
+
+class Speech:
+    """What a reply says: its ids without thoughts and calls. marks: ids that the model may write beside words."""
+
+    def __init__(self, vocab, acts):
+        self.vocab, self.marks = vocab, marks_of(acts, vocab)
+        self.ends = {vocab.id(begin): vocab.id(end) for begin, end in MARKS}
+
+    def said(self, ids):
+        kept, until = [], None
+        for one in ids:
+            if until is None and one not in self.ends:
+                kept.append(one)
+            until = None if one == until else until or self.ends.get(one)
+        return self.vocab.decode(kept)
+
+
+def drawn_ids(reply):
+    """All ids that the model drew: the reply's, and the one that ended it."""
+    return [*reply.ids, Sampling.stop_ids[0]] if reply.finish == "stop" else reply.ids
+
+
+def told(groups):
+    """Sums over groups, for the log: COUNTS."""
+    replies = [reply for group in groups for reply in group.replies]
+    verdicts = [v for group in groups for v in group.verdicts]
+    return {"replies": len(verdicts), "groups": len(groups), "written": sum(len(r.log_p) for r in replies),
+            "reward": sum(v.reward or 0.0 for v in verdicts), "success": sum(v.success for v in verdicts),
+            "length": sum(len(r.ids) for r in replies), "cut": sum(r.finish != "stop" for r in replies),
+            "solved": sum(g.successes == len(g.verdicts) for g in groups),
+            "hopeless": sum(not g.successes for g in groups), "skipped": sum(g.advantages is None for g in groups),
+            "unscored": sum(v.reward is None for v in verdicts),
+            "policy_entropy": -sum(sum(r.log_p) for r in replies)}
+
+
+def why_stuck(sums, problems):
+    """Chinese, one or two sentences with the cure."""
+    if sums["unscored"] >= sums["replies"]:
+        return f"奖励函数没有给出分数（{'；'.join(problems) or '原因见上'}），请先修好它。"
+    if sums["solved"] >= sums["groups"]:
+        return "每个回答都已得满分：换更难的提问，或不用再训。"
+    if sums["hopeless"] >= sums["groups"] and not sums["reward"]:
+        return "没有一个回答得分：先用 sft_train.py 教到偶尔能答对，或换容易的提问、宽松的奖励（contains、number）。"
+    return "同一提问的各个回答得分都一样：奖励分不出好坏，请检查 reward。"

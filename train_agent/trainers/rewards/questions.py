@@ -1,0 +1,147 @@
+"""Rows of a reward training: a question, and what its reply is judged by. Read into memory, they are few.
+
+A row is {"prompt" | "conversations" | any other shape of dialogue, "answer": optional, and whatever a reward looks at}.
+Without "answer" the last reply of the conversation is the answer.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tools import formats
+from tools.errors import UserError
+from tools.reading.held_out import held_every
+from tools.reading.hub import local_files
+from tools.template import render_prompt
+from train_agent.trainers import parallel
+from train_agent.trainers.data.token_cache import file_digest
+from train_agent.trainers.dataset import NOTHING, ItemData, Movable, Position
+
+PLACE = "…"             # stands for a reply that a row lacks, so that it can be read as a dialogue
+LISTS = ("messages", "conversations")
+SHORT = "提问加上 max_new_tokens 超过了 max_len"
+
+
+@dataclass
+class Question:
+    """talk: messages up to the question; row: the data row, its answer filled in; number: the data row, from 0."""
+    talk: list
+    row: dict
+    number: int
+    ids: list = field(default_factory=list)
+
+    @property
+    def answered(self):
+        return self.row.get("answer") is not None
+
+
+@dataclass
+class QuestionBatch(Movable):
+    """What the loader hands out: which questions are asked next. ids (N,): their prompts, one after the other."""
+    ids: torch.Tensor
+    items: list
+    tokens: int
+    targets_1: int
+    targets_2: int = 0
+    position: Position = None
+
+
+def read_question(raw, fields, number):
+    """One line's bytes -> Question, or why it is none (Chinese str)."""
+    try:
+        whole = formats.DECODER.decode(bytes(raw).decode("utf-8-sig").strip().removesuffix(","))
+        given = with_reply(dict(whole))
+    except (ValueError, TypeError, RecursionError):
+        return "不是 JSON 对象"
+    row = formats.parse_line(json.dumps(given, ensure_ascii=False).encode("utf-8", "surrogatepass"), fields)
+    if isinstance(row, str):
+        return row
+    if row.kind != "dialogue" or row.messages[-1]["role"] != "assistant" or len(row.messages) < 2:
+        return "不是一段以提问结尾（或以回答结尾）的对话"
+    said = row.messages[-1]["content"]
+    answer = whole.get("answer", None if said == PLACE else said)
+    return Question(row.messages[:-1], {**whole, "answer": answer}, number)
+
+
+def with_reply(row):
+    """The row as one that ends with a reply, in the words of its own shape."""
+    answer = row.pop("answer", None)
+    name = next((n for n in LISTS if isinstance(row.get(n), list) and row[n]), None)
+    if name is None:
+        if "prompt" in row or "question" in row:
+            row.setdefault("response", answer if isinstance(answer, str) and answer.strip() else PLACE)
+        return row
+    last = row[name][-1]
+    role, content = ("from", "value") if isinstance(last, dict) and "from" in last else ("role", "content")
+    if isinstance(last, dict) and str(last.get(role)) not in ("assistant", "gpt", "bot", "model"):
+        row[name] = [*row[name], {role: "gpt" if role == "from" else "assistant", content: PLACE}]
+    return row
+
+
+def read_questions(options, paths, vocab):
+    """-> questions that fit into max_len, how many rows were left out for that, how many were bad, digests of the
+    files. UserError 8 where nothing is left."""
+    files = formats.expand_paths(local_files(paths, options))
+    bad = formats.BadLines(Path(options["log_dir"]) / "bad_lines.jsonl" if parallel.is_main() else None,
+                           options["max_bad_share"])
+    found, number, fields = [], 0, formats.fields_of(options)
+    for path in files:
+        for line, raw in formats.iter_lines(path):
+            one = read_question(raw, fields, number) if not isinstance(raw, formats.Unreadable) else raw.reason
+            number += 1
+            bad.add(path, line, one, raw) if isinstance(one, str) else found.append(one)
+    bad.check(number)
+    room = options["max_len"] - options["max_new_tokens"]
+    for one in found:
+        one.ids = render_prompt(one.talk, vocab)
+    fitting = [one for one in found if len(one.ids) <= room]
+    if not fitting:
+        raise UserError(f"{files[0]} 里没有一条可用的提问" + (f"：{SHORT}。" if found else "。"), 8)
+    digests = [file_digest(path, options["cache_dir"]) for path in files]
+    return fitting, len(found) - len(fitting), bad.count, digests
+
+
+@dataclass
+class Questions:
+    """What a run asks, and what it is examined with: never the same rows."""
+    training: list
+    held: list
+    notes: dict
+    digest: str
+
+    @classmethod
+    def of(cls, options, vocab):
+        """UserError 8 as in `read_questions`. Held out are rows that have an answer: there is nothing else to hold a
+        reply against."""
+        found, long, bad, digests = read_questions(options, options["json_data_path"], vocab)
+        if options["eval_data_path"]:
+            training = found
+            held = [q for q in read_questions(options, options["eval_data_path"], vocab)[0] if q.answered]
+        else:
+            every = held_every(options["eval_share"], len(found))
+            held = [q for q in found if every and q.number % every == 0 and q.answered]
+            kept = {q.number for q in held}
+            training = [q for q in found if q.number not in kept] or found
+            held = held if len(training) < len(found) else []
+        notes = {"rows": {"train": len(training), "held": len(held), "skipped": long, "bad": bad}}
+        return cls(training, held, notes, "+".join(d[:16] for d in digests))
+
+
+class QuestionData(ItemData):
+    """Questions, batch_size of them in a batch, in an order of each epoch's own."""
+
+    def __init__(self, questions, options, shuffle=True):
+        super().__init__(None, np.arange(len(questions)), options, truncate=True, shuffle=shuffle)
+        self.questions = questions
+
+    def batch(self, position):
+        items = [int(i) for i in self.items(position)]
+        ids = torch.tensor([i for q in items for i in self.questions[q].ids])
+        made = QuestionBatch(ids, items, tokens=len(ids), targets_1=len(items), position=position)
+        return made.blank() if position.batch == NOTHING else made
+
+    def source_rows(self, position):
+        return sorted(self.questions[int(i)].number for i in self.items(position))
