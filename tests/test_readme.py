@@ -22,7 +22,7 @@ SHAPE = dict(n_layer=2, n_head=2, d_model=32, d_c=16, d_q=24, d_r=8, hidden=24, 
 QUIET = dict(max_len=40, batch_size=2, max_steps=2, max_epochs=2, eval_steps=None, save_steps=None, logging_steps=1,
              n_of_samples=None,
              scheduler="constant", warmup_steps=0)
-DATA = {"pre": "my_text.jsonl", "sft": "my_chat.jsonl", "dpo": "my_preference.jsonl"}
+DATA = {"pre": "my_text.jsonl", "sft": "my_chat.jsonl", "dpo": "my_preference.jsonl", "rl": "my_questions.jsonl"}
 # Beginning of a command -> why it is not run.
 NOT_HERE = {"python -m pip": "需要联网", "python -m pytest": "就是这些测试自己", "ollama": "需要 Ollama", "llama-cli": "需要 llama.cpp",
             "curl": "需要一个正在运行的服务，tests/test_serve.py 里有", "python -c": "只打印一个值", "git clone": "需要联网",
@@ -30,6 +30,7 @@ NOT_HERE = {"python -m pip": "需要联网", "python -m pytest": "就是这些�
             "python tools/get_data.py lccc": "需要联网或镜像，tests/test_get_data.py 里有",
             "bash bench/gpu.sh": "需要显卡，tests/test_gpu_bench.py 里有 CPU 上的",
             "python chat_agent/answer.py --api": "需要一个正在运行的服务，tests/test_answer.py 里有",
+            "python bench/reinforce.py": "要一个半熟的模型和半小时处理器时间",
             "python bench/results_page.py": "改写本项目的文件，tests/test_results_page.py 里有"}
 # Script -> what makes its command small, in place of what the command says about it.
 TOY = {"run.py": {"--quick": None}, "bench/quality_per_minute.py": {"--max_steps": "2", "--quick": None},
@@ -82,6 +83,7 @@ def trained(tmp_path_factory):
         toy.write_rows(folder / name, toy.dialogue_rows(60))
     pairs = [{"prompt": f"{thing}呢？", "chosen": f"{thing}很好看。", "rejected": "不见了。"} for thing in toy.THINGS * 3]
     toy.write_rows(folder / "my_preference.jsonl", pairs)
+    toy.write_rows(folder / "my_questions.jsonl", [{"prompt": f"{thing}呢？", "answer": "3"} for thing in toy.THINGS])
     turns = [[message["content"] for message in row["conversations"][:2]] for row in toy.dialogue_rows(60)]
     table = "客户,客服,人设\n" + "".join(f'"{asked}","{said}",{said[:4]}\n' for asked, said in turns)
     (folder / "客服.csv").write_bytes(table.encode("gbk"))
@@ -90,7 +92,8 @@ def trained(tmp_path_factory):
     novel = [{"正文": row["text"]} for row in toy.text_rows(50)]
     (folder / "小说.json").write_text(json.dumps(novel, ensure_ascii=False, indent=2), encoding="utf-8")
     stages = {stage: {**QUIET, "json_data_path": DATA.get(stage, "my_chat.jsonl")}
-              for stage in ("pre", "sft", "lora", "prefix", "memory", "gate", "dpo")}
+              for stage in ("pre", "sft", "lora", "prefix", "memory", "gate", "dpo", "rl")}
+    stages["rl"] |= {"max_new_tokens": 8, "group_size": 2}
     presets = json.loads((ROOT / "model_config.json").read_text(encoding="utf-8"))["presets"]
     config = {**SHAPE, "token_kind": "char", "device": "cpu", "mixed_precision": "no", "threads": 1, "out_dir": "out",
               "log_dir": "logs",
