@@ -56,6 +56,7 @@ class ConfigManager:
         layers.append((command, STAGES if stage is None else (stage,)))
         self.config = _merge(layers)
         self.own_shape = _own_shape(layers[:min(below, 1)], layers[below:]) if brought is None else brought
+        _lora_beside_memory(self.config["memory"], [layer for layer, _ in layers[below:]])
         self.config["presets"] = {name: layer.raw for name, layer in presets.items()}
         check_all(self.config)
 
@@ -98,6 +99,13 @@ def _own_shape(shipped, own):
     said = {key for layer, _ in own for key in layer.sections[None]}
     said |= {key for layer, _ in shipped for key, value in layer.sections[None].items() if value != default_of(key)}
     return [key for key in MODEL_KEYS if key in said]
+
+
+def _lora_beside_memory(section, own):
+    """Who gives the LoRA beside a memory its learning rate wants it, even where he says nothing of its rank."""
+    said = {key for layer in own for place in (None, "memory") for key in layer.sections[place]}
+    if "lora_lr" in said and "rank" not in said:
+        section["rank"] = default_of("rank", "lora")
 
 
 def find_file(path):

@@ -120,6 +120,15 @@ def _report_to(value, name, base):
     return {"tracker": value}
 
 
+def _base_model(value, name, base):
+    """A checkpoint, or a folder in the shape of transformers; names on a hub are not fetched."""
+    local = value is None or isinstance(value, str) and (
+        value.endswith(".pkl") or os.path.exists(os.path.join(base, os.path.expanduser(value))))
+    if not local:
+        raise UserError(f"配置 {name} 应为本机的 .pkl 或模型文件夹，而这里没有 {show(value)}。请先把它下载到本机，再写文件夹的路径。")
+    return {"pretraining_model_path": value}
+
+
 # name -> (key, its value when on, its value when off while it was on)
 SWITCHES = {
     "use_alibi": ("position", "alibi", "rope"), "use_geglu": ("activation", "geglu", "swiglu"),
@@ -135,9 +144,9 @@ CONVERTED = {
     "hidden_act": ("activation", _hidden_act),
     "dtype": ("mixed_precision", _dtype), "torch_dtype": ("mixed_precision", _dtype),
     "report_to": ("tracker", _report_to),
+    **dict.fromkeys(("base_model_name", "model_name", "model_name_or_path"), ("pretraining_model_path", _base_model)),
 }
 
-_EXTERNAL = "这里只训练 TinySeek 自己的模型，不接外部预训练模型"
 _AUTOMATIC = "注意力会自动选用最快的实现"
 _LAUNCHER = "进程由启动命令决定，请用 torchrun"
 _DEVICE, _SMALL = "请写 device，如 cpu、cuda:0、mps", "训练不量化；要小的文件请导出 gguf：chat_agent/export.py --to gguf --precision q8_0"
@@ -150,8 +159,7 @@ REFUSED = {
     "num_processes": _LAUNCHER, "num_nodes": _LAUNCHER, "world_size": _LAUNCHER, "local_rank": _LAUNCHER,
     "ddp": _LAUNCHER,
     "deepspeed": "请用 distributed: fsdp", "use_fsdp": "请写 distributed: fsdp",
-    "base_model_name": _EXTERNAL, "model_name": _EXTERNAL, "model_name_or_path": _EXTERNAL,
-    "trust_remote_code": _EXTERNAL,
+    "trust_remote_code": "外来的代码从不运行，去掉它",
     "tokenizer": "词表由本项目建立，请用 vocab_trg_path", "tokenizer_name": "词表由本项目建立，请用 vocab_trg_path",
     "bos_token_id": "特殊符号的编号是固定的", "eos_token_id": "特殊符号的编号是固定的",
     "per_device_eval_batch_size": "评估与训练用同样的批", "eval_strategy": "请写 eval_steps",

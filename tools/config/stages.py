@@ -26,7 +26,7 @@ _PRE = (
            key("embedding_lr", "float", None, "词向量与输出头的学习率峰值，null = init_lr，从词对起步时是它的三分之一", above=0)))
 _LORA = own(
     "never",
-    key("rank", "int", 8, "LoRA 的秩；memory 阶段默认 0 = 不带 LoRA", low=0),
+    key("rank", "int", 8, "LoRA 的秩；memory 阶段默认 0 = 不带 LoRA（写了 lora_lr 则为 8）", low=0),
     key("lora_alpha", "float", None, "LoRA 输出系数为 lora_alpha/rank，null = rank", above=0),
     key("lora_targets", "strings", "attention", "加 LoRA 的模块，一个或几个"),
     ask(key("lora_dropout", "float", 0.0, "LoRA 的随机失活率", low=0, high=0.95)))

@@ -26,7 +26,8 @@ from train_agent.trainers.losses import next_tokens_loss
 from train_agent.trainers.running import resume
 from train_agent.trainers.stage import Stage
 from train_agent.trainers.start_model import (BASE_KEY, build_model, found_start, frozen_model, load_base,
-                                              load_base_chain, open_vocab, put_on, shape_of)
+                                              load_base_chain, open_vocab, put_on, shape_of,
+                                              with_base_file)
 
 _told = set()           # caches of which it was said
 
@@ -114,6 +115,7 @@ def packed_data(options, vocab):
 def full_model_stage(name, options, ways_on):
     """A Stage in which every weight of the model learns, from nothing or from another full model's weights."""
     prepare_machine(options)
+    options = with_base_file(options)
     start = options["init_from"] or options["pretraining_model_path"]
     base = load_base(options, name, start, ways_on) if start else None
     known = Path(options["vocab_trg_path"]).exists()
@@ -145,6 +147,7 @@ def adapter_stage(name, options, describe, loss=next_tokens_loss, rates=None):
     the base or the adapter is not named rightly, 3 no base there, 4 base, vocabulary or init_from do not fit.
     """
     prepare_machine(options)
+    options = with_base_file(options)
     chain = load_base_chain(options, name)
     vocab, digest = open_vocab(options, chain[0]), weights_hash(chain[-1]["weights"])
     adapter = describe(options, vocab)

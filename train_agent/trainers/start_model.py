@@ -1,6 +1,9 @@
 """What a stage starts from: its vocabulary, and a model made anew, taken from a file, or frozen below an adapter."""
 
+import hashlib
+import os
 import re
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +14,7 @@ from model.config import MODEL_KEYS
 from tools.checkpoint import load_chain, read_checkpoint, weights_hash
 from tools.config.keys import KEYS, STRETCH
 from tools.config.stages import TABLE
-from tools.config_manager import ConfigManager
+from tools.config_manager import ROOT, ConfigManager
 from tools.errors import UserError
 from tools.formats import fields_of
 from tools.reading.hub import is_hf, local_files
@@ -45,6 +48,32 @@ def found_start(options, stage, path, what, ways_on):
     if found != linked(path) and parallel.is_main():
         print(f"{what} {Path(path).name} 已经移走，从 {found} 读取。", file=sys.stderr)
     return found
+
+
+def with_base_file(options):
+    """The same options; a folder in the shape of transformers to start from is brought into a .pkl in out_dir/bases
+    first, by chat_agent/export.py in a process of its own. Once: as long as the folder stays as it is."""
+    folders = {key: Path(options[key]) for key in (BASE_KEY, "init_from") if options.get(key) and
+               Path(options[key]).is_dir()}
+    return {**options, **{key: str(parallel.main_first(lambda: brought(folder, options)))
+                          for key, folder in folders.items()}}
+
+
+def brought(folder, options):
+    """The .pkl of a folder. UserError as export.py says."""
+    files = [(one.name, one.stat().st_size, one.stat().st_mtime_ns) for one in sorted(folder.iterdir())]
+    digest = hashlib.sha256(repr(files).encode()).hexdigest()[:8]
+    target = Path(options["out_dir"], "bases", f"{folder.name}_{digest}.pkl")
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        done = subprocess.run([sys.executable, str(Path(ROOT, "chat_agent/export.py")), "--from", "hf", str(folder),
+                               "--output", str(target)], capture_output=True, encoding="utf-8", errors="replace",
+                              env={**os.environ, "PYTHONIOENCODING": "utf-8"})
+        if done.returncode:
+            raise UserError((done.stderr.strip().splitlines() or ["没有说为什么。"])[-1].removeprefix("错误："),
+                            done.returncode)
+        print(f"{folder} 已带成 {target}。", file=sys.stderr)
+    return target
 
 
 def load_base(options, stage, path, ways_on):
