@@ -3,6 +3,7 @@
     python run.py                  about 25 minutes on two CPU cores
     python run.py --minutes 60     more training, a better model
     python run.py --quick          a smoke run of under a minute
+    python run.py --open           with a page that shows how it learns to speak
     python run.py --with adapters  afterwards: three LoRA specialists, a prefix, a memory, and a gate that picks among
     them
 
@@ -35,6 +36,7 @@ from tools.errors import UserError
 from tools.formats import fields_of
 from tools.reading.hub import local_files
 from tools.plot import draw_plt
+from tools.process.page import page_beside
 from tools.report import report_of
 from tools.saving.atomic import CheckpointError, finite, write_bytes
 from tools.saving.progress import Progress
@@ -101,6 +103,10 @@ def score(path, paths, options, quick):
                                                        text_field=fields)["bits_per_char"]}
 
 
+def scoring(name):
+    return f"打分（{TABLE[name].title}后）"
+
+
 def answered(path, questions):
     """Share of a specialist's held-out questions that are answered exactly."""
     model, vocab, _ = load(path)
@@ -153,17 +159,24 @@ def main(argv=None):
     if command.quick:
         print("试跑：每一步只做几秒，确认都能工作；模型还不会说话。要会说话的模型，请去掉 --quick。")
 
+    with page_beside(options["pre"], out):
+        pipeline(manager, command, options, out, seconds)
+
+
+def pipeline(manager, command, options, out, seconds):
+    """The whole way, step by step; what an earlier start has done is skipped."""
     print("▶ 准备数据")
     paths = demo_data(options["pre"])
     key = {**{name: fingerprint(one) for name, one in options.items()}, "quick": command.quick,
            "minutes": command.minutes}
-    progress, done = Progress(out, key, afresh=options["pre"]["resume"] == "none"), {}
+    plan = [step for name in SHARES for step in ((name, TABLE[name].title), (f"score_{name}", scoring(name)))]
+    progress, done = Progress(out, key, options["pre"]["resume"] == "none", plan), {}
     for name in SHARES:
         base, final = options[name]["pretraining_model_path"], out / final_name(TABLE[name].label)
         done[name] = progress.once(name, TABLE[name].title, lambda: train(name, options[name], seconds * SHARES[name]),
                                    made=final,
                                    needs=[base] if base else [], taken_over=taken_over)
-        done[name]["score"] = progress.once(f"score_{name}", f"打分（{TABLE[name].title}后）",
+        done[name]["score"] = progress.once(f"score_{name}", scoring(name),
                                             lambda: score(final, paths, options["pre"], command.quick), needs=[final])
         if options[name]["logging_steps"]:
             draw_plt(name, options[name]["log_file"], options[name]["log_dir"])

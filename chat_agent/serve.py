@@ -40,6 +40,7 @@ OPTIONS = [
     ("--max_batch", {"type": int, "default": 16, "metavar": "数", "help": "同时写多少个回答（16）"}),
     ("--max_queue", {"type": int, "default": 64, "metavar": "数", "help": "最多多少个回答排队，再多的请求得到 429（64）"}),
     ("--request_time", {"type": float, "default": 300.0, "metavar": "秒", "help": "一个请求最长的时间，到时回答就此打住（300）"}),
+    ("--beside", {"action": "store_true", "help": "训练脚本的 --page 用：端口被占用就换一个，训练结束后自己停"}),
     ("--context", {"type": int, "metavar": "数", "help": "对话最多占多少个词元，更早的整轮先忘掉（默认为训练时的 max_len）"}),
 ]
 
@@ -54,7 +55,9 @@ def main(argv=None):
     check_key(key)
     origins, config = [origin_of(one) for one in options.allow_origin or ()], manager.config
     limits = dataclasses.replace(limits, connections=run.raise_descriptor_limit(limits.connections))
-    sock = run.listen(options.host, options.port)
+    sock = run.listen(options.host, options.port, options.beside)
+    if options.beside:
+        run.end_with_parent()
     warn(options.host, key, run.is_local(sock), origins)
     with sock:
         models = open_models(options, config)
@@ -98,7 +101,7 @@ def rules_of(key, hosts, origins, limits):
 
 def curves_of(config, limits):
     from chat_agent.server.curves import Curves
-    return Curves(config["log_dir"], limits)
+    return Curves(config["log_dir"], limits, Path(config["out_dir"], config["name"] or ""))
 
 
 def need_packages():
@@ -131,29 +134,26 @@ def check_key(key):
 
 
 def open_models(options, config):
-    """-> Models. Without --model the usual file; while a first training has not written it yet there are only the
+    """-> Models. Without --model what is finished in out_dir; while a first training is under way there are only the
     curves."""
-    from chat_agent.load import model_paths
+    from chat_agent.load import USUAL, model_paths
+    from chat_agent.server.finals import Finals
     from chat_agent.server.models import Models
-    paths = model_paths(options.model, config)
     if options.model or config["name"]:
-        return Models(load_all(paths, config, options))
-    usual = Path(paths[0])
-    if usual.exists():
-        return Models(load_all([str(usual)], config, options))
-    print(f"还没有模型 {usual}：先只有训练曲线。训练完成后这里会自己用上它；现在训练请运行 python run.py", flush=True)
-
-    def find():
-        try:
-            return load_all([str(usual)], config, options) if usual.exists() else []
-        except UserError as error:                      # the next request looks again
-            print(error, file=sys.stderr)
-            return []
-    return Models([], find)
+        return Models(load_all(model_paths(options.model, config), config, options))
+    known, usual = {}, Path(config["out_dir"], USUAL)
+    finals = Finals(config["out_dir"], lambda paths: load_all(paths, config, options, known))
+    found = finals() or []
+    if str(usual) in finals.failed:
+        raise finals.failed[str(usual)][1]
+    if not found:
+        print(f"还没有模型 {usual}：先只有训练曲线。训练完成后这里会自己用上它；现在训练请运行 python run.py", flush=True)
+    return Models(found, finals)
 
 
-def load_all(paths, config, options):
-    """--model values -> list of Served. UserError as `load` raises them; 2 for two models of one name."""
+def load_all(paths, config, options, known=None):
+    """--model values -> list of Served. UserError as `load` raises them; 2 for two models of one name. known: a dict
+    kept between calls, so that files that are still the same are not read again."""
     from chat_agent.chat import short_names
     from chat_agent.load import context_of, load, stretch_of, talk_of
     from chat_agent.server.models import Served
@@ -161,14 +161,18 @@ def load_all(paths, config, options):
     names = [name or short for (name, _), short in zip(named, short_names([path for _, path in named]))]
     if len(set(names)) < len(names):
         raise UserError("有两个模型同名。请用 --model 名字=文件 给它们起不同的名字。")
-    served = []
+    served, known = [], {} if known is None else known
     for name, (own, path) in zip(names, named):
-        model, vocab, payload = load(path, config["device"], stretch_of(options, config))
+        file = path, Path(path).stat().st_mtime_ns if Path(path).exists() else 0
+        if file not in known:
+            known[file] = load(path, config["device"], stretch_of(options, config))
+            size = sum(p.numel() for p in known[file][0].parameters()) / 1e6
+            print(f"{name}：{path}，{made_by(known[file][2]['stage'])}，{size:.1f} M 参数", flush=True)
+        model, vocab, payload = known[file]
         title = made_by(payload["stage"])
         label = own or (f"{title}（{name}）" if len(paths) > 1 else title)
         served.append(Served(name, model, vocab, context_of(model, payload, options.context), payload["stage"] == "Pre",
-                             title, int(Path(path).stat().st_mtime), label, **talk_of(payload)))
-        print(f"{name}：{path}，{title}，{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M 参数", flush=True)
+                             title, file[1] // 10 ** 9, label, **talk_of(payload)))
     return served
 
 

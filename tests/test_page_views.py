@@ -19,9 +19,11 @@ BOTH = pytest.mark.parametrize("scheme,size", [("light", SIZES[0]), ("dark", SIZ
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("views")
+    (folder / "out").mkdir()
     models = {"小寻": write_model(folder / "one.pkl"), "续写": write_model(folder / "two.pkl", 1, stage="Pre")}
-    with serving(folder, models=models) as server, browser.browsing() as tab:
-        tab.server, tab.folder = server, folder
+    with serving(folder, "--out_dir", str(folder / "out"), models=models) as server, browser.browsing() as tab:
+        (folder / "logs").mkdir(exist_ok=True)
+        tab.server, tab.folder, tab.logs = server, folder, folder / "logs"
         yield tab
         assert not tab.foreign_requests(server.url)
         assert "Traceback" not in server.said()
@@ -128,3 +130,62 @@ def test_a_text_is_shown_cut_into_words_beside_characters(page, scheme, size):
     assert page.text("#cut-characters li") == list("天好<b>") and "5 个字切成" in page.text("#cut-note")[0]
     assert page.run("document.querySelectorAll('#cut-words li small').length >= 2")
     check_looks(page, size[2])
+
+
+def write_log(path, steps, **head):
+    """The log of a run with everything that the page shows, up to the last of `steps`."""
+    rows = [{"event": "start", "stage": "sft", "start": "2026-01-02 03:04:05", "steps": 40, **head}]
+    for step in steps:
+        loads = [[[0.5, 0.2, 0.2, 0.1][(e + step) % 4] for e in range(4)] for _ in range(3)]
+        rows += [{"step": step, "loss": 5 - step / 20, "lr": 1e-3, "expert_load": loads},
+                 *({"event": "sample", "step": step, "prompt": f"问{n}", "reply": f"<b>第{step}步</b>"} for n in range(5)),
+                 {"event": "exam", "step": step, "tasks": ["sum", "自己的"], "right": [step // 20, 0], "asked": [2, 2]}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return rows
+
+
+@BOTH
+def test_the_page_shows_a_model_growing(page, scheme, size):
+    log = page.logs / "sft_1.jsonl"
+    write_log(log, [10, 20])
+    plan = {"plan": [["pre", "预训练"], ["sft", "指令微调"], ["end", "打分"]], "now": "sft", "results": {"pre": {}},
+            "seconds": {"pre": 300.0}}
+    (page.folder / "out" / "progress.json").write_text(json.dumps(plan))
+    look(page, scheme, size)
+    page.click("#tab-curves")
+    page.wait("document.querySelectorAll('.talks dd').length === 5 && document.querySelector('.heat canvas')")
+    assert page.text("#plan li") == ["✓预训练5.0 分钟", "●指令微调正在做", "打分还没开始"]
+    assert set(page.text(".talks dd")) == {"<b>第20步</b>"} and page.text(".talks .value") == ["第 20 步"]
+    assert page.text(".task") == ["两位数加法1/2", "自己的0/2"]
+    assert page.run("document.querySelectorAll('.heat canvas').length") == 3
+    page.run("""(() => { const s = document.querySelector('.talks input'); s.value = 0;
+        s.dispatchEvent(new Event('input')); })()""")
+    assert set(page.text(".talks dd")) == {"<b>第10步</b>"} and page.text(".task")[0] == "两位数加法0/2"
+    check_looks(page, size[2])
+    write_log(log, [10, 20, 30])                            # somebody who looks back is left where they are
+    page.wait("document.querySelector('.talks input').max === '2'")
+    assert set(page.text(".talks dd")) == {"<b>第10步</b>"}
+    page.run("""(() => { const s = document.querySelector('.talks input'); s.value = 2;
+        s.dispatchEvent(new Event('input')); })()""")
+    write_log(log, [10, 20, 30, 40])                        # the others follow
+    page.wait("document.querySelector('.talks dd').textContent === '<b>第40步</b>'")
+    pixels = """(() => { const c = document.querySelector('.heat canvas');
+        return [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data].join() })()"""
+    assert len(set(page.run(pixels).split(","))) > 4
+    log.unlink()
+
+
+def test_the_page_of_a_server_that_went_away_keeps_what_it_showed_and_says_so(page, tmp_path):
+    (tmp_path / "logs").mkdir()
+    rows = write_log(tmp_path / "logs" / "sft_1.jsonl", [10, 40])
+    with open(tmp_path / "logs" / "sft_1.jsonl", "a") as file:
+        file.write(json.dumps({"event": "save", "step": 40, "name": "TinySeek_SFT_final"}) + "\n")
+        file.writelines(json.dumps(row) + "\n" for row in rows[-6:])        # what it answers in the end
+    with serving(tmp_path) as gone:
+        page.open(gone.url + "/#curves")
+        page.wait("document.querySelector('.heat canvas')")
+        assert page.text("#run-state")[0].startswith("已完成")
+        gone.stop()
+    page.wait("document.querySelector('#run-state').textContent.includes('服务停了')")
+    assert page.text("#run-state")[0].startswith("已完成") and page.run("document.querySelector('.talks dd') !== null")
+    page.events.clear()

@@ -428,14 +428,21 @@ def test_without_a_model_there_are_curves_until_one_appears(tmp_path):
     out = tmp_path / "out"
     with serving(tmp_path, "--out_dir", str(out), models={}) as server:
         assert server.call("/")[0] == 200 and server.call("/curves")[:2] == (200,
-            {"runs": []}) and server.call("/health")[0] == 200
+            {"runs": [], "plan": []}) and server.call("/health")[0] == 200
         status, body, _ = server.call("/v1/chat/completions", ASK)
         assert status == 503 and "还没有模型" in body["error"]["message"] and server.call("/v1/models")[1]["data"] == []
         assert "还没有模型" in server.said()
         out.mkdir()
         os.replace(write_model(out / "part.pkl"), out / "TinySeek_SFT_final.pkl")
         assert [m["id"] for m in server.call("/v1/models")[1]["data"]] == ["SFT_final"] and server.chat()
-        assert "Traceback" not in server.said()
+        (out / "my").mkdir()                                # what else is finished is served beside it
+        os.replace(write_model(out / "part.pkl", 1, stage="Pre"), out / "TinySeek_Pre_final.pkl")
+        os.replace(write_model(out / "part.pkl", 2), out / "my" / "TinySeek_SFT_final.pkl")
+        (out / "TinySeek_DPO_final.pkl").write_bytes(b"torn")
+        names = [m["id"] for m in server.call("/v1/models")[1]["data"]]
+        assert sorted(names) == ["Pre_final", "my/SFT_final", "out/SFT_final"] and names[0] == "out/SFT_final"
+        assert server.chat() == server.chat(model="out/SFT_final") != server.chat(model="my/SFT_final")
+        assert server.said().count("TinySeek_Pre_final.pkl") == 1 and "Traceback" not in server.said()
 
 
 def test_a_public_address_without_a_key_is_warned_of(tmp_path):

@@ -386,7 +386,7 @@ def test_the_only_model_answers_to_any_name(world):
 
 def test_without_a_model_the_server_says_so_and_takes_one_that_appears(world):
     found = []
-    models = Models([], lambda: found)
+    models = Models([], lambda: list(found))
     with pytest.raises(ApiError, match="还没有模型") as error:
         prepare(json.dumps(ask()).encode(), True, models, LIMITS)
     assert error.value.status == 503
@@ -482,7 +482,7 @@ def test_curves_are_found_read_and_never_a_path(tmp_path):
         for name in ("../outside", "link", "note.txt", "pre_1.jsonl", "", "..", "\0", str(tmp_path / "outside")):
             with pytest.raises(ApiError):
                 await curves.read(name)
-        assert (await Curves(tmp_path / "none", LIMITS).listing()) == {"runs": []}
+        assert (await Curves(tmp_path / "none", LIMITS).listing()) == {"runs": [], "plan": []}
     asyncio.run(look())
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from chat_agent.server.errors import ApiError, shown
+from chat_agent.server.growth import growth, plan_of
 from tools.config.keys import STAGE_TITLES
 from tools.logs.reader import read_log
 from tools.plot import curve, thinned
@@ -21,25 +22,26 @@ FIELDS = ("loss", "ppx_1", "ppx_2", "accuracy", "margin", "reward", "success", "
           "length", "policy_entropy", "clip_share", "kl", "lr", "grad_norm", "lexp", "tok_s")
 PLACE = ("epoch", "epochs", "batch", "batches", "step", "remaining")      # where the run is
 FRESH = 60.0            # seconds after its last line for which a run counts as in progress where its lock tells nothing
-HEAD, TAIL = 1 << 16, 1 << 13    # bytes at a log's two ends that say what it is and how it stands
+HEAD, TAIL = 1 << 16, 1 << 15    # bytes at a log's two ends that say what it is and how it stands
 MOST = 100              # runs that are listed
 READ = 6 << 20          # bytes of a log that are parsed: every k-th line of a longer one draws the same picture
 WAIT = 8                # a log that took t seconds to read is read again after WAIT * t at the earliest
 
 
 class Curves:
-    """folder: where the *.jsonl lie; it may not exist yet."""
+    """folder: where the *.jsonl lie; it may not exist yet. out: where a pipeline notes how far it is."""
 
-    def __init__(self, folder, limits):
-        self.folder, self.limits = folder, limits
+    def __init__(self, folder, limits, out=None):
+        self.folder, self.limits, self.out = folder, limits, out
         self.kept = {}  # name -> (stamp of the file, its content, when, seconds it took)
         self.heads = {}                                 # path -> (inode, header)
         self.lock = asyncio.Lock()
 
     async def listing(self):
         def entries():
-            return [self._entry(name, *found) for name, found in self._files().items()]
-        return {"runs": await asyncio.to_thread(entries)}
+            return {"runs": [self._entry(name, *found) for name, found in self._files().items()],
+                    "plan": plan_of(self.out) if self.out else []}
+        return await asyncio.to_thread(entries)
 
     async def read(self, name):
         """The points of one run. ApiError 404 where there is none of that name."""
@@ -157,7 +159,8 @@ def read_points(path, points):
     plain JSON values."""
     runs = read_log(path, READ)
     if not runs:
-        return {"stage": None, "place": {}, "total": None, "fields": {}, "evaluations": {}}
+        return {"stage": None, "place": {}, "total": None, "fields": {}, "evaluations": {}, "heat": None,
+                "samples": [], "exams": []}
     run = runs[-1]
     last = run.rows[-1] if run.rows else {}
     there = [name for name in FIELDS if np.isfinite(np.asarray(run.get(name), dtype=float)).any()]
@@ -165,7 +168,7 @@ def read_points(path, points):
     return {"stage": str(run.header.get("stage", ""))[:32] or None,
             "place": {k: _plain(last[k]) for k in PLACE if k in last},
             "total": _plain(run.header.get("steps")),
-            "fields": {name: _field(run, name, points) for name in there}, "evaluations": held_out}
+            "fields": {name: _field(run, name, points) for name in there}, "evaluations": held_out, **growth(run)}
 
 
 def _field(run, name, points):

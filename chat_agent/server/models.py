@@ -118,8 +118,8 @@ def _size(messages):
 
 
 class Models:
-    """name -> Served, in the order of the command line. find: called when there is none yet -> list of Served or []
-    (curves only)."""
+    """name -> Served, in the order of the command line. find: where nobody named any; called before each use -> list of
+    Served, or None where nothing has changed. Then the first of them answers to any name."""
 
     def __init__(self, served, find=None):
         self.by_name, self.find = {one.name: one for one in served}, find
@@ -129,8 +129,9 @@ class Models:
 
     def look(self):
         """See whether a model has appeared meanwhile; may take as long as loading it."""
-        if not self.by_name and self.find:
-            self.by_name = {one.name: one for one in self.find()}
+        found = self.find() if self.find else None
+        if found is not None:
+            self.by_name = {one.name: one for one in found}
 
     def get(self, name):
         """The model of that name; the only one there is answers to any name, as in llama.cpp, since many clients bring
@@ -139,7 +140,7 @@ class Models:
         if not self.by_name:
             raise ApiError(503, "还没有模型，现在只能看训练曲线。训练完成后不用重启，这里会自己用上它。", "no_model",
                            kind="server_error", retry=30)
-        if name not in self.by_name and len(self.by_name) == 1:
+        if name not in self.by_name and (self.find or len(self.by_name) == 1):
             return next(iter(self))
         if name is None:
             raise bad("缺少 model，有哪些见 /v1/models。", "model")

@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import uvicorn
@@ -20,10 +21,29 @@ from tools.errors import UserError
 
 BACKLOG = 512           # connections that wait to be accepted
 SPARE = 128             # file descriptors for everything else
+LINGER = 8.0            # seconds for which a page outlives the training that it shows: its viewers see the end
 
 
-def listen(host, port):
-    """A listening socket. UserError 2 when the address is taken or not ours."""
+def end_with_parent():
+    """Serve whoever started us through a pipe: when it is gone, so are we, some seconds later. Nobody's work is to be
+    held up by us."""
+    def wait():
+        sys.stdin.buffer.read()
+        time.sleep(LINGER)
+        os._exit(0)
+    if hasattr(os, "nice"):
+        os.nice(10)
+    threading.Thread(target=wait, name="parent", daemon=True).start()
+
+
+def listen(host, port, any_port=False):
+    """A listening socket; any_port: on another port where this one is taken. UserError 2 when the address is taken or
+    not ours."""
+    if any_port:
+        try:
+            return listen(host, port)
+        except UserError:
+            return listen(host, 0)
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         # localhost: 127.0.0.1 before ::1

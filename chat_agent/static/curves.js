@@ -3,6 +3,7 @@
 import { $, make, shape } from "./view.js";
 import { getJson } from "./api.js";
 import { axis, short } from "./axis.js";
+import { Growth, drawPlan } from "./growth.js";
 
 const EVERY = 3000;
 const CHARTS = [
@@ -42,6 +43,7 @@ export class Curves {
   constructor() {
     this.timer = 0;
     this.visible = false;
+    this.growth = new Growth($("growth"));
     this.seen = null; // runs that were listed before: one that is not among them has just begun
     const anew = () => {
       $("charts").replaceChildren();
@@ -69,14 +71,16 @@ export class Curves {
     clearTimeout(this.timer);
     const turn = (this.turn = Symbol()); // an answer that was overtaken by a newer question is dropped
     try {
-      const { runs } = await getJson("/curves");
+      const { runs, plan } = await getJson("/curves");
       const read = (name) => (name ? getJson("/curves/" + encodeURIComponent(name)) : null);
       const [data, other] = await Promise.all(this.fill(runs).map(read));
       if (turn !== this.turn) return;
+      drawPlan(plan);
       this.draw(data, other);
     } catch (error) {
       if (turn !== this.turn) return;
-      this.say(error.message);
+      if (error.status === 0 && $("charts").firstChild) this.lost();
+      else this.say(error.message);
     }
     if (this.visible && !document.hidden) this.timer = setTimeout(() => this.tick(), EVERY);
   }
@@ -101,11 +105,21 @@ export class Curves {
     return [chosen, other];
   }
 
+  // The server has gone, with the training that had opened it or otherwise: what was seen last stays.
+  lost() {
+    const state = $("run-state");
+    const last = (this.data && STATES[this.data.state]) || "";
+    const so = this.data && !this.data.live ? last + "。网页的服务停了" : "网页的服务停了，训练多半也结束了";
+    state.textContent = so + "；这是最后看到的样子。再看请运行 python chat_agent/serve.py";
+    state.classList.remove("live");
+  }
+
   say(text) {
     $("curves-empty").hidden = !text;
     $("curves-empty").textContent = text;
     if (text) {
       $("charts").replaceChildren();
+      this.growth.clear();
       $("run-state").textContent = "";
     }
   }
@@ -124,6 +138,8 @@ export class Curves {
       return;
     }
     this.say("");
+    this.data = data;
+    this.growth.draw(data);
     const state = $("run-state");
     const text = stateOf(data);
     if (state.textContent !== text) state.textContent = text;

@@ -18,7 +18,7 @@ LABELS = {"pre": "Pre", "sft": "SFT", "lora": "Lora"}
 CLOCK = ("time", "tok_s", "batch_t", "remaining", "start", "resume", "run")
 TEXT_CLOCK = ("Tok/s", "Batch_t", "Remaining")
 # events that hang on the clock, or may be lost between a save and its line
-DIARY = ("save", "data_check", "preflight", "sample")
+DIARY = ("save", "data_check", "preflight", "sample", "exam")
 
 
 class Zygote:

@@ -88,6 +88,8 @@ _RUN = block(
     key("resume", "path", "auto", "续训：auto、none 或检查点路径"),
     key("allow_change", "bool", False, "续训时允许改动学习率、批大小等可安全改动的键"),
     key("max_bad_share", "float", 0.001, "坏行占比超过它（且多于 10 行）就停止", low=0, high=1),
+    key("page", "bool", False, "训练时开一个网页看它怎么学会说话；只有本机能看，训练结束就停"),
+    key("open", "bool", False, "同 page，并在浏览器里打开它"),
     key("dry_run", "bool", False, "只做训练前检查，不训练"),
     key("find_lr", "bool", False, "只寻找学习率，不训练"),
     key("find_batch", "bool", False, "只寻找放得下的最大批"),

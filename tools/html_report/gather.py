@@ -11,7 +11,8 @@ CURVES = ("loss", "ce_1", "ce_2", "ppx_1", "ppx_2", "lr", "grad_norm", "lexp", "
           "reward", "success", "solved", "hopeless", "length", "policy_entropy", "clip_share", "kl", "gap", "replies_s")
 POINTS = 600                # of one curve
 COLUMNS = 160               # of the heat map
-EVENTS, SAMPLES = 200, 60   # kept of the newest
+EVENTS = 200                # kept of the newest
+TALKS = 24                  # steps at which answers are kept, the first and the last among them
 PAUSE = 20                  # a gap this many times the usual one was no work: the run stood still
 
 
@@ -33,7 +34,7 @@ def run_data(path, run):
             "ended": ended(run),
             "curves": {name: curve for name in CURVES if (curve := thinned(run.step, run.get(name)))},
             "evals": {name: {"x": _plain(x), "y": _plain(y)} for name, (x, y) in run.evaluations().items()},
-            "heat": heat_map(run.step, run.fields.get("expert_load")), "last": last_values(run), **_events(run)}
+            "heat": heat_map(run.step, run.fields.get("expert_load")), "last": last_values(run), **told(run)}
 
 
 def _text_config(path, head):
@@ -81,14 +82,14 @@ def _plain(values):
     return [float(f"{v:.6g}") if math.isfinite(v) else None for v in map(float, values)]
 
 
-def heat_map(steps, loads):
+def heat_map(steps, loads, columns=COLUMNS):
     """loads: per line (L, E) shares or None -> {"steps", "values": [layer][expert][column] relative to an even share}
     or None."""
     kept = [(s, np.asarray(load, dtype=float)) for s, load in zip(steps, loads or ()) if isinstance(load, list)]
     kept = [(s, load) for s, load in kept if load.ndim == 2 and load.shape == kept[-1][1].shape]
     if not kept:
         return None
-    parts = np.array_split(np.arange(len(kept)), min(COLUMNS, len(kept)))
+    parts = np.array_split(np.arange(len(kept)), min(columns, len(kept)))
     stack = np.stack([np.mean([kept[i][1] for i in part], axis=0) for part in parts], -1)      # (L, E, columns)
     return {"steps": _plain([np.mean([kept[i][0] for i in part]) for part in parts]),
             "values": [[_plain(row) for row in layer * stack.shape[1]] for layer in stack]}
@@ -129,9 +130,9 @@ def seconds_of(run):
     return float(np.where((gaps < 0) | (gaps > PAUSE * max(usual, 1e-3)), usual, gaps).sum())
 
 
-def _events(run):
-    """Samples, the data check and the preflight have places of their own; the rest is the run's diary."""
-    rest, samples, single = [], [], {"data_check": None, "preflight": None}
+def told(run):
+    """Samples, exams, the data check and the preflight have places of their own; the rest is the run's diary."""
+    rest, samples, exams, single = [], [], [], {"data_check": None, "preflight": None}
     for event in run.events:
         kind = event.get("event")
         fields = {k: v for k, v in event.items() if k not in ("event", "time")}
@@ -139,6 +140,8 @@ def _events(run):
             samples.append(
                 {"step": fields.get("step"), "prompt": str(fields.get("prompt", "")),
                  "reply": str(fields.get("reply", fields.get("text", "")))})
+        elif kind == "exam":
+            exams.append(fields)
         elif kind in single:
             single[kind] = fields
         else:
@@ -149,4 +152,12 @@ def _events(run):
     counts = {}
     for event in rest:
         counts[event["kind"]] = counts.get(event["kind"], 0) + 1
-    return {"events": rest[-EVENTS:], "event_counts": counts, "samples": samples[-SAMPLES:], **single}
+    return {"events": rest[-EVENTS:], "event_counts": counts, "samples": spread(samples), "exams": spread(exams),
+            **single}
+
+
+def spread(rows):
+    """Those of TALKS steps, from the first to the last."""
+    steps = list(dict.fromkeys(row.get("step") for row in rows))
+    kept = {steps[i] for i in np.linspace(0, len(steps) - 1, min(TALKS, len(steps))).astype(int)}
+    return [row for row in rows if row.get("step") in kept]

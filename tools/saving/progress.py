@@ -14,14 +14,16 @@ from tools.saving.atomic import CheckpointError, finite, read_json, write_json
 
 class Progress:
     """key: what all results hang on, e.g. {stage: fingerprint of its configuration}; with another key everything is
-    done anew."""
+    done anew. plan: (name, title) of all that `once` will be asked for; it and the `now` of the work under way are for
+    those who watch."""
 
-    def __init__(self, out_dir, key, afresh=False):
+    def __init__(self, out_dir, key, afresh=False, plan=()):
         self.path = Path(out_dir) / "progress.json"
         self.data = {"key": key, "results": {}, "seconds": {}, "before": {}}
         found = None if afresh else self._read()
         if found and found.keys() >= self.data.keys() and same_key(found["key"], key):
             self.data = {**found, "key": key}
+        self.data |= {"plan": [list(step) for step in plan], "now": None}
 
     def _read(self):
         try:
@@ -52,13 +54,25 @@ class Progress:
         print(f"▶ {title}", flush=True)
         if not known:
             self.data["before"].setdefault(name, mine)
-            self.save()
         start = time.time()
-        result = work()
+        result = self._watched(name, work)
         self.data["seconds"][name] = round(time.time() - start, 1)
         self._note(name, needed, made, result)
         leave_if_heard()
         return results[name]["result"]
+
+    def _watched(self, name, work):
+        self.data["now"] = name
+        self.save()
+        done = False
+        try:
+            result = work()
+            done = True
+            return result
+        finally:
+            self.data["now"] = None
+            if not done:
+                self.save()
 
     def _note(self, name, needed, made, result):
         result = finite(result)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tools.errors import UserError
 from tools.plot import draw_plt
+from tools.process.page import page_beside
 from train_agent.trainers import parallel
 from train_agent.trainers.running.diary import OpenedLoop, check_up
 from train_agent.trainers.running.minutes import timed_stage
@@ -26,7 +27,8 @@ def start(build_stage, options, after=None):
     stage = build_stage(options) if wanted else timed_stage(build_stage, options)
     if not wanted:
         ahead = not options["minutes"]                          # else its speed has just been measured
-        metrics = OpenedLoop(stage, checked, ahead, closing=lambda: draw_curves(stage)).run()
+        with page_beside(options, Path(options["out_dir"], options["name"] or "")):
+            metrics = OpenedLoop(stage, checked, ahead, closing=lambda: draw_curves(stage)).run()
         return after(stage, metrics) if after and parallel.is_main() else metrics
     home, name = INSTEAD[wanted]
     with parallel.watched():

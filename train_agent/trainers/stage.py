@@ -14,7 +14,7 @@ from train_agent.trainers import parallel
 from train_agent.trainers.hardware import sharding
 from train_agent.trainers.dataset import PackedData
 from train_agent.trainers.losses import next_tokens_loss
-from train_agent.trainers.data.own_questions import own_questions
+from train_agent.trainers.data.own_questions import own_exam, own_questions
 
 
 @dataclass
@@ -76,7 +76,8 @@ class Stage:
     def payload(self, step, metrics):
         weights = sharding.for_file(self.weights(),
                                     parallel.is_main()) if sharding.is_sharded(self.model) else self.weights()
-        talk = {"sampling": dict(DEFAULTS), "prompts": own_questions(self)}           # how it wants to be talked to
+        talk = {"sampling": dict(DEFAULTS), "prompts": own_questions(self),           # how it wants to be talked to
+                "exam": own_exam(self)}
         taught = getattr(getattr(self.train, "cache", None), "meta", {}).get("acts", ())
         if acts := sorted({*self.about["talk"].get("acts", ()), *taught}):
             talk["acts"] = acts

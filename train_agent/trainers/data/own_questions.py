@@ -1,15 +1,20 @@
 """A few sentences from a run's own data, held-out ones where there are any: what a model of this world can be asked.
 
 They travel in the checkpoint: the page suggests them, and during training the first ones show how the model learns to
-answer.
+answer. Beside them a small exam with its answers: the page lets a model sit it.
 """
+
+import json
+from pathlib import Path
 
 import numpy as np
 
 from model.sampling import RESERVED
+from tools.template import END
 from tools.vocab import Vocab
 
 LOOKED_AT, KEPT = 96, 6         # documents that are read, sentences that are kept
+EACH, EXAM = 2, 12              # questions of each task of the built-in world, of other data
 LONGEST, OPENING = 24, 8        # characters of a question, of the beginning of a text
 ANY = ("你好", "你是谁？")      # where a stage's data are not documents of ours
 
@@ -31,6 +36,46 @@ def _chosen(stage):
     places = np.unique(np.linspace(0, len(documents) - 1, LOOKED_AT).astype(int))
     texts = [read(np.asarray(cache.document(documents[i])[0]), vocab) for i in places]
     return spread([text for text in texts if text]) or list(ANY)
+
+
+def own_exam(stage):
+    """Held-out questions with one right answer -> [{"task" ("" = no task's), "messages", "answer"}]."""
+    talk = stage.about.setdefault("talk", {})
+    if "exam" not in talk:
+        paths = stage.options.get("json_data_path")
+        path = Path(paths).with_name("demo_eval.jsonl") if isinstance(paths, str) else Path()
+        built_in = isinstance(paths, str) and Path(paths).name.startswith("demo_") and path.is_file()
+        completes = stage.options["training_mode"] == "pretraining"
+        talk["exam"] = [] if completes else _of_tasks(path) if built_in else _of_own(stage)
+    return talk["exam"]
+
+
+def _of_tasks(path):
+    """EACH questions of every task, spread over the file."""
+    rows = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        rows.setdefault(row["task"], []).append(row["conversations"])
+    places = {task: np.linspace(0, len(found) - 1, EACH).astype(int) for task, found in rows.items()}
+    return [{"task": task, "messages": found[i][:-1], "answer": found[i][-1]["content"]}
+            for task, found in rows.items() for i in places[task]]
+
+
+def _of_own(stage):
+    """Questions and replies of the held-out conversations, where there are any."""
+    data, state = next(iter(stage.held.values()), None), stage.about.get("vocab")
+    if getattr(data, "cache", None) is None or not state or not len(data.documents):
+        return []
+    vocab, found = Vocab.from_state(state), []
+    for i in np.unique(np.linspace(0, len(data.documents) - 1, LOOKED_AT).astype(int)):
+        ids = np.asarray(data.cache.document(data.documents[i])[0])
+        question, turns = first_question(ids, vocab), np.flatnonzero(ids == vocab.id("Assistant"))
+        ends = np.flatnonzero(ids == vocab.id(END))
+        if question and len(turns) == 1 and len(ends) and ends[-1] > turns[0] and not (
+                ids[turns[0] + 1:ends[-1]] < RESERVED).any():
+            answer = vocab.decode(ids[turns[0] + 2:ends[-1]].tolist())
+            found.append({"task": "", "messages": [{"role": "user", "content": question}], "answer": answer})
+    return found[:EXAM]
 
 
 def first_question(ids, vocab):

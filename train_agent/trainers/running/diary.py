@@ -1,8 +1,7 @@
 """What every training tells about itself: a short check-up of its data, the preflight, which code and machine made it,
-and at each
-checkpoint what it answers to a few questions of its own data. All of it is kept in the run's log, for the report."""
+and now
+and then what it answers to a few questions of its own data. All of it is kept in the run's log, for page and report."""
 
-import copy
 import gc
 import os
 import time
@@ -10,7 +9,6 @@ from dataclasses import replace
 
 import torch
 
-from model.generate import generate
 from tools import check_data
 from tools.process.version import code_version
 from tools.errors import UserError
@@ -19,17 +17,14 @@ from tools.checkup.aim import aim_of
 from tools.checkup.vocabulary import stage_vocabulary
 from tools.config.keys import stage_of
 from tools.reading.hub import is_hf, local_files
-from tools.template import render_prompt, render_text
-from tools.vocab import Vocab
 from train_agent.trainers import parallel, preflight
 from train_agent.trainers.hardware import machine
 from train_agent.trainers.loop import Loop
-from train_agent.trainers.data.own_questions import own_questions
 from train_agent.trainers.data.split import announced
+from train_agent.trainers.running.shown import answers
 
 SECONDS, SHARE = 5.0, 0.05      # a preflight of this length at most, and of at most this share of the run's steps
-PROMPTS, REPLY = 3, 40          # sentences that are asked, tokens of a reply
-PAUSE = 20                      # samples that took t seconds are followed by others after PAUSE * t at the earliest
+PAUSE = 100                     # answers that took t seconds are followed by others after PAUSE * t at the earliest
 
 
 class OpenedLoop(Loop):
@@ -53,19 +48,32 @@ class OpenedLoop(Loop):
         elif parallel.is_main() and announced(self.stage):                  # the preflight says it, too
             print(f"{announced(self.stage)}。", flush=True)
 
+    def log(self, place, in_chunk):
+        super().log(place, in_chunk)
+        if time.perf_counter() > self.next_samples:
+            self.show()
+
     def save(self, stem, final=False):
         super().save(stem, final)
+        if final:
+            self.show()
+
+    def show(self):
+        """What it answers by now."""
+        if parallel.world() > 1 or self.signals.asked or self.stage.about["kind"] == "gate":
+            return
         begin = time.perf_counter()
-        if parallel.world() == 1 and not self.signals.asked and self.stage.about["kind"] != "gate" and (final
-                or begin > self.next_samples):
-            try:
-                for prompt, reply in samples(self.stage):
-                    self.journal.event("sample", prompt=prompt, reply=reply)
-            except Exception as error:                    # no room, no kernel, too long: no reason to end a training
-                self.journal.event("warning", text=f"样例没能生成：{(str(error) or repr(error)).splitlines()[0][:120]}")
-            took = time.perf_counter() - begin
-            self.next_samples = begin + PAUSE * took
-            self.since += took                                              # not training speed
+        try:
+            said, exam = answers(self.stage)
+            for prompt, reply in said:
+                self.journal.event("sample", prompt=prompt, reply=reply)
+            if exam:
+                self.journal.event("exam", **exam)
+        except Exception as error:                        # no room, no kernel, too long: no reason to end a training
+            self.journal.event("warning", text=f"样例没能生成：{(str(error) or repr(error)).splitlines()[0][:120]}")
+        took = time.perf_counter() - begin
+        self.next_samples = begin + PAUSE * took
+        self.since += took                                                  # not training speed
 
     def look_ahead(self):
         settled = replace(self.stage, options={**self.stage.options, "mixed_precision": self.precision})
@@ -82,17 +90,6 @@ class OpenedLoop(Loop):
             print("，".join(filter(None, ["训练前检查：内存放不下第二份模型，跳过实测", announced(self.stage)])) + "。")
             return
         self.journal.event("preflight", **preflight.brief(found))
-
-
-def samples(stage):
-    """Generator of (sentence of the run's own data, greedy reply). A copy answers: what the decoder prepares for itself
-    must not meet the next step."""
-    vocab, twin, prepared = Vocab.from_state(stage.about["vocab"]), copy.deepcopy(stage.model).eval(), {}
-    for text in own_questions(stage)[:PROMPTS]:
-        messages = [{"role": "user", "content": text}]
-        completes = stage.options["training_mode"] == "pretraining"
-        ids = render_text(text, vocab)[0][:-1].tolist() if completes else render_prompt(messages, vocab)
-        yield text, vocab.decode(generate(twin, ids, REPLY, prepared=prepared))
 
 
 def check_up(options):

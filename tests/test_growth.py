@@ -1,0 +1,146 @@
+"""Watching a model grow: what a training says of itself on the way, and the page that shows it."""
+import json
+import re
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+import torch
+from toy import events, train
+
+from tools.errors import UserError
+from tools.process import page
+from tools.saving.progress import Progress
+from train_agent.trainers.pre_training import build_stage
+from train_agent.trainers.run_stage import start
+from train_agent.trainers.running import diary
+from train_agent.trainers.running.shown import marked
+
+
+def talk_file(path, task=False):
+    rows = [{"conversations": [{"role": "user", "content": f"第{n}问？"}, {"role": "assistant", "content": f"{n}。"}],
+             **({"task": "sum" if n % 2 else "reverse"} if task else {})} for n in range(60)]
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def growing(options, tmp_path, **more):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    data = talk_file(folder / "demo_sft.jsonl")
+    talk_file(folder / "demo_eval.jsonl", task=True)
+    chosen = options(json_data_path=str(data), eval_share=0.25, max_steps=6, logging_steps=1,
+                     training_mode="instruction_finetuning", **more)
+    start(build_stage, chosen)
+    return chosen
+
+
+def test_a_training_answers_the_same_questions_again_and_again_and_sits_an_exam(options, tmp_path, monkeypatch):
+    monkeypatch.setattr(diary, "PAUSE", 0)
+    chosen = growing(options, tmp_path)
+    steps = {}
+    for one in events(chosen, "sample"):
+        steps.setdefault(one["step"], []).append(one["prompt"])
+    assert list(steps) == [1, 2, 3, 4, 5, 6] and len({tuple(dict.fromkeys(asked)) for asked in steps.values()}) == 1
+    exams = events(chosen, "exam")
+    assert [e["step"] for e in exams[:3]] == [1, 2, 3] and sorted(exams[0]["tasks"]) == ["reverse", "sum"]
+    assert exams[0]["asked"] == [2, 2] and all(0 <= right <= 2 for e in exams for right in e["right"])
+
+
+def test_answers_take_little_of_a_trainings_time(options, tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(diary.time, "perf_counter", lambda: clock.__setitem__(0, clock[0] + 1.0) or clock[0])
+    monkeypatch.setattr(diary, "answers", lambda stage: ([("问", "答")], {}))
+    assert [one["step"] for one in events(growing(options, tmp_path), "sample")] == [1, 6]     # then the pause, the end
+
+
+def test_the_answers_change_nothing_of_the_training(options, tmp_path, monkeypatch):
+    monkeypatch.setattr(diary, "PAUSE", 0)
+    chosen = options(rows=40, max_steps=5, logging_steps=1, dropout=0.1)
+    plain = train({**chosen, "out_dir": str(tmp_path / "plain")})
+    start(build_stage, {**chosen, "out_dir": str(tmp_path / "shown")})
+    saved = torch.load(tmp_path / "shown" / "TinySeek_Pre_final.pkl", weights_only=True)["weights"]
+    assert all(torch.equal(saved[name], tensor) for name, tensor in plain.model.state_dict().items())
+
+
+def test_the_checkpoint_keeps_an_exam_of_held_out_questions(options, tmp_path):
+    chosen = growing(options, tmp_path)
+    saved = torch.load(Path(chosen["out_dir"], "TinySeek_Pre_final.pkl"), weights_only=True)["talk"]["exam"]
+    assert len(saved) == 4 and {row["task"] for row in saved} == {"sum", "reverse"}
+    own = talk_file(tmp_path / "mine.jsonl")
+    start(build_stage, {**chosen, "json_data_path": str(own), "out_dir": str(tmp_path / "mine")})
+    rows = torch.load(tmp_path / "mine" / "TinySeek_Pre_final.pkl", weights_only=True)["talk"]["exam"]
+    assert rows and all(int(re.search(r"\d+", r["messages"][0]["content"])[0]) % 4 == 0 for r in rows)
+    assert all(r["answer"] == re.search(r"\d+", r["messages"][0]["content"])[0] + "。" and not r["task"] for r in rows)
+
+
+def test_marks_are_exact_answers():
+    exam = [{"task": "a", "answer": "好"}, {"task": "a", "answer": "不"}, {"task": "b", "answer": "是"}]
+    assert marked(exam, [" 好", "好", "是的"]) == {"tasks": ["a", "b"], "right": [1, 0], "asked": [2, 1]}
+    assert marked([], []) == {}
+
+
+def test_a_pipeline_says_what_it_has_done_does_and_will_do(tmp_path):
+    pytest.importorskip("fastapi", reason="requirements-serve.txt 没有装")
+    from chat_agent.server.growth import plan_of
+    plan, seen = [("a", "甲"), ("b", "乙"), ("c", "丙")], []
+    assert plan_of(tmp_path) == []
+    progress = Progress(tmp_path, {}, plan=plan)
+    progress.once("a", "甲", lambda: 1)
+    progress.once("b", "乙", lambda: seen.append([step["state"] for step in plan_of(tmp_path)]))
+    assert seen == [["done", "now", "next"]] and plan_of(tmp_path)[0]["seconds"] is not None
+    with pytest.raises(KeyboardInterrupt):
+        progress.once("c", "丙", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert [step["state"] for step in plan_of(tmp_path)] == ["done", "done", "next"]
+    (tmp_path / "progress.json").write_text("{")
+    assert plan_of(tmp_path) == []
+
+
+# ---------------------------------------------------------------- the page beside a training
+
+def asked(tmp_path, **more):
+    return {"page": True, "open": False, "out_dir": str(tmp_path), "log_dir": str(tmp_path / "logs"), **more}
+
+
+def test_the_page_is_there_while_the_training_runs_and_ends_after_it(tmp_path, capfd):
+    pytest.importorskip("fastapi", reason="requirements-serve.txt 没有装")
+    pytest.importorskip("uvicorn", reason="requirements-serve.txt 没有装")
+    with page.page_beside(asked(tmp_path)) as process:
+        with page.page_beside(asked(tmp_path)) as second:
+            assert second is None                        # a stage of a pipeline opens no page of its own
+        said, end = "", time.monotonic() + 300
+        while not (found := re.search(r"训练的网页：(http://127\.0\.0\.1:\d+)/#curves", said)):
+            assert process.poll() is None and time.monotonic() < end, said
+            time.sleep(0.1)
+            said += capfd.readouterr().out
+        with urllib.request.urlopen(found[1] + "/curves", timeout=60) as answer:
+            assert json.load(answer) == {"runs": [], "plan": []}
+    with urllib.request.urlopen(found[1] + "/health", timeout=60) as answer:
+        assert answer.status == 200                      # who looks sees the end
+    assert process.wait(120) == 0
+
+
+def test_without_being_asked_nothing_listens(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(page.subprocess, "Popen", lambda *_, **__: pytest.fail("a server was started"))
+    with page.page_beside(asked(tmp_path, page=False)) as process:
+        assert process is None and "--open" in capsys.readouterr().out
+
+
+def test_a_page_without_its_packages_is_refused_before_anything_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setattr(page.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="requirements-serve.txt"), page.page_beside(asked(tmp_path)):
+        pytest.fail("never")
+
+
+def test_open_opens_the_browser(tmp_path, monkeypatch, capsys):
+    class Process:
+        stdout = ["加载\n", "已就绪：http://127.0.0.1:8123　（接口 …）\n", "别的\n"]
+    opened = []
+    monkeypatch.setattr(page.webbrowser, "open", opened.append)
+    page._listen(Process, True)
+    assert opened == ["http://127.0.0.1:8123/#curves"] and capsys.readouterr().out.count("8123") == 1
+    Process.stdout = ["错误：没有那个包\n"]
+    page._listen(Process, True)
+    assert "没有那个包" in capsys.readouterr().err and len(opened) == 1
