@@ -94,7 +94,7 @@ ANY_QUESTIONS, ANY_OPENINGS = ("你好", "你是谁？", "你会做什么？"), 
 
 def talk_of(payload):
     """How a model wants to be talked to -> {"sampling": as model.sampling.DEFAULTS, "prompts": a few sentences from its
-    own data, "acts": what it has learned beside speaking}.
+    own data, "acts": what it has learned beside speaking, "exam": held-out questions with their answers}.
 
     Kept in the checkpoint; one from before that gets the table and sentences that its kind of data suggest.
     """
@@ -109,7 +109,19 @@ def talk_of(payload):
     prompts = [one for one in talk.get("prompts") or () if isinstance(one, str) and one.strip()]
     guessed = _guessed(payload["stage"] == "Pre", run.get("json_data_path"))
     return {"sampling": sampling, "prompts": prompts or list(guessed),
-            "acts": payload.get("acts") or acts_of([payload])}
+            "acts": payload.get("acts") or acts_of([payload]), "exam": _questions(talk.get("exam"))}
+
+
+def _questions(rows):
+    return [row for row in rows if _is_question(row)] if isinstance(rows, list) else []
+
+
+def _is_question(row):
+    """Whether this is {"task", "messages", "answer"} as `own_exam` of the trainers writes it."""
+    messages = row.get("messages") if isinstance(row, dict) else None
+    return (isinstance(messages, list) and bool(messages) and isinstance(row.get("answer"), str)
+            and all(isinstance(m, dict) and m.keys() == {"role", "content"} and isinstance(m["content"], str)
+                    and m["role"] in ("user", "assistant", "system") for m in messages))
 
 
 def _guessed(completes, data):

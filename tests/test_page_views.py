@@ -1,4 +1,5 @@
-"""The page's other views in a real browser: looking into a reply, in both themes and on a phone."""
+"""The page's other views in a real browser, in both themes and on a phone: looking into a reply, models side by side,
+a model that grows."""
 import json
 
 import pytest
@@ -8,7 +9,11 @@ pytest.importorskip("uvicorn", reason="requirements-serve.txt 没有装")
 pytest.importorskip("websocket", reason="websocket-client 没有装")
 
 import browser
+import toy_export
 from test_serve_page import DONE, PALE, READY, SMALL
+from model.generate import generate
+from tools.template import render_prompt
+from toy_server import SMALL as SHAPE
 from toy_server import serving, write_model
 
 pytestmark = pytest.mark.skipif(browser.CHROMIUM is None, reason="没有 Chromium")
@@ -20,13 +25,25 @@ BOTH = pytest.mark.parametrize("scheme,size", [("light", SIZES[0]), ("dark", SIZ
 def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("views")
     (folder / "out").mkdir()
-    models = {"小寻": write_model(folder / "one.pkl"), "续写": write_model(folder / "two.pkl", 1, stage="Pre")}
+    models = {"小寻": with_exam(folder / "one.pkl"), "续写": write_model(folder / "two.pkl", 1, stage="Pre")}
     with serving(folder, "--out_dir", str(folder / "out"), models=models) as server, browser.browsing() as tab:
         (folder / "logs").mkdir(exist_ok=True)
         tab.server, tab.folder, tab.logs = server, folder, folder / "logs"
         yield tab
         assert not tab.foreign_requests(server.url)
         assert "Traceback" not in server.said()
+
+
+def with_exam(path):
+    """A model whose checkpoint keeps four questions, of which it knows every second one."""
+    vocab = toy_export.toy_vocab(600, "char")
+    payload, model = toy_export.toy_payload(vocab, 0, **SHAPE)
+    questions = [[{"role": "user", "content": f"第{n}题"}] for n in range(4)]
+    replies = [vocab.decode(generate(model.eval(), render_prompt(one, vocab), 64)) for one in questions]
+    rows = [{"task": "sum", "messages": one, "answer": reply if n % 2 else "谁也答不出"}
+            for n, (one, reply) in enumerate(zip(questions, replies))]
+    payload["talk"] = {"exam": [*rows, "spoilt", {"messages": []}]}
+    return toy_export.saved(path, payload)
 
 
 @pytest.fixture(autouse=True)
@@ -189,3 +206,43 @@ def test_the_page_of_a_server_that_went_away_keeps_what_it_showed_and_says_so(pa
     page.wait("document.querySelector('#run-state').textContent.includes('服务停了')")
     assert page.text("#run-state")[0].startswith("已完成") and page.run("document.querySelector('.talks dd') !== null")
     page.events.clear()
+
+
+@BOTH
+def test_models_answer_side_by_side(page, scheme, size):
+    look(page, scheme, size)
+    page.click("#tab-arena")
+    page.wait("document.querySelectorAll('#arena-models input:checked').length === 2")
+    page.click("#arena-text")
+    page.type("你好<b>")
+    page.click("#arena-go")
+    page.wait("""document.querySelector('#arena-stop').hidden &&
+        [...document.querySelectorAll('#arena-columns .value')].filter((e) => e.textContent).length === 2""")
+    assert page.text("#arena-columns .head b") == page.run(
+        "[...document.querySelectorAll('#arena-models label')].map((e) => e.textContent)")
+    texts = page.text("#arena-columns .text")
+    assert len(texts) == 2 and all(texts) and texts[0] != texts[1]
+    assert page.text("#arena-columns .soft") == ["你好<b>"] * 2
+    check_looks(page, size[2])
+    page.click("#arena-models label:nth-child(2)")
+    page.wait("document.querySelector('#arena-go').disabled")       # one alone is no comparison
+
+
+def test_an_exam_counts_while_the_models_sit_it(page):
+    page.click("#tab-arena")
+    page.wait("!document.querySelector('#arena-exam').hidden")
+    page.click("#arena-exam")
+    page.wait("""document.querySelector('#arena-stop').hidden &&
+        document.querySelectorAll('#arena-columns .marks-list li').length === 8""")
+    assert page.text("#arena-columns .value")[0] == "答对 2 / 4"
+    assert page.run("document.querySelectorAll('.column:first-child .right').length") == 2
+    assert "应是：谁也答不出" in page.text(".column:first-child .wrong .soft")
+    assert page.text(".column:first-child li")[0].count("两位数加法：第") == 1
+    check_looks(page, False)
+
+
+def test_the_exam_is_the_checkpoints_own(page):
+    status, found, _ = page.server.call("/exam/%E5%B0%8F%E5%AF%BB")
+    assert status == 200 and [q["title"] for q in found["questions"]] == ["两位数加法"] * 4
+    assert page.server.call("/exam/none")[0] == 404
+    assert {m["id"]: m["exam"] for m in page.server.call("/v1/models")[1]["data"]} == {"小寻": 4, "续写": 0}

@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from chat_agent.server.access import Access, Rules
 from chat_agent.server.errors import ApiError, internal
 from chat_agent.server.glass import Glass, cut, inside
-from chat_agent.server.models import described
+from chat_agent.server.models import described, exam_of
 from chat_agent.server.replies import NO_STORE, Desk
 
 STATIC = Path(__file__).resolve().parents[1] / "static"
@@ -60,6 +60,10 @@ def _add_models(app, models, desk, pool):
     async def one_model(name: str):
         await look()
         return JSONResponse(described(models.named(name)), headers=NO_STORE)
+
+    @get(app, "/exam/{name:path}")
+    async def exam(name: str):
+        return JSONResponse({"questions": exam_of(models.named(name))}, headers=NO_STORE)
 
     @app.post("/v1/chat/completions")
     async def chat_completions(request: Request):

@@ -7,6 +7,7 @@ from chat_agent.server.errors import ApiError, bad, shown
 from chat_agent.session import fitting, turns, within
 from model.gate import GatedExperts
 from model.sampling import DEFAULTS
+from tools.demo_data import TASKS
 from tools.template import marks_of, message_texts, render_prompt, render_text
 from tools.vocab import MAX_WORD
 
@@ -23,7 +24,7 @@ class Prompt(NamedTuple):
 @dataclass
 class Served:
     """One entry of the list. context: ids that a conversation should stay within; completes: it knows no dialogues;
-    title: what kind of model it is; label: what people read instead of the name; sampling, prompts, acts: as
+    title: what kind of model it is; label: what people read instead of the name; sampling, prompts, acts, exam: as
     `load.talk_of` gives them."""
 
     name: str
@@ -37,6 +38,7 @@ class Served:
     sampling: dict = field(default_factory=lambda: dict(DEFAULTS))
     prompts: tuple = ()
     acts: tuple = ()
+    exam: tuple = ()
 
     @property
     def marks(self):
@@ -158,4 +160,10 @@ def described(served):
     return {"id": served.name, "object": "model", "created": served.created, "owned_by": "tinyseek",
             "title": served.title, "label": served.label or served.name, "context": served.context,
             "completes": served.completes,
-            "sampling": served.sampling, "prompts": list(served.prompts)}
+            "sampling": served.sampling, "prompts": list(served.prompts), "exam": len(served.exam)}
+
+
+def exam_of(served):
+    """The held-out questions kept in its checkpoint -> [{"title" of the task, "messages", "answer"}]."""
+    return [{"title": TASKS[row["task"]].title if row.get("task") in TASKS else str(row.get("task", ""))[:32],
+             "messages": row["messages"], "answer": row["answer"]} for row in served.exam]

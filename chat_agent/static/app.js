@@ -9,16 +9,18 @@ import { Chat } from "./chat.js";
 import { Curves } from "./curves.js";
 import { Glass } from "./glass.js";
 import { Cut } from "./cut.js";
+import { Arena } from "./arena.js";
 
 const narrow = matchMedia("(max-width: 820px)");
 const chat = new Chat();
 const curves = new Curves();
 const glass = new Glass();
+const arena = new Arena();
 const cut = new Cut(() => chat.model);
 
 // ---- tabs
 
-const TITLES = { chat: "小寻", glass: "透视 · 小寻", curves: "训练 · 小寻" };
+const TITLES = { chat: "小寻", glass: "透视 · 小寻", arena: "并排 · 小寻", curves: "训练 · 小寻" };
 const TABS = Object.keys(TITLES);
 
 function showTab(name, focus) {
@@ -105,6 +107,7 @@ async function loadModels() {
     if (models.some((m) => m.id === chosen)) $("model").value = chosen;
     $("model").hidden = !models.length;
     chat.setModels(models);
+    arena.setModels(models);
     if (chat.model) {
       useModel(chat.model);
       cut.show();
