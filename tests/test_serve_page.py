@@ -85,12 +85,12 @@ ESCAPE = """new Promise((done) => { const look = () => {
 
 
 def test_page_stops_a_reply(page):
-    page.run("""localStorage.setItem("tinyseek.settings", '{"max_tokens": 1024, "temperature": 1.5}')""")
+    page.run(talkative(page.server))
     # the model may have had nothing more to say before the key came
     for attempt in range(8):
         page.open(page.server.url + f"/?again={attempt}")
         page.wait(READY)
-        ask(page, "一直说", wait=False)
+        ask(page, "慢慢说", wait=False)
         page.run(ESCAPE)
         page.wait("document.querySelector('#stop').hidden")
         page.wait("document.querySelector('.note')")

@@ -1,5 +1,7 @@
 // The messages of the open conversation on the screen.
 
+import { rendered } from "./markdown.js";
+import { versionBar } from "./versions.js";
 import { $, announce, copyText, iconButton, make, setIcon, toast } from "./view.js";
 
 export class Bubbles {
@@ -51,7 +53,8 @@ export class Bubbles {
     const last = i === this.chat.current.messages.length - 1;
     const writing = last && !mine && this.chat.busy;
     const text = make("div", { class: "text" });
-    text.textContent = message.content;
+    if (mine) text.textContent = message.content;
+    else text.replaceChildren(...rendered(message.content));
     if (!mine && !message.content && !message.error && !writing) {
       text.classList.add("nothing");
       text.textContent = message.empty ? "（空的回答）" : "（没有回答）";
@@ -67,6 +70,8 @@ export class Bubbles {
     });
     const tools = make("div", { class: "tools" }, copy);
     if (mine) tools.append(iconButton("edit", "编辑后重新提问", () => this.edit(i)));
+    const versions = mine || writing ? null : versionBar(message, () => this.switched());
+    if (versions) tools.append(versions);
     if (!mine && last) tools.append(iconButton("retry", "重新回答", () => this.chat.retry()));
     if (!mine && message.content) {
       tools.append(iconButton("glass", "透视：这个回答是怎么来的", () => this.chat.lookInto(i)));
@@ -90,9 +95,15 @@ export class Bubbles {
       this.frame = 0;
       const text = $("messages").querySelector(".typing .text");
       if (!text || this.chat.current.messages.at(-1) !== reply) return;
-      text.textContent = reply.content;
+      text.replaceChildren(...rendered(reply.content));
       this.scroll();
     });
+  }
+
+  // Another version of a reply is shown.
+  switched() {
+    this.chat.save(this.chat.current);
+    this.draw();
   }
 
   scroll() {

@@ -17,6 +17,8 @@ import {
 import { sampling } from "./settings.js";
 import { Bubbles, grow } from "./bubbles.js";
 import { drawList } from "./list.js";
+import { earlier, settle } from "./versions.js";
+import { startFiles } from "./files.js";
 
 const ENDINGS = { length: "到了长度上限", stopped: "已停止", left: "页面关了，没有写完" };
 
@@ -52,6 +54,8 @@ export class Chat {
     });
     $("stop").addEventListener("click", () => this.stop());
     $("new-chat").addEventListener("click", () => this.open(null));
+    $("search").addEventListener("input", () => this.drawList());
+    startFiles(this);
     const input = $("input");
     input.addEventListener("input", () => {
       grow(input);
@@ -215,8 +219,8 @@ export class Chat {
   retry() {
     const { messages } = this.current;
     if (this.busy || !this.model || !messages.length) return;
-    if (messages.at(-1).role === "assistant") messages.pop();
-    this.ask(true);
+    const before = messages.at(-1).role === "assistant" ? messages.pop() : null;
+    this.ask(true, before && before.content ? earlier(before) : {});
   }
 
   editLast() {
@@ -229,12 +233,13 @@ export class Chat {
     if (control) control.abort();
   }
 
-  async ask(again) {
+  // again: the same question once more; more: what the reply knows of earlier answers to it
+  async ask(again, more = {}) {
     const conversation = this.current;
     const sent = heard(conversation.messages);
     const { model } = this;
     const how = sampling(again);
-    const reply = { role: "assistant", content: "", model: model.id, how };
+    const reply = { role: "assistant", content: "", model: model.id, how, ...more };
     const control = new AbortController();
     this.setSystem($("system").value);
     const request = { model: model.id, messages: this.spoken(sent), ...how };
@@ -268,6 +273,7 @@ export class Chat {
     }
     this.running.delete(conversation);
     if (conversation.gone) return;
+    if (reply.versions) settle(reply);
     const kept = this.save(conversation);
     if (kept && conversation === this.current) this.draw();
     else this.drawList();

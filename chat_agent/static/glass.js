@@ -131,7 +131,7 @@ function candidates(token) {
     return make("tr", { class: own ? "own" : null }, make("th", { scope: "row" }, visible(text)),
       make("td", {}, bar), make("td", {}, percent(p)), make("td", {}, percent(chance)));
   });
-  const head = ["候选", "", "模型", "取样时"].map((name) => make("th", { scope: "col" }, name));
+  const head = ["候选", "", "模型", "取样时"].map((name) => make(name ? "th" : "td", name ? { scope: "col" } : {}, name));
   return [make("table", { class: "rivals" }, make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...rows))];
 }
 

@@ -5,8 +5,16 @@ import { raw, titleOf } from "./store.js";
 
 export function drawList(chat) {
   if ($("conversations").querySelector("input")) return;          // somebody is renaming one
-  $("conversations").replaceChildren(...chat.listed.map((c) => entry(chat, c)));
+  const wanted = $("search").value.trim().toLowerCase();
+  const found = chat.listed.filter((c) => !wanted || holds(c, wanted));
+  $("search").hidden = !chat.listed.length;
+  $("conversations").replaceChildren(...found.map((c) => entry(chat, c)));
+  if (wanted && !found.length) $("conversations").append(make("li", { class: "hint" }, "没有找到"));
 }
+
+// Whether the words stand in a conversation's name or in what was said.
+const holds = (conversation, wanted) => titleOf(conversation).toLowerCase().includes(wanted)
+  || conversation.messages.some((m) => m.content.toLowerCase().includes(wanted));
 
 function entry(chat, conversation) {
   const title = titleOf(conversation);

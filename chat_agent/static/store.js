@@ -40,6 +40,9 @@ export function raw(name, value, area = "localStorage") {
 
 export const ofTab = (name, value) => raw(name, value, "sessionStorage");
 
+// Those of them that are messages.
+export const checked = (messages) => messages.filter(isMessage);
+
 const isMessage = (m) => m && (m.role === "user" || m.role === "assistant") && typeof m.content === "string";
 
 // The id of a conversation whose key this is, or null.

@@ -43,6 +43,7 @@ MINE = "TINYSEEK_PAGE"
 
 
 def start(options, out_dir):
+    """The server's process; `address` appears on it when it answers."""
     words = [sys.executable, str(SERVER), "--beside", "--device", "cpu", "--threads", "1", "--out_dir", str(out_dir),
              "--log_dir", str(options["log_dir"])]
     process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -59,7 +60,8 @@ def _listen(process, wanted):
         for line in process.stdout:
             last = line.strip() or last
             if READY in line and not told:
-                told, address = True, line.partition(READY)[2].split()[0] + "/#curves"
+                process.address = line.partition(READY)[2].split()[0]
+                told, address = True, process.address + "/#curves"
                 print(f"训练的网页：{address}　（只有本机能看，训练结束就停）", flush=True)
                 if wanted:
                     webbrowser.open(address)
