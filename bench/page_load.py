@@ -86,8 +86,8 @@ def measure(seconds, turn, viewers, folder):
     manager = ConfigManager(
         overrides={"out_dir": str(folder / "out"), "log_dir": str(folder / "logs"), "log_file": str(folder / "log.txt"),
                    "threads": 1, "sft.batch_size": 1, "sft.json_data_path": str(paths["sft"]), "sft.max_epochs": 100,
-                   "eval_steps": None, "sft.pretraining_model_path": None, "save_steps": None, "vocab_data_path": str(paths["sft"])},
-        preset="tiny", stage="sft")
+                   "eval_steps": None, "sft.pretraining_model_path": None, "save_steps": None,
+                   "vocab_data_path": str(paths["sft"])}, preset="tiny", stage="sft")
     options = manager.stage("sft")
     watching, ended = multiprocessing.Event(), multiprocessing.Event()
     process = start(options | {"open": False}, folder / "out")
