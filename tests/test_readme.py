@@ -38,6 +38,7 @@ TOY = {"run.py": {"--quick": None}, "bench/quality_per_minute.py": {"--max_steps
        "chat_agent/answer.py": {"--keep_cut": None, "--max_new_tokens": "3"},
        "bench/course_shape.py": {"--quick": None, "--out": "bench_course_shape"},
        "bench/preference.py": {"--quick": None, "--out": "bench_preference", "--base_steps": "4"},
+       "bench/yarn.py": {"--factor": "1"},
        "bench/distil.py": {"--quick": None, "--out": "bench_distil"},
        "bench/adapters.py": {"--quick": None}}
 # the same as run.py, and minutes of it
