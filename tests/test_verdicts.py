@@ -352,3 +352,10 @@ def test_other_peoples_marks_are_named_and_go(tmp_path, family):
         command(source, "--output", tmp_path / f"clean{i}.jsonl", "--out_dir", tmp_path / "out", "--token_kind", "char")
         said = (tmp_path / f"clean{i}.jsonl").read_text(encoding="utf-8").splitlines()[0]
         assert "山高水长" in said and not any(mark in said for mark in ("<", ">", "[INST", "|", "｜", "~", "MASK")), said
+
+
+def test_questions_without_a_reply_are_good_rows_of_a_reward_training(tmp_path, vocab):
+    rows = [{"prompt": "书呢？", "pattern": "书"}, {"conversations": [{"role": "user", "content": "书呢？"}], "answer": 3}]
+    path = toy.write_rows(tmp_path / "q.jsonl", rows + [{"text": "书。"}])
+    found = check(path, vocab=vocab, aim=Aim("rl", max_len=40), progress=False)
+    assert found["rows"] == 2 and found["bad_lines"] == 1

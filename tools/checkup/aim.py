@@ -6,6 +6,7 @@ import numpy as np
 from tools import formats
 from tools.config.keys import STAGE_TITLES
 from tools.mask import last_reply
+from tools.reading.questions import parse_question
 
 STAGE_OF_KIND = {"text": "pre", "dialogue": "sft", "preference": "dpo"}
 LOOKED_AT = 100         # rows by which a file's stage is told
@@ -38,6 +39,14 @@ def natural_stage(path, text_field=None):
         if number >= LOOKED_AT:
             break
     return max(counts, key=counts.get)
+
+
+def read(raw, text_field, plain, aim):
+    """A line's bytes -> the Row as the stage takes it, or why it cannot use it (Chinese str)."""
+    if aim.stage != "rl" or isinstance(raw, formats.Unreadable):
+        return taken(formats.parse_line(raw, text_field, plain), aim)
+    found = parse_question(raw, text_field)
+    return found if isinstance(found, str) else found[0]
 
 
 def taken(row, aim):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from tools import formats, template
-from tools.checkup.aim import is_cut, learned_part, taken, why_nothing
+from tools.checkup.aim import is_cut, learned_part, read, why_nothing
 from tools.checkup.faults import excused, pattern_faults, repeat_faults, row_faults
 from tools.reading.bad_lines import field_names
 from tools.reading.lines import is_plain_text, iter_places
@@ -38,7 +38,7 @@ def scan_block(path, start, end, aim):
     columns."""
     places, bad, plain, dropped = [], [], is_plain_text(path), {}
     for number, offset, raw in iter_places(path, start, end):
-        row = taken(formats.parse_line(raw, _worker["text_field"], plain), aim)
+        row = read(raw, _worker["text_field"], plain, aim)
         if isinstance(row, str):
             bad.append((number, row, field_names(raw) if "字段" in row else ""))
         else:

@@ -4,7 +4,6 @@ A row is {"prompt" | "conversations" | any other shape of dialogue, "answer": op
 Without "answer" the last reply of the conversation is the answer.
 """
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,13 +14,12 @@ from tools import formats
 from tools.errors import UserError
 from tools.reading.held_out import held_every
 from tools.reading.hub import local_files
+from tools.reading.questions import parse_question
 from tools.template import render_prompt
 from train_agent.trainers import parallel
 from train_agent.trainers.data.token_cache import file_digest
 from train_agent.trainers.dataset import NOTHING, ItemData, Movable, Position
 
-PLACE = "…"             # stands for a reply that a row lacks, so that it can be read as a dialogue
-LISTS = ("messages", "conversations")
 SHORT = "提问加上 max_new_tokens 超过了 max_len"
 
 
@@ -51,34 +49,8 @@ class QuestionBatch(Movable):
 
 def read_question(raw, fields, number):
     """One line's bytes -> Question, or why it is none (Chinese str)."""
-    try:
-        whole = formats.DECODER.decode(bytes(raw).decode("utf-8-sig").strip().removesuffix(","))
-        given = with_reply(dict(whole))
-    except (ValueError, TypeError, RecursionError):
-        return "不是 JSON 对象"
-    row = formats.parse_line(json.dumps(given, ensure_ascii=False).encode("utf-8", "surrogatepass"), fields)
-    if isinstance(row, str):
-        return row
-    if row.kind != "dialogue" or row.messages[-1]["role"] != "assistant" or len(row.messages) < 2:
-        return "不是一段以提问结尾（或以回答结尾）的对话"
-    said = row.messages[-1]["content"]
-    answer = whole.get("answer", None if said == PLACE else said)
-    return Question(row.messages[:-1], {**whole, "answer": answer}, number)
-
-
-def with_reply(row):
-    """The row as one that ends with a reply, in the words of its own shape."""
-    answer = row.pop("answer", None)
-    name = next((n for n in LISTS if isinstance(row.get(n), list) and row[n]), None)
-    if name is None:
-        if "prompt" in row or "question" in row:
-            row.setdefault("response", answer if isinstance(answer, str) and answer.strip() else PLACE)
-        return row
-    last = row[name][-1]
-    role, content = ("from", "value") if isinstance(last, dict) and "from" in last else ("role", "content")
-    if isinstance(last, dict) and str(last.get(role)) not in ("assistant", "gpt", "bot", "model"):
-        row[name] = [*row[name], {role: "gpt" if role == "from" else "assistant", content: PLACE}]
-    return row
+    found = parse_question(raw, fields)
+    return found if isinstance(found, str) else Question(found[0].messages[:-1], found[1], number)
 
 
 def read_questions(options, paths, vocab):
