@@ -16,6 +16,8 @@ if __name__ == "__main__":
 
 import torch
 
+from chat_agent.acting.acted import acted
+from chat_agent.acting.toolbox import toolbox
 from chat_agent.load import context_of, load, model_paths, stretch_of, talk_of
 from chat_agent.session import Session
 from chat_agent.terminal.commands import Commands
@@ -50,6 +52,8 @@ OPTIONS = [
         "--thinking", {"choices": THINKING, "metavar": "|".join(THINKING),
                        "help": "回答前先想：on 先想，off 不想，auto 由模型定（auto；要学过思考的模型）"}),
     ("--show_thinking", {"action": "store_true", "help": "把思考也显示出来（默认只说想了多少字）"}),
+    ("--tools", {"nargs": "*", "metavar": "名字",
+                 "help": "让学过工具的模型用这些工具：calculate calendar convert（不写名字就是这些），自己的 .py 文件（里面的函数），供查找的 .jsonl、.txt 文件"}),
     ("--context", {"type": int, "metavar": "数", "help": "对话最多占多少个词元，更早的整轮先忘掉（默认为训练时的 max_len）"}),
     ("--stats", {"action": "store_true", "help": "每次回答后显示长度、速度、上下文用量"}),
     ("--no_speculate", {"action": "store_true", "help": "不用第二个输出头猜词（更慢，贪心时结果相同）"}),
@@ -63,14 +67,18 @@ def main(argv=None):
         torch.set_num_threads(manager.config["threads"])
     paths, stretch = model_paths(options.model, manager.config), stretch_of(options, manager.config)
 
+    options.box = None if options.tools is None else toolbox(options.tools)
+
     def open_model(path):
         return short_names([path])[0], open_session(path, manager.config["device"], options, stretch)
 
     chats = {name: open_model(path)[1] for name, path in zip(short_names(paths), paths)}
+    if options.box and not any(session.tools for session in chats.values()):
+        raise UserError("这个模型没有学过用工具，--tools 用不上。请先用带工具调用的数据训练，见 docs/tools.md。")
     how = sampling_of(options, next(iter(chats.values())).sampling)
     if options.prompt is None:
-        return converse(chats, how, open_model, options.stats, options.show_thinking)
-    return answer_once(chats, options.prompt, how, options.stats, options.show_thinking)
+        return converse(chats, how, open_model, options)
+    return answer_once(chats, options.prompt, how, options.stats, options.show_thinking, options.box)
 
 
 def sampling_of(options, table):
@@ -102,7 +110,16 @@ def open_session(path, device, options, stretch=None):
         about = "，还没学过对话，只会接着写" if completes else ""
         print(f"{path}：{title}，{size:.1f} M 参数{about}", file=sys.stderr)
     context, talk = context_of(model, payload, options.context), talk_of(payload)
-    return Session(model, vocab, context, completes, options.system, talk["sampling"], talk["acts"])
+    session = Session(model, vocab, context, completes, options.system, talk["sampling"], talk["acts"])
+    if options.box and "calls" in session.acts and not completes:
+        session.tools = options.box.offered
+        session.clear()
+    return session
+
+
+def speaking(session, pieces, box, how):
+    """The reply as it comes; what it calls is carried out where there are tools."""
+    return acted(session, box, pieces, **how) if session.tools else pieces
 
 
 def short_names(paths):
@@ -112,28 +129,29 @@ def short_names(paths):
     return [n if names.count(n) == 1 else f"{n}#{i + 1}" for i, n in enumerate(names)]
 
 
-def answer_once(chats, prompt, how, stats=False, thoughts=False):
+def answer_once(chats, prompt, how, stats=False, thoughts=False, box=None):
     """--prompt: the reply alone; with several models each reply under its model's name. Remarks go to stderr."""
     for name, session in chats.items():
         if len(chats) > 1:
             print(f"【{name}】")
-        show(session.ask(prompt, **how), thoughts=thoughts)
+        show(speaking(session, session.ask(prompt, **how), box, how), thoughts=thoughts, beside=sys.stderr)
         for remark in remarks(session, stats):
             print(f"（{remark}）", file=sys.stderr)
     return 0
 
 
-def converse(chats, how, open_model, stats=False, thoughts=False):
+def converse(chats, how, open_model, options):
     """Questions and commands until the person leaves."""
     def ask(how, again=False, text=None):
         for name, session in chats.items():
             alone = "接着写：" if session.completes else "小寻："
             print(f"\n【{name}】" if len(chats) > 1 else alone, end="\n" if len(chats) > 1 else "", flush=True)
-            show(session.retry(**how) if again else session.ask(text, **how), True, commands.thoughts)
+            pieces = session.retry(**how) if again else session.ask(text, **how)
+            show(speaking(session, pieces, options.box, how), True, commands.thoughts)
             thin(remarks(session, commands.stats, not commands.thoughts))
 
     commands = Commands(chats, how, checked, open_model, ask)
-    commands.stats, commands.thoughts = stats, thoughts
+    commands.stats, commands.thoughts = options.stats, options.show_thinking
     keyboard = Keyboard(commands.table)
     ctrl_c_interrupts()
     completes = all(session.completes for session in chats.values())

@@ -24,10 +24,12 @@ from chat_agent.chat import short_names
 from chat_agent.evaluation.own_rows import held_rows, is_built_in, learned, runs_of
 from chat_agent.evaluation.rows import looks_like
 from chat_agent.evaluation.scoring import bits_per_char, exact_scores, mcq_scores, paired, world_scores
+from chat_agent.evaluation.tool_use import SHARES, tool_scores
 from chat_agent.load import choose_device, context_of, load, model_paths, stretch_of
 from tools.cli import guarded, parse
 from tools.config.keys import STRETCH
 from tools.demo.tasks import TASKS as BUILT_IN
+from tools.demo.tool_tasks import TITLES, write_tools
 from tools.demo_data import demo_home, write_demo
 from tools.errors import UserError
 from tools.formats import BadLines, expand_paths, fields_of
@@ -44,8 +46,8 @@ READS = ("device", "threads", "out_dir", "name", "log_dir", "cache_dir", "mixed_
          "text_field", "columns", "hf_subset", "hf_split", "hf_streaming", *STRETCH)
 OPTIONS = [
     ("--model", {"action": "append", "metavar": "P", "help": "检查点；写几次就比较几个，默认 out_dir 里的 TinySeek_SFT_final.pkl"}),
-    ("--task", {"choices": (*TASKS, "all"), "default": "all",
-                "help": "bpc 每字比特；exact 内置考题（--data 可换）；mcq 选择题；all 全部（默认）"}),
+    ("--task", {"choices": (*TASKS, "tools", "all"), "default": "all",
+                "help": "bpc 每字比特；exact 内置考题（--data 可换）；mcq 选择题；tools 内置的工具题（单独做）；all 全部（默认）"}),
     ("--data", {"nargs": "+", "metavar": "F", "help": "数据文件（可用通配符、hf:名字），all 时按内容分给各项；"
                 "不写则 bpc 用第一个模型训练时留出的行，内置考题只考学过内置数据的模型"}),
     ("--every", {"type": int, "metavar": "N", "help": "只用编号（从 0 数）能被 N 整除的行，即训练时留出的行"}),
@@ -105,6 +107,11 @@ def plan_tasks(options, config, runs):
     runs: per model, what `runs_of` gives. Every model is asked the same: where no data are named, the first model's
     held-out rows.
     """
+    if options.task == "tools":
+        if options.data:
+            raise UserError("工具题是内置的，不能用 --data 换。")
+        exam = write_tools(demo_home(config["out_dir"]))
+        return {"tools": Work([str(exam[name]) for name in ("tools_eval", "prices")], options.every or 1, None)}
     wanted, plan, files = TASKS if options.task == "all" else (options.task,), {}, []
     every, fields = options.every or 1, fields_of(config["pre"])
     if options.data:
@@ -156,6 +163,9 @@ def evaluate_model(model, vocab, payload, runs, plan, options, config, name, ans
             asked = files if options.data else dict(zip(EXAMS, files))
             result[task] = exam(model, vocab, asked, answers=mine, text_field=fields, acts=payload.get("acts", ()),
                                 **common)
+        elif task == "tools":
+            result[task] = tool_scores(model, vocab, dict(zip(("tools_eval", "prices"), files)),
+                                       payload.get("acts", ()), every, mine)
         else:
             dialogue = payload["stage"] != "Pre"
             result[task] = mcq_scores(model, vocab, files, dialogue=dialogue, answers=mine, **likelihood, **common)
@@ -197,12 +207,25 @@ def columns(results, names):
             shares = (percent(e["by_task"][task]) if e else NONE for e in exact)
             lines.append([f"　{title_of(task)}", percent(chance), *shares])
         lines += beyond_contents(asked, exact)
+    if "tools" in results[0]:
+        lines += tool_lines([r["tools"] for r in results])
     if "mcq" in results[0]:
         mcq = [r["mcq"] for r in results]
         lines.append([f"选择题（{mcq[0]['n']} 题）", percent(mcq[0]["chance"]), *(percent(m["accuracy"]) for m in mcq)])
         lines.append(["　95% 区间", "", *(f"{percent(m['low'])} 至 {percent(m['high'])}" for m in mcq)])
         lines.append(["　与随机相比", "", *(against_chance(m) for m in mcq)])
     return lines
+
+
+def tool_lines(scores):
+    """Lines of the tool tasks: the final answers, and in how many the right tool was called with the right
+    arguments."""
+    yield [f"工具题答对（{scores[0]['n']} 题）", "", *(percent(s["overall"]) for s in scores)]
+    for task in scores[0]["by_task"]:
+        yield [f"　{TITLES[task]}：工具 / 参数 / 答案", "",
+               *(" / ".join(percent(s["by_task"][task][name]) for name in SHARES) for s in scores)]
+    yield ["　不该用而用了", "", *(percent(s["needless"]) for s in scores)]
+    yield ["　其中不用工具的题答对", "", *(percent(s["ordinary"]) for s in scores)]
 
 
 def beyond_contents(asked, exact):

@@ -18,6 +18,7 @@ if __name__ == "__main__":
 import dataclasses
 import os
 
+from chat_agent.acting.toolbox import toolbox
 from tools.cli import guarded, parse
 from tools.config.keys import STRETCH
 from tools.config.stages import made_by
@@ -41,6 +42,8 @@ OPTIONS = [
     ("--max_queue", {"type": int, "default": 64, "metavar": "数", "help": "最多多少个回答排队，再多的请求得到 429（64）"}),
     ("--request_time", {"type": float, "default": 300.0, "metavar": "秒", "help": "一个请求最长的时间，到时回答就此打住（300）"}),
     ("--beside", {"action": "store_true", "help": "训练脚本的 --page 用：端口被占用就换一个，训练结束后自己停"}),
+    ("--tools", {"nargs": "*", "metavar": "名字",
+                 "help": "网页上学过工具的模型可用的工具：calculate calendar convert（不写名字就是这些），自己的 .py 文件，供查找的 .jsonl、.txt 文件"}),
     ("--context", {"type": int, "metavar": "数", "help": "对话最多占多少个词元，更早的整轮先忘掉（默认为训练时的 max_len）"}),
 ]
 
@@ -51,6 +54,7 @@ def main(argv=None):
         raise UserError("服务要一直占着一个进程，笔记本里不能这样启动。请在终端里运行 python chat_agent/serve.py，"
                         "或在单元格里写 !python chat_agent/serve.py --model 文件。")
     run, limits = need_packages(), limits_of(options)
+    options.box = toolbox(options.tools) if options.tools is not None else None
     key = options.api_key if options.api_key is not None else os.environ.get(KEY_VARIABLE)
     check_key(key)
     origins, config = [origin_of(one) for one in options.allow_origin or ()], manager.config
@@ -61,6 +65,7 @@ def main(argv=None):
     warn(options.host, key, run.is_local(sock), origins)
     with sock:
         models = open_models(options, config)
+        models.box = options.box
         rules = rules_of(key, options.allow_host, origins, limits)
         run.serve(models, limits, sock, curves_of(config, limits), rules, config["threads"],
                   lambda: announce(sock, run.network_address(), key))
@@ -173,6 +178,8 @@ def load_all(paths, config, options, known=None):
         label = own or (f"{title}（{name}）" if len(paths) > 1 else title)
         served.append(Served(name, model, vocab, context_of(model, payload, options.context), payload["stage"] == "Pre",
                              title, file[1] // 10 ** 9, label, **talk_of(payload)))
+        if options.box and "calls" in served[-1].acts:
+            served[-1].tools = tuple(options.box.definitions)
     return served
 
 

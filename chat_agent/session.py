@@ -61,12 +61,22 @@ class Session:
     def __init__(self, model, vocab, context=512, completes=False, system=None, sampling=DEFAULTS, acts=()):
         self.model, self.vocab, self.context, self.completes = model, vocab, context, completes
         self.system, self.sampling, self.prepared = system, sampling, {}
-        self.acts, self.thinking = tuple(acts), "auto"
+        self.acts, self.thinking, self.tools = tuple(acts), "auto", ""
         self.reply, self.seconds, self.used, self.dropped = Reply(), 0.0, 0, 0
         self.clear()
 
     def clear(self):
-        self.messages = [{"role": "system", "content": self.system}] if self.system else []
+        self.messages = self.head()
+
+    def head(self):
+        """What stands before all turns: the tools on offer, the system prompt."""
+        given = (("tools", self.tools), ("system", self.system))
+        return [{"role": role, "content": text} for role, text in given if text]
+
+    def cut(self, result):
+        """What a tool gave, as far as it fits: a quarter of the context."""
+        ids, most = self.vocab.encode(result), self.context // 4
+        return result if len(ids) <= most else self.vocab.decode_bytes(ids[:most]).decode("utf-8", "ignore") + "…"
 
     def prompt(self, max_new_tokens):
         """The ids to go on from; the reply keeps at least half of the context for itself if it may use that much."""
@@ -92,13 +102,17 @@ class Session:
 
     def retry(self, max_new_tokens=None, **options):
         """Throws the last reply away and yields another one. UserError if there is nothing to answer."""
-        while self.messages and self.messages[-1]["role"] == "assistant":
+        while self.messages and self.messages[-1]["role"] in ("assistant", "tool"):
             self.messages.pop()
         if not self.messages or self.messages[-1]["role"] != "user":
             raise UserError("还没有可以重答的问题。")
         yield from self._answer(max_new_tokens, {**self.sampling, **options})
 
-    def _answer(self, wanted, options):
+    def go_on(self, max_new_tokens=None, may_call=True, **options):
+        """Yields what the model says to the results that have been added to `messages`."""
+        yield from self._answer(max_new_tokens, {**self.sampling, **options}, may_call)
+
+    def _answer(self, wanted, options, may_call=True):
         self.reply, usual = Reply(), options.pop("max_new_tokens")
         self.thinking = options.pop("thinking", self.thinking)
         max_new_tokens = wanted or usual
@@ -107,7 +121,7 @@ class Session:
         marks = () if self.completes else marks_of(self.acts, self.vocab)
         spoken, started = Spoken(self.vocab, options.pop("stops", ()), self._thinking()), time.perf_counter()
         room = check_prompt(self.model.config, prompt, within(self.context, prompt, max_new_tokens))
-        rule = None if self.completes else Form(offered_of(self.messages)).rule(
+        rule = None if self.completes else Form(offered_of(self.messages) if may_call else "").rule(
             self.vocab, self.model.config.vocab_size, room, self.acts, self._thinking())
         ids = stream(self.model, prompt, room, reply=self.reply, marks=marks, prepared=self.prepared, rule=rule,
                      **options)

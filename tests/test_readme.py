@@ -31,6 +31,9 @@ NOT_HERE = {"python -m pip": "需要联网", "python -m pytest": "就是这些�
             "bash bench/gpu.sh": "需要显卡，tests/test_gpu_bench.py 里有 CPU 上的",
             "python chat_agent/answer.py --api": "需要一个正在运行的服务，tests/test_answer.py 里有",
             "python bench/reinforce.py": "要一个半熟的模型和半小时处理器时间",
+            "python chat_agent/chat.py --model out/TinySeek_SFT_final.pkl --tools": "需要学过工具的模型，tests/test_tools.py 里有",
+            "python train_agent/sft_train.py --json_data_path my_chat.jsonl tool_data": "要先写出 tool_data，"
+            "tests/test_tool_tasks.py 里有",
             "python bench/results_page.py": "改写本项目的文件，tests/test_results_page.py 里有"}
 # Script -> what makes its command small, in place of what the command says about it.
 TOY = {"run.py": {"--quick": None}, "bench/quality_per_minute.py": {"--max_steps": "2", "--quick": None},

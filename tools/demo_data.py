@@ -292,12 +292,14 @@ def write_demo(folder, seed=0):
 
 OPTIONS = [("--out", {"default": str(HAND), "metavar": "文件夹", "help": "写到哪个文件夹（默认是项目的 data）"}),
            ("--seed", {"type": int, "default": 0, "metavar": "整数", "help": "随机种子（默认 0），种子相同则内容相同"}),
+           ("--tools", {"action": "store_true", "help": "只写出学用工具的对话、考题和一张价目表"}),
            ("--adapters", {"action": "store_true", "help": "另外写出三个专家和门控的小数据集"})]
 
 
 def main(argv=None):
     options = parse(argv, "生成内置的小世界：预训练文本、对话和考题。", extra=OPTIONS, reads=())[1]
-    paths = write_demo(options.out, options.seed)
+    from tools.demo.tool_tasks import write_tools
+    paths = (write_tools if options.tools else write_demo)(options.out, options.seed)
     if options.adapters:
         from tools.demo.adapters import write_adapters
         paths.update(write_adapters(options.out, options.seed))

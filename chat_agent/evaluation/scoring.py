@@ -223,7 +223,7 @@ def _replies(model, vocab, rows, batch_size, progress, acts):
     replies = [""] * len(rows)
     with tqdm(total=len(fitting), desc="答题", unit="题", delay=2, leave=False, disable=not progress) as bar:
         made = generate_replies(model, [prompts[i] for i in fitting], longest + SPARE + ASIDE * bool(acts), batch_size,
-                                progress=bar.update, marks=template.marks_of(acts, vocab))
+                                progress=bar.update, marks=template.marks_of({*acts} - {"calls"}, vocab))
     for i, reply in zip(fitting, made):
         replies[i] = said_of(reply.ids, vocab)
     return replies

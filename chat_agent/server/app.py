@@ -1,6 +1,7 @@
 """The routes. What is behind each of them lies in the other files."""
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from fastapi import FastAPI, Request
@@ -8,10 +9,11 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from chat_agent.server.access import Access, Rules
-from chat_agent.server.errors import ApiError, internal
+from chat_agent.server.errors import ApiError, bad, internal
 from chat_agent.server.glass import Glass, cut, inside
 from chat_agent.server.models import described, exam_of
 from chat_agent.server.replies import NO_STORE, Desk
+from chat_agent.server.schemas import parsed
 
 STATIC = Path(__file__).resolve().parents[1] / "static"
 KINDS = {".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8", ".svg": "image/svg+xml",
@@ -23,7 +25,9 @@ def create_app(models, engine, curves, limits, pool, rules=Rules()):
     """An ASGI application. engine: started by the caller; curves: Curves; pool: an executor for what takes time."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     _add_page(app)
-    _add_models(app, models, Desk(models, engine, limits, pool), pool)
+    desk = Desk(models, engine, limits, pool)
+    _add_models(app, models, desk, pool)
+    _add_tools(app, models, desk)
     _add_errors(app)
 
     @get(app, "/health")
@@ -82,6 +86,23 @@ def _add_models(app, models, desk, pool):
     @app.post("/tokenize")
     async def tokenize(request: Request):
         return JSONResponse(await glass.run(cut, await desk.bodies.read(request)), headers=NO_STORE)
+
+
+def _add_tools(app, models, desk):
+    """What the page asks to have carried out, in threads of their own: a tool may take seconds."""
+    pool = ThreadPoolExecutor(4, "tools")
+
+    @app.post("/tools")
+    async def use(request: Request):
+        asked = parsed(await desk.bodies.read(request))
+        if models.box is None:
+            raise ApiError(404, "这个服务没有工具；启动时加 --tools。", "not_found")
+        name, arguments = asked.get("name"), asked.get("arguments")
+        if not isinstance(name, str) or not isinstance(arguments, dict):
+            raise bad("请求应是 {\"name\": 工具名, \"arguments\": 对象}。", "name")
+        loop = asyncio.get_running_loop()
+        result, good = await loop.run_in_executor(pool, models.box.run, name, arguments)
+        return JSONResponse({"result": result, "ok": good}, headers=NO_STORE)
 
 
 def _add_errors(app):

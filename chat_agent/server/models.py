@@ -25,7 +25,7 @@ class Prompt(NamedTuple):
 class Served:
     """One entry of the list. context: ids that a conversation should stay within; completes: it knows no dialogues;
     title: what kind of model it is; label: what people read instead of the name; sampling, prompts, acts, exam: as
-    `load.talk_of` gives them."""
+    `load.talk_of` gives them; tools: definitions of those that the server runs for it."""
 
     name: str
     model: object
@@ -39,6 +39,7 @@ class Served:
     prompts: tuple = ()
     acts: tuple = ()
     exam: tuple = ()
+    tools: tuple = ()
 
     @property
     def marks(self):
@@ -121,10 +122,11 @@ def _size(messages):
 
 class Models:
     """name -> Served, in the order of the command line. find: where nobody named any; called before each use -> list of
-    Served, or None where nothing has changed. Then the first of them answers to any name."""
+    Served, or None where nothing has changed. Then the first of them answers to any name. box: the Toolbox for the
+    page, or None."""
 
     def __init__(self, served, find=None):
-        self.by_name, self.find = {one.name: one for one in served}, find
+        self.by_name, self.find, self.box = {one.name: one for one in served}, find, None
 
     def __iter__(self):
         return iter(list(self.by_name.values()))
@@ -160,7 +162,8 @@ def described(served):
     return {"id": served.name, "object": "model", "created": served.created, "owned_by": "tinyseek",
             "title": served.title, "label": served.label or served.name, "context": served.context,
             "completes": served.completes,
-            "sampling": served.sampling, "prompts": list(served.prompts), "exam": len(served.exam)}
+            "sampling": served.sampling, "prompts": list(served.prompts), "exam": len(served.exam),
+            **({"tools": list(served.tools)} if served.tools else {})}
 
 
 def exam_of(served):

@@ -39,12 +39,13 @@ export async function getJson(path) {
   return (await call(path)).json();
 }
 
-export async function postJson(path, content) {
-  return (await call(path, { method: "POST", body: JSON.stringify(content) })).json();
+export async function postJson(path, content, signal) {
+  return (await call(path, { method: "POST", signal, body: JSON.stringify(content) })).json();
 }
 
-// Calls onText for each piece of the reply, onAbout with what is said about the prompt. -> {finish, usage, ids}
-export async function streamChat(request, signal, onText, onAbout) {
+// Calls onText for each piece of the reply, onAbout with what is said about the prompt, onDelta with all else.
+// -> {finish, usage, ids}
+export async function streamChat(request, signal, onText, onAbout, onDelta = () => {}) {
   const answer = await call("/v1/chat/completions", {
     method: "POST",
     signal,
@@ -60,6 +61,7 @@ export async function streamChat(request, signal, onText, onAbout) {
     const choice = chunk.choices[0];
     if (!choice) continue;
     if (choice.delta.content) onText(choice.delta.content);
+    if (choice.delta.reasoning_content || choice.delta.tool_calls) onDelta(choice.delta);
     if (choice.token_ids) result.ids = choice.token_ids;
     if (choice.finish_reason) result.finish = choice.finish_reason;
   }

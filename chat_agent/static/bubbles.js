@@ -1,5 +1,6 @@
 // The messages of the open conversation on the screen.
 
+import { fill, steps } from "./acting.js";
 import { rendered } from "./markdown.js";
 import { versionBar } from "./versions.js";
 import { $, announce, copyText, iconButton, make, setIcon, toast } from "./view.js";
@@ -82,6 +83,7 @@ export class Bubbles {
       "li",
       { class: "message " + message.role + (writing ? " typing" : "") },
       make("span", { class: "hidden" }, mine ? "你：" : "小寻："),
+      mine ? null : steps(message),
       text,
       ...said.map((kind) => make("p", { class: kind }, message[kind])),
       tools,
@@ -96,6 +98,7 @@ export class Bubbles {
       const text = $("messages").querySelector(".typing .text");
       if (!text || this.chat.current.messages.at(-1) !== reply) return;
       text.replaceChildren(...rendered(reply.content));
+      fill($("messages").querySelector(".typing .steps"), reply);
       this.scroll();
     });
   }

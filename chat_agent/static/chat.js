@@ -2,7 +2,8 @@
 // bubbles.js and list.js.
 
 import { $, announce, make } from "./view.js";
-import { ApiError, streamChat } from "./api.js";
+import { ApiError } from "./api.js";
+import { act, told } from "./acting.js";
 import {
   idOf,
   loadConversation,
@@ -242,7 +243,7 @@ export class Chat {
     const reply = { role: "assistant", content: "", model: model.id, how, ...more };
     const control = new AbortController();
     this.setSystem($("system").value);
-    const request = { model: model.id, messages: this.spoken(sent), ...how };
+    const request = { model: model.id, messages: this.spoken(sent), tools: model.tools, ...how };
     conversation.messages.push(reply);
     conversation.time = Date.now();
     this.running.set(conversation, control);
@@ -252,15 +253,14 @@ export class Chat {
     this.draw();
     const started = performance.now();
     try {
-      const { finish, usage, ids } = await streamChat(
-        request,
-        control.signal,
-        (text) => {
+      const heard = {
+        text: (text) => {
           reply.content += text;
           this.bubbles.grew(reply);
         },
-        (about) => this.note(conversation, reply, sent, about),
-      );
+        about: (about) => this.note(conversation, reply, sent, about),
+      };
+      const { finish, usage, ids } = await act(request, control.signal, reply, heard, () => this.bubbles.grew(reply));
       const count = usage ? usage.completion_tokens : 0;
       reply.used = usage ? usage.total_tokens : reply.used;
       reply.empty = !reply.content;
@@ -284,7 +284,7 @@ export class Chat {
   spoken(sent) {
     const system = raw("system." + this.current.id).trim();
     const all = system ? [{ role: "system", content: system }, ...sent] : sent;
-    return all.map(({ role, content }) => ({ role, content }));
+    return all.flatMap(told);
   }
 
   // Show how reply number i came about: the same request once more, and the ids that were written.
@@ -293,7 +293,8 @@ export class Chat {
     const reply = messages[i];
     if (!this.model) return;
     const known = this.models.some((m) => m.id === reply.model) ? reply.model : this.model.id;
-    const request = { model: known, messages: this.spoken(heard(messages.slice(0, i))), ...reply.how };
+    const before = [...this.spoken(heard(messages.slice(0, i))), ...told(reply).slice(0, -1)];
+    const request = { model: known, messages: before, tools: this.model.tools, ...reply.how };
     const written = reply.ids && reply.ids.length ? { token_ids: reply.ids } : { reply: reply.content };
     this.onGlass({ request, ...written }, messages[i - 1]?.content || "");
   }

@@ -2,8 +2,7 @@
 
 import { iconButton, make } from "./view.js";
 
-const PARTS = ["content", "note", "error", "warning", "empty", "ids", "how", "model", "used", "context", "thinking",
-  "calls"];
+const PARTS = ["content", "note", "error", "warning", "empty", "ids", "how", "model", "used", "context", "rounds"];
 
 const known = (message) => (Array.isArray(message.versions) ? message.versions : [])
   .filter((one) => one && typeof one.content === "string");

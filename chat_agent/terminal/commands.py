@@ -79,8 +79,8 @@ class Commands:
         for session in self.chats.values():
             if text:
                 session.system = None if text in OFF else text
-                rest = [m for m in session.messages if m["role"] != "system"]
-                session.messages = ([{"role": "system", "content": session.system}] if session.system else []) + rest
+                rest = [m for m in session.messages if m["role"] not in ("system", "tools")]
+                session.messages = session.head() + rest
             now = session.system
         print(f"系统提示：{now}" if now else "没有系统提示。")
 

@@ -4,6 +4,7 @@ import os
 import re
 import sys
 
+from chat_agent.acting.acted import USED
 from chat_agent.spoken import SAID, THOUGHT
 
 # A model may write any byte. On a terminal control characters become visible ones instead of moving the cursor.
@@ -14,9 +15,9 @@ NOTHING = "没有"
 ENDINGS = {"length": "已到 --max_new_tokens 的长度上限", "loop": "回答开始重复，已停下"}
 
 
-def show(pieces, as_list=False, thoughts=False):
+def show(pieces, as_list=False, thoughts=False, beside=None):
     """Print what is said as it comes, then a line end. as_list: a shopping list is shown as one, once it is complete;
-    thoughts: dim, on lines before what is said."""
+    thoughts: dim, on lines before what is said; beside: where calls and their results go instead of standard output."""
     table = VISIBLE if sys.stdout.isatty() else {}
     held = "" if as_list else None                      # a reply that may yet become a shopping list
     thinking = False
@@ -26,6 +27,8 @@ def show(pieces, as_list=False, thoughts=False):
             if thoughts and (kind == THOUGHT) != thinking:
                 thinking = not thinking
                 print("（想：" if thinking else "）\n", end="")
+            if kind == USED:
+                print(dimmed("\n".join(used(piece)).translate(table)), file=beside, flush=True)
             if kind == THOUGHT and thoughts:
                 print(dimmed(piece.translate(table)), end="", flush=True)
             if kind != SAID:
@@ -40,6 +43,12 @@ def show(pieces, as_list=False, thoughts=False):
             print("）")
         pieces.close()                                  # an interrupted reply is kept in the history as far as it went
         print(readable(held or "").translate(table), flush=True)
+
+
+def used(piece):
+    """A tool and what it gave: two lines."""
+    said = "，".join(f"{name}：{value}" for name, value in piece.arguments.items())
+    return [f"（用 {piece.name}　{said}".replace("\n", " "), *[f"　得到　{line}" for line in piece.split("\n")][:8]]
 
 
 def readable(text):

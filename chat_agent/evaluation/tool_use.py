@@ -1,0 +1,85 @@
+"""Questions that a tool answers: does the model call the right one, rightly, and say what it gave? And does it leave
+the tools alone where none is needed?"""
+import json
+
+from chat_agent.acting.forms import Form, offered_of
+from chat_agent.acting.toolbox import toolbox
+from chat_agent.spoken import Spoken
+from model.generate import check_prompt, generate_replies
+from tools.formats import read_rows
+from tools.template import marks_of, parsed_call, render_prompt
+
+ROUNDS = 3
+ROOM = 120                      # ids of one reply
+SHARES = ("tool", "arguments", "answer")
+
+
+def tool_scores(model, vocab, paths, acts=(), every=1, answers=None, speak=None):
+    """paths: what tools/demo/tool_tasks.write_tools gives.
+
+    -> {"overall": share of right final answers of the tasks that need a tool, "by_task": {task: {"tool", "arguments",
+    "answer": shares}}, "needless": share of the other questions in which it called, "ordinary": share of those answered
+    rightly, "n"}.
+
+    speak(conversations, acts) -> their next messages; the model's, where it is not given.
+    """
+    rows, box = list(read_rows(str(paths["tools_eval"])))[::every], toolbox(["all", str(paths["prices"])])
+    tasks = [json.loads(line)["task"] for line in open(paths["tools_eval"], encoding="utf-8")][::every]
+    speak = speak or (lambda talks: replies_to(model, vocab, talks, acts))
+    talks = [row.messages[:2] for row in rows]                      # the tools and the question
+    going = list(range(len(talks)))
+    for _ in range(ROUNDS):
+        for i, said in zip(going, speak([talks[i] for i in going])):
+            talks[i] = [*talks[i], said]
+            talks[i] += [{"role": "tool", "content": box.answer(call)[2]} for call in said.get("calls", ())]
+        going = [i for i in going if talks[i][-1]["role"] == "tool"]
+        if not going:
+            break
+    marks = {}
+    for task, row, talk in zip(tasks, rows, talks):
+        marks.setdefault(task, []).append(_marks(row.messages, talk))
+        if answers is not None:
+            answers.append({"task": task, "question": talk[1]["content"], "expected": row.messages[-1]["content"],
+                            "reply": talk[-1]["content"], "right": marks[task][-1]["answer"], "messages": talk})
+    return _summed(marks)
+
+
+def _summed(marks):
+    plain = marks.pop("ordinary", [])
+    by_task = {task: {name: sum(one[name] for one in given) / len(given) for name in SHARES}
+               for task, given in marks.items()}
+    flat = [one for given in marks.values() for one in given]
+    return {"overall": sum(one["answer"] for one in flat) / max(1, len(flat)), "by_task": by_task,
+            "needless": sum(not one["tool"] for one in plain) / max(1, len(plain)),
+            "ordinary": sum(one["answer"] for one in plain) / max(1, len(plain)), "n": len(flat) + len(plain)}
+
+
+def _marks(expected, talk):
+    """What of a conversation is right; calls count in any order."""
+    def calls(messages):
+        return [parsed_call(call) for m in messages for call in m.get("calls", ())]
+    wanted, made = calls(expected), calls(talk)
+
+    def alike(name):
+        return sorted(map(name, wanted)) == sorted(map(name, made))
+    said = talk[-1]["content"].strip() if talk[-1]["role"] == "assistant" else None
+    return {"tool": alike(lambda one: one["name"]), "arguments": alike(lambda one: json.dumps(one, sort_keys=True)),
+            "answer": said == expected[-1]["content"].strip()}
+
+
+def replies_to(model, vocab, talks, acts, batch_size=64):
+    """The greedy next message of each conversation. Conversations with the same tools are written side by side."""
+    groups, said = {}, [None] * len(talks)
+    for i, talk in enumerate(talks):
+        groups.setdefault(offered_of(talk), []).append(i)
+    for tools, places in groups.items():
+        prompts = [render_prompt(talks[i], vocab) for i in places]
+        room = min(check_prompt(model.config, prompt, ROOM) for prompt in prompts)
+        rule = Form(tools if "calls" in acts else "").rule(vocab, model.config.vocab_size, room, acts)
+        for i, reply in zip(places, generate_replies(model, prompts, room, batch_size, marks=marks_of(acts, vocab),
+                                                     rule=rule)):
+            spoken = Spoken(vocab)
+            spoken.feed(reply.ids)
+            spoken.end()
+            said[i] = spoken.message()
+    return said
