@@ -27,8 +27,9 @@ from chat_agent.answering.rows import without_repeats
 from chat_agent.answering.server import Server, Unreachable
 from chat_agent.answering.side_by_side import in_order
 from chat_agent.chat import OPTIONS as OF_CHAT
-from chat_agent.load import model_paths
+from chat_agent.load import model_paths, stretch_of
 from tools.cli import guarded, parse
+from tools.config.keys import STRETCH
 from tools.errors import UserError
 from tools.formats import (BadLines, count_dropped, dropped_text, expand_paths, fields_of, is_plain_text, iter_lines,
                            parse_line)
@@ -36,7 +37,7 @@ from tools.reading.hub import local_files
 from tools.reading.prompts import prompts_of
 
 READS = ("device", "threads", "out_dir", "name", "log_dir", "cache_dir", "max_bad_share", "text_field", "columns",
-         "hf_subset", "hf_split", "hf_streaming")
+         "hf_subset", "hf_split", "hf_streaming", *STRETCH)
 NOT_HERE = ("--model", "--prompt", "--stats", "--show_thinking", "--no_speculate")
 ONLY_OWN, ONLY_API = ("context", "thinking", "no_repeat_ngram"), ("api_model", "api_extra")
 LOST = 3        # prompts in a row without any answer after which the server counts as gone
@@ -76,7 +77,8 @@ def main(argv=None):
         who = Server(options)
     else:
         options.no_speculate, options.seed = True, options.seed or 0
-        who = OwnModel(model_paths([options.model] if options.model else None, config)[0], config["device"], options)
+        path = model_paths([options.model] if options.model else None, config)[0]
+        who = OwnModel(path, config["device"], options, stretch_of(options, config))
     with Journal(options.output, {**who.about, **asked.about}) as journal:
         with tqdm(total=total, desc="回答", unit="题", delay=2, leave=False) as bar:
             (ask_server if options.api else ask_model)(who, asked, journal, bar)

@@ -138,6 +138,13 @@ def test_what_was_not_said_to_its_end_is_named_not_kept(place, capsys):
     assert len(place.rows()) == 1 and "提问太长" in capsys.readouterr().out
 
 
+def test_positions_can_be_stretched_as_in_the_chat(place):
+    long = toy.write_rows(place.folder / "long.jsonl", [{"prompt": word * 150} for word in "月书茶船"])
+    place.ask("--model", place.model(), "--max_new_tokens", 3, "--keep_cut", "--rope_scaling", "yarn",
+              "--rope_factor", 4, "--rope_original", 128, "--context", 512, data=long)
+    assert place.rows()
+
+
 def test_other_commands_do_not_go_on_with_a_journal(place, monkeypatch):
     ask = ["--model", place.model(), "--max_new_tokens", 3, "--keep_cut", "--batch_size", 2]
     kill_after(monkeypatch, 2)

@@ -13,11 +13,14 @@ CUT = {"length": "没有说完：用完了 max_new_tokens 或模型的长度", "
 
 
 class OwnModel:
-    """options: the command's Namespace. `block` prompts are answered together; which ones stand together changes the
-    last bits of their logits, so a run that was stopped goes on at a block's edge."""
+    """options: the command's Namespace; stretch: of rotary positions, see `load`.
 
-    def __init__(self, path, device, options):
-        self.model, self.vocab, payload = load(path, device)
+    `block` prompts are answered together; which ones stand together changes the last bits of their logits, so a run
+    that was stopped goes on at a block's edge.
+    """
+
+    def __init__(self, path, device, options, stretch):
+        self.model, self.vocab, payload = load(path, device, stretch)
         if payload["stage"] == "Pre":
             raise UserError(f"{path} 只会接着写，还没学过对话，不能回答。请用微调过的模型，或先运行 sft_train.py。", 4)
         talk = talk_of(payload)
@@ -31,7 +34,7 @@ class OwnModel:
             raise UserError("--samples 大于 1 时请写 --temperature（如 0.8）：温度为 0，每次的回答都一样。")
         self.block = max(1, options.batch_size // options.samples)
         base = payload["base"]["hash"] if payload.get("base") else None
-        self.about = {"model": [weights_hash(payload["weights"]), base], "block": self.block,
+        self.about = {"model": [weights_hash(payload["weights"]), base], "stretch": stretch, "block": self.block,
                       "sampling": {**self.how, "max_new_tokens": self.longest, "context": self.context,
                                    "stop": list(self.stops), "thinking": self.thinking, "seed": options.seed}}
 
