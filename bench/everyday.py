@@ -4,7 +4,7 @@
     python bench/everyday.py --judged bench/results/everyday_chat.jsonl            # the means of what was judged
 
 Prints all replies, none chosen, and one JSON line: shares of empty, looping and copied replies, distinct-2. Judging is
-by hand, by the rubric of docs/real-chat.md: two numbers "fluent" and two "fits" a reply, each [first, second judgement].
+by hand, by the rubric of docs/real-chat.md: "fluent" and "fits" of a reply are [first, second judgement].
 """
 
 import argparse
@@ -43,7 +43,8 @@ def converse(model, vocab, conversations, **how):
         messages = []
         for prompt in turns:
             messages.append({"role": "user", "content": prompt})
-            reply = generate_reply(model, render_prompt(messages, vocab), MOST, seed=len(said), prepared=prepared, **how)
+            ids = render_prompt(messages, vocab)
+            reply = generate_reply(model, ids, MOST, seed=len(said), prepared=prepared, **how)
             text = said_of(reply.ids, vocab)
             messages.append({"role": "assistant", "content": text})
             said.append({"talk": number, "prompt": prompt, "reply": text, "finish": reply.finish})

@@ -36,8 +36,8 @@ OPENING = """# 同样的时间，能学到多好？
 
 
 def read(folder):
-    """-> [(notes, lines)] of each file, in the order of their names."""
-    return [read_file(path) for path in sorted(Path(folder).glob("*.jsonl"))]
+    """-> [(notes, lines)] of each file of runs, in the order of their names; gpu.jsonl is something else."""
+    return [read_file(path) for path in sorted(Path(folder).glob("*.jsonl")) if path.name != "gpu.jsonl"]
 
 
 def read_file(path):

@@ -28,6 +28,7 @@ NOT_HERE = {"python -m pip": "需要联网", "python -m pytest": "就是这些�
             "curl": "需要一个正在运行的服务，tests/test_serve.py 里有", "python -c": "只打印一个值", "git clone": "需要联网",
             "cd ": "换文件夹", "python -m venv": "不改变什么", "source ": "shell 的命令",
             "python tools/get_data.py lccc": "需要联网或镜像，tests/test_get_data.py 里有",
+            "python bench/real_chat.py": "几分钟，tests/test_real_chat.py 里有", "python bench/everyday.py": "同上",
             "bash bench/gpu.sh": "需要显卡，tests/test_gpu_bench.py 里有 CPU 上的",
             "python chat_agent/answer.py --api": "需要一个正在运行的服务，tests/test_answer.py 里有",
             "python bench/reinforce.py": "要一个半熟的模型和半小时处理器时间",
