@@ -30,7 +30,8 @@ OPTIONS = [
     ("--model", {"metavar": "文件", "help": "要导出的检查点 .pkl"}),
     ("--to", {"choices": ["hf", "gguf", "merged", "safetensors"],
               "help": "hf：transformers 文件夹；gguf：llama.cpp 与 Ollama；merged：把 LoRA 合并成完整的 .pkl；safetensors：只要权重"}),
-    ("--from", {"dest": "source", "nargs": 2, "metavar": ("hf", "文件夹"), "help": "把 --to hf 导出的文件夹带回成 .pkl"}),
+    ("--from", {"dest": "source", "nargs": 2, "metavar": ("hf", "文件夹"),
+                "help": "把 --to hf 导出的文件夹，或下载的 Llama、Mistral、Qwen、MiniMind、GPT-2、DeepSeek 文件夹，变成 .pkl"}),
     ("--output", {"metavar": "路径", "help": "写到哪里：hf 是文件夹，其余是文件"}),
     ("--precision", {"choices": ["f32", "f16", "bf16", "q8_0"],
                      "help": "权重的精度；gguf 可选 f32（默认）f16 q8_0，其余可选 f32 f16 bf16（默认照原样）"}),
@@ -80,6 +81,8 @@ def to_hf(options, precision):
 
 def to_gguf(options, precision):
     source = read_source(options.model)
+    if source.vocab.dialogue:
+        raise UserError("别家的底座请先用 --to hf 导出，再用 llama.cpp 的 convert_hf_to_gguf.py 转换：词表照原样。")
     precision = precision or "f32"
     if precision not in PRECISIONS:
         raise UserError(f"gguf 的精度只能是 {'、'.join(PRECISIONS)}，不能是 {precision}。")

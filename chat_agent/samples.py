@@ -10,7 +10,8 @@ def sample_conversation(model, vocab, questions, max_new_tokens=96):
     for question in questions:
         messages.append({"role": "user", "content": question})
         prompt = template.render_prompt(messages, vocab)
-        reply = vocab.decode(generate(model, prompt, max_new_tokens, prepared=prepared))
+        reply = vocab.decode(generate(model, prompt, max_new_tokens, prepared=prepared,
+                                      **template.structure_of(vocab)))
         messages.append({"role": "assistant", "content": reply})
         said.append((question, reply))
     return said

@@ -7,7 +7,7 @@ from chat_agent.spoken import Spoken
 from model.generate import Reply, check_prompt, stream
 from model.sampling import DEFAULTS
 from tools.errors import UserError
-from tools.template import marks_of, message_texts, render_prompt, render_text
+from tools.template import message_texts, render_prompt, render_text, structure_of, turn_cost
 
 
 def turns(messages):
@@ -27,7 +27,7 @@ def fitting(messages, vocab, limit):
     system messages and the last turn stay."""
     system, parts = turns(messages)
     sizes = [sum(_sizes(part, vocab)) for part in parts]
-    total = 3 + sum(_sizes(system, vocab)) + sum(sizes)  # the leading end, Assistant and the colon
+    total = 1 + turn_cost(vocab) + sum(_sizes(system, vocab)) + sum(sizes)  # the leading end, Assistant and the colon
     dropped = 0
     while total > limit and dropped < len(parts) - 1:
         total -= sizes[dropped]
@@ -38,7 +38,8 @@ def fitting(messages, vocab, limit):
 def _sizes(messages, vocab):
     parts = [message_texts(m) for m in messages]
     encoded = iter(vocab.encode_many([text for texts in parts for text in texts]) if messages else [])
-    return [2 + sum(len(next(encoded)) for _ in texts) + 2 * (len(texts) - 1) + (m["role"] == "assistant")
+    return [turn_cost(vocab) + sum(len(next(encoded)) for _ in texts) + 2 * (len(texts) - 1)
+            + (m["role"] == "assistant")
             for m, texts in zip(messages, parts)]
 
 
@@ -118,13 +119,13 @@ class Session:
         max_new_tokens = wanted or usual
         prompt = self._prompt_or_forget(max_new_tokens)
         self.used = len(prompt)
-        marks = () if self.completes else marks_of(self.acts, self.vocab)
+        structure = structure_of(self.vocab, () if self.completes else self.acts)
         spoken, started = Spoken(self.vocab, options.pop("stops", ()), self._thinking()), time.perf_counter()
         room = check_prompt(self.model.config, prompt, within(self.context, prompt, max_new_tokens))
         rule = None if self.completes else Form(offered_of(self.messages) if may_call else "").rule(
             self.vocab, self.model.config.vocab_size, room, self.acts, self._thinking())
-        ids = stream(self.model, prompt, room, reply=self.reply, marks=marks, prepared=self.prepared, rule=rule,
-                     **options)
+        ids = stream(self.model, prompt, room, reply=self.reply, prepared=self.prepared, rule=rule,
+                     **structure, **options)
         try:
             for new in ids:
                 yield from spoken.feed([new])

@@ -60,8 +60,8 @@ class Spoken:
         """thinking: how the prompt ended, see template.render_prompt."""
         self.vocab, self.stops, self.stopped, self.empty = vocab, stops, False, True
         self.thought, self.calls, self.said = None if thinking == "auto" else "", [], ""
-        self.marks = {vocab.id(mark): kind for marks, kind in ((THINK, THOUGHT), (CALL, CALLED))
-                       for mark, kind in zip(marks, (kind, SAID))}
+        ours = () if vocab.dialogue else ((THINK, THOUGHT), (CALL, CALLED))
+        self.marks = {vocab.id(mark): kind for marks, kind in ours for mark, kind in zip(marks, (kind, SAID))}
         self._begin(THOUGHT if thinking == "on" else SAID)
 
     def _begin(self, kind):

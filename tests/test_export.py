@@ -54,6 +54,7 @@ def adapter(path, base_path, base, stage, description, fill=0.05):
     ({**GPT2, "attention": "mla"}, "attention"),
     ({**GPT2, "activation": "relu"}, "relu"), ({"router": "sigmoid", "other_experts": 1, "keep": 1}, "2 个路由专家"),
     ({"activation": "relu2"}, "relu2"), ({**GPT2, "qk_norm": True}, "qk_norm"),
+    ({**GQA, "qk_norm": True, "bias": "qkv"}, "qk_norm"),
     ({"counted": 2, "use_fc2": False}, "counted"),
 ])
 def test_A6_what_transformers_cannot_express_is_refused_with_reason_and_way_out(tmp_path, vocab, changes, word):
@@ -71,7 +72,9 @@ def test_B7_presets_that_are_made_for_export(preset, kind):
 
 
 @pytest.mark.parametrize("changes, word", [(GPT2, "--to hf"), ({"position": "alibi"}, "alibi"), ({"n_layer": 27}, "27"),
-                                           ({"activation": "geglu"}, "geglu"), ({"sliding_window": 16}, "窗口")])
+                                           ({"activation": "geglu"}, "geglu"), ({"sliding_window": 16}, "窗口"),
+                                           ({**GQA, "bias": "qkv"}, "convert_hf_to_gguf"),
+                                           ({"rope_scaling": "linear"}, "rope_scaling")])
 def test_what_llama_cannot_express_is_refused(tmp_path, vocab, changes, word):
     path = saved(tmp_path / "m.pkl", toy_payload(vocab, **changes)[0])
     assert word in refused(["--model", path, "--to", "gguf", "--output", tmp_path / "m.gguf"])

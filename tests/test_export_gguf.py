@@ -19,7 +19,8 @@ from tools.template import render_prompt                                 # noqa:
 from tools.vocab import Vocab                                            # noqa: E402
 from toy_export import SHAPES, saved, toy_payload, toy_vocab             # noqa: E402
 
-SHAPES = {name: shape for name, shape in SHAPES.items() if not name.startswith("gpt2")}
+HF_ONLY = ("gpt2", "qwen2", "mistral", "mla_yarn")
+SHAPES = {name: shape for name, shape in SHAPES.items() if not name.startswith(HF_ONLY)}
 Q8_0 = gguf.GGMLQuantizationType.Q8_0
 
 

@@ -11,8 +11,8 @@ SHARED = TESTS.parents[1] / "shared" / "features.md"
 FEATURES = """
 L1 L2 L3 L4 L5 L6 L7 L8 O1 O2 O3 O4 O5 O6 S1 S2 S3 S4 S5 S6 P1 P2 P3 P4 C1 C2 C3 C5 C6 C7 C8 C9 E1 E2 E3 E4 E5
 E6 E8 D1 D2 D3 D5 D6 D7 D8 D9 D10 D11 D13 A1 A2 A3 A4 A5 A6 A7 T1 T2 T3 T4 T5 T7 T9 T10 T11 M1 M2 M3 X1 X2 X3
-Q1 Q2 Q3 W1 W2 W3 W4 B4 B6 B7 R1 R2""".split()
-NOT_BUILT_YET = "B1 B2 B3 B5".split()      # promised; one that is built moves up
+Q1 Q2 Q3 W1 W2 W3 W4 B1 B2 B3 B4 B5 B6 B7 R1 R2""".split()
+NOT_BUILT_YET = "".split()      # promised; one that is built moves up
 
 
 @lru_cache

@@ -31,6 +31,9 @@ NOT_HERE = {"python -m pip": "需要联网", "python -m pytest": "就是这些�
             "python bench/real_chat.py": "几分钟，tests/test_real_chat.py 里有", "python bench/everyday.py": "同上",
             "bash bench/gpu.sh": "需要显卡，tests/test_gpu_bench.py 里有 CPU 上的",
             "python chat_agent/answer.py --api": "需要一个正在运行的服务，tests/test_answer.py 里有",
+            "python chat_agent/export.py --from hf Qwen": "需要下载好的模型，tests/test_bases.py 里有小的",
+            "python chat_agent/chat.py --model base.pkl": "要上一行的模型，tests/test_base_stages.py 里有小的",
+            "python train_agent/lora_train.py --pretraining_model_path base.pkl": "同上",
             "python bench/reinforce.py": "要一个半熟的模型和半小时处理器时间",
             "python chat_agent/chat.py --model out/TinySeek_SFT_final.pkl --tools": "需要学过工具的模型，tests/test_tools.py 里有",
             "python train_agent/sft_train.py --json_data_path my_chat.jsonl tool_data": "要先写出 tool_data，"

@@ -23,7 +23,11 @@ SHAPES = {
     "llama": GQA, "llama_tied": {**GQA, "tie_embedding": True, "norm_eps": 1e-5, "ro_theta": 5000.0},
     "qwen3": {**GQA, "qk_norm": True}, "qwen3_wide": {**GQA, "qk_norm": True, "head_dim": 24, "tie_embedding": True,
                                                       "use_fc2": False},
-    "gpt2": GPT2, "gpt2_tied": {**GPT2, "tie_embedding": True, "use_fc2": False},
+    "qwen2": {**GQA, "bias": "qkv", "rope_scaling": "yarn", "rope_factor": 4.0, "rope_original": 40},
+    "mistral": {**GQA, "sliding_window": 9},
+    "mla_yarn": {"rope_scaling": "yarn", "rope_factor": 8.0, "rope_original": 40, "head_dim": 8},
+    "gpt2": GPT2, "gpt2_biased": {**GPT2, "bias": "all", "activation": "gelu_tanh"},
+    "gpt2_tied": {**GPT2, "tie_embedding": True, "use_fc2": False},
 }
 
 

@@ -69,6 +69,8 @@ def render(messages, vocab, max_len=None):
     thought, calls, content and its end, unless the reply has "weight": 0. Turns after the last reply are dropped. At
     max_len a turn of somebody else that does not fit is dropped, a reply is cut.
     """
+    if vocab.dialogue:
+        return vocab.dialogue.render(messages, max_len)
     return _assemble(messages, iter(vocab.encode_many(_texts(messages))), vocab, max_len)
 
 
@@ -119,12 +121,29 @@ def render_prompt(messages, vocab, thinking="auto"):
 
     thinking: "on" begins a thought, "off" puts an empty one there; only for models that have learned to think.
     """
+    if vocab.dialogue:
+        return vocab.dialogue.prompt(messages, thinking)
     encoded = iter(vocab.encode_many(_texts(messages)))
     ids = [vocab.id(END)]
     for message in messages:
         ids += [*_head(message, vocab).tolist(), *_body(message, encoded, vocab).tolist()]
     begun = {"auto": (), "on": THINK[:1], "off": THINK}[thinking]
     return ids + [vocab.id("Assistant"), vocab.id(COLON), *(vocab.id(mark) for mark in begun)]
+
+
+def openings(vocab):
+    """The ids with which a document may begin."""
+    return vocab.dialogue.openings if vocab.dialogue else {vocab.id(END)}
+
+
+def structure_of(vocab, acts=()):
+    """What model.sampling.Sampling has to know of a vocabulary and of what a model has learned: keywords."""
+    return {"stop_ids": vocab.dialogue.stops, "reserved": 0} if vocab.dialogue else {"marks": marks_of(acts, vocab)}
+
+
+def turn_cost(vocab):
+    """Ids of a turn beside its contents, at most."""
+    return 2 if vocab.dialogue is None else vocab.dialogue.cost
 
 
 def marks_of(acts, vocab):
@@ -134,11 +153,15 @@ def marks_of(acts, vocab):
 
 def acts_in(learned, vocab):
     """Which acts ids (T,) that are learned teach. -> set of names"""
+    if vocab.dialogue:
+        return set()
     return {act for (begin, _), act in MARKS.items() if (learned == vocab.id(begin)).any()}
 
 
 def render_text(text, vocab):
     """-> (ids int32 (T,), supervised bool (T,)): end, text, end; everything but the first is learned."""
+    if vocab.dialogue:
+        return vocab.dialogue.document(text)
     return _document(vocab.encode_many([text])[0], vocab)
 
 
@@ -157,6 +180,9 @@ def render_many(rows, vocab, max_len=None, thinking="auto"):
     max_len cuts dialogues as `render` does; texts stay whole. thinking: see `with_thinking`.
     """
     jobs = [_documents(row, thinking) for row in rows]                  # per row: texts, or lists of messages
+    if vocab.dialogue:
+        return [[vocab.dialogue.document(one) if isinstance(one, str) else vocab.dialogue.render(one, max_len)
+                 for one in docs] for docs in jobs]
     encoded = iter(vocab.encode_many([text for docs in jobs for one in docs
                                       for text in ([one] if isinstance(one, str) else _texts(one))]))
     return [[_document(next(encoded), vocab) if isinstance(one, str) else _assemble(one, encoded, vocab, max_len)

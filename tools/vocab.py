@@ -49,6 +49,9 @@ class Vocab:
         if json_vocab_path:
             self.save(json_vocab_path)
 
+    dialogue = None                     # how another family writes conversations; None = as tools/template.py
+    longest = MAX_WORD                  # characters of one entry, at most
+
     def _check_wanted(self, vocab_size, token_kind, path):
         if vocab_size and len(self) > vocab_size:
             raise UserError(f"词表 {path} 有 {len(self)} 项，配置的 vocab_size 只有 {vocab_size}。请改 vocab_size，或换一个词表路径重建。", 4)
@@ -72,6 +75,8 @@ class Vocab:
     @classmethod
     def from_state(cls, state, source="检查点里的词表"):
         """From what `state()` gave. UserError 4 if it is damaged."""
+        if isinstance(state, dict) and state.get("token_kind") == "foreign":
+            from tools.words.foreign import ForeignVocab as cls         # of another family, see there
         vocab = cls.__new__(cls)
         vocab._adopt(state, source)
         return vocab

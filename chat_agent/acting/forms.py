@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from chat_agent.acting.masks import Automaton, Tokens
 from chat_agent.acting.rule import Rule
-from chat_agent.acting.schema import call_grammar, json_grammar
+from chat_agent.acting.schema import SchemaError, call_grammar, json_grammar
 from tools.template import CALL, END, THINK, compact
 
 KEPT = 24                       # automata, and
@@ -32,6 +32,10 @@ class Form:
     def rule(self, vocab, width, room, acts=(), thinking="auto"):
         """The Rule of one reply of at most `room` ids. acts: what the model has learned. width: entries of its logits.
         None where the reply is free. SchemaError."""
+        if vocab.dialogue:
+            if self.tools or self.text:
+                raise SchemaError("别家的底座还不能用工具，也不能照格式写 JSON")
+            return None
         names = ("think", "thought", "call", "called", "end")
         marks = dict(zip(names, (vocab.id(mark) for mark in (*THINK, *CALL, END))))
         calls = _automaton("calls", self.tools, self.name, vocab, width) if self.tools else None

@@ -7,7 +7,7 @@ from model.generate import generate_replies
 from tools.checkpoint import weights_hash
 from tools.errors import UserError
 from tools.reading.acting import written
-from tools.template import marks_of, render_prompt
+from tools.template import render_prompt, structure_of
 
 CUT = {"length": "没有说完：用完了 max_new_tokens 或模型的长度", "loop": "反复说同样的话，被停下"}
 
@@ -29,7 +29,7 @@ class OwnModel:
         self.longest, self.stops = self.how.pop("max_new_tokens"), self.how.pop("stops")
         self.thinking = self.how.pop("thinking") if "thinking" in talk["acts"] else "auto"
         self.how = {name: value for name, value in self.how.items() if name not in ("thinking", "speculate", "seed")}
-        self.marks, self.prepared = marks_of(talk["acts"], self.vocab), {}
+        self.structure, self.prepared = structure_of(self.vocab, talk["acts"]), {}
         if options.samples > 1 and self.how["temperature"] == 0:
             raise UserError("--samples 大于 1 时请写 --temperature（如 0.8）：温度为 0，每次的回答都一样。")
         self.block = max(1, options.batch_size // options.samples)
@@ -44,8 +44,8 @@ class OwnModel:
         jobs = [i for i, one in enumerate(ids) if len(one) < self.context for _ in range(self.options.samples)]
         rooms = [min(self.longest, self.context - len(ids[i])) for i in jobs]
         replies = generate_replies(self.model, [ids[i] for i in jobs], rooms, self.options.batch_size,
-                                   seed=f"{self.options.seed}/{number}", marks=self.marks, prepared=self.prepared,
-                                   **self.how)
+                                   seed=f"{self.options.seed}/{number}", prepared=self.prepared,
+                                   **self.structure, **self.how)
         found = [([], []) if len(one) < self.context else
                  ([], [f"提问太长：有 {len(one)} 个词元，模型一共只看 {self.context} 个"]) for one in ids]
         for i, reply in zip(jobs, replies):

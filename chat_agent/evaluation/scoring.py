@@ -223,7 +223,7 @@ def _replies(model, vocab, rows, batch_size, progress, acts):
     replies = [""] * len(rows)
     with tqdm(total=len(fitting), desc="答题", unit="题", delay=2, leave=False, disable=not progress) as bar:
         made = generate_replies(model, [prompts[i] for i in fitting], longest + SPARE + ASIDE * bool(acts), batch_size,
-                                progress=bar.update, marks=template.marks_of({*acts} - {"calls"}, vocab))
+                                progress=bar.update, **template.structure_of(vocab, {*acts} - {"calls"}))
     for i, reply in zip(fitting, made):
         replies[i] = said_of(reply.ids, vocab)
     return replies
@@ -280,7 +280,7 @@ def _option_documents(rows, vocab, dialogue):
         if dialogue:
             prompt = template.render_prompt([{"role": "user", "content": row.question}], vocab)
         else:
-            prompt = [vocab.id(template.END), *vocab.encode(row.question + "\n")]
+            prompt = template.render_text(row.question + "\n", vocab)[0][:-1].tolist()
         for option in vocab.encode_many(row.options):
             yield np.append(np.array(prompt, dtype=np.int32),
                             option), np.arange(len(prompt) + len(option)) >= len(prompt)

@@ -17,12 +17,14 @@ def dense_layers(config):
 
 
 def family(config, target):
-    """deepseek_v2, deepseek_v3, llama, qwen3 or gpt2 for target hf or gguf. UserError 2 with the reason when nothing
-    fits."""
-    if config.sliding_window is not None:
+    """deepseek_v2, deepseek_v3, llama, mistral, qwen2, qwen3 or gpt2 for target hf or gguf. UserError 2 with the reason
+    when nothing fits."""
+    if config.sliding_window is not None and (config.attention, config.position, target) != ("gqa", "rope", HF):
         _refuse("滑动窗口（sliding_window）在目标格式的同类结构里没有", "sliding_window=null")
     if config.counted:
         _refuse("计数的 n 元组（counted）在目标格式的同类结构里没有", "counted=0")
+    if target == GGUF and (config.rope_scaling != "none" or config.sharpness != 1):
+        _refuse("拉长的旋转位置（rope_scaling）还不能写进 gguf", "rope_scaling=none", "可以改用 --to hf 导出。")
     if config.position == "learned":
         return _gpt2(config, target)
     if config.position != "rope":
@@ -34,8 +36,23 @@ def family(config, target):
     if config.attention == "gqa":
         if has_experts(config):
             _refuse("GQA 加 MoE 没有等价的现成结构（Mixtral 会重新归一化路由权重，且没有共享专家）", "attention=mla 或 use_moe=false")
-        return "qwen3" if config.qk_norm else "llama"
+        return _grouped(config, target)
     return _deepseek(config, target)
+
+
+# (bias, qk_norm, whether attention has a window): the architecture of dense grouped-query attention
+GROUPED = {("none", False, False): "llama", ("all", False, False): "llama", ("none", False, True): "mistral",
+           ("qkv", False, False): "qwen2", ("none", True, False): "qwen3"}
+
+
+def _grouped(config, target):
+    asked = config.bias, config.qk_norm, config.sliding_window is not None
+    if asked not in GROUPED:
+        _refuse(f"bias={asked[0]}、qk_norm={asked[1]}、sliding_window={config.sliding_window} 合在一起没有现成的结构",
+                "bias=none、qk_norm=false、sliding_window=null 中的几项")
+    if target == GGUF and (GROUPED[asked] not in ("llama", "qwen3") or config.bias != "none"):
+        _refuse(f"这里还不会把 {GROUPED[asked]} 结构直接写成 gguf", "", "请先用 --to hf 导出，再用 llama.cpp 的 convert_hf_to_gguf.py 转换。")
+    return GROUPED[asked]
 
 
 def _deepseek(config, target):
@@ -55,8 +72,9 @@ def _deepseek(config, target):
 def _gpt2(config, target):
     if target == GGUF:
         _refuse("llama.cpp 的 GPT-2 用近似的 GELU，位置数也是固定的，得不到相同的结果", "position=rope 的结构", "可以改用 --to hf 导出。")
-    wanted = {"attention": "gqa", "norm": "layer", "activation": "gelu", "qk_norm": False}
-    wrong = [f"{k}={getattr(config, k)}" for k, v in wanted.items() if getattr(config, k) != v]
+    wanted = {"attention": ("gqa",), "norm": ("layer",), "activation": ("gelu", "gelu_tanh"), "bias": ("none", "all"),
+              "qk_norm": (False,), "head_dim": (None,)}
+    wrong = [f"{k}={getattr(config, k)}" for k, v in wanted.items() if getattr(config, k) not in v]
     if config.kv_heads != config.n_head:
         wrong.append(f"n_kv_head={config.kv_heads}")
     if has_experts(config):

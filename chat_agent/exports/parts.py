@@ -22,9 +22,9 @@ def same(ours, theirs):
     return Part((ours,), (theirs,), list, list)
 
 
-def gate_and_up(ours, gate, up):
+def gate_and_up(ours, gate, up, dim=-2):
     """Our one matrix (2 * hidden, d), gate first, as two."""
-    return Part((ours,), (gate, up), lambda t: list(t[0].chunk(2, -2)), lambda t: [torch.cat(t, -2)])
+    return Part((ours,), (gate, up), lambda t: list(t[0].chunk(2, dim)), lambda t: [torch.cat(t, dim)])
 
 
 def to_theirs(parts, weights):

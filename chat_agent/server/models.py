@@ -8,8 +8,7 @@ from chat_agent.session import fitting, turns, within
 from model.gate import GatedExperts
 from model.sampling import DEFAULTS
 from tools.demo_data import TASKS
-from tools.template import marks_of, message_texts, render_prompt, render_text
-from tools.vocab import MAX_WORD
+from tools.template import message_texts, render_prompt, render_text, structure_of
 
 LEAST_LONGEST = 1024    # ids of a prompt that are read even by a model that was trained on shorter ones
 
@@ -42,9 +41,9 @@ class Served:
     tools: tuple = ()
 
     @property
-    def marks(self):
-        """Reserved ids that its replies may hold."""
-        return () if self.completes else marks_of(self.acts, self.vocab)
+    def structure(self):
+        """What Sampling has to know: reserved ids that its replies may hold, and those that end them."""
+        return structure_of(self.vocab, () if self.completes else self.acts)
 
     @property
     def positions(self):
@@ -85,12 +84,12 @@ class Served:
         return self._checked(lambda: Prompt(render_text(text, self.vocab)[0][:-1].tolist()))
 
     def _recent(self, messages, limit):
-        """Leaves out, before any of it is encoded, what cannot fit anyway: a word has at most MAX_WORD characters.
+        """Leaves out, before any of it is encoded, what cannot fit anyway: words have a longest.
         -> (messages, number of turns left out)"""
         system, parts = turns(messages)
         last = _size(system + (parts[-1] if parts else []))
         self._check_size(last)
-        room, kept = limit * MAX_WORD - last, parts[-1:]
+        room, kept = limit * self.vocab.longest - last, parts[-1:]
         for part in reversed(parts[:-1]):
             room -= _size(part)
             if room < 0:
@@ -99,7 +98,7 @@ class Served:
         return system + [m for part in kept for m in part], len(parts) - len(kept)
 
     def _check_size(self, characters):
-        if characters > self.longest * MAX_WORD:
+        if characters > self.longest * self.vocab.longest:
             raise self._too_long()
 
     def _checked(self, encode):

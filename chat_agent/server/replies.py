@@ -61,7 +61,7 @@ def prepared(body, chat, models, limits):
     ask = (read_chat if chat else read_completion)(body, limits)
     models.look()
     served = models.get(ask.model)
-    ask.settle(served.sampling, limits, served.acts if ask.chat and not served.completes else (), served.marks)
+    ask.settle(served.sampling, limits, served.acts if ask.chat and not served.completes else (), served.structure)
     make = (lambda p: served.chat_prompt(p, ask.new_tokens, ask.thinking)) if ask.chat else served.text_prompt
     prompts = [make(p) for p in ask.prompts]
     if min(served.room(prompt.ids, ask.new_tokens) for prompt in prompts) < 1:

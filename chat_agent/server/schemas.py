@@ -208,11 +208,13 @@ class Ask:
     top: int | None = None          # how many rivals of each token are named, None = no logprobs
     token_ids: bool = False
 
-    def settle(self, defaults, limits, acts=(), marks=()):
+    def settle(self, defaults, limits, acts=(), structure=None):
         """Fill in what the request leaves to the model, leave out what it knows nothing of. defaults: as
-        model.sampling.DEFAULTS; acts: what it has learned beside speaking, marks: the ids for that. ApiError 400."""
+        model.sampling.DEFAULTS; acts: what it has learned beside speaking, structure: keywords of Sampling for that.
+        ApiError 400."""
         own, self.acts = {name: value for name, value in defaults.items() if name != "max_new_tokens"}, tuple(acts)
-        self.how = Sampling(**{**own, **self.given}, marks=marks if self.chat else ())
+        structure = {name: ids for name, ids in (structure or {}).items() if self.chat or name != "marks"}
+        self.how = Sampling(**{**own, **self.given, **structure})
         if "thinking" in acts:
             self.ignored = [name for name in self.ignored if name not in THINKING]
         else:

@@ -111,6 +111,8 @@ def build_stage(options):
     paths = options["experts"]
     chains = load_experts(options)
     vocab = open_vocab(options, chains[0][0])
+    if vocab.dialogue:
+        raise UserError("选择门看的是 TinySeek 自己的角色词元，别家的底座还不能用它。", 4)
     hashes = [weights_hash(chain[-1]["weights"]) for chain in chains]
     split = divided(options, lambda paths: cached(options, vocab, paths), answered)
     resume.seed_everything(options["seed"])

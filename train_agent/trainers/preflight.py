@@ -12,6 +12,7 @@ import torch
 
 from tools.config.keys import STAGE_TITLES
 from tools.errors import UserError
+from tools.template import openings
 from tools.vocab import Vocab
 from train_agent.trainers import parallel, schedules
 from train_agent.trainers.running import resume
@@ -105,8 +106,10 @@ def template_line(vocab, data, group):
     several.)"""
     starts, _ = data.cache.bounds(data.documents[:SEEN])
     opens, _ = data.cache.split(np.asarray(data.cache.tokens[starts]))
-    if (opens != vocab.id("<|im_end|>")).any():
+    if not np.isin(opens, list(openings(vocab))).all():
         raise UserError("训练数据不是按现在的对话模板切分的。请删掉 cache_dir 里的缓存后重试。", 4)
+    if vocab.dialogue:
+        return "模板一致"
     roles = sum(int(torch.isin(batch.ids, torch.tensor([vocab.id("User"), vocab.id("Assistant")])).sum())
                 for batch in group)
     return "模板一致，" + (f"第一步里有 {roles} 个角色标记" if roles else "纯文本，没有角色标记")

@@ -1,12 +1,14 @@
 """An exported folder back into a payload, bit for bit; also after transformers has trained it further and saved it
 again."""
 
+from dataclasses import replace
 from pathlib import Path
 
+from chat_agent.exports.bases.folder import is_base, read_base
 from chat_agent.exports.folder import read_json
 from chat_agent.exports.hf.config import model_config
 from chat_agent.exports.hf.tokenizer import vocab_from_tokenizer
-from chat_agent.exports.hf.weights import SECOND_HEAD, from_hf
+from chat_agent.exports.hf.weights import SECOND_HEAD, from_hf, has_biases
 from chat_agent.exports.source import check_shapes, expected, need
 from tools.errors import UserError
 
@@ -20,11 +22,16 @@ def read_hf(folder):
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"找不到文件夹 {folder}。--from hf 后面要写 --to hf 导出的文件夹。", 2)
+    if is_base(folder):
+        return read_base(folder)
     known = _remembered(folder / "tinyseek.json")
     second = _read(folder / "second_head.safetensors") if (folder / "second_head.safetensors").exists() else {}
     config = model_config(read_json(folder / "config.json"), known.get("config"), bool(second))
     vocab = vocab_from_tokenizer(read_json(folder / "tokenizer.json"), known.get("token_kind"), known.get("vocab_hash"))
-    found = from_hf(config, _weights(folder), second.get(SECOND_HEAD))
+    tensors = _weights(folder)
+    if "config" not in known and config.position == "learned" and has_biases(tensors):
+        config = replace(config, bias="all")            # a config.json of GPT-2 does not say whether they are zero
+    found = from_hf(config, tensors, second.get(SECOND_HEAD))
     check_shapes(config, found, folder)
     weights = {name: found[name] for name in expected(config)}
     return FRESH | {k: known[k] for k in (*FRESH, "talk") if k in known} | {

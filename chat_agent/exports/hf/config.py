@@ -1,18 +1,20 @@
 """config.json of an exported folder, and the way back."""
 
 from chat_agent.exports.families import HF, dense_layers, family
+from chat_agent.exports.hf.rope import read_rope, rope_keys
 from model.config import ModelConfig
 from tools.errors import UserError
 from tools.vocab import RESERVED
 
 CLASSES = {"deepseek_v2": "DeepseekV2ForCausalLM", "deepseek_v3": "DeepseekV3ForCausalLM", "llama": "LlamaForCausalLM",
-           "qwen3": "Qwen3ForCausalLM", "gpt2": "GPT2LMHeadModel"}
+           "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM",
+           "gpt2": "GPT2LMHeadModel"}
+GPT2_ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
 END, PAD = RESERVED.index("<|im_end|>"), RESERVED.index("[PAD]")
 # Says how a folder was written, not what the model computes: transformers may change these when it saves the folder
 # again.
 NOT_SHAPE = ("max_position_embeddings", "torch_dtype", "initializer_range", "use_cache", "rope_theta",
-             "rope_parameters", "n_group",
-             "topk_group")
+             "rope_parameters", "rope_scaling", "n_group", "topk_group")
 OPTIONAL = ("moe_layer_freq", "scoring_func", "topk_method")
 
 
@@ -28,8 +30,7 @@ def hf_config(config, context, dtype):
 def _transformer(c, context):
     return {"hidden_size": c.d_model, "intermediate_size": c.dense_width, "num_hidden_layers": c.n_layer,
             "num_attention_heads": c.n_head, "hidden_act": "silu", "max_position_embeddings": context,
-            "rms_norm_eps": c.norm_eps, "attention_bias": False, "attention_dropout": 0.0,
-            "rope_theta": c.ro_theta, "rope_parameters": {"rope_type": "default", "rope_theta": c.ro_theta}}
+            "rms_norm_eps": c.norm_eps, "attention_bias": c.bias == "all", "attention_dropout": 0.0, **rope_keys(c)}
 
 
 def _mla(c, context):
@@ -52,13 +53,16 @@ def _deepseek_v3(c, context):
 
 
 def _llama(c, context):
-    return {**_transformer(c, context), "num_key_value_heads": c.kv_heads, "head_dim": c.d_h, "mlp_bias": False}
+    return {**_transformer(c, context), "num_key_value_heads": c.kv_heads, "head_dim": c.d_h,
+            "mlp_bias": c.bias == "all",
+            **({"sliding_window": c.sliding_window} if c.sliding_window else {})}
 
 
 def _gpt2(c, context):
     return {"n_embd": c.d_model, "n_inner": c.dense_width, "n_layer": c.n_layer, "n_head": c.n_head,
             "n_positions": c.max_position,
-            "activation_function": "gelu", "layer_norm_epsilon": c.norm_eps, "scale_attn_weights": True,
+            "activation_function": {"gelu": "gelu", "gelu_tanh": "gelu_new"}[c.activation],
+            "layer_norm_epsilon": c.norm_eps, "scale_attn_weights": True,
             "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
 
 
@@ -86,19 +90,20 @@ def _read_gpt2(f):
             "dense_hidden": f["n_inner"], "max_position": f["n_positions"], "norm_eps": f["layer_norm_epsilon"],
             "tie_embedding": f["tie_word_embeddings"], "init_std": f["initializer_range"], "attention": "gqa",
             "position": "learned",
-            "norm": "layer", "activation": "gelu", "use_moe": False}
+            "norm": "layer", "activation": GPT2_ACTIVATIONS[f["activation_function"]], "use_moe": False}
 
 
 def _read_rope(f, kind):
-    theta = (f.get("rope_parameters") or f)["rope_theta"]
     keys = {"vocab_size": f["vocab_size"], "n_layer": f["num_hidden_layers"], "n_head": f["num_attention_heads"],
             "d_model": f["hidden_size"], "dense_hidden": f["intermediate_size"], "norm_eps": f["rms_norm_eps"],
-            "ro_theta": theta,
-            "tie_embedding": f["tie_word_embeddings"], "init_std": f["initializer_range"]}
+            **read_rope(f), "tie_embedding": f["tie_word_embeddings"], "init_std": f["initializer_range"]}
     if not kind.startswith("deepseek"):
+        bias = {"qwen2": "qkv"}.get(kind, "all" if f.get("attention_bias") else "none")
         return keys | {"attention": "gqa", "n_kv_head": f["num_key_value_heads"], "head_dim": f.get("head_dim"),
-                       "use_moe": False, "qk_norm": kind == "qwen3"}
+                       "use_moe": False, "bias": bias, "qk_norm": kind == "qwen3",
+                       "sliding_window": f.get("sliding_window") if kind == "mistral" else None}
     dense = f["first_k_dense_replace"]
+    keys["head_dim"] = None if f["v_head_dim"] * keys["n_head"] == keys["d_model"] else f["v_head_dim"]
     return keys | {"d_c": f["kv_lora_rank"], "d_q": f["q_lora_rank"], "d_r": f["qk_rope_head_dim"],
                    "hidden": f["moe_intermediate_size"], "other_experts": f["n_routed_experts"],
                    "shared_experts": f["n_shared_experts"], "keep": f["num_experts_per_tok"],
@@ -111,9 +116,7 @@ def _agree(found, wanted):
     for key, value in wanted.items():
         if key not in NOT_SHAPE and found.get(key, value if key in OPTIONAL else None) != value:
             raise ValueError(f"{key}={found.get(key)!r}")
-    rope = found.get("rope_parameters") or {}
-    scaled = found.get("rope_scaling") or rope.get("rope_type", "default") != "default"
-    if scaled or rope.get("rope_theta", wanted.get("rope_theta")) != wanted.get("rope_theta"):
+    if "rope_theta" in wanted and read_rope(found) != read_rope(wanted):
         raise ValueError("rope")
     if any(found.get(key) not in (None, 1) for key in ("n_group", "topk_group")):
         raise ValueError("n_group")

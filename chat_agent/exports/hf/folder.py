@@ -10,6 +10,7 @@ import re
 import torch
 from tqdm import tqdm
 
+from chat_agent.exports.bases.written import base_files
 from chat_agent.exports.folder import whole_folder, write_json
 from chat_agent.exports.hf.config import END, PAD, hf_config
 from chat_agent.exports.hf.tokenizer import tokenizer_config, tokenizer_json
@@ -28,6 +29,8 @@ def write_hf(source, output, shard=SHARD):
     """Write the folder; returns the name of the class that loads it. UserError 2 when the model cannot be expressed."""
     save_file = need("safetensors.torch", "导出到 transformers ").save_file
     dtype = precision_of(source.weights)
+    if source.vocab.dialogue:
+        return _write_base(source, output, shard, dtype, save_file)
     config, size = hf_config(source.config, source.context, dtype), source.config.vocab_size
     tensors = to_hf(source.config, source.weights)
     with whole_folder(output, NAMES.fullmatch, "tinyseek.json") as folder:
@@ -43,6 +46,19 @@ def write_hf(source, output, shard=SHARD):
             save_file({SECOND_HEAD: source.weights[SECOND_HEAD].clone()}, folder / "second_head.safetensors",
                       {"format": "pt"})
         (folder / "README.md").write_text(model_card(source, config, dtype), encoding="utf-8", newline="\n")
+    return config["architectures"][0]
+
+
+def _write_base(source, output, shard, dtype, save_file):
+    """The folder that a base came from, with the weights of now."""
+    files, config = base_files(source.vocab, source.config, source.context, dtype)
+    weights = {name: t for name, t in source.weights.items() if name != SECOND_HEAD}
+    with whole_folder(output, lambda name: name in files or NAMES.fullmatch(name), "tinyseek.json") as folder:
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+        known = {k: source.payload[k] for k in REMEMBERED if k in source.payload}
+        write_json(folder / "tinyseek.json", {**known, "token_kind": source.vocab.token_kind})
+        _write_weights(folder, to_hf(source.config, weights), shard, save_file)
     return config["architectures"][0]
 
 

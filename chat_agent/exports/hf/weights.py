@@ -6,6 +6,7 @@ from chat_agent.exports.families import HF, family
 from chat_agent.exports.parts import Part, gate_and_up, same, to_ours, to_theirs
 from tools.errors import UserError
 
+GPT2_NAMES = ("attention.out", "attn.c_proj"), ("mlp.up", "mlp.c_fc"), ("mlp.down", "mlp.c_proj")
 SECOND_HEAD = "fc2.weight"      # no class of transformers has a second head; it travels in a file of its own
 
 
@@ -43,7 +44,7 @@ def parts(config):
                   same(f"{a}mlp_norm.weight", f"{b}post_attention_layernorm.weight"),
                   *attention(config, f"{a}attention.", f"{b}self_attn."),
                   *(_experts(config, f"{a}mlp.", f"{b}mlp.") if config.is_moe_layer(i)
-                    else _dense(f"{a}mlp.", f"{b}mlp."))]
+                    else _dense(f"{a}mlp.", f"{b}mlp.", config.bias == "all"))]
     return found
 
 
@@ -53,9 +54,10 @@ def _mla(config, a, b):
     return [same(f"{a}{ours}.weight", f"{b}{theirs}.weight") for ours, theirs in names.items()]
 
 
-def _dense(a, b):
-    return [gate_and_up(f"{a}up.weight", f"{b}gate_proj.weight", f"{b}up_proj.weight"),
-            same(f"{a}down.weight", f"{b}down_proj.weight")]
+def _dense(a, b, biased=False):
+    return [part for kind in ("weight", "bias")[:1 + biased] for part in (
+        gate_and_up(f"{a}up.{kind}", f"{b}gate_proj.{kind}", f"{b}up_proj.{kind}", 0),
+        same(f"{a}down.{kind}", f"{b}down_proj.{kind}"))]
 
 
 def _experts(config, a, b):
@@ -90,16 +92,20 @@ def grouped_attention(config, a, b):
     def turned(ours, theirs):
         return Part((ours,), (theirs,), lambda t: [halves(t[0])], lambda t: [neighbours(t[0])])
 
-    norms = [turned(f"{a}{name}_norm.weight", f"{b}{name}_norm.weight") for name in "qk"] if config.qk_norm else []
-    return [turned(f"{a}q.weight", f"{b}q_proj.weight"), *norms,
-            Part((f"{a}kv.weight",), (f"{b}k_proj.weight", f"{b}v_proj.weight"), split,
-                 lambda t: [torch.cat((neighbours(t[0]), t[1]))]),
-            same(f"{a}out.weight", f"{b}o_proj.weight")]
+    found = [same(f"{a}out.weight", f"{b}o_proj.weight")]
+    found += [same(f"{a}out.bias", f"{b}o_proj.bias")] if config.bias == "all" else []
+    for kind in ("weight", "bias")[:1 + (config.bias != "none")]:
+        found += [turned(f"{a}q.{kind}", f"{b}q_proj.{kind}"),
+                  Part((f"{a}kv.{kind}",), (f"{b}k_proj.{kind}", f"{b}v_proj.{kind}"), split,
+                       lambda t: [torch.cat((neighbours(t[0]), t[1]))])]
+    if config.qk_norm:
+        found += [turned(f"{a}{name}_norm.weight", f"{b}{name}_norm.weight") for name in "qk"]
+    return found
 
 
 def _gpt2(config):
-    """GPT-2 keeps its matrices transposed, q, k and v in one, and has biases: ours are zero."""
-    d, wide = config.d_model, config.dense_width
+    """GPT-2 keeps its matrices transposed, q, k and v in one, and has biases: where ours has none they are zero."""
+    d, wide, biased = config.d_model, config.dense_width, config.bias == "all"
     found = [same("embed.weight", "transformer.wte.weight"), same("place.weight", "transformer.wpe.weight"),
              same("norm.weight", "transformer.ln_f.weight"), same("norm.bias", "transformer.ln_f.bias")]
     found += [] if config.tie_embedding else [same("fc1.weight", "lm_head.weight")]
@@ -109,11 +115,21 @@ def _gpt2(config):
                   for ours, theirs in (("attention_norm", "ln_1"), ("mlp_norm", "ln_2")) for kind in ("weight", "bias")]
         found.append(Part((f"{a}attention.q.weight", f"{a}attention.kv.weight"), (f"{b}attn.c_attn.weight",),
                           lambda t: [torch.cat(t).t()], lambda t: [u.contiguous() for u in t[0].t().split([d, 2 * d])]))
-        for ours, theirs in (("attention.out", "attn.c_proj"), ("mlp.up", "mlp.c_fc"), ("mlp.down", "mlp.c_proj")):
+        for ours, theirs in GPT2_NAMES:
             found.append(Part((f"{a}{ours}.weight",), (f"{b}{theirs}.weight",), _transposed, _transposed))
+        if biased:
+            found.append(Part((f"{a}attention.q.bias", f"{a}attention.kv.bias"), (f"{b}attn.c_attn.bias",),
+                              lambda t: [torch.cat(t)], lambda t: list(t[0].split([d, 2 * d]))))
+            found += [same(f"{a}{ours}.bias", f"{b}{theirs}.bias") for ours, theirs in GPT2_NAMES]
+            continue
         for name, width in (("attn.c_attn", 3 * d), ("attn.c_proj", d), ("mlp.c_fc", wide), ("mlp.c_proj", d)):
             found.append(Part((), (f"{b}{name}.bias",), lambda t, width=width: [torch.zeros(width)], _no_bias))
     return found
+
+
+def has_biases(tensors):
+    """Whether a GPT-2 has a projection with a bias that is not zero."""
+    return any(t.any() for name, t in tensors.items() if ".c_" in name and name.endswith(".bias"))
 
 
 def _transposed(t):

@@ -32,6 +32,8 @@ def _chosen(stage):
     if cache is None or not len(documents) or not state:
         return list(ANY)
     vocab = Vocab.from_state(state)
+    if vocab.dialogue:                                      # whose turns are found by other marks
+        return list(ANY)
     read = opening if stage.options["training_mode"] == "pretraining" else first_question
     places = np.unique(np.linspace(0, len(documents) - 1, LOOKED_AT).astype(int))
     texts = [read(np.asarray(cache.document(documents[i])[0]), vocab) for i in places]
@@ -67,6 +69,8 @@ def _of_own(stage):
     if getattr(data, "cache", None) is None or not state or not len(data.documents):
         return []
     vocab, found = Vocab.from_state(state), []
+    if vocab.dialogue:                                      # as in _chosen
+        return []
     for i in np.unique(np.linspace(0, len(data.documents) - 1, LOOKED_AT).astype(int)):
         ids = np.asarray(data.cache.document(data.documents[i])[0])
         question, turns = first_question(ids, vocab), np.flatnonzero(ids == vocab.id("Assistant"))

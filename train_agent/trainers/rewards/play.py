@@ -15,6 +15,7 @@ from model.generate import generate_replies
 from model.kernels.cross_entropy import IGNORE
 from model.segments import Segments
 from model.sampling import Sampling
+from tools.errors import UserError
 from tools.template import MARKS, marks_of
 from train_agent.trainers import parallel, schedules
 from train_agent.trainers.dataset import Movable, Position
@@ -220,6 +221,8 @@ class Speech:
     """What a reply says: its ids without thoughts and calls. marks: ids that the model may write beside words."""
 
     def __init__(self, vocab, acts):
+        if vocab.dialogue:
+            raise UserError("奖励训练还不能用在别家的底座上。", 4)
         self.vocab, self.marks = vocab, marks_of(acts, vocab)
         self.ends = {vocab.id(begin): vocab.id(end) for begin, end in MARKS}
 

@@ -5,7 +5,7 @@ import copy
 from collections import Counter
 
 from model.generate import generate_replies
-from tools.template import END, render_prompt, render_text
+from tools.template import render_prompt, render_text, structure_of
 from tools.vocab import Vocab
 from train_agent.trainers.data.own_questions import own_exam, own_questions
 
@@ -23,8 +23,7 @@ def answers(stage):
     else:
         asked = [[{"role": "user", "content": text}] for text in texts] + [row["messages"] for row in exam]
         prompts = [render_prompt(messages, vocab) for messages in asked]
-    stop = (vocab.id(END),)
-    replies = [vocab.decode(one.ids) for one in generate_replies(twin, prompts, REPLY, stop_ids=stop)]
+    replies = [vocab.decode(one.ids) for one in generate_replies(twin, prompts, REPLY, **structure_of(vocab))]
     return list(zip(texts, replies)), marked(exam, replies[len(texts):])
 
 

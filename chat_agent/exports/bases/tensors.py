@@ -1,0 +1,107 @@
+"""The tensors of a folder, read by mapping: names and shapes first, then one part after the other."""
+
+import json
+import struct
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+
+from chat_agent.exports.folder import read_json
+from chat_agent.exports.source import need
+from tools.errors import UserError
+
+INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+SINGLES = ("model.safetensors", "pytorch_model.bin")
+DTYPES = {"F32", "F16", "BF16"}
+LARGEST_HEADER = 100 << 20
+
+
+class Tensors:
+    """shapes: {name: shape} of all tensors. `read(names)` gives them, mapped from their files while it lasts."""
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        self.files = _files(self.folder)                    # {name or None: file}
+        self.shapes, self.where = {}, {}
+        for file in sorted(set(self.files)):
+            for name, shape in _header(self.folder / file).items():
+                self.shapes[name], self.where[name] = shape, file
+
+    def read(self, names):
+        """-> list of tensors, copies that hold no file."""
+        with ExitStack() as opened:
+            files = {file: _opened(self.folder / file, opened) for file in {self.where[name] for name in names}}
+            return [files[self.where[name]](name).clone() for name in names]
+
+
+def _files(folder):
+    for index in (folder / name for name in INDEXES):
+        if index.exists():
+            where = read_json(index).get("weight_map")
+            if not isinstance(where, dict) or not all(isinstance(f, str) and Path(f).name == f for f in where.values()):
+                raise UserError(f"{index} 不完整。请重新下载。", 3)
+            return set(where.values())
+    single = next((name for name in SINGLES if (folder / name).exists()), None)
+    if single is None:
+        raise UserError(f"{folder} 里没有权重（model.safetensors 或 pytorch_model.bin）。请下载完整的文件夹。", 3)
+    return {single}
+
+
+def _header(path):
+    """{name: shape}. UserError 3 damaged, 4 another number format."""
+    if path.suffix == ".bin":
+        return {name: tuple(t.shape) for name, t in _pickled(path).items()}
+    try:
+        with path.open("rb") as file:
+            size, = struct.unpack("<Q", file.read(8))
+            found = json.loads(file.read(size)) if size < LARGEST_HEADER else None
+        found.pop("__metadata__", None)
+        shapes = {name: tuple(about["shape"]) for name, about in found.items()}
+        odd = sorted({about["dtype"] for name, about in found.items() if not _idle(name)} - DTYPES)
+        whole = 8 + size + max((about["data_offsets"][1] for about in found.values()), default=0)
+    except FileNotFoundError:
+        raise UserError(f"找不到 {path}。请下载完整的文件夹。", 3) from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        raise UserError(f"读不了 {path}（{type(error).__name__}）。请重新下载。", 3) from None
+    if path.stat().st_size < whole:
+        raise UserError(f"{path} 不完整：应有 {whole:,} 字节，只有 {path.stat().st_size:,}。请重新下载。", 3)
+    if odd:
+        raise UserError(f"{path.name} 里有 {odd[0]} 的张量：量化过的模型这里算不了，请用 F32、F16 或 BF16 的。", 4)
+    return shapes
+
+
+def _pickled(path):
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except FileNotFoundError:
+        raise UserError(f"找不到 {path}。请下载完整的文件夹。", 3) from None
+    except Exception as error:                              # whatever torch finds, the answer is the same
+        raise UserError(f"读不了 {path}（{type(error).__name__}）。请改用 safetensors 格式的文件夹。", 3) from None
+
+
+def _opened(path, opened):
+    if path.suffix == ".bin":
+        return _pickled(path).__getitem__
+    file = opened.enter_context(need("safetensors", "读取别家的模型").safe_open(path, "pt"))
+    return file.get_tensor
+
+
+def _idle(name):
+    """Buffers that older programs saved beside the weights."""
+    return name.endswith((".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq"))
+
+
+def wanted(tensors, parts_shapes):
+    """{name that the model has: name in the files}. UserError 4 when names or shapes do not fit, before anything is
+    read."""
+    names = {name: name for name in tensors.shapes if not _idle(name)}
+    if not set(names) & set(parts_shapes):                  # GPT-2 was also saved without the name of its inside
+        names = {f"transformer.{name}": name for name in names}
+    wrong = sorted(set(parts_shapes) - set(names))
+    extra = sorted(set(names) - set(parts_shapes) - {"lm_head.weight"})
+    wrong += [name for name, shape in parts_shapes.items() if name in names and tensors.shapes[names[name]] != shape]
+    if wrong or extra:
+        name = (wrong + extra)[0]
+        raise UserError(f"权重和 config.json 对不上：{name} 等 {len(wrong + extra)} 个张量缺失、多余或形状不同。这样的结构带不进来。", 4)
+    return names
