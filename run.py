@@ -1,6 +1,6 @@
 """From nothing to a chatbot that answers: the whole pipeline in order.
 
-    python run.py                  about 25 minutes on two CPU cores
+    python run.py                  about 12 minutes on two CPU cores
     python run.py --minutes 60     more training, a better model
     python run.py --quick          a smoke run of under a minute
     python run.py --open           with a page that shows how it learns to speak
@@ -47,7 +47,7 @@ from train_agent.trainers.running.diary import OpenedLoop, check_up
 from train_agent.trainers.running.minutes import EPOCHS, timed_stage
 from train_agent.trainers.run_stage import asked
 
-EXTRA = [("--minutes", {"type": float, "default": 25.0, "metavar": "N", "help": "总时长（分钟），默认 25"}),
+EXTRA = [("--minutes", {"type": float, "default": 12.0, "metavar": "N", "help": "总时长（分钟），默认 12"}),
          ("--quick", {"action": "store_true", "help": "一分钟以内的试跑：只确认每一步都能工作"}),
          ("--with", {"dest": "extras", "choices": ["adapters"], "help": "adapters：再训练三个 LoRA、前缀、记忆和选择门"})]
 FIXED = 40           # seconds that go to data, vocabulary, measuring, scoring and drawing

@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from tools.process import signals
+
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def not_asked_to_stop(monkeypatch):
+    """What one test asked this process for is not the next one's business."""
+    monkeypatch.setattr(signals, "heard", False)
 
 
 @pytest.fixture
