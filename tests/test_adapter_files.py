@@ -73,7 +73,7 @@ def toy_questions(path):
 
 
 def serve_options():
-    return type("Options", (), {"context": None})()
+    return type("Options", (), {"context": None, "box": None})()
 
 
 @pytest.mark.parametrize("script", CODES)

@@ -119,7 +119,7 @@ def test_the_answers_are_those_of_the_chat_and_can_be_learned(place):
     for row, thing in zip(place.rows(), toy.THINGS, strict=True):
         parser = answer.parse(["--data", "x", "--output", "y", "--max_new_tokens", "6", "--system", "你好"],
                               extra=answer.OPTIONS, only_run_keys=True, reads=answer.READS)[1]
-        parser.no_speculate, parser.prompt = True, "x"
+        parser.no_speculate, parser.prompt, parser.box = True, "x", None
         session = open_session(path, "cpu", parser)
         said = "".join(session.ask(f"{thing}呢？", **sampling_of(parser, session.sampling)))
         assert row["messages"] == [{"role": "user", "content": f"{thing}呢？"}, {"role": "assistant", "content": said}]

@@ -63,7 +63,7 @@ class Terminal:
 
     def lines(self, word="got"):
         return [eval(line.split(" ", 1)[1])
-                for line in self.seen.decode(errors="replace").replace("\r", "\n").split("\n")
+                for line in self.seen.decode(errors="replace").replace("\r", "\n").split("\n")[:-1]     # whole ones
                 if line.startswith(word + " ")]
 
     def got(self, count, word="got"):

@@ -59,7 +59,7 @@ def test_exact_scores_of_a_model_that_knows_and_of_one_that_does_not(vocab, tmp_
 def test_sample_conversation_keeps_the_history(vocab, monkeypatch):
     seen = []
     monkeypatch.setattr(samples, "generate",
-                        lambda model, ids, n, prepared: seen.append(list(ids)) or vocab.encode("好"))
+                        lambda model, ids, n, prepared, marks: seen.append(list(ids)) or vocab.encode("好"))
     assert samples.sample_conversation(None, vocab, ["茶", "书"]) == [("茶", "好"), ("书", "好")]
     turns = [{"role": r, "content": c} for r, c in (("user", "茶"), ("assistant", "好"), ("user", "书"))]
     assert seen[1] == template.render_prompt(turns, vocab)

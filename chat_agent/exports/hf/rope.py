@@ -31,8 +31,10 @@ def _sharpness(c):
 
 def read_rope(found):
     """config.json -> the keys of ModelConfig. ValueError names what cannot be computed here."""
-    said = {**(found.get("rope_scaling") or {}), **(found.get("rope_parameters") or {})}
-    kind = said.get("rope_type") or said.get("type") or "default"
+    older, newer = found.get("rope_scaling") or {}, found.get("rope_parameters") or {}
+    said, kind = {**older, **newer}, _kind(newer or older)
+    if older and _kind(older) != kind:                          # two readers would make two models of it
+        raise ValueError(f"rope_scaling={_kind(older)!r}, rope_parameters={kind!r}")
     keys = {"ro_theta": said.get("rope_theta", found.get("rope_theta", THETA))}
     wrong = [name for name, value in CONSTANTS.items() if said.get(name) not in (None, value)]
     if kind not in ("default", "linear", "llama3", "yarn"):
@@ -47,6 +49,10 @@ def read_rope(found):
     if kind == "yarn":
         keys["rope_attention"] = _attention(said, keys["rope_factor"], "kv_lora_rank" in found)
     return keys
+
+
+def _kind(said):
+    return said.get("rope_type") or said.get("type") or "default"
 
 
 def _attention(said, factor, latent):
