@@ -1,10 +1,11 @@
 """Reinforcement learning against more SFT, from one half-trained model of the built-in world, on the same questions.
 
-    python bench/reinforce.py --model out/TinySeek_SFT2_1_s500.pkl [--train_minutes 10] [--seeds 0 1 2] [--arms rl sft]
-        [--tasks weekday fact ...] [any key of the stage rl]
+    python bench/reinforce.py --model out/TinySeek_SFT2_1_s500.pkl [--train_minutes 10] [--seeds 0 1 2]
+        [--arms rl sft replay] [--tasks weekday fact ...] [any key of the stage rl]
 
-Every arm starts from --model and learns from the same questions of --tasks, which no exam has; single-threaded. Scores
-are shares of demo_eval.jsonl: of the tasks that were trained, of all others, and pass@1 and pass@8 of sampled replies.
+Every arm starts from --model and learns from the same questions of --tasks, which no exam has; single-threaded. replay
+is SFT with as many rows of the start's own training data mixed in, so that the rest is not forgotten. Scores are shares
+of demo_eval.jsonl: of the tasks that were trained, of all others, and pass@1 and pass@8 of sampled replies.
 Last line of stdout: one JSON object.
 """
 
@@ -34,11 +35,12 @@ from train_agent.trainers.reward_tuning import reward_train
 from train_agent.trainers.sft_training import sft_train
 from train_agent.trainers.trying.dry_loop import Rehearsal
 
+ARMS = {"rl": ("rl", {}), "sft": ("sft", {}), "replay": ("sft", {"replay_share": 0.5})}      # stage, its keys
 TASKS = ("chinese_sum", "compare", "weekday", "antonym", "fact", "shopping")
 EXTRA = [("--model", {"required": True, "metavar": "P", "help": "半熟的模型"}),
          ("--folder", {"default": "out/reinforce", "metavar": "D", "help": "放数据和各次训练的文件夹"}),
          ("--seeds", {"type": int, "nargs": "+", "default": [0], "help": "种子"}),
-         ("--arms", {"nargs": "+", "default": ["rl", "sft"], "help": "比什么：rl sft"}),
+         ("--arms", {"nargs": "+", "default": list(ARMS), "choices": ARMS, "help": "比什么：rl sft replay"}),
          ("--tasks", {"nargs": "+", "default": list(TASKS), "help": "学哪些任务"}),
          ("--questions", {"type": int, "default": 1000, "help": "每个任务几道题"}),
          ("--train_minutes", {"type": float, "default": 10.0, "help": "每次训练几分钟处理器时间"})]
@@ -85,12 +87,13 @@ def cpu_seconds(stage, options, steps=12):
         return (time.process_time() - begin) / steps
 
 
-def arm(stage, command, folder, data, seed):
+def arm(name, command, folder, data, seed):
     """One training -> the path of its model."""
-    home = folder / f"{stage}_{seed}"
+    (stage, own), home = ARMS[name], folder / f"{name}_{seed}"
     keys = {"out_dir": str(home), "log_dir": str(home / "logs"), "log_file": str(home / "log.txt"), "seed": seed,
             "json_data_path": str(data), "pretraining_model_path": command.model, "threads": 1, "resume": "none",
-            "mixed_precision": "no", "logging_steps": 1, "save_steps": None, "max_epochs": 1000, "max_steps": 10 ** 6,
+            "replay_data_path": str(folder / "demo_sft.jsonl"), "mixed_precision": "no", "logging_steps": 1,
+            "save_steps": None, "max_epochs": 1000, "max_steps": 10 ** 6, **own,
             **{k: v for k, v in command.overrides.items() if stage in KEYS[k].stages or KEYS[k].scope != "stage"}}
     options = ConfigManager(overrides=keys, preset="tiny", stage=stage).stage(stage)
     if "max_steps" not in command.overrides:
@@ -108,13 +111,13 @@ def main(argv=None):
     found = {"start": scores(command.model, exam, command.tasks)}
     print(found, flush=True)
     for seed in command.seeds:
-        for stage in command.arms:
+        for name in command.arms:
             begin = time.process_time()
-            path = arm(stage, command, folder, data, seed)
+            path = arm(name, command, folder, data, seed)
             minutes = round((time.process_time() - begin) / 60, 2)
             spent = {"cpu_minutes": minutes, "steps": read_checkpoint(path)["step"]}
-            found[f"{stage}_{seed}"] = spent | scores(path, exam, command.tasks)
-            print(stage, seed, found[f"{stage}_{seed}"], flush=True)
+            found[f"{name}_{seed}"] = spent | scores(path, exam, command.tasks)
+            print(name, seed, found[f"{name}_{seed}"], flush=True)
     print(json.dumps(found, ensure_ascii=False))
 
 

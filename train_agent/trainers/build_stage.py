@@ -29,6 +29,7 @@ from train_agent.trainers.start_model import (BASE_KEY, build_model, found_start
                                               load_base_chain, open_vocab, put_on, shape_of,
                                               with_base_file)
 
+SPEAKS = "请先运行 python train_agent/sft_train.py（或 python run.py），或用 --pretraining_model_path 指定一个对话模型。"
 _told = set()           # caches of which it was said
 
 
@@ -138,6 +139,39 @@ def full_model_stage(name, options, ways_on):
     stage = Stage(name, options, model, train, held, described, same, notes=notes)
     count_training(stage)
     return learn_from_teacher(stage)
+
+
+def speaking_start(name, options, device, data, row):
+    """What a stage starts from that changes how a model speaks which speaks already -> (options with the model's shape
+    and a settled precision, vocabulary, model, what a .pkl says of it, digest of the start's weights). Only head 1
+    learns: the second one does not speak.
+
+    data, row: what json_data_path holds, and a line of it (Chinese). UserError: 2 start or data are not named, 3 no
+    model there, 4 no whole model, or of another vocabulary.
+    """
+    options, path = settled(options, device), options["init_from"] or options["pretraining_model_path"]
+    if not path:
+        raise UserError(f"{TABLE[name].title}要从一个会对话的模型开始。{SPEAKS}")
+    base = load_base(options, name, path, SPEAKS)
+    if not options["json_data_path"]:
+        raise UserError(f"{TABLE[name].title}要有{data}：--json_data_path 文件.jsonl，每行 {row}。")
+    vocab = open_vocab(options, base)
+    model, digest = build_model(options, vocab, base), weights_hash(base["weights"])
+    for head in model.heads()[1:]:
+        head.requires_grad_(False)
+    described = about(name, vocab, model.config.to_dict(), {start_name(path): digest}, acts=acts_of([base]))
+    return {**options, **shape_of(model.config)}, vocab, model, described, digest
+
+
+def settled(options, device):
+    """Options with a precision that two starts choose alike: what is kept between them must not hang on a timing. Sums
+    over hundreds of tokens are compared, so a CPU takes float32 unless it is told otherwise."""
+    if options["replay_share"]:
+        raise UserError("这个阶段不混入通用数据：请去掉 replay_share。")
+    if options["mixed_precision"] == "auto":
+        options = {**options, "mixed_precision": "no" if device.type == "cpu"
+                   else machine.choose_precision("auto", device)}
+    return options
 
 
 def adapter_stage(name, options, describe, loss=next_tokens_loss, rates=None):

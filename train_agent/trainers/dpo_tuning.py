@@ -13,23 +13,18 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from tools.checkpoint import acts_of, weights_hash
-from tools.errors import UserError
 from tools.pictures.others import draw_preference
-from tools.saving.start_files import start_name
 from train_agent.trainers import parallel
 from train_agent.trainers.hardware import machine
 from train_agent.trainers.data.count_ngrams import leave_out
 from train_agent.trainers.losses import share_of_step
 from train_agent.trainers.data.preference_pairs import PreferenceData, both, joined, usable_pairs
-from train_agent.trainers.build_stage import about, cached, identity, prepare_machine, training_and_held
+from train_agent.trainers.build_stage import cached, identity, prepare_machine, speaking_start, training_and_held
 from train_agent.trainers.data.split import divided
 from train_agent.trainers.stage import Stage
-from train_agent.trainers.start_model import build_model, load_base, open_vocab, shape_of
 from train_agent.trainers.run_stage import start
 from train_agent.trainers.data.disk_table import stored
 
-WAYS_ON = "请先运行 python train_agent/sft_train.py（或 python run.py），或用 --pretraining_model_path 指定一个对话模型。"
 PAIRS = 8       # scored at once by the reference
 
 
@@ -78,36 +73,12 @@ def scored(model, data, options, device):
     return found
 
 
-def settled(options, device):
-    """Options with a precision that two starts choose alike: the reference is kept, so it must not hang on a timing.
-    Sums over
-    hundreds of tokens are compared, so a CPU takes float32 unless it is told otherwise."""
-    if options["replay_share"]:
-        raise UserError("这个阶段不混入通用数据：请去掉 replay_share。")
-    if options["mixed_precision"] == "auto":
-        options = {**options, "mixed_precision": "no" if device.type == "cpu"
-                   else machine.choose_precision("auto", device)}
-    return options
-
-
 def build_stage(options):
     device = prepare_machine(options)
-    options = settled(options, device)
-    path = options["init_from"] or options["pretraining_model_path"]
-    if not path:
-        raise UserError(f"偏好对齐要从一个会对话的模型开始。{WAYS_ON}")
-    base = load_base(options, "dpo", path, WAYS_ON)
-    if not options["json_data_path"]:
-        raise UserError('偏好对齐要有偏好数据：--json_data_path 文件.jsonl，每行 {"prompt": …, "chosen": …, "rejected": …}。')
-    vocab = open_vocab(options, base)
-    model, digest = build_model(options, vocab, base), weights_hash(base["weights"])
-    options = {**options, **shape_of(model.config)}
-    for head in model.heads()[1:]:
-        # only head 1 speaks; the second has no loss here
-        head.requires_grad_(False)
+    options, vocab, model, described, digest = speaking_start(
+        "dpo", options, device, "偏好数据", '{"prompt": …, "chosen": …, "rejected": …}')
     split = divided(options, partial(pair_cache, options, vocab), partial(usable_pairs, width=options["max_len"]))
     train, held = training_and_held(split, partial(pairs_of, model, digest, options, device))
-    described = about("dpo", vocab, model.config.to_dict(), {start_name(path): digest}, acts=acts_of([base]))
     same = identity(vocab, split.cache, 起点模型=digest[:16])
     return Stage("dpo", options, model, train, held, described, same, partial(preference_loss, options["beta"]),
                  notes=split.notes())

@@ -9,15 +9,12 @@ from functools import partial
 import torch
 
 from model.generate import generate_replies
-from tools.checkpoint import acts_of, weights_hash
 from tools.demo_data import grade
 from tools.errors import UserError
 from tools.pictures.others import draw_rewards
-from tools.saving.start_files import start_name
 from train_agent.trainers import parallel
-from train_agent.trainers.build_stage import about, prepare_machine
+from train_agent.trainers.build_stage import prepare_machine, speaking_start
 from train_agent.trainers.data.own_questions import LONGEST, spread
-from train_agent.trainers.dpo_tuning import settled
 from train_agent.trainers.losses import share_of_step
 from train_agent.trainers.rewards.best import write_replies
 from train_agent.trainers.rewards.judge import Judge
@@ -26,9 +23,7 @@ from train_agent.trainers.rewards.policy_losses import entropies, k3, token_loss
 from train_agent.trainers.rewards.questions import QuestionBatch, QuestionData, Questions
 from train_agent.trainers.run_stage import start
 from train_agent.trainers.stage import Stage
-from train_agent.trainers.start_model import build_model, load_base, open_vocab, shape_of
 
-WAYS_ON = "请先运行 python train_agent/sft_train.py（或 python run.py），或用 --pretraining_model_path 指定一个对话模型。"
 SPARE = 16              # tokens a held-out reply may be longer than the longest right answer
 REFUSED = ("find_lr", "find_batch", "overfit_one_batch", "check_gradients")
 
@@ -105,8 +100,8 @@ class Exam:
 
 # ---- the stage ----
 
-def checked(options, device):
-    """The options as this stage can use them. UserError 2 for those that make no sense together."""
+def check(options):
+    """UserError 2 for options that make no sense together."""
     if asked := [name for name in REFUSED if options[name]]:
         raise UserError(f"强化学习的每一批都是现取的，没有 --{asked[0]}。要先看看用 --dry_run。")
     if parallel.world() > 1 and options["distributed"] == "fsdp":
@@ -115,31 +110,19 @@ def checked(options, device):
         raise UserError("rl_loss=reinforce 没有比率，同一批回答只能学一次：请用 --rl_updates 1，或换 grpo。")
     if options["max_new_tokens"] >= options["max_len"]:
         raise UserError(f"max_new_tokens={options['max_new_tokens']} 占满了 max_len={options['max_len']}，没有地方放提问。")
-    return settled(options, device)
 
 
 def build_stage(options):
     device = prepare_machine(options)
-    options = checked(options, device)
-    path = options["init_from"] or options["pretraining_model_path"]
-    if not path:
-        raise UserError(f"强化学习要从一个会对话的模型开始。{WAYS_ON}")
+    check(options)
     judge = Judge(options)
-    base = load_base(options, "rl", path, WAYS_ON)
-    if not options["json_data_path"]:
-        raise UserError('强化学习要有提问：--json_data_path 文件.jsonl，每行 {"prompt": …, "answer": …}。')
-    vocab = open_vocab(options, base)
-    model, digest = build_model(options, vocab, base), weights_hash(base["weights"])
+    options, vocab, model, described, digest = speaking_start(
+        "rl", options, device, "提问", '{"prompt": …, "answer": …}')
     if model.config.counted and options["entropy_bonus"]:
         raise UserError("带计数的模型没有 entropy_bonus：请设为 0。")
-    options = {**options, **shape_of(model.config)}
-    for head in model.heads()[1:]:
-        # only head 1 speaks; the second has no loss here
-        head.requires_grad_(False)
     questions = Questions.of(options, vocab)
     train = QuestionData(questions.training, options)
     held = {"held": QuestionData(questions.held, options, shuffle=False)} if questions.held else {}
-    described = about("rl", vocab, model.config.to_dict(), {start_name(path): digest}, acts=acts_of([base]))
     asked = [q.talk[-1]["content"] for q in questions.held or questions.training if len(q.talk) == 1]
     described["talk"]["prompts"] = spread([text for text in asked[:1000] if len(text) <= LONGEST])
     same = {"数据": questions.digest, "词表": vocab.hash[:16], "起点模型": digest[:16], **judge.identity()}
