@@ -12,7 +12,8 @@ import pytest
 
 import toy
 from acting_shapes import BROKEN, KEPT
-from data_shapes import PAIRS, READ, REFUSED
+from data_shapes import TALKS
+from other_shapes import PAIRS, REFUSED, TEXTS
 from tools.errors import UserError
 from tools.formats import BadLines, parse_line, read_rows, row_texts
 from tools.reading.acting import written
@@ -20,6 +21,7 @@ from tools.template import message_texts
 from tools.vocab import Vocab
 from train_agent.trainers.data.token_cache import open_cache
 
+READ = {**TALKS, **TEXTS}
 ROWS = 30
 LABELS = re.compile(
     r"Human:|Assistant:|User:|###|\[\|(?:Human|AI)\|\]|<\|(?:Human|MOSS)\|>:|"

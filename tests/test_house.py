@@ -19,7 +19,7 @@ SPINE = ("train_agent/trainers/loop.py", "train_agent/trainers/stage.py", "train
          "train_agent/trainers/losses.py", "train_agent/trainers/data/packing.py",
          "train_agent/trainers/data/token_cache.py", "model/tiny_seek.py", "model/attention.py", "model/moe.py",
          "model/layers.py", "model/segments.py")
-WIDTH, LENGTH, SPINE_LINES = 120, 40, 2300
+WIDTH, LENGTH, SPINE_LINES, TEST_LINES = 120, 40, 2300, 400
 WIDE_YET = ("tests/test_serve_", "tests/test_report_browser", "tests/test_export_", "tests/test_keeping",
             "tests/test_token_cache")
 # (JavaScript inside of strings, and names that cannot be shorter)
@@ -110,6 +110,11 @@ def test_no_line_is_wide():
     wide = [f"{name}:{number}" for name in files(".py", ".js") if not name.startswith(WIDE_YET)
             for number, line in enumerate(text(name).split("\n"), 1) if len(line) > WIDTH]
     assert wide == []
+
+
+def test_no_file_of_tests_is_long():
+    lines = {name: text(name).count("\n") for name in files(".py") if name.startswith("tests/")}
+    assert {name: count for name, count in lines.items() if count > TEST_LINES} == {}
 
 
 def test_no_function_is_long():

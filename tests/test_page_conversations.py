@@ -8,7 +8,8 @@ pytest.importorskip("uvicorn", reason="requirements-serve.txt 没有装")
 pytest.importorskip("websocket", reason="websocket-client 没有装")
 
 import browser
-from test_serve_page import DONE, PALE, READY, SMALL
+from test_serve_looks import PALE, SMALL
+from test_serve_page import DONE, READY
 from toy_server import serving, write_model
 
 pytestmark = pytest.mark.skipif(browser.CHROMIUM is None, reason="没有 Chromium")

@@ -10,7 +10,8 @@ pytest.importorskip("websocket", reason="websocket-client 没有装")
 
 import browser
 import toy_export
-from test_serve_page import DONE, PALE, READY, SMALL
+from test_serve_looks import PALE, SMALL
+from test_serve_page import DONE, READY
 from model.generate import generate
 from tools.template import render_prompt
 from toy_server import SMALL as SHAPE
