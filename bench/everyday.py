@@ -23,7 +23,7 @@ if __name__ == "__main__":
     check_machine()
 
 from chat_agent.load import load
-from chat_agent.spoken import said_of
+from tools.acting.spoken import said_of
 from model.generate import generate_reply
 from tools.cli import guarded
 from tools.template import render_prompt

@@ -16,8 +16,8 @@ if __name__ == "__main__":
 
 import torch
 
-from chat_agent.acting.acted import acted
-from chat_agent.acting.toolbox import toolbox
+from chat_agent.acted import acted
+from tools.acting.toolbox import toolbox
 from chat_agent.load import context_of, load, model_paths, stretch_of, talk_of
 from chat_agent.session import Session
 from chat_agent.terminal.commands import Commands

@@ -18,7 +18,7 @@ if __name__ == "__main__":
 import dataclasses
 import os
 
-from chat_agent.acting.toolbox import toolbox
+from tools.acting.toolbox import toolbox
 from tools.cli import guarded, parse
 from tools.config.keys import STRETCH
 from tools.config.stages import made_by

@@ -2,8 +2,8 @@
 
 import time
 
-from chat_agent.acting.forms import Form, offered_of
-from chat_agent.spoken import Spoken
+from tools.acting.forms import Form, offered_of
+from tools.acting.spoken import Spoken
 from model.generate import Reply, check_prompt, stream
 from model.sampling import DEFAULTS
 from tools.errors import UserError

@@ -9,7 +9,7 @@ from chat_agent import chat
 from chat_agent.evaluation import scoring
 from chat_agent.load import load, talk_of
 from chat_agent.session import Session
-from chat_agent.spoken import CALLED, SAID, THOUGHT, Spoken
+from tools.acting.spoken import CALLED, SAID, THOUGHT, Spoken
 from chat_agent.terminal import kept
 from chat_agent.terminal.shown import remarks, show
 from fits import fits

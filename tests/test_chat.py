@@ -11,7 +11,7 @@ import toy
 from chat_agent import chat, session
 from chat_agent.load import context_of, load
 from chat_agent.session import Session, fitting, turns, within
-from chat_agent.spoken import Characters
+from tools.acting.spoken import Characters
 from chat_agent.terminal import kept
 from chat_agent.terminal.shown import readable, show
 from model import TinySeek

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import toy
-from chat_agent.acting.forms import Form
-from chat_agent.acting.schema import SchemaError, json_grammar
-from chat_agent.spoken import Spoken
+from tools.acting.forms import Form
+from tools.acting.schema import SchemaError, json_grammar
+from tools.acting.spoken import Spoken
 from fits import fits
 from model import ModelConfig, TinySeek
 from model.generate import generate_replies

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from chat_agent.acting.toolbox import toolbox
+from tools.acting.toolbox import toolbox
 from chat_agent.evaluation.tool_use import tool_scores
 from tools.demo.tool_tasks import AMOUNTS, ORDINARY_AMOUNTS, write_tools
 from tools.formats import read_rows

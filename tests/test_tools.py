@@ -7,10 +7,10 @@ from fractions import Fraction
 import pytest
 
 import toy
-from chat_agent.acting.acted import USED, acted
-from chat_agent.acting.built_in import LookUp, calendar, convert
-from chat_agent.acting.calculator import Wrong, calculate
-from chat_agent.acting.toolbox import LONGEST, ROUNDS, toolbox
+from chat_agent.acted import USED, acted
+from tools.acting.built_in import LookUp, calendar, convert
+from tools.acting.calculator import Wrong, calculate
+from tools.acting.toolbox import LONGEST, ROUNDS, toolbox
 from chat_agent.session import Session
 from tools.errors import UserError
 from tools.template import call_text

@@ -10,7 +10,7 @@ pytest.importorskip("websocket", reason="websocket-client 没有装")
 
 import browser
 import toy
-from chat_agent.acting.toolbox import toolbox
+from tools.acting.toolbox import toolbox
 from tools.formats import read_rows, row_texts
 from tools.vocab import Vocab
 from toy_server import serving

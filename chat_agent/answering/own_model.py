@@ -2,7 +2,7 @@
 from chat_agent.answering.rows import row_of
 from chat_agent.chat import sampling_of
 from chat_agent.load import context_of, load, talk_of
-from chat_agent.spoken import Spoken
+from tools.acting.spoken import Spoken
 from model.generate import generate_replies
 from tools.checkpoint import weights_hash
 from tools.errors import UserError

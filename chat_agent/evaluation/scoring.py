@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from chat_agent.evaluation import rows as eval_data
-from chat_agent.spoken import said_of
+from tools.acting.spoken import said_of
 from model.kernels.cross_entropy import IGNORE, target_losses
 from model.kernels.ngram_head import orders_held
 from model.generate import evaluating, generate_replies

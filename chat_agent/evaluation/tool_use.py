@@ -2,9 +2,9 @@
 the tools alone where none is needed?"""
 import json
 
-from chat_agent.acting.forms import Form, offered_of
-from chat_agent.acting.toolbox import toolbox
-from chat_agent.spoken import Spoken
+from tools.acting.forms import Form, offered_of
+from tools.acting.toolbox import toolbox
+from tools.acting.spoken import Spoken
 from model.generate import check_prompt, generate_replies
 from tools.formats import read_rows
 from tools.template import marks_of, parsed_call, render_prompt

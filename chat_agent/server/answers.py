@@ -5,7 +5,7 @@ import re
 import secrets
 import time
 
-from chat_agent.spoken import CALLED, SAID, THOUGHT
+from tools.acting.spoken import CALLED, SAID, THOUGHT
 from tools.template import compact, parsed_call
 
 

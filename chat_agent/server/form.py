@@ -1,10 +1,10 @@
-"""Which form a request wants its reply to have: tools, tool_choice, response_format -> chat_agent/acting/forms.Form."""
+"""Which form a request wants its reply to have: tools, tool_choice, response_format -> tools/acting/forms.Form."""
 
 import dataclasses
 import json
 
-from chat_agent.acting.forms import Form, any_object
-from chat_agent.acting.schema import SchemaError
+from tools.acting.forms import Form, any_object
+from tools.acting.schema import SchemaError
 from chat_agent.server.errors import bad, shown
 from model.generate import check_prompt
 from tools.reading.acting import offered

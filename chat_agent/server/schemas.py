@@ -14,7 +14,7 @@ from urllib.parse import quote
 from pydantic import (BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, field_validator,
                       model_validator)
 
-from chat_agent.acting.forms import Form
+from tools.acting.forms import Form
 from chat_agent.server.errors import bad, shown
 from chat_agent.server.form import FIELDS, form_of
 from model.sampling import RANGES, Sampling

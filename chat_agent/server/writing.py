@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from chat_agent.spoken import SAID, Piece, Spoken
+from tools.acting.spoken import SAID, Piece, Spoken
 from model.decoding.loop_guard import LoopGuard
 from model.sampling import Sampling
 

@@ -4,8 +4,8 @@ import os
 import re
 import sys
 
-from chat_agent.acting.acted import USED
-from chat_agent.spoken import SAID, THOUGHT
+from chat_agent.acted import USED
+from tools.acting.spoken import SAID, THOUGHT
 
 # A model may write any byte. On a terminal control characters become visible ones instead of moving the cursor.
 VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}

@@ -5,7 +5,7 @@ string is told by its length alone, all others by a walk through the tree of the
 """
 import torch
 
-from chat_agent.acting.grammar import ASCII, CHARACTER, Repeat, TEXT_ITEM
+from tools.acting.grammar import ASCII, CHARACTER, Repeat, TEXT_ITEM
 
 
 class Tokens:

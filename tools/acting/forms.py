@@ -3,9 +3,9 @@ import json
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from chat_agent.acting.masks import Automaton, Tokens
-from chat_agent.acting.rule import Rule
-from chat_agent.acting.schema import SchemaError, call_grammar, json_grammar
+from tools.acting.masks import Automaton, Tokens
+from tools.acting.rule import Rule
+from tools.acting.schema import SchemaError, call_grammar, json_grammar
 from tools.template import CALL, END, THINK, compact
 
 KEPT = 24                       # automata, and

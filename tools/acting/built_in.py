@@ -8,7 +8,7 @@ import re
 from fractions import Fraction
 from pathlib import Path
 
-from chat_agent.acting.calculator import Wrong, calculate, written
+from tools.acting.calculator import Wrong, calculate, written
 from tools.errors import UserError
 
 WEEKDAYS = "一二三四五六日"

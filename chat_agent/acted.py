@@ -1,6 +1,6 @@
 """A reply that uses tools: it calls, the calls are carried out, and it goes on with what they gave."""
-from chat_agent.acting.toolbox import AT_ONCE, ROUNDS
-from chat_agent.spoken import Piece
+from tools.acting.toolbox import AT_ONCE, ROUNDS
+from tools.acting.spoken import Piece
 
 USED = "used"                   # a Piece that tells of a call: its text is the result, .name and .arguments the call
 

@@ -7,8 +7,8 @@ import threading
 from pathlib import Path
 from queue import Empty, Queue
 
-from chat_agent.acting.built_in import BUILT_IN, LookUp
-from chat_agent.acting.calculator import Wrong
+from tools.acting.built_in import BUILT_IN, LookUp
+from tools.acting.calculator import Wrong
 from tools.demo.offered import definition
 from tools.errors import UserError
 from tools.template import compact, parsed_call

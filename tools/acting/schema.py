@@ -6,7 +6,7 @@ Members that are not in `properties` are never written, unless there are no prop
 """
 import math
 
-from chat_agent.acting.grammar import DIGIT, DIGITS, FRACTION, TEXT_ITEM, Between, Grammar, Key, Members, Repeat
+from tools.acting.grammar import DIGIT, DIGITS, FRACTION, TEXT_ITEM, Between, Grammar, Key, Members, Repeat
 from tools.template import compact
 
 UNHELD = ("pattern", "multipleOf", "not", "if", "allOf", "patternProperties", "uniqueItems", "contains",

@@ -1,1 +1,0 @@
-"""Calls that always parse, and the tools that are called."""
