@@ -31,6 +31,7 @@ from tools.cli import guarded, parse
 from tools.checkpoint import final_name, read_checkpoint, read_pair
 from tools.config.stages import TABLE
 from tools.config_manager import ROOT, fingerprint
+from tools.demo.tool_tasks import TITLES
 from tools.demo_data import TASKS, write_demo
 from tools.errors import UserError
 from tools.formats import fields_of
@@ -94,7 +95,8 @@ def score(path, paths, options, quick):
     """Held-out questions of the built-in world, and the held-out text of pre-training, for one checkpoint."""
     model, vocab, payload = load(path)
     exams = paths if payload["stage"] != "Pre" else {"eval": paths["eval"]} if paths else {}
-    exact = world_scores(model, vocab, exams, every=20 if quick else 1, progress=True) if paths else None
+    exact = world_scores(model, vocab, exams, every=20 if quick else 1, progress=True,
+                         acts=payload["acts"]) if paths else None
     text = local_files(options["eval_data_path"] or options["json_data_path"], options)
     fields = fields_of(options)
     every = 1 if options["eval_data_path"] else left_out(text, options["eval_share"], fields) or 1
@@ -116,13 +118,24 @@ def answered(path, questions):
 def print_scores(before, after):
     """One line per task: before SFT, after SFT, the same asked in other words, what guessing gets."""
     print(f"\n{'SFT 前':>7} {'SFT 后':>8} {'换一种问法':>6} {'随机猜测':>5}   任务")
-    reworded = after["phrasings"]
+    reworded, tools = after["phrasings"], after.get("tools")
     for task, value in sorted(after["by_task"].items(), key=lambda item: item[1]):
         print(f"{before['by_task'][task]:>9.1%} {value:>10.1%} {reworded['by_task'].get(task, 0):>11.1%} "
               f"{after['chance'][task]:>9.1%}   {TASKS[task].title}")
     print(f"{before['overall']:>9.1%} {after['overall']:>10.1%} {reworded['overall']:>11.1%} {'':>9}   全部")
+    if tools:
+        print_tool_scores(tools)
     print(f"内容没见过的 {after['n']} 题答对 {after['overall']:.1%}；问法没见过的 {reworded['n']} 题答对 {reworded['overall']:.1%}；"
           f"题外话 {after['n_outside']} 句，{after['outside']:.1%} 答得体或老实说不会\n")
+
+
+def print_tool_scores(tools):
+    reworded = tools["phrasings"]
+    for task, found in tools["by_task"].items():
+        print(f"{'':>9} {found['answer']:>10.1%} {reworded['by_task'][task]['answer']:>11.1%} {'':>9}   "
+              f"{TITLES[task]}（用工具）")
+    print(f"{'':>9} {tools['overall']:>10.1%} {reworded['overall']:>11.1%} {'':>9}   用工具的全部\n"
+          f"给了工具而用不着时，叫了 {tools['needless']:.1%}；工具收走，算术题答对 {tools['off']:.1%}")
 
 
 def converse(path, conversations, turns=None):

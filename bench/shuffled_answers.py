@@ -29,8 +29,10 @@ EXTRA = [("--steps", {"type": int, "help": "SFT 步数，默认与 run.py 那次
 
 
 def shuffle_answers(source, target, seed=0):
-    """Every dialogue keeps its questions; all replies of the file are dealt out again in random order."""
+    """Every dialogue keeps its questions; all replies of the file are dealt out again in random order. What uses tools
+    is left out."""
     rows = [json.loads(line) for line in Path(source).read_text(encoding="utf-8").splitlines()]
+    rows = [row for row in rows if "conversations" in row]
     replies = [m["content"] for row in rows for m in row["conversations"] if m["role"] == "assistant"]
     random.Random(seed).shuffle(replies)
     dealt = iter(replies)

@@ -38,6 +38,7 @@ from tools.saving.atomic import write_bytes
 
 TASKS = ("bpc", "exact", "mcq")
 EXAMS = ("eval", "phrasings", "outside")       # the files of the built-in world's three scores
+TOOL_EXAM = ("tools_eval", "prices", "tools_phrasings")
 # What `all` does with a file that looks like this.
 FITS = {"choice": ("mcq",), "question": ("bpc", "exact"), "rows": ("bpc",)}
 Work = namedtuple("Work", "files every fields")        # rows of which files, and what parse_line is told of them
@@ -111,7 +112,7 @@ def plan_tasks(options, config, runs):
         if options.data:
             raise UserError("工具题是内置的，不能用 --data 换。")
         exam = write_tools(demo_home(config["out_dir"]))
-        return {"tools": Work([str(exam[name]) for name in ("tools_eval", "prices")], options.every or 1, None)}
+        return {"tools": Work([str(exam[name]) for name in TOOL_EXAM], options.every or 1, None)}
     wanted, plan, files = TASKS if options.task == "all" else (options.task,), {}, []
     every, fields = options.every or 1, fields_of(config["pre"])
     if options.data:
@@ -164,7 +165,7 @@ def evaluate_model(model, vocab, payload, runs, plan, options, config, name, ans
             result[task] = exam(model, vocab, asked, answers=mine, text_field=fields, acts=payload.get("acts", ()),
                                 **common)
         elif task == "tools":
-            result[task] = tool_scores(model, vocab, dict(zip(("tools_eval", "prices"), files)),
+            result[task] = tool_scores(model, vocab, dict(zip(TOOL_EXAM, files)),
                                        payload.get("acts", ()), every, mine)
         else:
             dialogue = payload["stage"] != "Pre"
@@ -224,6 +225,8 @@ def tool_lines(scores):
     for task in scores[0]["by_task"]:
         yield [f"　{TITLES[task]}：工具 / 参数 / 答案", "",
                *(" / ".join(percent(s["by_task"][task][name]) for name in SHARES) for s in scores)]
+    yield ["　算术题不给工具", "", *(percent(s["off"]) for s in scores)]
+    yield [f"　换一种问法（{scores[0]['phrasings']['n']} 题）", "", *(percent(s["phrasings"]["overall"]) for s in scores)]
     yield ["　不该用而用了", "", *(percent(s["needless"]) for s in scores)]
     yield ["　其中不用工具的题答对", "", *(percent(s["ordinary"]) for s in scores)]
 

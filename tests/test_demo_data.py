@@ -334,7 +334,8 @@ def test_write_once_and_repair(tmp_path, monkeypatch):
     monkeypatch.setattr(demo_data, "TOP_ANSWER", 1.0)
     paths = write_demo(tmp_path / "a", 3)
     assert sorted(path.name for path in paths.values()) == [
-        f"demo_{name}.jsonl" for name in ("eval", "outside", "phrasings", "pre", "sft")]
+        f"demo_{name}.jsonl"
+        for name in ("eval", "outside", "phrasings", "pre", "prices", "sft", "tools_eval", "tools_phrasings")]
     stamps = {path: path.stat().st_mtime_ns for path in paths.values()}
     assert write_demo(tmp_path / "a", 3) == paths and {path: path.stat().st_mtime_ns
                                                        for path in paths.values()} == stamps

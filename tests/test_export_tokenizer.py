@@ -173,9 +173,19 @@ def acting(rng, bits):
     for message in talk:
         if message["role"] == "assistant" and rng.random() < 0.5:
             message["reasoning_content"] = said()
-    tools = [{"type": "function", "function": {"name": said(), "parameters": {"type": "object", "properties": value()}}}
-             for _ in range(rng.randint(0, 2))]
-    return talk, tools or None
+    return talk, [offered(rng, said, value) for _ in range(rng.randint(0, 3))] or None
+
+
+def offered(rng, said, value):
+    """A tool that is told as a signature, or one that says more or less than that."""
+    def schema():
+        kind = {"type": rng.choice(["string", "integer", ["string", "null"]])}
+        return rng.choice([kind, kind, {**kind, "description": said()}, {**kind, "enum": [said()]}, value()])
+    form = {"type": "object", "properties": {rng.choice([said(), "items", "a"]): schema() for _ in range(3)}}
+    form |= rng.choice([{}, {"required": ["a"]}, {"required": value()}, {"additionalProperties": rng.random() < 0.5}])
+    inner = {"name": said(), "parameters": rng.choice([form, form, form, {**form, "$defs": {}}, value()])}
+    inner |= rng.choice([{}, {"description": said()}, {"strict": True}, {"examples": value()}])
+    return rng.choice([{"type": "function", "function": inner}, inner, {"function": inner, "cached": True}])
 
 
 def ours(talk, tools):

@@ -9,7 +9,7 @@ import pytest
 from tools import Vocab
 from tools.formats import Row
 from tools.mask import mask_from_id_to_id
-from tools.template import (CALL, ROLE_NAMES, THINK, call_text, compact, message_texts, parsed_call, render,
+from tools.template import (CALL, ROLE_NAMES, THINK, call_text, compact, message_texts, offer_text, parsed_call, render,
                             render_many,
                             render_prompt, render_text)
 
@@ -201,6 +201,24 @@ def test_prompt_is_what_the_reply_follows_in_training(vocab):
     prompt = render_prompt(messages[:-1], vocab)
     assert isinstance(prompt, list) and ids[:len(prompt)].tolist() == prompt
     assert ids[len(prompt):].tolist() == [vocab.id("我"), END]
+
+
+@pytest.mark.parametrize("tool, said", [
+    ({"name": "a"}, "a()"),
+    ({"type": "function", "function": {"name": "a", "description": "查", "strict": True, "parameters": {
+        "type": "object", "additionalProperties": False, "required": ["x", "k"], "properties": {
+            "x": {"type": "string"}, "n": {"type": "integer", "description": "几个"}, "k": {"enum": ["甲"]}}}}},
+     'a(x, n?: integer 几个, k: {"enum": ["甲"]}) 查'),
+    ({"name": "a", "parameters": {"type": "object", "properties": {"x": {"description": "哪个"}, "y": True}}},
+     'a(x?: {"description": "哪个"}, y?: true)'),
+    *[(odd, compact(odd)) for odd in (
+        {"name": "a", "parameters": {"type": "object"}}, {"name": "a", "input_schema": {"type": "object"}},
+        {"name": "a", "parameters": {"properties": {}, "$defs": {"b": {}}}}, {"name": "a", "examples": []},
+        {"name": "a", "parameters": {"properties": {}, "additionalProperties": {"type": "string"}}})]])
+def test_W1_a_tool_is_told_as_a_signature_and_loses_nothing(vocab, tool, said):
+    assert offer_text(compact([tool])) == said and offer_text(compact([tool, tool])) == said + "\n" + said
+    ids = render([{"role": "tools", "content": compact([tool])}, *turns(("U", "谁"), ("A", "我"))], vocab)[0].tolist()
+    assert ids[1:3 + len(vocab.encode(said))] == [vocab.id("Tools"), vocab.id("："), *vocab.encode(said)]
 
 
 def test_D2_a_text_is_learned_whole(vocab):

@@ -1,10 +1,10 @@
 """The built-in data: a small world in text, dialogues and held-out questions, written on first use.
 
-`write_demo("data")` writes demo_pre.jsonl and demo_sft.jsonl to learn from, and three files to be examined with:
+`write_demo("data")` writes demo_pre.jsonl and demo_sft.jsonl to learn from, and files to be examined with:
 demo_eval.jsonl (contents that no training row has), demo_phrasings.jsonl (ways to ask that no training row has),
-demo_outside.jsonl (what is not in this world). The tasks are in demo/numbers and demo/tasks, their wordings in
-demo/forms and demo/noise, what is held out in demo/hold, the hand-written rows in data/hand_*.jsonl. Everything follows
-from the seed.
+demo_outside.jsonl (what is not in this world), demo_tools_*.jsonl (what tools are needed for). The tasks are in
+demo/numbers, demo/tasks and demo/tool_tasks, their wordings in demo/forms and demo/noise, what is held out in
+demo/hold, the hand-written rows in data/hand_*.jsonl. Everything follows from the seed.
 """
 import hashlib
 import json
@@ -28,6 +28,7 @@ from tools.demo.names import draw_name, rare_word  # noqa: E402
 from tools.demo.noise import FREE, OTHER, PLAIN  # noqa: E402  (the path comes first)
 from tools.demo.outside import admits, kinds, outside, remark, remarks, right, unheld, UNREAD  # noqa: E402
 from tools.demo.tasks import HAND, TASKS, Recall, draw_part, hand_rows, to_learn  # noqa: E402
+from tools.demo.tool_tasks import build_tools  # noqa: E402
 from tools.cli import guarded, parse  # noqa: E402
 from tools.errors import UserError  # noqa: E402
 from tools.saving.atomic import write_bytes  # noqa: E402
@@ -273,10 +274,18 @@ def write_once(folder, name, seed, make):
 
 
 def build_demo(seed=0):
-    """{"pre": rows, "sft": rows, "eval": rows, "phrasings": rows, "outside": rows}; no stream of random numbers touches
-    another."""
+    """{"pre": rows, "sft": rows, "eval": rows, "phrasings": rows, "outside": rows, and what `build_tools` gives}; no
+    stream of random numbers touches another."""
     makers = {"pre": pre_rows, "sft": sft_rows, "eval": eval_rows, "phrasings": phrasing_rows, "outside": outside_rows}
-    return {name: make(random.Random(f"{seed}/{name}")) for name, make in makers.items()}
+    return {**{name: make(random.Random(f"{seed}/{name}")) for name, make in makers.items()}, **build_tools(seed)}
+
+
+def whole_world(seed):
+    """As it is written: what is learned of tools is learned with the other dialogues."""
+    world = build_demo(seed)
+    world["sft"] += world.pop("tools")
+    random.Random(f"{seed}/mixed").shuffle(world["sft"])
+    return world
 
 
 def demo_home(out_dir):
@@ -287,12 +296,12 @@ def demo_home(out_dir):
 def write_demo(folder, seed=0):
     """Write the built-in world into `folder` unless it is there already: {"pre": Path, "sft": Path, "eval": Path,
     ...}."""
-    return write_once(folder, "world", seed, lambda: build_demo(seed))
+    return write_once(folder, "world", seed, lambda: whole_world(seed))
 
 
 OPTIONS = [("--out", {"default": str(HAND), "metavar": "文件夹", "help": "写到哪个文件夹（默认是项目的 data）"}),
            ("--seed", {"type": int, "default": 0, "metavar": "整数", "help": "随机种子（默认 0），种子相同则内容相同"}),
-           ("--tools", {"action": "store_true", "help": "只写出学用工具的对话、考题和一张价目表"}),
+           ("--tools", {"action": "store_true", "help": "只写出学用工具的对话、考题和一张价目表（与自己的对话一起学）"}),
            ("--adapters", {"action": "store_true", "help": "另外写出三个专家和门控的小数据集"})]
 
 

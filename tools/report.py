@@ -38,7 +38,8 @@ def build(subjects, check=True):
             run["data_check"] = run["data_check"] or (_checked(run["config"]) if check else None)
             run["preset"], run["changed"] = changed_keys(run)
     scores = [score for one in subjects for score in ((one["report"] or {}).get("scores") or {}).values()]
-    tasks = {task for score in scores if isinstance(score, dict) for task in score.get("by_task") or {}}
+    tasks = {task for score in scores if isinstance(score, dict)
+             for part in (score, score.get("tools") or {}) for task in part.get("by_task") or {}}
     return {"subjects": subjects, "made": time.strftime("%Y-%m-%d %H:%M"),
             "help": {name: key.help for name, key in KEYS.items()},
             "groups": {name: key.group for name, key in KEYS.items()}, "stages": STAGE_TITLES,

@@ -3,21 +3,24 @@
 A document starts with <|im_end|> as context. A turn is [Role id] "：" content; a reply ends with <|im_end|>:
     <|im_end|> User ： 你好 Assistant ： 您好 <|im_end|>
 A reply may think and call tools before it speaks; what a tool gives back is a turn of the role Tool, and the tools on
-offer are a turn of the role Tools at the very beginning, a JSON list:
+offer are a turn of the role Tools at the very beginning, a line each (tools/offer.py):
     … Assistant ： [think] 先想想 [/think] [call] {"name": …, "arguments": {…}} [/call] 请稍等 <|im_end|> Tool ： 1991
 Roles, marks and ends are ids that no content can produce.
 """
 import json
+from functools import lru_cache
 
 import numpy as np
 
-TEMPLATE = 2            # counts changes of the form; part of every token cache's key
+TEMPLATE = 3            # counts changes of the form; part of every token cache's key
 END = "<|im_end|>"
 COLON = "："
 ROLE_NAMES = {"user": "User", "assistant": "Assistant", "system": "System", "tool": "Tool", "tools": "Tools"}
 THINK, CALL = ("[think]", "[/think]"), ("[call]", "[/call]")
 MARKS = {THINK: "thinking", CALL: "calls"}      # what a model that was taught nothing of it never writes
 THINKING = ("auto", "on", "off")
+DEFINED = ("name", "description", "parameters")                         # what a signature says of a tool, and
+FORM = ("type", "properties", "required", "additionalProperties")       # of its parameters
 
 
 def compact(value):
@@ -27,6 +30,41 @@ def compact(value):
 
 def call_text(name, arguments):
     return compact({"name": name, "arguments": arguments})
+
+
+@lru_cache(maxsize=256)
+def offer_text(tools):
+    """The tools on offer, definitions as JSON text -> what a model is told of them, a line each. A schema is long and
+    the context of a small model short, so most become a signature and what they are described with:
+
+    calendar(date: string 哪天, until?, days?: integer, kind?: {"enum": ["阳历", "农历"]}) 查日子
+    """
+    try:
+        return "\n".join(_signature(tool) or compact(tool) for tool in json.loads(tools))
+    except (ValueError, TypeError):
+        return tools                                                    # not of tools/reading: as it stands
+
+
+def _signature(tool):
+    """"" for a tool that says more than that: it stays JSON. chat_agent/exports/chat_template.py has the same rule."""
+    inner = tool["function"] if isinstance(tool.get("function"), dict) else tool
+    form, about = inner.get("parameters") or {"properties": {}}, inner.get("description") or ""
+    if not (set(tool) <= {"type", "function"} or tool is inner) or set(inner) - {"type", "strict", *DEFINED} or (
+            not isinstance(form, dict) or not isinstance(about, str)):
+        return ""
+    known, needed = form.get("properties"), form.get("required") or []
+    if set(form) - set(FORM) or form.get("additionalProperties") or not (
+            isinstance(known, dict) and isinstance(needed, list)):
+        return ""
+    said = ", ".join(_parameter(name, schema, name in needed) for name, schema in known.items())
+    return f"{inner['name']}({said})" + (" " + about if about else "")
+
+
+def _parameter(name, schema, needed):
+    plain = isinstance(schema, dict) and set(schema) <= {"type", "description"} and (
+        isinstance(schema.get("type"), str) and isinstance(schema.get("description", ""), str))
+    said = compact(schema) if not plain else " ".join(filter(None, (schema["type"], schema.get("description"))))
+    return name + ("" if needed else "?") + ("" if said == "string" else ": " + said)
 
 
 def parsed_call(text):
@@ -45,7 +83,8 @@ def message_parts(message):
     """
     thought = message.get("thinking")
     parts = [] if thought is None else [(THINK, thought)]
-    return parts + [(CALL, call) for call in message.get("calls", ())] + [(None, message["content"])]
+    said = offer_text(message["content"]) if message["role"] == "tools" else message["content"]
+    return parts + [(CALL, call) for call in message.get("calls", ())] + [(None, said)]
 
 
 def message_texts(message):

@@ -1,4 +1,6 @@
 """Replies of a model of ours, many side by side."""
+from tools.acting.forms import Form, offered_of
+from tools.acting.schema import SchemaError
 from chat_agent.answering.rows import row_of
 from chat_agent.chat import sampling_of
 from chat_agent.load import context_of, load, talk_of
@@ -29,7 +31,7 @@ class OwnModel:
         self.longest, self.stops = self.how.pop("max_new_tokens"), self.how.pop("stops")
         self.thinking = self.how.pop("thinking") if "thinking" in talk["acts"] else "auto"
         self.how = {name: value for name, value in self.how.items() if name not in ("thinking", "speculate", "seed")}
-        self.structure, self.prepared = structure_of(self.vocab, talk["acts"]), {}
+        self.acts, self.prepared = {*talk["acts"]}, {}
         if options.samples > 1 and self.how["temperature"] == 0:
             raise UserError("--samples 大于 1 时请写 --temperature（如 0.8）：温度为 0，每次的回答都一样。")
         self.block = max(1, options.batch_size // options.samples)
@@ -42,16 +44,36 @@ class OwnModel:
         """prompts: lists of messages, the block `number` of them -> list of (rows, reasons)."""
         ids = [render_prompt(messages, self.vocab, self.thinking) for messages in prompts]
         jobs = [i for i, one in enumerate(ids) if len(one) < self.context for _ in range(self.options.samples)]
-        rooms = [min(self.longest, self.context - len(ids[i])) for i in jobs]
-        replies = generate_replies(self.model, [ids[i] for i in jobs], rooms, self.options.batch_size,
-                                   seed=f"{self.options.seed}/{number}", prepared=self.prepared,
-                                   **self.structure, **self.how)
+        replies = self._replies([prompts[i] for i in jobs], [ids[i] for i in jobs], f"{self.options.seed}/{number}")
         found = [([], []) if len(one) < self.context else
                  ([], [f"提问太长：有 {len(one)} 个词元，模型一共只看 {self.context} 个"]) for one in ids]
         for i, reply in zip(jobs, replies):
-            row, wrong = self._row(prompts[i], reply)
+            row, wrong = (None, reply) if isinstance(reply, str) else self._row(prompts[i], reply)
             found[i][0 if row else 1].append(row or wrong)
         return found
+
+    def _replies(self, talks, ids, seed):
+        """A Reply to each, or why there is none. Prompts with the same tools, and as much room, are written side by
+        side, their calls held to the tools' schemas; where none is offered, none is called."""
+        groups, replies = {}, [None] * len(ids)
+        for i, talk in enumerate(talks):
+            room = min(self.longest, self.context - len(ids[i]))
+            tools = offered_of(talk) if "calls" in self.acts else ""
+            groups.setdefault((tools, room if tools else None), []).append((i, room))
+        for number, ((tools, room), jobs) in enumerate(sorted(groups.items(), key=lambda one: one[0][0])):
+            learned = self.acts if tools else self.acts - {"calls"}
+            try:
+                rule = Form(tools).rule(self.vocab, self.model.config.vocab_size, room, learned,
+                                        self.thinking) if tools else None
+            except SchemaError as error:
+                replies = [str(error) if i in dict(jobs) else reply for i, reply in enumerate(replies)]
+                continue
+            made = generate_replies(self.model, [ids[i] for i, _ in jobs], [room for _, room in jobs],
+                                    self.options.batch_size, seed=seed + f"/{number}" * (number > 0), rule=rule,
+                                    prepared=self.prepared, **structure_of(self.vocab, learned), **self.how)
+            for (i, _), reply in zip(jobs, made):
+                replies[i] = reply
+        return replies
 
     def _row(self, messages, reply):
         spoken = Spoken(self.vocab, self.stops, self.thinking)

@@ -10,12 +10,13 @@ import torch
 from tqdm import tqdm
 
 from chat_agent.evaluation import rows as eval_data
-from tools.acting.spoken import said_of
+from chat_agent.evaluation.tool_use import tool_scores
 from model.kernels.cross_entropy import IGNORE, target_losses
 from model.kernels.ngram_head import orders_held
 from model.generate import evaluating, generate_replies
 from model.segments import Segments
 from tools import template
+from tools.acting.spoken import said_of
 from tools.demo_data import chance, graded, refused
 from tools.errors import UserError
 from tools.formats import Row
@@ -201,7 +202,8 @@ def world_scores(model, vocab, paths, every=1, **options):
     """The three scores of the built-in world: held-out contents, phrasings, questions outside it.
 
     paths: what `write_demo` gives; without some of its files, without their scores. -> `exact_scores` of the contents,
-    and in it "phrasings" {"overall", "by_task", "n", "refusals"}, "outside" (share of sensible replies), "n_outside".
+    and in it "phrasings" {"overall", "by_task", "n", "refusals"}, "outside" (share of sensible replies), "n_outside",
+    "tools" (`tool_scores`, of a model that has learned to call).
     """
     scores = {name: exact_scores(model, vocab, str(paths[name]), every, **options)
               for name in ("eval", "phrasings", "outside") if name in paths}
@@ -211,6 +213,8 @@ def world_scores(model, vocab, paths, every=1, **options):
         found["phrasings"] = {key: scores["phrasings"][key] for key in ("overall", "by_task", "n", "refusals")}
     if "outside" in scores:
         found |= {"outside": scores["outside"]["overall"], "n_outside": scores["outside"]["n"]}
+    if "tools_eval" in paths and "calls" in options.get("acts", ()):
+        found["tools"] = tool_scores(model, vocab, paths, options["acts"], every)
     return found
 
 

@@ -6,6 +6,7 @@ from tools.acting.forms import Form, offered_of
 from tools.acting.toolbox import toolbox
 from tools.acting.spoken import Spoken
 from model.generate import check_prompt, generate_replies
+from tools.demo.tool_tasks import SIGNS
 from tools.formats import read_rows
 from tools.template import marks_of, parsed_call, render_prompt
 
@@ -19,14 +20,37 @@ def tool_scores(model, vocab, paths, acts=(), every=1, answers=None, speak=None)
 
     -> {"overall": share of right final answers of the tasks that need a tool, "by_task": {task: {"tool", "arguments",
     "answer": shares}}, "needless": share of the other questions in which it called, "ordinary": share of those answered
-    rightly, "n"}.
+    rightly, "n", "off": share of the calculations answered rightly where no tool is offered, "phrasings": as the first
+    three, of the questions in held-out forms}.
 
-    speak(conversations, acts) -> their next messages; the model's, where it is not given.
+    speak(conversations) -> their next messages; the model's, where it is not given. answers: a list that gets every
+    question with what was said to it.
     """
-    rows, box = list(read_rows(str(paths["tools_eval"])))[::every], toolbox(["all", str(paths["prices"])])
-    tasks = [json.loads(line)["task"] for line in open(paths["tools_eval"], encoding="utf-8")][::every]
     speak = speak or (lambda talks: replies_to(model, vocab, talks, acts))
-    talks = [row.messages[:2] for row in rows]                      # the tools and the question
+    box = toolbox(["all", str(paths["prices"])])
+    found = _examined(paths["tools_eval"], every, box, speak, answers)
+    if "tools_phrasings" in paths:
+        reworded = _examined(paths["tools_phrasings"], every, box, speak, answers)
+        found["phrasings"] = {name: reworded[name] for name in ("overall", "by_task", "needless", "n")}
+    return {**found, "off": _without(paths["tools_eval"], every, speak)}
+
+
+def _questions(path, every):
+    """[(task, messages), …]"""
+    tasks = [json.loads(line)["task"] for line in open(path, encoding="utf-8")]
+    return list(zip(tasks, [row.messages for row in read_rows(str(path))]))[::every]
+
+
+def _without(path, every, speak):
+    asked = [messages for task, messages in _questions(path, every) if task in SIGNS]
+    said = speak([messages[1:2] for messages in asked])
+    return sum(one["content"].strip() == messages[-1]["content"] for one, messages in zip(said, asked)) / max(
+        1, len(asked))
+
+
+def _examined(path, every, box, speak, answers):
+    asked = _questions(path, every)
+    talks = [messages[:2] for _, messages in asked]                 # the tools and the question
     going = list(range(len(talks)))
     for _ in range(ROUNDS):
         for i, said in zip(going, speak([talks[i] for i in going])):
@@ -36,10 +60,10 @@ def tool_scores(model, vocab, paths, acts=(), every=1, answers=None, speak=None)
         if not going:
             break
     marks = {}
-    for task, row, talk in zip(tasks, rows, talks):
-        marks.setdefault(task, []).append(_marks(row.messages, talk))
+    for (task, messages), talk in zip(asked, talks):
+        marks.setdefault(task, []).append(_marks(messages, talk))
         if answers is not None:
-            answers.append({"task": task, "question": talk[1]["content"], "expected": row.messages[-1]["content"],
+            answers.append({"task": task, "question": talk[1]["content"], "expected": messages[-1]["content"],
                             "reply": talk[-1]["content"], "right": marks[task][-1]["answer"], "messages": talk})
     return _summed(marks)
 

@@ -9,7 +9,7 @@ there content is text, exactly as in ours. llama.cpp has no such step; its mark 
 import json
 import re
 
-from tools.template import CALL, COLON, END, ROLE_NAMES, THINK
+from tools.template import CALL, COLON, DEFINED, END, FORM, ROLE_NAMES, THINK
 
 OPEN = "<|"
 MARK = "\ufdd0"         # no character, by Unicode's own word; where content holds it anyway the digit behind tells
@@ -51,7 +51,45 @@ TEMPLATE = """{%- set names = @NAMES@ -%}
 # Parts for a model that has learned to call and to think; others are left alone whatever the caller says.
 OFFER = """
 {%- if tools -%}
-{{- '@TOOLS@@COLON@' ~ ⟦(tools | tojson)⟧ -}}
+{{- '@TOOLS@@COLON@' -}}
+{%- for tool in tools -%}
+{{- '' if loop.first else '\n' -}}
+{%- set wrapped = tool['function'] is mapping -%}
+{%- set it = tool['function'] if wrapped else tool -%}
+{%- set form = it['parameters'] if it['parameters'] else {'properties': {}} -%}
+{%- set about = it['description'] if it['description'] else '' -%}
+{%- set odd = namespace(found=form is not mapping or about is not string) -%}
+{%- for name, value in tool.items() if wrapped and name not in ['type', 'function'] -%}
+{%- set odd.found = true -%}
+{%- endfor -%}
+{%- for name, value in it.items() if name not in ['type', 'strict', @DEFINED@] -%}
+{%- set odd.found = true -%}
+{%- endfor -%}
+{%- if not odd.found -%}
+{%- for name, value in form.items() if name not in [@FORM@] or name == 'additionalProperties' and value -%}
+{%- set odd.found = true -%}
+{%- endfor -%}
+{%- endif -%}
+{%- set needed = form['required'] if not odd.found and form['required'] else [] -%}
+{%- set listed = needed is iterable and needed is not string and needed is not mapping -%}
+{%- if odd.found or form['properties'] is not mapping or not listed -%}
+{{- ⟦(tool | tojson)⟧ -}}
+{%- else -%}
+{{- ⟦it['name']⟧ ~ '(' -}}
+{%- for name, schema in form['properties'].items() -%}
+{%- set plain = namespace(still=schema is mapping and schema['type'] is string) -%}
+{%- set parts = schema.items() if plain.still else [] -%}
+{%- for key, value in parts if key not in ['type', 'description'] or value is not string -%}
+{%- set plain.still = false -%}
+{%- endfor -%}
+{%- set about_it = ' ' ~ schema['description'] if plain.still and schema['description'] else '' -%}
+{%- set said = schema['type'] ~ about_it if plain.still else schema | tojson -%}
+{{- ('' if loop.first else ', ') ~ ⟦name⟧ ~ ('' if name in needed else '?') -}}
+{{- '' if said == 'string' else ': ' ~ ⟦said⟧ -}}
+{%- endfor -%}
+{{- ')' ~ (' ' ~ ⟦about⟧ if about else '') -}}
+{%- endif -%}
+{%- endfor -%}
 {%- endif -%}"""
 REASON = """
 {%- if message['reasoning_content'] is string -%}
@@ -95,7 +133,8 @@ def _filled(safe, acts, learn, learned):
     parts = {"@BEGIN@": BEGIN * thinks, "@REASON@": REASON * thinks, "@OFFER@": OFFER * calls,
              "@NAMES@": json.dumps(names), "@LEARN@": learn, "@LEARNED@": learned, "@END@": END, "@COLON@": COLON,
              "@TOOLS@": tools, "@THINK@": think,
-             "@THOUGHT@": thought, "@CALL@": call, "@CALLED@": called}
+             "@THOUGHT@": thought, "@CALL@": call, "@CALLED@": called, "@DEFINED@": repr(DEFINED)[1:-1],
+             "@FORM@": repr(FORM)[1:-1]}
     source = TEMPLATE
     for name, value in parts.items():
         source = source.replace(name, value)

@@ -1,6 +1,7 @@
 // Two to four models side by side: one question for all of them, or an exam of held-out questions.
 
 import { $, announce, make } from "./view.js";
+import { act, fill, steps } from "./acting.js";
 import { ApiError, getJson, streamChat } from "./api.js";
 import { read, write } from "./store.js";
 import { sampling } from "./settings.js";
@@ -107,10 +108,14 @@ class Column {
 
   async answer(text, signal) {
     const reply = make("div", { class: "text typing-dot" });
-    this.body.replaceChildren(make("p", { class: "soft" }, text), reply);
+    const said = { content: "" };
+    const box = steps(said);
+    this.body.replaceChildren(make("p", { class: "soft" }, text), box, reply);
     const started = performance.now();
-    const request = { model: this.model.id, messages: [{ role: "user", content: text }], ...sampling() };
-    const { usage } = await streamChat(request, signal, (piece) => { reply.textContent += piece; }, () => {});
+    const messages = [{ role: "user", content: text }];
+    const request = { model: this.model.id, messages, tools: this.model.tools, ...sampling() };
+    const heard = { text: (piece) => { said.content += piece; reply.textContent = said.content; }, about() {} };
+    const { usage } = await act(request, signal, said, heard, () => fill(box, said));
     reply.classList.remove("typing-dot");
     if (!reply.textContent) reply.textContent = "（空的回答）";
     const seconds = (performance.now() - started) / 1000;

@@ -217,6 +217,8 @@ def flat_scores(report):
                 found[f"{STAGE_TITLES.get(stage, stage)} 换一种问法"] = score["phrasings"].get("overall")
             if "outside" in score:
                 found[f"{STAGE_TITLES.get(stage, stage)} 题外话"] = score["outside"]
+            if "tools" in score:
+                found[f"{STAGE_TITLES.get(stage, stage)} 用工具"] = score["tools"].get("overall")
             found |= {f"{STAGE_TITLES.get(stage, stage)} {task_title(task)}": value
                       for task, value in (score.get("by_task") or {}).items()}
     for stage, value in ((report or {}).get("bits_per_char") or {}).items():
@@ -227,4 +229,5 @@ def flat_scores(report):
 def task_title(name):
     """The Chinese title of a built-in task; another name as it is."""
     from tools.demo.tasks import TASKS
-    return TASKS[name].title if name in TASKS else name
+    from tools.demo.tool_tasks import TITLES
+    return TASKS[name].title if name in TASKS else TITLES.get(name, name)

@@ -459,7 +459,30 @@ function scoreCard(report, name) {
           class: "note",
           text: `题外话（它的小世界里没有的）：${percent(last.outside)} 答得体，或老实说不会`,
         }),
+    last.tools ? toolScores(last.tools, percent) : null,
   );
+}
+
+function toolScores(tools, percent) {
+  const reworded = (tools.phrasings || {}).by_task || {};
+  return [
+    element("h3", { text: "用工具的题" }),
+    table(
+      ["任务", "叫对工具", "参数全对", "最后答对", "换一种问法"],
+      [
+        ["全部", "", "", percent(tools.overall), percent((tools.phrasings || {}).overall)],
+        ...Object.entries(tools.by_task).map(([task, s]) => [
+          taskName(task),
+          ...[s.tool, s.arguments, s.answer, (reworded[task] || {}).answer].map(percent),
+        ]),
+      ],
+      [1, 2, 3, 4],
+    ),
+    element("div", {
+      class: "note",
+      text: `同样的算术题不给工具，答对 ${percent(tools.off)}；用不着工具的题里叫了工具的占 ${percent(tools.needless)}`,
+    }),
+  ];
 }
 
 function pipelineCard(report, name) {

@@ -83,10 +83,11 @@ def _of_own(stage):
 
 
 def first_question(ids, vocab):
-    """ids (T,) of a conversation -> what the user says first, None where that is not short and plain."""
+    """ids (T,) of a conversation -> what the user says first, None where that is not short and plain, or asked
+    of somebody with tools."""
     roles = [vocab.id(name) for name in ("User", "Assistant", "System")]
     turns = np.flatnonzero(np.isin(ids, roles))
-    if len(turns) < 2 or ids[turns[0]] != roles[0]:
+    if len(turns) < 2 or ids[turns[0]] != roles[0] or vocab.id("Tools") in ids[:turns[0]]:
         return None
     text = vocab.decode(ids[turns[0] + 2:turns[1]].tolist()).strip()        # behind the role and its colon
     return text if 0 < len(text) <= LONGEST and text.isprintable() else None
