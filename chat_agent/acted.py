@@ -1,5 +1,5 @@
 """A reply that uses tools: it calls, the calls are carried out, and it goes on with what they gave."""
-from tools.acting.toolbox import AT_ONCE, ROUNDS
+from tools.acting.toolbox import AT_ONCE, ROUNDS, cut_result
 from tools.acting.spoken import Piece
 
 USED = "used"                   # a Piece that tells of a call: its text is the result, .name and .arguments the call
@@ -15,7 +15,7 @@ def acted(session, toolbox, pieces, **options):
             return
         for place, call in enumerate(calls):
             name, arguments, result = toolbox.answer(call, place < AT_ONCE)
-            result = session.cut(result)
+            result = cut_result(result, session.vocab, session.context)
             session.messages.append({"role": "tool", "content": result})
             piece = Piece.of(USED, result)
             piece.name, piece.arguments = name, arguments

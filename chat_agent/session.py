@@ -74,11 +74,6 @@ class Session:
         given = (("tools", self.tools), ("system", self.system))
         return [{"role": role, "content": text} for role, text in given if text]
 
-    def cut(self, result):
-        """What a tool gave, as far as it fits: a quarter of the context."""
-        ids, most = self.vocab.encode(result), self.context // 4
-        return result if len(ids) <= most else self.vocab.decode_bytes(ids[:most]).decode("utf-8", "ignore") + "…"
-
     def prompt(self, max_new_tokens):
         """The ids to go on from; the reply keeps at least half of the context for itself if it may use that much."""
         self.dropped = 0

@@ -19,18 +19,26 @@ CHUNK = 256   # tokens of a prompt read at once
 
 @dataclass
 class Reply:
-    """ids without the stop id; drafted: ids that head 2 proposed, accepted: those that head 1 confirmed. log_p: where
-    it was asked for, the log-probability of every id that was drawn, the stop id included."""
+    """ids without the stop id, which is `end`, None where there was none; drafted: ids that head 2 proposed, accepted:
+    those that head 1 confirmed. Where it was asked for, of every id of `drawn`: log_p, its log-probability, and, where
+    there is a rule, allowed, what it was drawn from, (V,) bool."""
 
     ids: list = field(default_factory=list)
     finish: str = "length"
+    end: int | None = None
     log_p: list = field(default_factory=list)
+    allowed: list = field(default_factory=list)
     accepted: int = 0
     drafted: int = 0
 
     @property
     def acceptance(self):
         return self.accepted / self.drafted if self.drafted else 0.0
+
+    @property
+    def drawn(self):
+        """All ids that the model drew: the reply's, and the one that ended it."""
+        return self.ids if self.end is None else [*self.ids, self.end]
 
 
 def generate(model, ids, max_new_tokens, **options):
@@ -71,7 +79,7 @@ def stream(model, ids, max_new_tokens, *, seed=None, speculate=None, guard=True,
         source = drafted_ids if speculate else plain_ids
         for new in source(model, cache, last, how, numbers, reply, room):
             if new in how.stop_ids:
-                reply.finish = "stop"
+                reply.finish, reply.end = "stop", new
                 return
             reply.ids.append(new)
             yield new
@@ -93,8 +101,9 @@ def generate_replies(model, prompts, max_new_tokens, batch_size=128, *, seed=Non
 
     max_new_tokens: one number for all, or a list with one for each. Options as in `stream`; there is no speculation
     here, a full batch already keeps the machine busy. With a seed, prompt i gets its own random numbers, whatever
-    stands beside it. progress: called with the number of replies finished since the last call.
-    scored: fill Reply.log_p, at temperature 1 without top_k and the like the probabilities that were drawn from.
+    stands beside it; a list of seeds has one for each prompt. progress: called with the number of replies
+    finished since the last call. scored: fill Reply.log_p and .allowed, at temperature 1 without top_k and the like the
+    probabilities that were drawn from.
     """
     how, replies, rooms = Sampling(**sampling), [Reply() for _ in prompts], {}
     prepared, groups = {} if prepared is None else prepared, model.groups(prompts)
@@ -123,7 +132,7 @@ class _Job:
     def take(self, new, how):
         """Add an id; whether the reply is finished."""
         if new in how.stop_ids:
-            self.reply.finish = "stop"
+            self.reply.finish, self.reply.end = "stop", new
             return True
         self.reply.ids.append(new)
         if self.loops and self.loops.add(new) and not how.held(self.reply.ids):
@@ -148,7 +157,7 @@ def _write(jobs, model, how, prepared, scored):
         logits = cache.logits(last)
         new = how.pick(logits, [j.reply.ids for j in jobs], numbers)              # bans are in `logits` now
         if scored:
-            _score(jobs, logits, new)
+            _score(jobs, logits, new, how.rule is not None)
         going = [i for i, job in enumerate(jobs) if not job.take(new[i], how)]
         if not going:
             return
@@ -158,10 +167,13 @@ def _write(jobs, model, how, prepared, scored):
         last = model.decode(torch.tensor(new, device=last.device)[:, None], cache)[:, 0]
 
 
-def _score(jobs, logits, new):
+def _score(jobs, logits, new, ruled):
     log_p = logits.log_softmax(-1).gather(1, torch.tensor(new, device=logits.device)[:, None])[:, 0]
     for job, value in zip(jobs, log_p.tolist()):
         job.reply.log_p.append(value)
+    if ruled:
+        for job, allowed in zip(jobs, (logits > float("-inf")).cpu()):
+            job.reply.allowed.append(allowed)
 
 
 @torch.inference_mode()

@@ -168,5 +168,6 @@ def repeats(reply, n):
 
 
 def stream_of(seed, index=0):
-    """The random numbers of one reply: a random.Random, from system entropy when seed is None."""
-    return random.Random() if seed is None else random.Random(f"{seed}/{index}")
+    """The random numbers of one reply: a random.Random, from system entropy when seed is None. A list: index's own."""
+    return random.Random() if seed is None else random.Random(seed[index] if isinstance(seed, list) else
+                                                              f"{seed}/{index}")

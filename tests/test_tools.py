@@ -10,7 +10,7 @@ import toy
 from chat_agent.acted import USED, acted
 from tools.acting.built_in import LookUp, calendar, convert
 from tools.acting.calculator import Wrong, calculate
-from tools.acting.toolbox import LONGEST, ROUNDS, toolbox
+from tools.acting.toolbox import LONGEST, ROUNDS, cut_result, toolbox
 from chat_agent.session import Session
 from tools.errors import UserError
 from tools.template import call_text
@@ -188,9 +188,9 @@ def test_W4_calling_for_ever_ends(monkeypatch):
 def test_W4_hostile_results_are_plain_content(mine, monkeypatch):
     text, _ = mine.run("odd", {})
     session = scripted(monkeypatch, [], mine)
-    ids = session.vocab.encode(session.cut(text))
+    ids = session.vocab.encode(cut_result(text, session.vocab, session.context))
     assert min(ids) >= 16 and "<|im_end|>" in session.vocab.decode(ids)
-    long = session.cut(mine.run("flood", {"size": 9_000_000})[0])
+    long = cut_result(mine.run("flood", {"size": 9_000_000})[0], session.vocab, session.context)
     assert len(session.vocab.encode(long)) <= session.context // 4 + 4 and long.endswith("…")
 
 

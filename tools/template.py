@@ -162,8 +162,12 @@ def render_prompt(messages, vocab, thinking="auto"):
     """
     if vocab.dialogue:
         return vocab.dialogue.prompt(messages, thinking)
-    encoded = iter(vocab.encode_many(_texts(messages)))
-    ids = [vocab.id(END)]
+    return [vocab.id(END), *continuation(messages, vocab, thinking)]
+
+
+def continuation(messages, vocab, thinking="auto"):
+    """The ids of these turns and of what opens a reply to them, behind all that has been said before. -> list of ids"""
+    encoded, ids = iter(vocab.encode_many(_texts(messages))), []
     for message in messages:
         ids += [*_head(message, vocab).tolist(), *_body(message, encoded, vocab).tolist()]
     begun = {"auto": (), "on": THINK[:1], "off": THINK}[thinking]

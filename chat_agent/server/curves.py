@@ -19,7 +19,7 @@ from tools.logs.reader import read_log
 from tools.plot import curve, thinned
 
 FIELDS = ("loss", "ppx_1", "ppx_2", "accuracy", "margin", "reward", "success", "solved", "hopeless",
-          "length", "policy_entropy", "clip_share", "kl", "lr", "grad_norm", "lexp", "tok_s")
+          "length", "called", "failed", "policy_entropy", "clip_share", "kl", "lr", "grad_norm", "lexp", "tok_s")
 PLACE = ("epoch", "epochs", "batch", "batches", "step", "remaining")      # where the run is
 FRESH = 60.0            # seconds after its last line for which a run counts as in progress where its lock tells nothing
 HEAD, TAIL = 1 << 16, 1 << 15    # bytes at a log's two ends that say what it is and how it stands

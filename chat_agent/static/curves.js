@@ -26,6 +26,7 @@ const CHARTS = [
   { names: ["reward", "success"], labels: ["奖励", "答对"], title: "奖励", help: "取样的回答平均得多少分，多少答对。" },
   { names: ["solved", "hopeless"], labels: ["全对", "全错"], title: "学不到的题", help: "整组都对或都错的提问，没有可学的。" },
   { names: ["length"], title: "回答的长短", unit: "词元", help: "奖励在涨、回答却越来越长或越来越短，多半是在钻空子。" },
+  { names: ["called", "failed"], labels: ["叫过", "出错"], title: "用工具", help: "多少回答叫过工具；平均一个回答里出错的调用。" },
   { names: ["policy_entropy"], title: "说法的多样", help: "越低，每次说得越一样；接近 0 就学不到新东西了。" },
   { names: ["clip_share", "kl"], labels: ["被裁剪", "KL"], title: "离得多远", help: "比率被裁剪的词元比例；离起点模型多远。" },
   { names: ["lr"], title: "学习率", zero: true, help: "每一步走多大。" },

@@ -18,6 +18,7 @@ STARTING = 60.0                 # that a file of tools may take to be read
 LONGEST = 2000                  # characters of a result
 ROUNDS = 4                      # times that a reply may call and be answered
 AT_ONCE = 4                     # calls of one round that are carried out
+FAILED = "出错"                 # how the result begins of a call that gave none
 WORKER = Path(__file__).with_name("worker.py")
 
 
@@ -37,20 +38,20 @@ class Toolbox:
         return compact(self.definitions) if self.tools else ""
 
     def run(self, name, arguments):
-        """-> (the result, whether it is one); a failure is a text that begins with 出错."""
+        """-> (the result, whether it is one); a failure is a text that begins with FAILED."""
         if name not in self.tools:
-            return f"出错：没有 {name[:40]} 这个工具", False
+            return f"{FAILED}：没有 {name[:40]} 这个工具", False
         try:
             return shortened(self.tools[name][1](**arguments)), True
         except Wrong as error:
-            return shortened(f"出错：{error}"), False
+            return shortened(f"{FAILED}：{error}"), False
         except Exception as error:      # arguments of the wrong kind, or a bug: the model sees an answer
-            return shortened(f"出错：{type(error).__name__} {error}"), False
+            return shortened(f"{FAILED}：{type(error).__name__} {error}"), False
 
     def answer(self, call, wanted=True):
         """The text of a call -> (its name, its arguments, the result). wanted: False where there are too many."""
         found = parsed_call(call) or {"name": "", "arguments": {}}
-        result = self.run(found["name"], found["arguments"])[0] if wanted else f"出错：一次最多调用 {AT_ONCE} 次"
+        result = self.run(found["name"], found["arguments"])[0] if wanted else f"{FAILED}：一次最多调用 {AT_ONCE} 次"
         return found["name"], found["arguments"], result
 
 
@@ -59,6 +60,12 @@ def shortened(text):
     text = str(text)
     text = text[:LONGEST] + f"…（还有 {len(text) - LONGEST} 个字没有给出）" if len(text) > LONGEST else text
     return text.encode("utf-8", "replace").decode()
+
+
+def cut_result(result, vocab, context):
+    """What a tool gave, as far as it fits: a quarter of the context."""
+    ids, most = vocab.encode(result), context // 4
+    return result if len(ids) <= most else vocab.decode_bytes(ids[:most]).decode("utf-8", "ignore") + "…"
 
 
 def toolbox(words, seconds=SECONDS):

@@ -60,11 +60,14 @@ _GATE = own(
 _DPO = own("ask", key("beta", "float", 0.1, "DPO 的 β", above=0))
 _RL = (
     *own("never",
-         key("reward", "strings", "exact", "奖励，一个或几个：exact contains number regex format length repetition，"
-             "或 文件.py:函数；后面可加 =权重"),
+         key("reward", "strings", "exact", "奖励，一个或几个：exact contains number regex format length repetition "
+             "tool_result，或 文件.py:函数；后面可加 =权重"),
          key("reward_pattern", "str", None, "奖励 regex 用的正则表达式，行里有 pattern 的照行里的"),
          key("reward_format", "str", None, "奖励 format 要的样子：json，或带空的话如 答案是{}。行里有 format 的照行里的"),
-         key("reward_length", "int", None, "奖励 length 给满分的最多字数，行里有 length 的照行里的", low=1)),
+         key("reward_length", "int", None, "奖励 length 给满分的最多字数，行里有 length 的照行里的", low=1),
+         key("reward_needless", "float", 0.25, "奖励 tool_result 里，一次没必要的调用扣多少，行里有 needless 的照行里的", low=0),
+         key("reward_failed", "float", 0.25, "奖励 tool_result 里，一次出错的调用扣多少，行里有 failed 的照行里的", low=0),
+         key("tools", "strings", None, "回答时能用的工具：all calculate calendar convert、Python 文件、供查找的文件；null = 不用")),
     *own("ask",
          key("rl_loss", "choice", "grpo", "强化学习的损失", choices=("grpo", "cispo", "dr_grpo", "reinforce")),
          key("group_size", "int", 8, "一题取几个回答", low=2, high=1024),

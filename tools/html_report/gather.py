@@ -8,7 +8,8 @@ import numpy as np
 from tools.config.keys import STAGE_TITLES
 
 CURVES = ("loss", "ce_1", "ce_2", "ppx_1", "ppx_2", "lr", "grad_norm", "lexp", "entropy", "tok_s",
-          "reward", "success", "solved", "hopeless", "length", "policy_entropy", "clip_share", "kl", "gap", "replies_s")
+          "reward", "success", "solved", "hopeless", "length", "called", "failed", "policy_entropy", "clip_share", "kl",
+          "gap", "replies_s")
 POINTS = 600                # of one curve
 COLUMNS = 160               # of the heat map
 EVENTS = 200                # kept of the newest

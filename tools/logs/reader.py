@@ -17,6 +17,7 @@ MARK = "# TinySeek"                                     # opens the header of a 
 COUNTERS = {"Epoch": ("epoch", "epochs"), "Batch": ("batch", "batches"), "Index": ("index", "indexes")}    # Epoch 001/1
 WORDS = {"Loss": "loss", "Ppx_1": "ppx_1", "Ppx_2": "ppx_2", "Lexp": "lexp", "Accuracy": "accuracy", "Margin": "margin",
          "Reward": "reward", "Success": "success", "Solved": "solved", "Hopeless": "hopeless", "Length": "length",
+         "Called": "called", "Failed": "failed",
          "Clip": "clip_share", "KL": "kl", "Entropy": "policy_entropy", "Gap": "gap", "Replies/s": "replies_s",
          "GradNorm": "grad_norm", "LR": "lr", "Tok/s": "tok_s", "Device": "device", "Batch_t": "batch_t",
          "Remaining": "remaining",

@@ -8,6 +8,7 @@ EXTRAS = ("router_aux", "drift")         # of an adaptation: token-weighted mean
 PER_SAMPLE = ("accuracy", "regret", "margin", "reward_chosen", "reward_rejected")    # sums, counted as targets_1
 # Sums that are divided by another sum.
 RATES = {"reward": "replies", "success": "replies", "length": "replies", "cut": "replies", "unscored": "replies",
+         "called": "replies", "failed": "replies",
          "solved": "groups", "hopeless": "groups", "skipped": "groups", "policy_entropy": "written",
          "clip_share": "learned", "ratio": "learned", "kl": "learned", "gap": "learned"}
 

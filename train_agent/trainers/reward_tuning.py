@@ -3,12 +3,18 @@ more reward than its group becomes likelier. The losses are in rewards/policy_lo
 """
 
 import copy
+import hashlib
+import json
 import sys
 from functools import partial
+from pathlib import Path
 
 import torch
 
-from model.generate import generate_replies
+from model.kernels.cross_entropy import chunk_size
+from tools.acting.forms import Form, offered_of
+from tools.acting.schema import SchemaError
+from tools.acting.toolbox import toolbox
 from tools.demo_data import grade
 from tools.errors import UserError
 from tools.pictures.others import draw_rewards
@@ -18,7 +24,8 @@ from train_agent.trainers.data.own_questions import LONGEST, spread
 from train_agent.trainers.losses import share_of_step
 from train_agent.trainers.rewards.best import write_replies
 from train_agent.trainers.rewards.judge import Judge
-from train_agent.trainers.rewards.play import AT_ONCE, Player, Speech
+from train_agent.trainers.rewards.episodes import Speaker
+from train_agent.trainers.rewards.play import Player
 from train_agent.trainers.rewards.policy_losses import entropies, k3, token_losses, token_weights
 from train_agent.trainers.rewards.questions import QuestionBatch, QuestionData, Questions
 from train_agent.trainers.run_stage import start
@@ -30,11 +37,24 @@ REFUSED = ("find_lr", "find_batch", "overfit_one_batch", "check_gradients")
 
 # ---- the loss ----
 
-def read(model, batch):
-    """-> log p of each label (N,), 0 elsewhere, and the model's output."""
-    out = model(batch.ids, labels_1=batch.labels, positions=batch.positions, layout=batch.layout, valid=batch.valid,
-                each=True)
-    return -out.losses_1.flatten(), out
+def read(model, batch, spread_out=False):
+    """-> log p of each label (N,), 0 elsewhere, in the distribution that it was drawn from, over what was allowed
+    there; the entropies (N,) of these distributions, or None; the model's output."""
+    head = getattr(model, "module", model).fc1
+    counted = not isinstance(head, torch.nn.Linear)        # such a head reads more than hidden states
+    out = model(batch.ids, positions=batch.positions, layout=batch.layout, valid=batch.valid, return_logits=counted)
+    labels, found = batch.labels.flatten(), []
+    places = (labels >= 0).nonzero()[:, 0]
+    states = (out.logits_1 if counted else out.hidden).flatten(0, -2)
+    for part in places.split(chunk_size(places.device)):
+        logits = states[part] if counted else head(states[part])
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = logits.masked_fill(~batch.masks[batch.mask[part]], float("-inf"))
+        own = logits.log_softmax(-1).gather(1, labels[part, None])[:, 0]
+        found.append(torch.stack([own, entropies(logits)] if spread_out else [own]))
+    each = torch.cat(found, 1)
+    whole = each.new_zeros(len(each), len(labels)).index_copy(1, places, each)
+    return whole[0], whole[1] if spread_out else None, out
 
 
 def log_p(model, batch):
@@ -46,7 +66,7 @@ def reward_loss(options, model, batch, totals):
     as in every stage. Of questions that nobody has answered yet (held out): how many are answered wrongly."""
     if isinstance(batch, QuestionBatch):
         return examined(options["examine"], model, batch)
-    now, out = read(model, batch)
+    now, entropy, out = read(model, batch, bool(options["entropy_bonus"]))
     learned = (batch.labels.flatten() >= 0) & (batch.targets_1 > 0)
     old = now.detach() if batch.old is None else batch.old
     each, stopped = token_losses(options["rl_loss"], now, old, batch.advantage, options["clip_low"],
@@ -59,7 +79,7 @@ def reward_loss(options, model, batch, totals):
         each = each + options["kl"] * apart
         sums["kl"] = (apart.detach() * learned).sum()
     if options["entropy_bonus"]:
-        each = each - options["entropy_bonus"] * spread_out(model, out.hidden, learned)
+        each = each - options["entropy_bonus"] * entropy
     weights = token_weights(options["rl_loss"], batch.size.clamp_min(1), options["max_new_tokens"],
                             totals["targets_1"], totals["targets_2"])
     out.loss_sums = ((each * weights * learned).sum(),)
@@ -67,19 +87,12 @@ def reward_loss(options, model, batch, totals):
     return loss, shared | sums | batch.told
 
 
-def spread_out(model, hidden, learned):
-    """(N,) entropy of head 1 where something is learned, 0 elsewhere."""
-    places = learned.nonzero()[:, 0]
-    logits = getattr(model, "module", model).fc1(hidden.flatten(0, -2)[places])
-    return torch.zeros(len(learned), dtype=logits.dtype, device=logits.device).index_copy(0, places, entropies(logits))
-
-
 def examined(exam, model, batch):
     """Greedy replies to held-out questions -> (0, {"ce_1": wrong ones, "accuracy": right ones})."""
     questions = [exam.questions[i] for i in batch.items] if batch.targets_1 else []
     model = getattr(model, "module", model)
-    replies = generate_replies(model, [q.ids for q in questions], exam.room, AT_ONCE, marks=exam.speech.marks)
-    right = sum(any(grade(str(one), exam.speech.said(reply.ids)) for one in accepted(q.row["answer"]))
+    replies = exam.speaker.episodes(model, [(q.talk, q.ids) for q in questions], exam.room)
+    right = sum(any(grade(str(one), reply.said) for one in accepted(q.row["answer"]))
                 for q, reply in zip(questions, replies))
     wrong = float(len(questions) - right)
     return torch.zeros(()), {"ce_1": torch.tensor(wrong), "accuracy": torch.tensor(float(right))}
@@ -92,10 +105,11 @@ def accepted(answer):
 class Exam:
     """What held-out questions are asked with."""
 
-    def __init__(self, questions, vocab, acts, limit):
-        self.questions, self.speech = questions, Speech(vocab, acts)
-        longest = max((len(vocab.encode(str(one))) for q in questions for one in accepted(q.row["answer"])), default=0)
-        self.room = limit if acts else min(limit, longest + SPARE)
+    def __init__(self, questions, speaker, limit):
+        self.questions, self.speaker = questions, speaker
+        longest = max((len(speaker.vocab.encode(str(one))) for q in questions for one in accepted(q.row["answer"])),
+                      default=0)
+        self.room = limit if speaker.acts else min(limit, longest + SPARE)
 
 
 # ---- the stage ----
@@ -112,26 +126,57 @@ def check(options):
         raise UserError(f"max_new_tokens={options['max_new_tokens']} 占满了 max_len={options['max_len']}，没有地方放提问。")
 
 
+def tools_of(options, acts):
+    """-> the Toolbox of --tools or None, and what a resume has to find unchanged of it. UserError 2."""
+    words = options["tools"]
+    if words is None:
+        return None, {}
+    if "calls" not in acts:
+        raise UserError("起点模型没有学过用工具，--tools 用不上。请先用带工具调用的数据做 SFT，见 docs/tools.md。")
+    if options["write_pairs"]:
+        raise UserError("--write_pairs 写不下工具的调用：请去掉 --tools，或用 --write_best。")
+    words = words if isinstance(words, list) else [words]
+    box, kept = toolbox(words), hashlib.sha256()
+    kept.update(box.offered.encode())
+    for path in filter(Path.is_file, map(Path, words)):
+        kept.update(path.read_bytes())
+    return box, {"工具": kept.hexdigest()[:16]}
+
+
+def check_offers(questions, box):
+    """UserError 2 where rows offer tools that are not there, or that nobody can call."""
+    offers = {offered_of(q.talk) for q in (*questions.training, *questions.held)}
+    try:
+        [Form(text).unheld for text in offers]
+    except SchemaError as error:
+        raise UserError(f"数据里工具的定义用不了：{error}。") from None
+    named = {(tool.get("function") or tool)["name"] for text in offers if text for tool in json.loads(text)}
+    if missing := sorted(named - set(box.tools)):
+        raise UserError(f"数据里给了模型这些工具：{'、'.join(missing)}，--tools 里没有。请加上，如 --tools all 价目表.jsonl。")
+
+
 def build_stage(options):
     device = prepare_machine(options)
     check(options)
     judge = Judge(options)
     options, vocab, model, described, digest = speaking_start(
         "rl", options, device, "提问", '{"prompt": …, "answer": …}')
-    if model.config.counted and options["entropy_bonus"]:
-        raise UserError("带计数的模型没有 entropy_bonus：请设为 0。")
-    questions = Questions.of(options, vocab)
+    box, used = tools_of(options, described["talk"]["acts"])
+    questions = Questions.of(options, vocab, box)
+    if box:
+        check_offers(questions, box)
     train = QuestionData(questions.training, options)
     held = {"held": QuestionData(questions.held, options, shuffle=False)} if questions.held else {}
     asked = [q.talk[-1]["content"] for q in questions.held or questions.training if len(q.talk) == 1]
     described["talk"]["prompts"] = spread([text for text in asked[:1000] if len(text) <= LONGEST])
-    same = {"数据": questions.digest, "词表": vocab.hash[:16], "起点模型": digest[:16], **judge.identity()}
-    exam = Exam(questions.held, vocab, described["talk"]["acts"], options["max_new_tokens"])
+    same = {"数据": questions.digest, "词表": vocab.hash[:16], "起点模型": digest[:16], **judge.identity(), **used}
+    speaker = Speaker(vocab, described["talk"]["acts"], model.config.vocab_size, options["max_len"], box)
+    exam = Exam(questions.held, speaker, options["max_new_tokens"])
     loss = partial(reward_loss, {**options, "examine": exam})
     stage = Stage("rl", options, model, train, held, described, same, loss, updates=options["rl_updates"],
                   notes=questions.notes)
     reference = copy.deepcopy(model).requires_grad_(False) if options["kl"] else None
-    stage.player = partial(Player, stage, judge, vocab, log_p, reference)
+    stage.player = partial(Player, stage, judge, speaker, log_p, reference)
     return stage
 
 

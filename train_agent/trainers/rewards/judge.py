@@ -1,8 +1,8 @@
 """Which rewards a run gives: `exact format=0.2 my_reward.py:score` -> a Judge that scores replies and never fails.
 
-A user's function takes (conversation, reply, row): the messages up to the question, the reply's text, the data row as a
-dict, and gives a number. What throws, or gives no finite number, is no sample: it is counted and named, the rest goes
-on.
+A user's function takes (conversation, reply, row): the messages that the reply answers, calls and their results among
+them, the reply's text, the data row as a dict, and gives a number. What throws, or gives no
+finite number, is no sample: it is counted and named, the rest goes on.
 """
 
 import hashlib
@@ -14,6 +14,11 @@ from pathlib import Path
 from tools.config.values import nearest
 from tools.errors import UserError
 from train_agent.trainers.rewards.named import NAMED, Unscored, regexes
+from train_agent.trainers.rewards.tool_result import tool_result
+
+
+CONVERSATION = {"tool_result": tool_result}      # those that look at more than the reply
+KNOWN = (*NAMED, *CONVERSATION)
 
 
 class Judge:
@@ -24,15 +29,15 @@ class Judge:
         specs = options["reward"] if isinstance(options["reward"], list) else [options["reward"]]
         for spec in specs:
             name, weight = weighted(spec)
-            function = NAMED.get(name) or self._own(name)
+            function = CONVERSATION.get(name) or NAMED.get(name) or self._own(name)
             self.parts.append((name, weight, function))
 
     def _own(self, name):
         path, _, function = name.rpartition(":")
         if not path:
-            close = nearest(name, NAMED)
+            close = nearest(name, KNOWN)
             raise UserError(f"没有叫 {name} 的奖励" + (f"，是不是想写 {close}？" if close else "。")
-                            + f"可用：{' '.join(NAMED)}，或自己的函数 文件.py:函数名。")
+                            + f"可用：{' '.join(KNOWN)}，或自己的函数 文件.py:函数名。")
         if not Path(path).is_file():
             raise UserError(f"找不到奖励函数的文件 {path}。")
         source = Path(path).read_bytes()
@@ -53,6 +58,8 @@ class Judge:
     def _values(self, name, function, asked):
         if name == "regex":
             return regexes([(reply, row) for _, reply, row in asked], self.settings)
+        if name in CONVERSATION:
+            return [tried(function, *one, self.settings) for one in asked]
         if name in NAMED:
             return [tried(function, reply, row, self.settings) for _, reply, row in asked]
         return [tried(function, [dict(m) for m in talk], reply, dict(row)) for talk, reply, row in asked]

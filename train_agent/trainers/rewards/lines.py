@@ -2,14 +2,18 @@
 
 import json
 
+from tools.reading.acting import written
+
 
 def best_row(group):
     """The first reply with the highest reward as a dialogue; None where no reply succeeded."""
     good = [(v.reward, -i) for i, v in enumerate(group.verdicts) if v.success and v.reward is not None]
     if not good:
         return None
-    reply = group.texts[-max(good)[1]]
-    return {"conversations": [*group.question.talk, {"role": "assistant", "content": reply}]}
+    reply = group.replies[-max(good)[1]]
+    if any(m["role"] == "tools" for m in reply.messages):
+        return written(reply.messages)
+    return {"conversations": [*group.question.talk, {"role": "assistant", "content": reply.said}]}
 
 
 def pair_row(group):

@@ -9,19 +9,16 @@ import random
 import time
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
-from model.generate import generate_replies
 from model.kernels.cross_entropy import IGNORE
 from model.segments import Segments
-from model.sampling import Sampling
-from tools.errors import UserError
-from tools.template import MARKS, marks_of
 from train_agent.trainers import parallel, schedules
 from train_agent.trainers.dataset import Movable, Position
+from train_agent.trainers.rewards.episodes import Episode
 from train_agent.trainers.rewards.policy_losses import advantages
 
-AT_ONCE = 128           # replies that are written side by side
 STUCK = 20              # steps in a row without anything to learn from: the run ends
 SHOWN, TOLD = 3, 5      # groups that are put into the log at a time; rows without a score that are named
 COUNTS = ("replies", "groups", "written", "reward", "success", "length", "cut", "solved", "hopeless", "skipped",
@@ -30,12 +27,12 @@ COUNTS = ("replies", "groups", "written", "reward", "success", "length", "cut", 
 
 @dataclass
 class ReplyBatch(Movable):
-    """Questions with their replies, documents lying one after the other; N ids. A reply is one target of targets_1, its
-    ids are targets_2.
+    """Questions with their replies, documents lying one after the other; N ids. A reply is one target of targets_1, the
+    ids that the model drew are targets_2; what tools gave is none.
 
     ids, positions, labels (1, N) int64, valid (1, N) bool. Of each label, 0 elsewhere, (N,): advantage, size of its
-    reply, sampled, the sampler's log p; old, reference: log p when it was sampled and of the start model, or None.
-    told: sums for the log.
+    reply, sampled, the sampler's log p, mask, which of masks (K, V) bool says what it was drawn from; old, reference:
+    log p when it was sampled and of the start model, or None. told: sums for the log.
     """
     ids: torch.Tensor
     positions: torch.Tensor
@@ -45,6 +42,8 @@ class ReplyBatch(Movable):
     advantage: torch.Tensor
     size: torch.Tensor
     sampled: torch.Tensor
+    mask: torch.Tensor
+    masks: torch.Tensor
     told: dict
     tokens: int
     targets_1: int
@@ -56,13 +55,16 @@ class ReplyBatch(Movable):
 
 @dataclass
 class Group:
-    """One question's replies (Reply of model.generate), their texts, their verdicts, and advantages or None."""
+    """One question's replies (Episodes), their verdicts, and advantages or None."""
     question: object
     item: int
     replies: list
-    texts: list
     verdicts: list
     advantages: list = None
+
+    @property
+    def texts(self):
+        return [reply.said for reply in self.replies]
 
     @property
     def successes(self):
@@ -72,10 +74,10 @@ class Group:
 class Player:
     """One per Loop. What it remembers from step to step goes into .state: `state`, `restore`."""
 
-    def __init__(self, stage, judge, vocab, log_p, reference=None):
+    def __init__(self, stage, judge, speaker, log_p, reference=None):
         """log_p(model, batch) -> (N,); reference: the start model, where KL is on."""
         self.stage, self.options, self.judge, self.log_p = stage, stage.options, judge, log_p
-        self.speech, self.reference = Speech(vocab, stage.about["talk"]["acts"]), reference
+        self.speaker, self.reference = speaker, reference
         self.open, self.stuck = {}, 0                            # open: question -> its last group was of use
         self.count, self.seconds, self.problems = 0, 0.0, []
 
@@ -111,16 +113,15 @@ class Player:
         asked = [self.stage.train.questions[i] for i in items]
         size = self.options["group_size"]
         seed = "/".join(map(str, (self.options["seed"], *batch.position)))
-        prompts = [q.ids for q in asked for _ in range(size)]
-        replies = generate_replies(model, prompts, self.options["max_new_tokens"], AT_ONCE, seed=seed, guard=False,
-                                   scored=True, temperature=1.0, marks=self.speech.marks)
-        texts = [self.speech.said(reply.ids) for reply in replies]
-        verdicts = self.judge.score([(q.talk, text, q.row) for q, text in zip(
-            [q for q in asked for _ in range(size)], texts)])
+        each = [q for q in asked for _ in range(size)]
+        replies = self.speaker.episodes(model, [(q.talk, q.ids) for q in each], self.options["max_new_tokens"],
+                                        [f"{seed}/{i}" for i in range(len(each))], guard=False, scored=True,
+                                        temperature=1.0)
+        verdicts = self.judge.score([(reply.before, reply.said, q.row) for q, reply in zip(each, replies)])
         groups = []
         for n, (item, question) in enumerate(zip(items, asked)):
             own = slice(n * size, (n + 1) * size)
-            group = Group(question, item, replies[own], texts[own], verdicts[own])
+            group = Group(question, item, replies[own], verdicts[own])
             group.advantages = advantages(self.options["rl_loss"], [v.reward for v in group.verdicts])
             groups.append(group)
         return groups
@@ -141,30 +142,30 @@ class Player:
     def joined(self, batch, groups):
         """Groups of a micro-batch -> ReplyBatch: the documents of those that teach something. Without any, the first
         question alone, with nothing to learn."""
-        parts = [(g.question.ids, reply, a) for g in groups if g.advantages is not None
-                 for reply, a in zip(g.replies, g.advantages) if a is not None and reply.log_p]
-        question = self.stage.train.questions[batch.items[0]]
-        rows = [self.row(*part) for part in parts] or [self.row(question.ids, None, 0.0)]
-        flat = [torch.cat([row[name] for row in rows]) for name in range(6)]
-        ids, positions, labels, advantage, size, sampled = flat
-        learned = sum(len(reply.log_p) for _, reply, _ in parts)
+        parts = [(reply, a) for g in groups if g.advantages is not None
+                 for reply, a in zip(g.replies, g.advantages) if a is not None and reply.places]
+        question, masks = self.stage.train.questions[batch.items[0]], Masks(self.speaker.free)
+        rows = [self.row(*part, masks) for part in parts] or [self.row(Episode([], question.ids), 0.0, masks)]
+        flat = [torch.cat([row[name] for row in rows]) for name in range(7)]
+        ids, positions, labels, advantage, size, sampled, mask = flat
+        learned = sum(len(reply.places) for reply, _ in parts)
         return ReplyBatch(ids[None], positions[None], torch.full((1, len(ids)), bool(parts)), labels[None],
-                          Segments.from_lengths([len(row[0]) for row in rows]), advantage, size, sampled,
-                          told(groups), tokens=len(ids) * bool(parts), targets_1=len(parts), targets_2=learned,
-                          position=batch.position)
+                          Segments.from_lengths([len(row[0]) for row in rows]), advantage, size, sampled, mask,
+                          torch.stack(masks.different), told(groups, self.speaker.box), tokens=len(ids) * bool(parts),
+                          targets_1=len(parts), targets_2=learned, position=batch.position)
 
-    def row(self, prompt, reply, advantage):
-        """One document -> ids, positions, labels, advantage, size, sampled log p, each (T,): T = prompt + reply - 1."""
-        drawn = [] if reply is None else drawn_ids(reply)
-        whole, before = torch.tensor([*prompt, *drawn]), len(prompt) - 1
-        size = len(whole) - 1 if drawn else len(whole)
-        labels = torch.full((size,), IGNORE)
-        labels[before:] = whole[len(prompt):] if drawn else IGNORE
-        spread = torch.zeros(3, size)
-        if drawn:
-            spread[0, before:], spread[1, before:] = advantage, len(drawn)
-            spread[2, before:] = torch.tensor(reply.log_p)
-        return whole[:size], torch.arange(size), labels, *spread
+    def row(self, episode, advantage, masks):
+        """One document up to the last id that was drawn -> ids, positions, labels, advantage, size, sampled log p,
+        mask, each (T,). Labels are the drawn ids, each where it is predicted from."""
+        places = torch.tensor(episode.places, dtype=torch.long)
+        whole = torch.tensor(episode.ids[:episode.places[-1] + 1] if episode.places else episode.ids)
+        size = len(whole) - bool(episode.places)
+        labels, spread, mask = torch.full((size,), IGNORE), torch.zeros(3, size), torch.zeros(size, dtype=torch.long)
+        labels[places - 1] = whole[places]
+        spread[0, places - 1], spread[1, places - 1] = advantage, float(len(places))
+        spread[2, places - 1] = torch.tensor(episode.log_p)
+        mask[places - 1] = torch.tensor([masks.number(one) for one in episode.allowed], dtype=torch.long)
+        return whole[:size], torch.arange(size), labels, *spread, mask
 
     def compare(self, loop, made):
         """Log p of the start model where KL is on, and of the weights as they are where they will change while the
@@ -205,8 +206,8 @@ class Player:
         if loop.step % every == 0:
             for group in groups[:SHOWN]:
                 rewards = [None if v.reward is None else round(v.reward, 4) for v in group.verdicts]
-                lines = [f"[{'无' if r is None else format(r, 'g')}] {' '.join(text.split())}"
-                         for r, text in zip(rewards, group.texts)]
+                lines = [f"[{'无' if r is None else format(r, 'g')}] {reply.shown()}"
+                         for r, reply in zip(rewards, group.replies)]
                 loop.journal.event("sample", step=loop.step + 1, prompt=group.question.talk[-1]["content"],
                                    reply="\n".join(lines), rewards=rewards)
 
@@ -217,40 +218,34 @@ class Player:
         return {"replies_s": rate}
 
 
-class Speech:
-    """What a reply says: its ids without thoughts and calls. marks: ids that the model may write beside words."""
+class Masks:
+    """Different masks (V,) bool, numbered; None is the first of them."""
 
-    def __init__(self, vocab, acts):
-        if vocab.dialogue:
-            raise UserError("奖励训练还不能用在别家的底座上。", 4)
-        self.vocab, self.marks = vocab, marks_of(acts, vocab)
-        self.ends = {vocab.id(begin): vocab.id(end) for begin, end in MARKS}
+    def __init__(self, free):
+        self.different, self.numbers = [free], {}
 
-    def said(self, ids):
-        kept, until = [], None
-        for one in ids:
-            if until is None and one not in self.ends:
-                kept.append(one)
-            until = None if one == until else until or self.ends.get(one)
-        return self.vocab.decode(kept)
+    def number(self, mask):
+        if mask is None:
+            return 0
+        key = np.packbits(mask.numpy()).tobytes()
+        if key not in self.numbers:
+            self.numbers[key] = len(self.different)
+            self.different.append(mask)
+        return self.numbers[key]
 
 
-def drawn_ids(reply):
-    """All ids that the model drew: the reply's, and the one that ended it."""
-    return [*reply.ids, Sampling.stop_ids[0]] if reply.finish == "stop" else reply.ids
-
-
-def told(groups):
-    """Sums over groups, for the log: COUNTS."""
+def told(groups, box):
+    """Sums over groups, for the log: COUNTS, and where there are tools, replies that call and calls that failed."""
     replies = [reply for group in groups for reply in group.replies]
     verdicts = [v for group in groups for v in group.verdicts]
-    return {"replies": len(verdicts), "groups": len(groups), "written": sum(len(r.log_p) for r in replies),
+    acted = {"called": sum(bool(r.used) for r in replies), "failed": sum(r.failures for r in replies)} if box else {}
+    return {"replies": len(verdicts), "groups": len(groups), "written": sum(len(r.places) for r in replies),
             "reward": sum(v.reward or 0.0 for v in verdicts), "success": sum(v.success for v in verdicts),
-            "length": sum(len(r.ids) for r in replies), "cut": sum(r.finish != "stop" for r in replies),
+            "length": sum(r.length for r in replies), "cut": sum(r.finish != "stop" for r in replies),
             "solved": sum(g.successes == len(g.verdicts) for g in groups),
             "hopeless": sum(not g.successes for g in groups), "skipped": sum(g.advantages is None for g in groups),
             "unscored": sum(v.reward is None for v in verdicts),
-            "policy_entropy": -sum(sum(r.log_p) for r in replies)}
+            "policy_entropy": -sum(sum(r.log_p) for r in replies), **acted}
 
 
 def why_stuck(sums, problems):
@@ -259,6 +254,6 @@ def why_stuck(sums, problems):
         return f"奖励函数没有给出分数（{'；'.join(problems) or '原因见上'}），请先修好它。"
     if sums["solved"] >= sums["groups"]:
         return "每个回答都已得满分：换更难的提问，或不用再训。"
-    if sums["hopeless"] >= sums["groups"] and not sums["reward"]:
+    if sums["hopeless"] >= sums["groups"] and sums["reward"] <= 0:
         return "没有一个回答得分：先用 sft_train.py 教到偶尔能答对，或换容易的提问、宽松的奖励（contains、number）。"
     return "同一提问的各个回答得分都一样：奖励分不出好坏，请检查 reward。"

@@ -67,6 +67,6 @@ def k3(log_p, reference):
 
 
 def entropies(logits):
-    """(N, V) -> (N,): the entropy of each distribution in nats."""
+    """(N, V) -> (N,): the entropy of each distribution in nats; -inf: an id that cannot come."""
     log_p = logits.log_softmax(-1)
-    return -(log_p.exp() * log_p).sum(-1)
+    return -(log_p.exp() * log_p.masked_fill(log_p == float("-inf"), 0.0)).sum(-1)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from tools import formats
+from tools.acting.forms import offered_of
 from tools.errors import UserError
 from tools.reading.held_out import held_every
 from tools.reading.hub import local_files
@@ -19,6 +20,7 @@ from tools.template import render_prompt
 from train_agent.trainers import parallel
 from train_agent.trainers.data.token_cache import file_digest
 from train_agent.trainers.dataset import NOTHING, ItemData, Movable, Position
+from train_agent.trainers.rewards.tool_result import calls_of
 
 SHORT = "提问加上 max_new_tokens 超过了 max_len"
 
@@ -47,13 +49,21 @@ class QuestionBatch(Movable):
     position: Position = None
 
 
-def read_question(raw, fields, number):
-    """One line's bytes -> Question, or why it is none (Chinese str)."""
+def read_question(raw, fields, number, box=None):
+    """One line's bytes -> Question, or why it is none (Chinese str). With a box of tools the question ends where the
+    user last spoke: what was called then is what the row wants, `calls`, and the box is on offer where no tools are."""
     found = parse_question(raw, fields)
-    return found if isinstance(found, str) else Question(found[0].messages[:-1], found[1], number)
+    if isinstance(found, str):
+        return found
+    messages, row = found[0].messages, found[1]
+    end = max((i + 1 for i, m in enumerate(messages) if m["role"] == "user"), default=0)
+    if box is None or not end:
+        return Question(messages[:-1], row, number)
+    offered = [] if offered_of(messages) else [{"role": "tools", "content": box.offered}]
+    return Question(offered + messages[:end], {"calls": calls_of(messages[end:]), **row}, number)
 
 
-def read_questions(options, paths, vocab):
+def read_questions(options, paths, vocab, box=None):
     """-> questions that fit into max_len, how many rows were left out for that, how many were bad, digests of the
     files. UserError 8 where nothing is left."""
     files = formats.expand_paths(local_files(paths, options))
@@ -62,7 +72,7 @@ def read_questions(options, paths, vocab):
     found, number, fields = [], 0, formats.fields_of(options)
     for path in files:
         for line, raw in formats.iter_lines(path):
-            one = read_question(raw, fields, number) if not isinstance(raw, formats.Unreadable) else raw.reason
+            one = read_question(raw, fields, number, box) if not isinstance(raw, formats.Unreadable) else raw.reason
             number += 1
             bad.add(path, line, one, raw) if isinstance(one, str) else found.append(one)
     bad.check(number)
@@ -85,13 +95,13 @@ class Questions:
     digest: str
 
     @classmethod
-    def of(cls, options, vocab):
+    def of(cls, options, vocab, box=None):
         """UserError 8 as in `read_questions`. Held out are rows that have an answer: there is nothing else to hold a
         reply against."""
-        found, long, bad, digests = read_questions(options, options["json_data_path"], vocab)
+        found, long, bad, digests = read_questions(options, options["json_data_path"], vocab, box)
         if options["eval_data_path"]:
             training = found
-            held = [q for q in read_questions(options, options["eval_data_path"], vocab)[0] if q.answered]
+            held = [q for q in read_questions(options, options["eval_data_path"], vocab, box)[0] if q.answered]
         else:
             every = held_every(options["eval_share"], len(found))
             held = [q for q in found if every and q.number % every == 0 and q.answered]
