@@ -215,11 +215,13 @@ def judged(used, reply, data):
 
 
 @pytest.mark.parametrize("used, reply, data, reward", [
-    ([(CALL, "船了")], "船", WANTED, 1), ([(CALL, "船了")], "书", WANTED, 0), ([], "船", WANTED, 0),
+    ([(CALL, "船了")], "船", WANTED, 1), ([(CALL, "船了")], "书", WANTED, 0), ([], "船", WANTED, -0.5),
     ([(OTHER, "船了")], "船", WANTED, 1),                           # another way to the wanted result
-    ([(OTHER, "书了")], "船", WANTED, -0.25), ([(CALL, "船了"), (OTHER, "书了")], "船", WANTED, 0.75),
+    ([(OTHER, "书了")], "船", WANTED, 0),                           # it tried: not needless, only wrong
+    ([(OTHER, "书了"), (OTHER, "书了")], "船", WANTED, -0.25), ([(CALL, "船了"), (OTHER, "书了")], "船", WANTED, 0.75),
     ([(CALL, "船了"), (CALL, "船了")], "船", WANTED, 0.75), ([(CALL, "出错：坏了"), (CALL, "船了")], "船", WANTED, 0.5),
-    ([(CALL, "出错：坏了")], "船", {**WANTED, "failed": 2}, -2), ([], "船", {"answer": "船"}, 1),
+    ([(CALL, "出错：坏了")], "船", {**WANTED, "failed": 2}, -2), ([], "船", {**WANTED, "failed": 2}, -2),
+    ([], "船", {"answer": "船"}, 1),
     ([(CALL, "船了")], "船", {"answer": "船", "needless": 0.1}, 0.9),
     ([(CALL, "船了")], "船", {"answer": "船", "calls": [{"name": "f"}]}, 1)], ids=str)
 def test_R1_tool_result_wants_the_answer_behind_the_right_calls_alone(used, reply, data, reward):

@@ -10,25 +10,28 @@ from train_agent.trainers.rewards.named import exact, wanted
 
 def tool_result(conversation, reply, row, settings):
     """1 where the reply is the row's answer and every call that the row wants has been made, else 0; less `needless`
-    for each call that gave a result nobody wanted, less `failed` for each that gave none.
+    for each call that nobody wanted, less `failed` for each that gave no result and each that was wanted and not tried.
+    So it is never better not to try: a wrong call of a wanted tool costs nothing, none at all does.
 
     row["calls"]: [{"name", "arguments" or "result": optional}]; a call is the wanted one if its name and its arguments
     or its result are. Without any wanted, every call is needless.
     """
-    missing, needless, failed = list(row.get("calls") or ()), 0, 0
+    missing, failed, tried = list(row.get("calls") or ()), 0, []
     begin = max((i for i, m in enumerate(conversation) if m["role"] == "user"), default=-1)
     for text, result in calls_in(conversation[begin + 1:]):
-        if result is None or result.startswith(FAILED):
-            failed += 1
-            continue
-        found = next((one for one in missing if fits(one, parsed_call(text), result)), None)
-        if found is None:
-            needless += 1
+        call, gave = parsed_call(text), result is not None and not result.startswith(FAILED)
+        found = next((one for one in missing if gave and fits(one, call, result)), None)
+        missing.remove(found) if found else tried.append((call["name"], gave))
+        failed += not gave
+    untried, needless = [one["name"] for one in missing], 0
+    for name, gave in tried:
+        if name in untried:
+            untried.remove(name)
         else:
-            missing.remove(found)
+            needless += gave
     return (exact(reply, row, settings) * (not missing)
             - needless * float(wanted(row, settings, "needless", "reward_needless"))
-            - failed * float(wanted(row, settings, "failed", "reward_failed")))
+            - (failed + len(untried)) * float(wanted(row, settings, "failed", "reward_failed")))
 
 
 def fits(wish, call, result):
