@@ -3,7 +3,7 @@
     python bench/export_check.py --text text.jsonl --dialogue dialogue.jsonl --model out/TinySeek_SFT_final.pkl
     [--quick]
 
-Random models of four shapes, and every --model: their logits, greedy continuations, names and way back. The tokenizer
+Random models of six shapes, and every --model: their logits, greedy continuations, names and way back. The tokenizer
 and the chat template against our own. llama.cpp where an interpreter has llama-cpp-python (--llama_python). The last
 line of stdout is one JSON object; exit code 5 when a figure is missed.
 """
@@ -38,7 +38,8 @@ from tools.template import render, render_prompt
 from tools.vocab import Vocab
 
 SHAPES = {"稠密": {"use_moe": False}, "稠密、共用输出头": {"use_moe": False, "tie_embedding": True}, "MoE": {},
-          "MoE、共用输出头": {"tie_embedding": True}, "MoE、sigmoid 路由": {"router": "sigmoid"}}
+          "MoE、共用输出头": {"tie_embedding": True}, "MoE、sigmoid 路由": {"router": "sigmoid"},
+          "Qwen3": {"attention": "gqa", "n_kv_head": 2, "qk_norm": True, "use_moe": False, "use_fc2": False}}
 QUESTION = "你是谁？"
 LIMIT = 1e-4            # of a logit in float32
 PARTS = ["transformers", "tokenizer", "llama"]
@@ -67,11 +68,11 @@ def main(argv=None):
     sets = {"text": texts[:strings], "dialogue": [t for m in dialogues for t in contents(m)],
             "random": random_texts(2 * strings)}
     vocabs = {kind: Vocab.create_vocab(texts + sets["dialogue"], 5000, kind, texts=True, progress=False)
-              for kind in ("jieba", "char")}
+              for kind in ("jieba", "char", "bpe")}
     result = {"transformers": {}, "tokenizer": {}, "template": {}, "llama": {}}
     with tempfile.TemporaryDirectory() as folder:
-        models = saved_models(vocabs["jieba"], folder,
-                              SHAPES if not options.quick else ("稠密", "MoE")) | named(options.model)
+        shapes = ("稠密", "MoE", "Qwen3") if options.quick else SHAPES
+        models = saved_models(vocabs, folder, shapes) | named(options.model)
         if "transformers" in options.parts:
             for name, path in models.items():
                 say(f"transformers：{name}")
@@ -97,11 +98,11 @@ def main(argv=None):
     return 5 if missed else 0
 
 
-def saved_models(vocab, folder, shapes):
-    """{name: path} of lively random models."""
+def saved_models(vocabs, folder, shapes):
+    """{name: path} of lively random models, the last with a BPE of its own."""
     paths = {name: Path(folder) / f"{i}.pkl" for i, name in enumerate(shapes)}
     for name, path in paths.items():
-        write_torch(path, lively_payload(vocab, **SHAPES[name])[0])
+        write_torch(path, lively_payload(vocabs["bpe" if name == "Qwen3" else "jieba"], **SHAPES[name])[0])
     return paths
 
 

@@ -92,7 +92,7 @@ def test_agreement_of_the_smaller_precisions(tmp_path, vocab, precision, least):
     assert same / total > least
 
 
-@pytest.mark.parametrize("kind", ["jieba", "char"])
+@pytest.mark.parametrize("kind", ["jieba", "char", "bpe"])
 def test_its_own_tokeniser(tmp_path, kind):
     vocab = toy_vocab(kind=kind)
     _, path = written(tmp_path, vocab)

@@ -40,8 +40,14 @@ def auto(vocab, folder, size=None, acts=()):
     return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
-@pytest.fixture(scope="module", params=["jieba", "char"])
+@pytest.fixture(scope="module", params=["jieba", "char", "bpe"])
 def vocab(request):
+    return toy_vocab(kind=request.param)
+
+
+@pytest.fixture(scope="module", params=["jieba", "char"])
+def worded(request):
+    """One that has words with scores."""
     return toy_vocab(kind=request.param)
 
 
@@ -68,9 +74,9 @@ def test_ties_fall_as_ours_do():
     assert same_ids(vocab, fast(vocab), texts) == ([], [])
 
 
-def test_scores_survive_the_file_exactly(vocab):
-    found = json.loads(fast(vocab).to_str())["model"]["vocab"]
-    assert [tuple(e) for e in found] == [(n, float(s)) for n, s in pieces(vocab, len(vocab))]
+def test_scores_survive_the_file_exactly(worded):
+    found = json.loads(fast(worded).to_str())["model"]["vocab"]
+    assert [tuple(e) for e in found] == [(n, float(s)) for n, s in pieces(worded, len(worded))]
 
 
 def test_reserved_ids_have_surface_forms_that_no_bare_word_has(vocab):
@@ -223,14 +229,14 @@ def test_W1_a_model_without_thoughts_and_calls_is_not_disturbed(vocab, tmp_path)
                                                   enable_thinking=False, add_generation_prompt=True, return_dict=False)
 
 
-def test_a_folder_from_before_reserved_ids_had_names_is_read(vocab):
-    found = tokenizer_json(vocab, len(vocab))
+def test_a_folder_from_before_reserved_ids_had_names_is_read(worded):
+    found = tokenizer_json(worded, len(worded))
     for i in (4, 5, 6, 7, 12, 13):
         found["model"]["vocab"][i][0] = f"<|R{i}|>"
-    assert vocab_from_tokenizer(found, vocab.token_kind, vocab.hash) == vocab
+    assert vocab_from_tokenizer(found, worded.token_kind, worded.hash) == worded
     found["model"]["vocab"][9][0] = "<|R12|>"
     with pytest.raises(UserError):
-        vocab_from_tokenizer(found, vocab.token_kind, vocab.hash)
+        vocab_from_tokenizer(found, worded.token_kind, worded.hash)
 
 
 def test_roles_as_the_server_has_them(vocab, tmp_path):
@@ -257,23 +263,23 @@ def test_the_template_for_llama_cpp_is_plain_jinja_and_lets_nothing_be_forged(vo
     assert plain.endswith("<|Assistant|>：") and "\u200b" not in plain and "endgeneration" not in gguf_template()
 
 
-def test_vocabularies_that_would_leak_are_refused(vocab):
-    words, scores = list(vocab.words), list(vocab.scores)
+def test_vocabularies_that_would_leak_are_refused(worded):
+    words, scores = list(worded.words), list(worded.scores)
 
     def without(word):
         i = words.index(word)
-        return Vocab.from_words([w for w in words[:i] + words[i + 1:]], scores[:i] + scores[i + 1:], vocab.token_kind)
+        return Vocab.from_words([w for w in words[:i] + words[i + 1:]], scores[:i] + scores[i + 1:], worded.token_kind)
 
     for word in "<|：A":
         with pytest.raises(UserError) as caught:
-            pieces(without(word), len(vocab))
+            pieces(without(word), len(worded))
         assert caught.value.code == 2 and word in str(caught.value)
     for word in ("：你", "<0x41>", "<|User|>"):
-        more = Vocab.from_words(words + [word], scores + [min(scores) - 1], vocab.token_kind)
+        more = Vocab.from_words(words + [word], scores + [min(scores) - 1], worded.token_kind)
         with pytest.raises(UserError):
             pieces(more, len(more))
     with pytest.raises(UserError) as caught:
-        pieces(vocab, len(vocab) - 1)
+        pieces(worded, len(worded) - 1)
     assert caught.value.code == 4
 
 
@@ -283,7 +289,10 @@ def test_the_way_back(vocab, tmp_path):
     auto(vocab, tmp_path, len(vocab) + 2).save_pretrained(tmp_path / "b")
     again = json.loads((tmp_path / "b" / "tokenizer.json").read_text(encoding="utf-8"))
     assert vocab_from_tokenizer(again) == vocab                         # the kind is guessed from the words
-    found["model"]["vocab"][400][1] -= 1
+    if vocab.token_kind == "bpe":
+        found["model"]["merges"][10:12] = found["model"]["merges"][11:9:-1]
+    else:
+        found["model"]["vocab"][400][1] -= 1
     with pytest.raises(UserError):
         vocab_from_tokenizer(found, vocab.token_kind, vocab.hash)
     with pytest.raises(UserError):

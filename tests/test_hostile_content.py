@@ -33,7 +33,7 @@ FRAGMENTS = [
 SPECIAL_TEXT = ["<|im_end|>", "User：", "Assistant：", "System：", "[PAD]", "[MASK]", "<|User|>"]
 
 
-@pytest.fixture(scope="module", params=["char", "jieba"])
+@pytest.fixture(scope="module", params=["char", "jieba", "bpe"])
 def vocab(request):
     """A vocabulary built from text that is full of reserved names: they may well become words."""
     texts = ["<|im_end|>User：你好 Assistant   ：小寻\nSystem：[PAD][MASK][UNK] <|User|> im_end 9 10 11"] * 50

@@ -22,8 +22,14 @@ ODD = ["", " ", "  a\t\tb  ", "\n\n\r\n", "\u2028\u2029\x85", "\x00\x01", "😀�
        "<|im_end|><|User|>User：", "<0x41><0xE4>", "12345 ٣", "\ufeffBOM", "e\u0300" * 30]
 
 
-@pytest.fixture(scope="module", params=["char", "jieba"])
+@pytest.fixture(scope="module", params=["char", "jieba", "bpe"])
 def vocab(request):
+    return Vocab.create_vocab(TEXTS, 500, request.param, texts=True, progress=False)
+
+
+@pytest.fixture(scope="module", params=["char", "jieba"])
+def worded(request):
+    """One that has words with scores."""
     return Vocab.create_vocab(TEXTS, 500, request.param, texts=True, progress=False)
 
 
@@ -122,10 +128,10 @@ def test_of_equal_paths_the_longest_last_word_wins():
     assert [vocab.name(i) for i in vocab.encode("aaaaa")] == ["aa", "aaa"]
 
 
-def test_a_real_vocabulary_equals_a_plain_viterbi(vocab):
+def test_a_real_vocabulary_equals_a_plain_viterbi(worded):
     rng = random.Random(5)
     for text in ODD + TEXTS[:5] + [random_text(rng, 20) for _ in range(200)]:
-        assert vocab.encode(text) == plain_encode(text, vocab.words, vocab.scores)
+        assert worded.encode(text) == plain_encode(text, worded.words, worded.scores)
 
 
 def as_unigram(vocab):
@@ -138,10 +144,10 @@ def as_unigram(vocab):
     return tokenizers.Tokenizer(tokenizers.models.Unigram(pieces, unk_id=3, byte_fallback=True))
 
 
-def test_encode_equals_hugging_face_unigram(vocab):
-    judge, rng = as_unigram(vocab), random.Random(2)
+def test_encode_equals_hugging_face_unigram(worded):
+    judge, rng = as_unigram(worded), random.Random(2)
     texts = [t for t in ODD if "<|r" not in t] + [random_text(rng, rng.randrange(30)) for _ in range(1500)]
-    for text, ids in zip(texts, vocab.encode_many(texts)):
+    for text, ids in zip(texts, worded.encode_many(texts)):
         assert ids.tolist() == judge.encode(text).ids, text
 
 
@@ -177,28 +183,28 @@ def test_a_long_text_is_cut_only_where_no_word_crosses(monkeypatch):
         assert [i.tolist() for i in vocab.encode_many(["好", text, "", text])] == [vocab.encode("好"), whole, [], whole]
 
 
-def test_built_vocabulary_keeps_its_promises(vocab):
-    words = set(vocab.words)
-    assert len(vocab) <= 500 and set(ALWAYS) <= words and set("".join(words)) <= words
+def test_built_vocabulary_keeps_its_promises(worded):
+    words = set(worded.words)
+    assert len(worded) <= 500 and set(ALWAYS) <= words and set("".join(words)) <= words
     assert not [w for w in words if len(w) > 1 and (len(w) > MAX_WORD or any(c.isdigit() or c.isspace() for c in w))]
-    if vocab.token_kind == "char":
+    if worded.token_kind == "char":
         assert {len(w) for w in words} == {1}
     else:
         assert {"公园", "天气", "散步", "apple"} <= words
-        assert [vocab.name(i) for i in vocab.encode("46\n\n7")] == ["4", "6", "\n", "\n", "7"]
-    total = np.exp(np.array(vocab.scores) / UNIT).sum()
+        assert [worded.name(i) for i in worded.encode("46\n\n7")] == ["4", "6", "\n", "\n", "7"]
+    total = np.exp(np.array(worded.scores) / UNIT).sum()
     assert abs(total - 1) < 0.01                                        # scores are log-probabilities
 
 
 def test_building_is_deterministic_and_respects_vocab_size():
-    for kind in ("char", "jieba"):
+    for kind in ("char", "jieba", "bpe"):
         sizes = [len(Vocab.create_vocab(TEXTS, n, kind, texts=True, progress=False)) for n in (420, 440)]
         assert sizes[0] <= 420 and sizes[1] <= 440
         a, b = (Vocab.create_vocab(list(TEXTS), 480, kind, texts=True, progress=False) for _ in range(2))
         assert a == b and a.hash == b.hash and a.state() == b.state()
     for size in (405, 430):                                             # words find a place however small it is
         assert max(map(len, Vocab.create_vocab(TEXTS, size, "jieba", texts=True, progress=False).words)) > 1
-    for wrong in ({"vocab_size": 300}, {"token_kind": "bpe"}):
+    for wrong in ({"vocab_size": 300}, {"token_kind": "wordpiece"}):
         with pytest.raises(UserError) as error:
             Vocab.create_vocab(TEXTS, texts=True, progress=False, **wrong)
         assert error.value.code == 2

@@ -29,14 +29,14 @@ class Vocab:
 
     Vocab(json_vocab_path=P) loads P. Vocab(json_text_path=D, json_vocab_path=P, vocab_size=N) loads P where it exists,
     otherwise finds at most N entries in the data D and saves them at P. A damaged P is an error, never a rebuild.
-    token_kind: "char" (the default) or "jieba". UserError: 2 nothing to load or build from, 4 the file is damaged, has
-    more than vocab_size entries or is of another kind than asked for.
+    token_kind: "char" (the default), "jieba" or "bpe". UserError: 2 nothing to load or build from, 4 the file is
+    damaged, has more than vocab_size entries or is of another kind than asked for.
     """
 
     def __init__(self, json_text_path=None, json_vocab_path=None, vocab_size=None, token_kind=None, cache_dir=None,
                  **build_options):
         if json_vocab_path and Path(json_vocab_path).exists():
-            self._adopt(_read(json_vocab_path), str(json_vocab_path))
+            self._become(Vocab.load_vocab(json_vocab_path))
             self._check_wanted(vocab_size, token_kind, json_vocab_path)
             return
         if not json_text_path:
@@ -44,13 +44,19 @@ class Vocab:
             raise UserError(f"找不到词表{where}。请先训练（会自动建词表），或用 json_text_path 给出建词表的数据。", 2)
         built = Vocab.create_vocab(json_text_path, vocab_size, token_kind or "char", cache_dir=cache_dir,
                                    **build_options)
-        self.__dict__.update(built.__dict__)
+        self._become(built)
         self.built_from = file_names(json_text_path)
         if json_vocab_path:
             self.save(json_vocab_path)
 
+    def _become(self, other):
+        """Of its kind, too: the file or the data decides which."""
+        self.__class__ = type(other)
+        self.__dict__.update(other.__dict__)
+
     dialogue = None                     # how another family writes conversations; None = as tools/template.py
     longest = MAX_WORD                  # characters of one entry, at most
+    broken = (FIRST_BYTE, FIRST_WORD)   # ids of bytes that no entry covers: from, to
 
     def _check_wanted(self, vocab_size, token_kind, path):
         if vocab_size and len(self) > vocab_size:
@@ -63,8 +69,7 @@ class Vocab:
         """Build from `data`: a path, a pattern or a list of paths; or texts=True and a list of strings. Options:
         vocab_builder."""
         from tools.words.build_vocab import build
-        words, scores = build(data, vocab_size, token_kind, **options)
-        return cls.from_words(words, scores, token_kind)
+        return build(data, vocab_size, token_kind, **options)
 
     @classmethod
     def from_words(cls, words, scores, token_kind):
@@ -75,8 +80,11 @@ class Vocab:
     @classmethod
     def from_state(cls, state, source="检查点里的词表"):
         """From what `state()` gave. UserError 4 if it is damaged."""
-        if isinstance(state, dict) and state.get("token_kind") == "foreign":
+        kind = state.get("token_kind") if isinstance(state, dict) else None
+        if kind == "foreign":
             from tools.words.foreign import ForeignVocab as cls         # of another family, see there
+        elif kind == "bpe":
+            from tools.words.bpe import BpeVocab as cls
         vocab = cls.__new__(cls)
         vocab._adopt(state, source)
         return vocab

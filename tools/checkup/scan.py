@@ -16,7 +16,7 @@ from tools.reading.bad_lines import field_names
 from tools.reading.lines import is_plain_text, iter_places
 from tools.checkup.near import SHORTEST, codes_of, signatures
 from tools.template import message_texts
-from tools.vocab import FIRST_BYTE, FIRST_WORD, Vocab
+from tools.vocab import Vocab
 from tools.reading.workers import Workers, cores
 
 BLOCK = 4 << 20             # bytes per job
@@ -98,6 +98,7 @@ def _token_counts(rows, aim):
     counts = dict.fromkeys(("tokens", "bytes_tokens", "learned", "cut", "cut_rows", "cut_learned", "documents", "over"),
                            0)
     faults, lengths, room = [], [], aim.max_len + 1
+    low, high = _worker["vocab"].broken
     for i, documents in enumerate(template.render_many(rows, _worker["vocab"], thinking=aim.thinking)):
         total = fallback = longest = 0
         kind = rows[i].kind
@@ -105,7 +106,7 @@ def _token_counts(rows, aim):
             learned, size = learned_part(learned, kind, aim), len(ids)
             kept = learned[:room] if is_cut(kind, aim) else learned
             total, longest = total + size, max(longest, size)
-            fallback += int(((ids >= FIRST_BYTE) & (ids < FIRST_WORD)).sum())
+            fallback += int(((ids >= low) & (ids < high)).sum())
             lengths.append(size)
             counts["over"] += size > room
             counts["learned"] += int(kept.sum())

@@ -5,7 +5,8 @@ from pathlib import Path
 from tools.errors import UserError
 from tools.vocab import Vocab
 
-TRIAL_BYTES = {"char": 24 << 20, "jieba": 2 << 20}      # read for a vocabulary of the moment; finding words is slow
+# read for a vocabulary of the moment; finding words is slow
+TRIAL_BYTES = {"char": 24 << 20, "jieba": 2 << 20, "bpe": 2 << 20}
 
 Origin = namedtuple("Origin", "text path")              # of a vocabulary: in Chinese; the file that --vocab takes
 

@@ -72,7 +72,8 @@ _MODEL = block(
 _RUN = block(
     "run", "运行", "free",
     key("device", "str", "auto", "设备：auto cpu cuda cuda:0 mps …"),
-    never(key("token_kind", "choice", "jieba", "切词方式", choices=("jieba", "char"))),
+    never(key("token_kind", "choice", "jieba", "切词方式：jieba 按词，char 按字，bpe 训练字节级 BPE（另装 requirements-export.txt）",
+              choices=("jieba", "char", "bpe"))),
     key("cache_dir", "path", "{out_dir}/cache", "词元缓存的文件夹"),
     key("out_dir", "path", "out", "检查点的文件夹"),
     key("log_dir", "path", "logs", "逐行指标（jsonl）与曲线的文件夹"),

@@ -34,14 +34,14 @@ LATIN_MAX = 12
 
 def build(data, vocab_size=None, token_kind="char", texts=False, sample_bytes=SAMPLE_BYTES, text_field=None,
           coverage=COVERAGE, cache_dir=None, progress=True):
-    """-> (words, scores) in file order, at most vocab_size entries counting the 272 reserved and byte ids.
+    """-> Vocab of at most vocab_size entries, counting the 272 reserved and byte ids.
 
-    data: path, pattern or list of paths; with texts=True a list of strings. scores: ints, log-probability in 2**-16.
+    data: path, pattern or list of paths; with texts=True a list of strings.
     UserError 2 if the kind is unknown or vocab_size is too small, 8 if the files hold no text (a list of strings: 2).
     """
-    from tools.vocab import FIRST_WORD, KINDS
-    if token_kind not in KINDS:
-        raise UserError(f"token_kind 应为 {' 或 '.join(KINDS)}，而不是 {token_kind!r}。", 2)
+    from tools.vocab import FIRST_WORD, KINDS, Vocab
+    if token_kind not in (*KINDS, "bpe"):
+        raise UserError(f"token_kind 应为 {'、'.join(KINDS)} 或 bpe，而不是 {token_kind!r}。", 2)
     room = (vocab_size or VOCAB_SIZE) - FIRST_WORD
     if room < len(ALWAYS):
         raise UserError(f"vocab_size 太小：至少要 {FIRST_WORD + len(ALWAYS)}（保留编号、字节与标点）。", 2)
@@ -53,6 +53,9 @@ def build(data, vocab_size=None, token_kind="char", texts=False, sample_bytes=SA
         raise UserError("数据里没有可用来建词表的文字。", 2 if texts else 8)
     by_count = [c for c, _ in sorted(char_count.items(), key=lambda item: (-item[1], item[0])) if _is_entry(c)]
 
+    if token_kind == "bpe":
+        from tools.words.bpe import BpeVocab
+        return BpeVocab.of_texts(sample, room - 1)          # one place is the colon's
     if token_kind == "char":
         words = _fill(ALWAYS, by_count, room)
         counts = np.array([char_count[w] for w in words], dtype=np.float64)
@@ -63,7 +66,7 @@ def build(data, vocab_size=None, token_kind="char", texts=False, sample_bytes=SA
         words, counts = _with_leftover(words, counts, by_count, char_count, room)
     scores = _scores(counts + 0.5)
     order = sorted(range(len(words)), key=lambda i: (-scores[i], words[i]))
-    return [words[i] for i in order], [int(scores[i]) for i in order]
+    return Vocab.from_words([words[i] for i in order], [int(scores[i]) for i in order], token_kind)
 
 
 def _is_entry(char):

@@ -8,6 +8,7 @@ import base64
 import copy
 import hashlib
 import json
+import os
 import re
 from functools import lru_cache
 from pathlib import Path
@@ -44,10 +45,11 @@ class ForeignVocab(Vocab):
             raise UserError(f"词表已损坏（{source}）。请重新带入底座：chat_agent/export.py --from hf。", 4)
         self.token_kind, self.built_from, self.hash = KIND, None, state["hash"]
         self.files, self._state = state["files"], state
-        shared = _prepared(self.hash, lambda: _Prepared(self.files))
+        shared = kept(self.hash, lambda: _Prepared(self.files))
         self.__dict__.update(shared.__dict__)
         self.dialogue = Dialogue(state["dialogue"], self)
 
+    broken = (0, 0)                     # where its single bytes stand, no one place says
     talks = property(lambda self: self._state["dialogue"]["talks"])
 
     def __len__(self):
@@ -78,8 +80,7 @@ class ForeignVocab(Vocab):
         """[(text, whether it stands at the very beginning)] -> [(ids int32 (T,), the character at which each begins)].
         """
         texts = list(pieces)
-        for text, _ in texts:
-            text.encode()                                   # ValueError on lone surrogates, as Vocab raises it
+        checked([text for text, _ in texts])
         done = [None] * len(texts)
         for first, tokenizer in ((True, self._first), (False, self._later)):
             places = [i for i, (_, begins) in enumerate(texts) if begins is first]
@@ -96,7 +97,7 @@ class _Prepared:
     """What is made of the files once: the tokenizer as it is, those for texts, and the bytes of every id."""
 
     def __init__(self, files):
-        Tokenizer = _package().Tokenizer
+        Tokenizer = package().Tokenizer
         whole = json.loads(_tokenizer(files, _json(files, "tokenizer_config.json")))
         whole.update(truncation=None, padding=None, post_processor=None)
         self._whole = Tokenizer.from_str(json.dumps(whole))
@@ -115,12 +116,22 @@ class _Prepared:
 _kept = {}
 
 
-def _prepared(key, make):
+def kept(key, make):
     """One per process: a worker, a chat and a diary read the same files."""
     if key not in _kept:
         _kept.clear()
         _kept[key] = make()
     return _kept[key]
+
+
+def checked(texts):
+    """The same strings. ValueError on lone surrogates, as Vocab raises it."""
+    try:
+        for text in texts:
+            text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("文本里有孤立的代理字符（lone surrogate），无法编码") from None
+    return texts
 
 
 def _for_texts(whole, begins):
@@ -158,7 +169,7 @@ def _speller(whole):
     """A function from a token's name to the bytes it stands for."""
     text = json.dumps([whole.get("decoder"), whole.get("pre_tokenizer")])
     if '"ByteLevel"' in text:
-        table = _byte_letters()
+        table = byte_letters()
         return lambda word: bytes([table[c] for c in word]) if all(c in table for c in word) else word.encode()
     if whole["model"]["type"] == "WordPiece":
         continued = whole["model"]["continuing_subword_prefix"]
@@ -172,7 +183,7 @@ def _speller(whole):
 
 
 @lru_cache(1)
-def _byte_letters():
+def byte_letters():
     """{letter: byte} of GPT-2's way to write bytes as printable letters."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [b for b in range(256) if b not in plain]
@@ -181,11 +192,13 @@ def _byte_letters():
 
 # ---- the folder's files ----
 
-def _package():
+def package(who="别家的词表"):
+    """The package; in one thread, so that processes may be forked behind it. UserError 2 where it is missing."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         import tokenizers
     except ImportError:
-        raise UserError("别家的词表需要 tokenizers，请先运行：pip install -r requirements-export.txt", 2) from None
+        raise UserError(f"{who}需要 tokenizers，请先运行：pip install -r requirements-export.txt", 2) from None
     return tokenizers
 
 
@@ -196,7 +209,7 @@ def _tokenizer(files, config):
     names = {name: _unpacked(files[name]) for name in ("vocab.txt", "vocab.json", "merges.txt") if name in files}
     if "vocab.txt" in names:
         words = {word: i for i, word in enumerate(names["vocab.txt"].decode().split("\n")) if word}
-        made = _package().BertWordPieceTokenizer(words, lowercase=config.get("do_lower_case", True))
+        made = package().BertWordPieceTokenizer(words, lowercase=config.get("do_lower_case", True))
         found = json.loads(made.to_str())
         known = {token["content"] for token in found["added_tokens"]}
         missing = [w for w in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if w in words and w not in known]
@@ -206,7 +219,7 @@ def _tokenizer(files, config):
     if len(names) == 2:
         merges = [tuple(line.split(" ")) for line in names["merges.txt"].decode().split("\n")
                   if line and not line.startswith("#version")]
-        made = _package().ByteLevelBPETokenizer(json.loads(names["vocab.json"]), merges)
+        made = package().ByteLevelBPETokenizer(json.loads(names["vocab.json"]), merges)
         made.add_special_tokens(["<|endoftext|>"])
         return made.to_str()
     raise UserError("文件夹里没有 tokenizer.json（也没有 vocab.txt，或 vocab.json 加 merges.txt）。请先用 transformers 存一份 fast 分词器。", 4)

@@ -25,7 +25,8 @@ def is_base(folder):
         return read_json(path).get("token_kind") == "foreign"
     try:
         words = json.loads((Path(folder) / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
-        return not (isinstance(words, list) and words[0][0] == "<|PAD|>")
+        first = words[0][0] if isinstance(words, list) else next((word for word, i in words.items() if i == 0), None)
+        return first != "<|PAD|>"
     except (OSError, ValueError, KeyError, IndexError, TypeError):
         return (Path(folder) / "config.json").exists()
 

@@ -9,12 +9,13 @@ from chat_agent.exports.chat_template import gguf_template
 from chat_agent.exports.families import GGUF, dense_layers, family, has_experts
 from chat_agent.exports.folder import check_replace, whole_file
 from chat_agent.exports.gguf.tensors import to_gguf
-from chat_agent.exports.hf.tokenizer import pieces
+from chat_agent.exports.hf.tokenizer import BPE, bpe_model, pieces
 from chat_agent.exports.hf.weights import SECOND_HEAD
 from chat_agent.exports.gguf.modelfile import check_place, write_modelfile
 from chat_agent.exports.source import need
 from tools.checkpoint import acts_of
 from tools.errors import UserError
+from tools.template import COLON
 from tools.vocab import FIRST_BYTE, FIRST_WORD
 
 ARCHITECTURES = {"deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2", "llama": "llama",
@@ -133,23 +134,31 @@ def _describe_deepseek(gguf, w, c):
 
 
 def _tokens(gguf, w, source):
-    """PLaMo-2's tokenizer is the one of llama.cpp that does what ours does: a Viterbi search over scores, with byte
-    fallback."""
-    vocab, size = source.vocab, source.config.vocab_size
-    if min(vocab.scores, default=0) <= -SCORE_LIMIT:
-        raise UserError("词表里有分数低得出奇的词，llama.cpp 的分词器放不下。请用默认方式重建词表后再训练。", 2)
-    types = [gguf.TokenType.CONTROL] * FIRST_BYTE + [gguf.TokenType.BYTE] * 256 + \
-        [gguf.TokenType.NORMAL] * (len(vocab) - FIRST_WORD) + [gguf.TokenType.CONTROL] * (size - len(vocab))
-    types[vocab.id("[UNK]")] = gguf.TokenType.UNKNOWN
-    entries = pieces(vocab, size)
-    w.add_tokenizer_model("plamo2")
-    w.add_tokenizer_pre("default")
-    w.add_token_list([name.encode() for name, _ in entries])
-    w.add_token_scores([score / SCORE_UNIT for _, score in entries])
-    w.add_token_types(types)
+    """PLaMo-2's tokenizer is the one of llama.cpp that does what our words do: a Viterbi search over scores, with byte
+    fallback. Our own BPE cuts where Qwen2's does."""
+    vocab, size, kinds = source.vocab, source.config.vocab_size, gguf.TokenType
+    if vocab.token_kind == BPE:
+        model = bpe_model(vocab, size)
+        names = sorted(model["vocab"], key=model["vocab"].get)
+        w.add_tokenizer_model("gpt2")
+        w.add_tokenizer_pre("qwen2")
+        w.add_token_merges([" ".join(pair) for pair in model["merges"]])
+        byte, special = kinds.NORMAL, {vocab.id(COLON): kinds.USER_DEFINED}
+    else:
+        if min(vocab.scores, default=0) <= -SCORE_LIMIT:
+            raise UserError("词表里有分数低得出奇的词，llama.cpp 的分词器放不下。请用默认方式重建词表后再训练。", 2)
+        names, scores = zip(*pieces(vocab, size))
+        w.add_tokenizer_model("plamo2")
+        w.add_tokenizer_pre("default")
+        w.add_token_scores([score / SCORE_UNIT for score in scores])
+        byte, special = kinds.BYTE, {vocab.id("[UNK]"): kinds.UNKNOWN}
+        w.add_unk_token_id(vocab.id("[UNK]"))
+    types = [kinds.CONTROL] * FIRST_BYTE + [byte] * 256 + \
+        [kinds.NORMAL] * (len(vocab) - FIRST_WORD) + [kinds.CONTROL] * (size - len(vocab))
+    w.add_token_list([name.encode() for name in names])
+    w.add_token_types([special.get(i, kind) for i, kind in enumerate(types)])
     w.add_bos_token_id(vocab.id("<|im_end|>"))
     w.add_eos_token_id(vocab.id("<|im_end|>"))
-    w.add_unk_token_id(vocab.id("[UNK]"))
     w.add_pad_token_id(vocab.id("[PAD]"))
     w.add_add_bos_token(False)                      # the template writes it; this tokenizer would not add it anyway
     w.add_add_eos_token(False)
