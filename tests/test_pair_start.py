@@ -13,7 +13,7 @@ CPU = torch.device("cpu")
 
 
 def stage(options, **keys):
-    return toy.build_stage(options(rows=60, **keys))
+    return toy.build_stage(options(rows=60, **{"copy_start": False, **keys}))
 
 
 def by_hand(data, words, ahead):

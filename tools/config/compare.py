@@ -9,7 +9,7 @@ GROUPS = {"模型": "model", "运行": "run", "数据": "data", "训练长度": 
           "起点": "run", "本阶段专有": "stage", "老师": "stage", "保存与评估": "run"}
 
 # What a key meant before it was written into a run's configuration, where that is not today's default.
-BEFORE_IT_WAS = {"pair_start": 0, "thinking": "off"}
+BEFORE_IT_WAS = {"pair_start": 0, "copy_start": False, "thinking": "off"}
 
 # verdict: "ok" (always allowed), "ask" (only with --allow_change), "never" (needs a new run)
 Change = namedtuple("Change", "key old new verdict")

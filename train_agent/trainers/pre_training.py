@@ -1,5 +1,6 @@
 """Pre-training: every token of plain text is a target."""
 
+from train_agent.trainers.data import copy_start
 from train_agent.trainers.data.pair_start import passes_for, start_from_pairs
 from train_agent.trainers.build_stage import full_model_stage
 from train_agent.trainers.run_stage import start
@@ -10,8 +11,9 @@ WAYS_ON = "请检查 init_from 或 pretraining_model_path，或去掉它从零�
 def build_stage(options):
     stage = full_model_stage("pre", options, WAYS_ON)
     passes = passes_for(stage.model, options)
+    copies = copy_start.wanted(stage.model, options, passes)
     if passes:
-        stage.begin = lambda device: start_from_pairs(stage.model, stage.train, passes, options["seed"], device)
+        stage.begin = lambda device: start_from_pairs(stage.model, stage.train, passes, copies, options["seed"], device)
     stage.rates = two_rates(stage.options, bool(passes))
     return stage
 

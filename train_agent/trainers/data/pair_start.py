@@ -10,14 +10,17 @@ V vocabulary, d width, C words of a chunk.
 """
 
 import time
+from copy import deepcopy
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from model.layers import make_norm
 from tools.errors import UserError
 from train_agent.trainers import parallel
+from train_agent.trainers.data import copy_start
 
 PASSES = 12             # over the vocabulary, where the user names no number
 WIDEST = 8192           # words: two tables of V x V floats
@@ -41,26 +44,39 @@ def passes_for(model, options):
     return 0 if why else PASSES if wanted is None else wanted
 
 
-def start_from_pairs(model, data, passes, seed, device):
-    """Sets embedding and heads of `model` from the pairs of `data` (a PackedData), the same on every process.
+def start_from_pairs(model, data, passes, copies, seed, device):
+    """Sets embedding and heads of `model` from the pairs of `data` (a PackedData), the same on every process; copies:
+    and the heads that copy, see copy_start.
 
     -> {"pair_tokens", "pair_seconds", "pair_cpu_seconds"} for the log's header.
     """
-    values, notes = parallel.from_main(lambda: fitted(model, data, passes, seed, device))
+    values, notes = parallel.from_main(lambda: fitted(model, data, passes, copies, seed, device))
     with torch.no_grad():
-        for weight, value in zip([model.embed.weight, *(head.weight for head in model.heads())], values):
-            weight.copy_(value)
+        for name, value in values.items():
+            model.get_parameter(name).copy_(value)
     return notes
 
 
-def fitted(model, data, passes, seed, device):
-    """-> [word vectors (V, d), head (V, d) ...] on the CPU, notes."""
+def fitted(model, data, passes, copies, seed, device):
+    """-> {name: value on the CPU} of the parameters that begin elsewhere than at random, notes."""
     since, since_cpu = time.perf_counter(), time.process_time()
     counts, tokens = count_pairs(data, model.config.vocab_size, len(model.heads()), device)
+    width = model.config.d_model - (copy_start.spare(model.config) if copies else 0)
+    started = deepcopy(model).cpu()
     with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
         torch.manual_seed(seed)
-        vectors, heads = fit(counts, model.config.d_model, passes, model.norm)
-    return [value.cpu() for value in (vectors * SCALE, *heads)], {
+        norm = make_norm(model.config.norm, width, model.config.norm_eps).to(device)
+        vectors, heads = fit(counts, width, passes, norm)
+        vectors, heads = vectors.cpu(), [head.cpu() for head in heads]
+        if copies:
+            copy_start.install(started, vectors, heads, SCALE)
+        else:
+            started.embed.weight.data = vectors * SCALE
+            for head, value in zip(started.heads(), heads):
+                head.weight.data = value
+    before = dict(model.named_parameters())
+    return {name: value.detach() for name, value in started.named_parameters()
+            if not torch.equal(value, before[name].cpu())}, {
         "pair_tokens": tokens, "pair_seconds": round(time.perf_counter() - since, 2),
         "pair_cpu_seconds": round(time.process_time() - since_cpu, 2)}
 
