@@ -51,8 +51,9 @@ from train_agent.trainers.run_stage import asked
 EXTRA = [("--minutes", {"type": float, "default": 12.0, "metavar": "N", "help": "总时长（分钟），默认 12"}),
          ("--quick", {"action": "store_true", "help": "一分钟以内的试跑：只确认每一步都能工作"}),
          ("--with", {"dest": "extras", "choices": ["adapters"], "help": "adapters：再训练三个 LoRA、前缀、记忆和选择门"})]
-FIXED = 40           # seconds that go to data, vocabulary, measuring, scoring and drawing
-SHARES = {"pre": 0.4, "sft": 0.6}
+FIXED = 105          # seconds that go to data, vocabulary, measuring, scoring and drawing,
+FIXED_SHARE = 0.35   # of a short run at most this share
+SHARES = {"pre": 0.35, "sft": 0.65}
 CONVERSATIONS = [["你好", "你是谁？", "34加57等于几？", "把“山水花”倒过来写"], ["我要买三斤苹果和两袋大米", "今天星期三，五天后是星期几？"],
                  ["我叫林小雨", "给“高兴”找一个反义词", "我叫什么名字？"]]
 
@@ -168,7 +169,7 @@ def main(argv=None):
         raise UserError(f"--{asked(options['pre'])} 只看一个阶段：请用 python train_agent/pre_train.py 或 sft_train.py。")
     out = Path(options["pre"]["out_dir"], options["pre"]["name"] or "")
     options["sft"]["pretraining_model_path"] = own_base(options["sft"], out)
-    seconds = 12 if command.quick else max(10, command.minutes * 60 - FIXED)
+    seconds = 12 if command.quick else max(10, command.minutes * 60 - min(FIXED, FIXED_SHARE * command.minutes * 60))
     if command.quick:
         print("试跑：每一步只做几秒，确认都能工作；模型还不会说话。要会说话的模型，请去掉 --quick。")
 

@@ -55,7 +55,7 @@ AMOUNTS = {
     "shopping": (6000, 2600, 120),
 }
 FRESH = 2                 # two epochs of new questions teach more than one that is seen twice
-BESIDES = {"outside": 3600, "remark": 3600}     # exchanges of SFT that belong to no task
+BESIDES = {"outside": 3600, "remark": 3600, "echo": 1500}     # exchanges of SFT that belong to no task
 PLAIN_SHARE = 0.25        # share of SFT questions in their plain form
 PHRASINGS = 60            # held-out phrasings of each task
 OUTSIDE = 200             # questions outside the world, a third of them remarks
@@ -68,6 +68,7 @@ COPIES = 24000            # sentences in which a word that means nothing, or a n
 SENTENCES = 3             # a document is two runs of this many sentences, each run about one thing
 TOP_ANSWER = 0.18         # no answer may fill more than this share of a task's held-out questions
 COPYING = ("“{0}”照着写还是“{0}”。", "有人叫{0}，{0}来了。", "这个词是{0}，再念一遍：{0}。", "他说：“{0}。”我也说：“{0}。”", "{0}和{0}一样。")
+ECHOES = ("跟我念：{}", "照抄一遍：{}", "重复我的话：{}", "把“{}”照着写一遍", "请你也说一遍：{}", "照着说：{}", "再写一遍{}", "我说{}，你也说")
 DROP_MARK = 0.15          # share of training questions without their question mark
 
 
@@ -100,15 +101,24 @@ def told(rng, name):
     return f"{question}{'' if question[-1:] in '？?！!。' else '：'}{answer}。"
 
 
+def copied_word(rng):
+    return unheld(rng, draw_name) if rng.random() < 0.4 else rare_word(rng)
+
+
 def said_twice(rng):
     """A sentence that only copying completes."""
-    word = unheld(rng, draw_name) if rng.random() < 0.4 else rare_word(rng)
-    return rng.choice(COPYING).format(word)
+    return rng.choice(COPYING).format(copied_word(rng))
+
+
+def echo(rng):
+    """Asked to say something again: (question, answer)."""
+    word = copied_word(rng)
+    return rng.choice(ECHOES).format(word), word
 
 
 def train_exchange(rng, name):
     if name in BESIDES:
-        return (outside if name == "outside" else remark)(rng)
+        return {"outside": outside, "remark": remark, "echo": echo}[name](rng)
     if rng.random() >= PLAIN_SHARE:
         return to_learn(rng, TASKS[name], FREE)
     question, answer = to_learn(rng, TASKS[name], PLAIN)
