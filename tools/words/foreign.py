@@ -136,7 +136,8 @@ def checked(texts):
 
 def _for_texts(whole, begins):
     """The tokenizer for texts: it knows no marks, and no piece of its vocabulary spells one."""
-    made = copy.deepcopy(whole)
+    model, rest = whole["model"], {name: part for name, part in whole.items() if name != "model"}
+    made = {**copy.deepcopy(rest), "model": {**model, "vocab": copy.copy(model["vocab"])}}     # its merges are many
     marks = {t["content"]: t["id"] for t in made.get("added_tokens") or ()
              if t["special"] or MARK.fullmatch(t["content"])}
     made["added_tokens"] = [t for t in made.get("added_tokens") or () if t["content"] not in marks]
