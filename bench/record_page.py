@@ -1,9 +1,10 @@
 """A picture of the chat page, made by a real browser from a real server.
 
-    python bench/record_page.py --output docs/page.png "你好，你是谁？" "34加57等于几？"
+    python bench/record_page.py --size 1300 900 --inside 7 "我要买三斤苹果和两袋大米"
 
-The questions are asked one after the other in one conversation; without any the page is shown as it opens. Needs
-Chromium and requirements-dev.txt.
+The questions are asked one after the other in one conversation; without any the page is shown as it opens. --inside N
+shows what went on inside of the model when it wrote the N-th token of its last reply. Needs Chromium and
+requirements-dev.txt.
 """
 import argparse
 import json
@@ -23,8 +24,8 @@ ANSWERED = """document.querySelector("#stop").hidden
     && document.querySelectorAll(".message.assistant .note, .message.assistant .error").length === %d"""
 
 
-def record(model, questions, output, width, height):
-    """Write the picture (PNG)."""
+def record(model, questions, output, width, height, inside=None):
+    """Write the picture (PNG). inside: number of the token of the last reply to look into, from 1."""
     import browser
     from toy_server import serving
     with tempfile.TemporaryDirectory() as folder, serving(Path(folder),
@@ -37,6 +38,10 @@ def record(model, questions, output, width, height):
             tab.type(question)
             tab.key("Enter")
             tab.wait(ANSWERED % number)
+        if inside:
+            tab.run("[...document.querySelectorAll('[aria-label^=透视]')].at(-1).click()")
+            tab.click(f"#glass-tokens li:nth-child({inside}) button")
+            tab.wait("document.querySelector('#glass-detail tbody tr')")
         tab.screenshot(output)
 
 
@@ -46,8 +51,9 @@ def main(argv=None):
     parser.add_argument("--model", default=ROOT / "out/TinySeek_SFT_final.pkl", type=Path, help="模型的 .pkl")
     parser.add_argument("--output", default=ROOT / "docs/page.png", type=Path, help="图片，默认 docs/page.png")
     parser.add_argument("--size", nargs=2, type=int, default=(1180, 720), metavar=("宽", "高"))
+    parser.add_argument("--inside", type=int, metavar="N", help="透视最后一个回答的第 N 个词元")
     options = parser.parse_args(argv)
-    record(options.model.resolve(), options.questions, options.output, *options.size)
+    record(options.model.resolve(), options.questions, options.output, *options.size, options.inside)
     print(json.dumps({"output": str(options.output), "bytes": options.output.stat().st_size}, ensure_ascii=False))
 
 

@@ -16,7 +16,7 @@ from tools.config.keys import KEYS, STAGES
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*(ROOT / name for name in ("README.md", "README_en.md", "CONTRIBUTING.md", "CHANGELOG.md")),
-         *sorted((ROOT / "docs").glob("*.md"))]
+         *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs/course").glob("*.md"))]
 SHAPE = dict(n_layer=2, n_head=2, d_model=32, d_c=16, d_q=24, d_r=8, hidden=24, other_experts=4, shared_experts=1,
              keep=2, vocab_size=500)
 QUIET = dict(max_len=40, batch_size=2, max_steps=2, max_epochs=2, eval_steps=None, save_steps=None, logging_steps=1,
@@ -34,6 +34,7 @@ NOT_HERE = {"python -m pip": "需要联网", "python -m pytest": "就是这些�
             "python chat_agent/export.py --from hf Qwen": "需要下载好的模型，tests/test_bases.py 里有小的",
             "python chat_agent/chat.py --model base.pkl": "要上一行的模型，tests/test_base_stages.py 里有小的",
             "python train_agent/lora_train.py --pretraining_model_path base.pkl": "同上",
+            "python docs/course/": "tests/test_course.py 里有",
             "python bench/reinforce.py": "要一个半熟的模型和半小时处理器时间",
             "python chat_agent/chat.py --model out/TinySeek_SFT_final.pkl --tools": "需要学过工具的模型，tests/test_tools.py 里有",
             "python train_agent/rl_train.py --tools": "同上，tests/test_agentic.py 里有",
@@ -197,7 +198,7 @@ def test_the_pages_name_only_keys_that_exist():
     known = set(KEYS) | {"config", "preset"}
     sources = "".join(p.read_text(encoding="utf-8") for folder in ("chat_agent", "tools", "bench")
                       for p in (ROOT / folder).rglob("*.py"))
-    sources += (ROOT / "run.py").read_text(encoding="utf-8")
+    sources += "".join((ROOT / name).read_text(encoding="utf-8") for name in ("run.py", "docs/course/course.py"))
     for page in PAGES:
         for option in set(
                 re.findall(r"(?<![\w-])--([a-z_.]+)\b",
