@@ -25,8 +25,9 @@ transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 PAIRS = [{"prompt": f"{a}呢？", "chosen": f"{a}。", "rejected": f"不见了{a}。"} for a in toy.THINGS]
 SETTINGS = {"sft": {}, "lora": {"rank": 2, "lora_targets": "all"}, "prefix": {"prefix_len": 3},
-            "memory": {"memory_tokens": 12, "memory_chapters": 4, "rank": 2}, "dpo": {}}
-LABELS = {"sft": "SFT", "lora": "Lora", "prefix": "Prefix", "memory": "Memory", "dpo": "DPO"}
+            "memory": {"memory_tokens": 12, "memory_chapters": 4, "rank": 2}, "dpo": {},
+            "rl": {"max_len": 128, "reward": "length", "reward_length": 16, "max_new_tokens": 12, "group_size": 4}}
+LABELS = {"sft": "SFT", "lora": "Lora", "prefix": "Prefix", "memory": "Memory", "dpo": "DPO", "rl": "RL"}
 
 
 @pytest.fixture(scope="module", params=["qwen2", "qwen3"])
@@ -63,7 +64,9 @@ def test_B3_a_stage_learns_on_a_base_and_leaves_it_alone(base, stage):
     assert loop.exit == 0 and loop.step == 4
     chain = load_chain(final(loop))
     assert chain[-1]["vocab_hash"] == before["vocab_hash"] and chain[-1]["config"]["d_model"] == 32
-    if stage in ("sft", "dpo"):
+    if stage == "rl":
+        assert all(step["gap"] < 1e-5 for step in loop.history)
+    if stage in ("sft", "dpo", "rl"):
         assert weights_hash(chain[-1]["weights"]) != weights_hash(before["weights"])
     else:
         assert chain[1]["base"]["hash"] == weights_hash(before["weights"])
