@@ -304,3 +304,20 @@ def test_a_saved_conversation_comes_back_whole(tmp_path, talk):
     assert kept.restore(str(tmp_path / "a.jsonl")) == [said]
     row, = read_rows(tmp_path / "a.jsonl")                              # and as data it is the same conversation
     assert row.messages == said and render(row.messages, talk.vocab)[0].tolist() == render(said, talk.vocab)[0].tolist()
+
+
+def test_W3_answered_prompts_hold_only_calls_that_fit(trained, tmp_path):
+    """At a temperature at which nothing but the schema keeps a call in form."""
+    from chat_agent import answer
+    ask = {"messages": [{"role": "system", "content": "你是船夫。"}, ASKED]}
+    rows = [{**ask, "tools": [RULER]}, ask, {**ask, "tools": [{"name": "坏", "parameters": {"type": "甲"}}]}]
+    out = tmp_path / "out.jsonl"
+    answer.main(["--model", trained, "--data", str(toy.write_rows(tmp_path / "q.jsonl", rows)), "--output", str(out),
+                 "--samples", "12", "--temperature", "1.8", "--max_new_tokens", "70", "--keep_cut", "--device", "cpu",
+                 "--log_dir", str(tmp_path)])
+    made = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    calls = [(call["function"]["name"], set(call["function"]["arguments"]), "tools" in row)
+             for row in made for call in row["messages"][-1].get("tool_calls", ())]
+    assert calls and all(call == ("量河", {"岸"}, True) for call in calls)
+    errors = (tmp_path / "out.errors.jsonl").read_text(encoding="utf-8")
+    assert "工具调用不是合法的 JSON" not in errors and "type 只能是" in errors

@@ -17,7 +17,7 @@ from tools.process.version import code_version
 from tools.errors import UserError
 from tools.logs.reader import read_log
 from tools.html_report.gather import heat_map, run_data, seconds_of, thinned
-from tools.html_report.subjects import GROUPS, conversations, differences, flat_scores, subject
+from tools.html_report.subjects import GROUPS, conversations, differences, flat_scores, subject, task_title
 from tools.html_report.page import page
 from tools.train_log import TrainLog
 
@@ -128,6 +128,8 @@ def test_scores_by_name():
         {"scores": {"pre": None, "sft": {"overall": 0.5, "by_task": {"sum": 1.0}}}, "bits_per_char": {"pre": 2.5}})
     three = {"overall": 0.5, "by_task": {}, "phrasings": {"overall": 0.25}, "outside": 0.75}
     assert flat_scores({"scores": {"sft": three}}) == {"指令微调 总分": 0.5, "指令微调 换一种问法": 0.25, "指令微调 题外话": 0.75}
+    tools = {"overall": 0.5, "by_task": {}, "tools": {"overall": 0.75}}
+    assert flat_scores({"scores": {"sft": tools}})["指令微调 用工具"] == 0.75 and task_title("days") == "隔了几天"
     assert found == {"指令微调 总分": 0.5, "指令微调 两位数加法": 1.0, "预训练 每字比特": 2.5} and flat_scores(None) == {}
 
 
