@@ -12,7 +12,7 @@ import sys
 from tools.config.aliases import FOREIGN_NAMES, GENERATION, MEANINGFUL_NAMES, REFUSED, SWITCHES, key_behind, translate
 from tools.config.help import help_text
 from tools.config.keys import INSTEAD, KEYS, STAGES
-from tools.config.values import FALSE_WORDS, LIST_KINDS, TRUE_WORDS, nearest
+from tools.config.values import FALSE_WORDS, LIST_KINDS, NULL_WORDS, TRUE_WORDS, nearest
 from tools.config_manager import ROOT, ConfigManager
 from tools.errors import UserError, explain
 from tools.process.first import arguments, use_utf8
@@ -134,7 +134,7 @@ class _Parser(argparse.ArgumentParser):
         them."""
         following = words[-1] if words else "--"
         if isinstance(action, _Key) and _is_switch(_plain(option)):
-            return words.pop() if following.strip().lower() in TRUE_WORDS + FALSE_WORDS else "true"
+            return words.pop() if following.strip().lower() in _switch_words(_plain(option)) else "true"
         if action.nargs is None and following != "--" and not (following.startswith("-") and self._option(following)):
             return words.pop()
         return None
@@ -191,6 +191,12 @@ def _plain(option):
 def _is_switch(option):
     name = option.rpartition(".")[2].lstrip("-")
     return name in SWITCHES or key_behind(name) in KEYS and KEYS[key_behind(name)].kind == "bool"
+
+
+def _switch_words(option):
+    """What may follow a switch as its value."""
+    key = KEYS.get(key_behind(option.rpartition(".")[2].lstrip("-")))
+    return TRUE_WORDS + FALSE_WORDS + (NULL_WORDS if key and key.null else ())
 
 
 _ARGPARSE_WORDS = [

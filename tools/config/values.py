@@ -59,14 +59,14 @@ def from_text(name, text, label=None):
     if len(words) != 1:
         raise UserError(f"{label} 只能有一个值。")
     word = words[0].strip()
+    if key.null and word.lower() in NULL_WORDS:
+        return None
     if key.kind == "bool":
         if word.lower() in TRUE_WORDS:
             return True
         if word.lower() in FALSE_WORDS:
             return False
         raise UserError(f"{label} 应为 true 或 false，而不是“{word}”。")
-    if key.null and word.lower() in NULL_WORDS:
-        return None
     return check_value(name, words[0], label)
 
 
