@@ -22,7 +22,7 @@ _PRE = (
     *block("stage", "优化器", "ask",
            key("pair_start", "int", None, "起步前让词向量和输出头先学词对计数，走几遍词表；null = 从零训练时 12 遍（词表太大、"
                "共用权重时不做），0 = 不做", low=0),
-           key("copy_start", "bool", None, "起步时就有一个会照抄前文的注意力头（人名、数字、没见过的词）；null = 能就做"
+           key("copy_start", "bool", None, "起步时就有会照抄前文的注意力头（人名、数字、没见过的词）；null = 能就做"
                "（mla、rope，从词对起步）")),
     *block("stage", "学习率", "ask",
            key("embedding_lr", "float", None, "词向量与输出头的学习率峰值，null = init_lr，从词对起步时是它的三分之一", above=0)))

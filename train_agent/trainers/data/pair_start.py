@@ -10,7 +10,6 @@ V vocabulary, d width, C words of a chunk.
 """
 
 import time
-from copy import deepcopy
 
 import numpy as np
 import torch
@@ -62,21 +61,14 @@ def fitted(model, data, passes, copies, seed, device):
     since, since_cpu = time.perf_counter(), time.process_time()
     counts, tokens = count_pairs(data, model.config.vocab_size, len(model.heads()), device)
     width = model.config.d_model - (copy_start.spare(model.config) if copies else 0)
-    started = deepcopy(model).cpu()
     with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
         torch.manual_seed(seed)
         norm = make_norm(model.config.norm, width, model.config.norm_eps).to(device)
         vectors, heads = fit(counts, width, passes, norm)
         vectors, heads = vectors.cpu(), [head.cpu() for head in heads]
-        if copies:
-            copy_start.install(started, vectors, heads, SCALE)
-        else:
-            started.embed.weight.data = vectors * SCALE
-            for head, value in zip(started.heads(), heads):
-                head.weight.data = value
-    before = dict(model.named_parameters())
-    return {name: value.detach() for name, value in started.named_parameters()
-            if not torch.equal(value, before[name].cpu())}, {
+        values = copy_start.install(model, vectors, heads, SCALE) if copies else {
+            "embed.weight": vectors * SCALE, **{f"fc{n}.weight": head for n, head in enumerate(heads, 1)}}
+    return values, {
         "pair_tokens": tokens, "pair_seconds": round(time.perf_counter() - since, 2),
         "pair_cpu_seconds": round(time.process_time() - since_cpu, 2)}
 
