@@ -11,6 +11,7 @@ Run it again and it goes on where it stopped. What it measured is in out/report.
 """
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from chat_agent.evaluation.scoring import bits_per_char, exact_scores, world_sco
 from tools.cli import guarded, parse
 from tools.checkpoint import final_name, read_checkpoint, read_pair
 from tools.config.stages import TABLE
-from tools.config_manager import ROOT, fingerprint
+from tools.config_manager import ROOT, ConfigManager, fingerprint
 from tools.demo.tool_tasks import TITLES
 from tools.demo_data import TASKS, write_demo
 from tools.errors import UserError
@@ -41,19 +42,27 @@ from tools.process.page import page_beside
 from tools.report import report_of
 from tools.saving.atomic import CheckpointError, finite, write_bytes
 from tools.saving.progress import Progress
-from train_agent.demo_specialists import train_specialists
+from train_agent.demo_specialists import titles, train_specialists
 from train_agent.trainers.build_stage import builder
 from train_agent.trainers.hardware import machine
 from train_agent.trainers.running.diary import OpenedLoop, check_up
 from train_agent.trainers.running.minutes import EPOCHS, timed_stage
 from train_agent.trainers.run_stage import asked
 
-EXTRA = [("--minutes", {"type": float, "default": 12.0, "metavar": "N", "help": "总时长（分钟），默认 12"}),
+MINUTES = 12
+EXTRA = [("--minutes", {"type": float, "default": float(MINUTES), "metavar": "N", "help": "总时长（分钟），默认 12"}),
          ("--quick", {"action": "store_true", "help": "一分钟以内的试跑：只确认每一步都能工作"}),
          ("--with", {"dest": "extras", "choices": ["adapters"], "help": "adapters：再训练三个 LoRA、前缀、记忆和选择门"})]
-FIXED = 105          # seconds that go to data, vocabulary, measuring, scoring and drawing,
-FIXED_SHARE = 0.35   # of a short run at most this share
+TAKES = {"data": 10, "score_pre": 15, "score_sft": 40, "report": 10}      # seconds, on the machine of README
+AROUND = 15          # seconds that a training takes beside its time: data, vocabulary, measuring its steps
+FIXED = sum(TAKES.values()) + 2 * AROUND
+FIXED_SHARE = 0.35   # of a short run at most this share goes to what is no training
+QUICK_SHARE = 0.3    # of TAKES and AROUND, in a smoke run
 SHARES = {"pre": 0.35, "sft": 0.65}
+USUAL_STEPS = 250    # a minute, in the run whose scores README tells, of the preset with these keys as they are:
+USUAL = ("n_layer", "n_head", "d_model", "hidden", "other_experts", "keep", "max_len", "batch_size",
+         "accumulation_steps", "json_data_path")
+SLOW = 0.7           # of USUAL_STEPS: fewer are told
 CONVERSATIONS = [["你好", "你是谁？", "34加57等于几？", "把“山水花”倒过来写"], ["我要买三斤苹果和两袋大米", "今天星期三，五天后是星期几？"],
                  ["我叫林小雨", "给“高兴”找一个反义词", "我叫什么名字？"]]
 
@@ -73,11 +82,37 @@ def own_base(options, out):
     return str(out / Path(base).name) if base and Path(base).parent == Path(options["out_dir"]) else base
 
 
+def plan_of(seconds, options, quick, extras):
+    """What Progress will be asked for: (name, title, about how many seconds or None)."""
+    share, named = QUICK_SHARE if quick else 1, any(one["max_steps"] for one in options.values())
+    steps = [("data", "准备数据", TAKES["data"] * share)]
+    for name in SHARES:
+        training = None if named else seconds * SHARES[name] + AROUND * share
+        steps += [(name, TABLE[name].title, training), (f"score_{name}", scoring(name), TAKES[f"score_{name}"] * share)]
+    others = [(name, title, None) for name, title in titles().items()] if extras else []
+    return [*steps, *others, ("report", "写报告", TAKES["report"] * share)]
+
+
+def slow(name, options, steps, seconds):
+    """A line for machines on which fewer steps fit into the time than README's scores took; None where they fit, or
+    where the model or the data is another one."""
+    usual, rate = ConfigManager(preset="tiny").stage(name), steps / seconds * 60
+    if rate >= SLOW * USUAL_STEPS or any(options[key] != usual[key] for key in USUAL):
+        return None
+    return (f"这里每分钟约 {max(1, round(rate))} 步，README 里的那次是 {USUAL_STEPS} 步：步数少，分数会比 README 的低。"
+            f"要走到同样多的步，请写 --minutes {math.ceil(MINUTES * USUAL_STEPS / rate)}。")
+
+
 def train(name, options, seconds):
     """Train one stage for so many seconds, or for the steps that the configuration names."""
     checked = check_up(options)
     timed = {**options, "max_epochs": EPOCHS, "minutes": None if options["max_steps"] else round(seconds / 60, 3)}
     stage = timed_stage(builder(name), timed, None if options["max_steps"] else seconds)
+    told = None if options["max_steps"] else slow(name, options, stage.options["max_steps"], seconds)
+    if name == "sft":
+        print("损失会先跳高一截再降下来，这是正常的：从这里起只有回答计入损失，问答的格式也是第一次见。", flush=True)
+    if told:
+        print(told, flush=True)
     loop = OpenedLoop(stage, checked, ahead=False)           # its speed has just been measured
     return {"metrics": loop.run(), "steps": loop.step, "tokens": loop.tokens, "seconds": round(loop.seconds, 1)}
 
@@ -179,12 +214,11 @@ def main(argv=None):
 
 def pipeline(manager, command, options, out, seconds):
     """The whole way, step by step; what an earlier start has done is skipped."""
-    print("▶ 准备数据")
-    paths = demo_data(options["pre"])
     key = {**{name: fingerprint(one) for name, one in options.items()}, "quick": command.quick,
            "minutes": command.minutes}
-    plan = [step for name in SHARES for step in ((name, TABLE[name].title), (f"score_{name}", scoring(name)))]
-    progress, done = Progress(out, key, options["pre"]["resume"] == "none", plan), {}
+    plan = plan_of(seconds, options, command.quick, command.extras)
+    progress, done = Progress(out, key, options["pre"]["resume"] == "none", plan, fixed=tuple(SHARES)), {}
+    paths = progress.step("data", "准备数据", lambda: demo_data(options["pre"]))
     for name in SHARES:
         base, final = options[name]["pretraining_model_path"], out / final_name(TABLE[name].label)
         done[name] = progress.once(name, TABLE[name].title, lambda: train(name, options[name], seconds * SHARES[name]),
@@ -198,11 +232,19 @@ def pipeline(manager, command, options, out, seconds):
         print_scores(done["pre"]["score"]["exact"], done["sft"]["score"]["exact"])
     samples = converse(final, CONVERSATIONS[:1] if command.quick else CONVERSATIONS, 1 if command.quick else None)
     extras = train_specialists(manager, progress, answered, final, command.quick) if command.extras else {}
+    reported(progress, out, options, done, samples, extras)
 
-    report, page = write_report(out, options, progress, done, samples, extras), report_of(options["sft"])
+
+def reported(progress, out, options, done, samples, extras):
+    """The last step: the reports, and where to go from here."""
+    def write():
+        report = write_report(out, options, progress, done, samples, extras)
+        return report_of(options["sft"]) or report
+    report, final = progress.step("report", "写报告", write), out / final_name(TABLE["sft"].label)
     chosen = f" --model {final}" if final.parent != ROOT / "out" else ""
+    progress.say("report", f"全部做完。报告：{report}；聊天：python chat_agent/chat.py{chosen}")
     print(f"""
-报告：{page or report}（用浏览器打开）
+报告：{report}（用浏览器打开）
 曲线：{options["sft"]["log_dir"]}
 在终端里聊天：python chat_agent/chat.py{chosen}
 在网页里聊天：python chat_agent/serve.py{chosen}""")

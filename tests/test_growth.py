@@ -1,6 +1,10 @@
 """Watching a model grow: what a training says of itself on the way, and the page that shows it."""
+import asyncio
 import json
+import os
 import re
+import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -12,6 +16,7 @@ from toy import events, train
 
 from tools.errors import UserError
 from tools.process import page
+from tools.saving.plan import DEAD, steps_of
 from tools.saving.progress import Progress
 from train_agent.trainers.pre_training import build_stage
 from train_agent.trainers.run_stage import start
@@ -82,20 +87,72 @@ def test_marks_are_exact_answers():
     assert marked([], []) == {}
 
 
+def states(folder, now=0.0):
+    return [step["state"] for step in steps_of(folder, now)]
+
+
 def test_a_pipeline_says_what_it_has_done_does_and_will_do(tmp_path):
-    pytest.importorskip("fastapi", reason="requirements-serve.txt 没有装")
-    from chat_agent.server.growth import plan_of
     plan, seen = [("a", "甲"), ("b", "乙"), ("c", "丙")], []
-    assert plan_of(tmp_path) == []
+    assert states(tmp_path) == []
     progress = Progress(tmp_path, {}, plan=plan)
-    progress.once("a", "甲", lambda: 1)
-    progress.once("b", "乙", lambda: seen.append([step["state"] for step in plan_of(tmp_path)]))
-    assert seen == [["done", "now", "next"]] and plan_of(tmp_path)[0]["seconds"] is not None
+    progress.step("a", "甲", lambda: 1)
+    progress.once("b", "乙", lambda: seen.append(states(tmp_path)))
+    assert seen == [["done", "now", "next"]] and steps_of(tmp_path, 0)[0]["seconds"] is not None
     with pytest.raises(KeyboardInterrupt):
         progress.once("c", "丙", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
-    assert [step["state"] for step in plan_of(tmp_path)] == ["done", "done", "next"]
+    assert states(tmp_path) == ["done", "done", "failed"] and "停在这里" in steps_of(tmp_path, 0)[2]["note"]
+    Progress(tmp_path, {}, plan=plan).step("a", "甲", lambda: seen.append(states(tmp_path)))
+    assert seen[1] == ["now", "done", "next"]            # what is done at every start is done again
     (tmp_path / "progress.json").write_text("{")
-    assert plan_of(tmp_path) == []
+    assert states(tmp_path) == []
+
+
+@pytest.mark.parametrize("error, said", [
+    (UserError("数据里坏行太多。", 8), "数据里坏行太多。"), (SystemExit(143), "停在这里"), (OSError(28, "full", "x.pkl"), "磁盘已满"),
+    (ZeroDivisionError("0"), "ZeroDivisionError")])
+def test_what_ended_a_pipeline_is_kept_for_who_watches(tmp_path, error, said):
+    def fails():
+        raise error
+    with pytest.raises(type(error)):
+        Progress(tmp_path, {}, plan=[("a", "甲")]).once("a", "甲", fails)
+    (step,) = steps_of(tmp_path, 0)
+    assert step["state"] == "failed" and said in step["note"] and step["left"] is None
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows 上不去问别的进程")
+def test_a_pipeline_that_was_killed_is_not_shown_as_going_on(tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    data = {"plan": [["a", "甲", 9]], "now": "a", "left": [9, 0], "since": 5.0, "results": {}, "seconds": {}}
+    for pid, state, note in ((os.getpid(), "now", None), (gone.pid, "failed", DEAD)):
+        (tmp_path / "progress.json").write_text(json.dumps({**data, "pid": pid}))
+        (step,) = steps_of(tmp_path, 7.0)
+        assert (step["state"], step["note"]) == (state, note) and step["left"] == (7 if note is None else None)
+
+
+def test_a_run_that_failed_says_why_and_one_that_is_done_says_so(options, tmp_path, monkeypatch):
+    pytest.importorskip("fastapi", reason="requirements-serve.txt 没有装")
+    from chat_agent.server.curves import Curves
+    from chat_agent.server.limits import Limits
+    chosen = options(rows=40, max_steps=6, logging_steps=1)
+    real, failing = diary.OpenedLoop.optimize, [True]
+
+    def optimize(self, *rest):
+        if failing and self.step == 3:
+            raise UserError("损失不是有限的数。", 5)
+        return real(self, *rest)
+    monkeypatch.setattr(diary.OpenedLoop, "optimize", optimize)
+
+    def stands():
+        curves = Curves(Path(chosen["log_dir"]), Limits())
+        newest = asyncio.run(curves.listing())["runs"][0]["name"]
+        return {k: v for k, v in asyncio.run(curves.read(newest)).items() if k in ("state", "live", "why")}
+    with pytest.raises(UserError):
+        start(build_stage, chosen)
+    assert stands() == {"state": "stopped", "live": False, "why": "损失不是有限的数。"}
+    failing.clear()
+    start(build_stage, {**chosen, "resume": "none"})
+    assert stands() == {"state": "done", "live": False, "why": None}
 
 
 # ---------------------------------------------------------------- the page beside a training

@@ -1,6 +1,7 @@
 """The page's other views in a real browser, in both themes and on a phone: looking into a reply, models side by side,
 a model that grows."""
 import json
+import time
 
 import pytest
 
@@ -167,12 +168,13 @@ def test_the_page_shows_a_model_growing(page, scheme, size):
     log = page.logs / "sft_1.jsonl"
     write_log(log, [10, 20])
     plan = {"plan": [["pre", "预训练"], ["sft", "指令微调"], ["end", "打分"]], "now": "sft", "results": {"pre": {}},
-            "seconds": {"pre": 300.0}}
+            "seconds": {"pre": 300.0}, "left": [400, 40], "since": time.time()}
     (page.folder / "out" / "progress.json").write_text(json.dumps(plan))
     look(page, scheme, size)
     page.click("#tab-curves")
     page.wait("document.querySelectorAll('.talks dd').length === 5 && document.querySelector('.heat canvas')")
-    assert page.text("#plan li") == ["✓预训练5.0 分钟", "●指令微调正在做", "打分还没开始"]
+    assert page.text("#plan li") == ["✓预训练5.0 分钟", "●指令微调正在做", "3打分还没开始"]
+    assert page.text("#plan-note") == ["第 2/3 步，到全部做完约还要 7 分钟"]
     assert set(page.text(".talks dd")) == {"<b>第20步</b>"} and page.text(".talks .value") == ["第 20 步"]
     assert page.text(".task") == ["两位数加法1/2", "自己的0/2"]
     assert page.run("document.querySelectorAll('.heat canvas').length") == 3
@@ -191,13 +193,18 @@ def test_the_page_shows_a_model_growing(page, scheme, size):
         return [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data].join() })()"""
     assert len(set(page.run(pixels).split(","))) > 4
     log.unlink()
+    notes = {"now": None, "failed": "sft", "notes": {"sft": "坏行太多：数据第 3 行。"}}       # before a line was written
+    (page.folder / "out" / "progress.json").write_text(json.dumps({**plan, **notes}))
+    page.wait("document.querySelector('#plan-note').textContent === '坏行太多：数据第 3 行。'")
+    assert page.text("#plan li")[1] == "✗指令微调没有做完" and not page.text("#run-state")[0]
+    check_looks(page, size[2])
 
 
 def test_the_page_of_a_server_that_went_away_keeps_what_it_showed_and_says_so(page, tmp_path):
     (tmp_path / "logs").mkdir()
     rows = write_log(tmp_path / "logs" / "sft_1.jsonl", [10, 40])
     with open(tmp_path / "logs" / "sft_1.jsonl", "a") as file:
-        file.write(json.dumps({"event": "save", "step": 40, "name": "TinySeek_SFT_final"}) + "\n")
+        file.write(json.dumps({"event": "save", "step": 40, "name": "TinySeek_SFT_final.pkl"}) + "\n")
         file.writelines(json.dumps(row) + "\n" for row in rows[-6:])        # what it answers in the end
     with serving(tmp_path) as gone:
         page.open(gone.url + "/#curves")

@@ -2,6 +2,7 @@
 are none."""
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from toy_checkpoint import toy_payload
 from tools.checkpoint import read_checkpoint, write_torch
 from tools.process import signals
 from tools.saving.atomic import finite
+from tools.saving.plan import in_words
 from tools.saving.progress import Progress, digest
 
 
@@ -180,3 +182,63 @@ def test_quick_says_first_that_it_cannot_talk_and_shows_one_line(house, capsys):
     house.run("--quick")
     said = capsys.readouterr().out
     assert said.splitlines()[0].startswith("试跑") and said.count("小寻：") == 1
+
+
+# ---- the plan and its times
+
+PLAN = [("data", "准备数据", 10), ("pre", "预训练", 240), ("score", "打分", 50), ("sft", "指令微调", 400), ("report", "写报告", 20)]
+
+
+def test_a_plan_tells_the_step_and_the_time_that_is_left(tmp_path, capsys):
+    clock = [1000.0]
+    def work(seconds):
+        return lambda: clock.__setitem__(0, clock[0] + seconds)
+    def progress():
+        return Progress(tmp_path, "k", plan=PLAN, fixed=("pre", "sft"), clock=lambda: clock[0])
+    one = progress()
+    one.step("data", "准备数据", work(10))
+    one.once("pre", "预训练", work(240))
+    one.once("score", "打分", work(170))                   # 180 seconds for what was planned to take 60
+    one.once("sft", "指令微调", work(400))
+    one.step("report", "写报告", work(60))
+    two = progress()                                      # what is done is not counted again
+    two.step("data", "准备数据", work(0))
+    two.once("pre", "预训练", work(0))
+    one.once("else", "别的", work(1))
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("▶")]
+    assert said == ["▶ 准备数据（第 1/5 步，到全部做完约还要 12 分钟）", "▶ 预训练（第 2/5 步，到全部做完约还要 12 分钟）",
+                    "▶ 打分（第 3/5 步，到全部做完约还要 8 分钟）", "▶ 指令微调（第 4/5 步，到全部做完约还要 8 分钟）",
+                    "▶ 写报告（第 5/5 步，到全部做完约还要 60 秒）", "▶ 准备数据（第 1/5 步，到全部做完约还要 30 秒）", "▶ 别的"]
+
+
+def test_a_plan_with_a_length_that_nobody_knows_tells_the_step_alone(tmp_path, capsys):
+    Progress(tmp_path, "k", plan=[("a", "甲", None), ("b", "乙", 5)]).once("a", "甲", lambda: 1)
+    assert capsys.readouterr().out == "▶ 甲（第 1/2 步）\n"
+
+
+def test_times_are_told_in_words():
+    assert [in_words(s) for s in (0, 89, 90, 400, 5399, 9000)] == ["1 秒", "89 秒", "2 分钟", "7 分钟", "90 分钟", "2.5 小时"]
+
+
+def test_the_plan_of_run_py_lasts_as_long_as_its_minutes():
+    options = {name: {"max_steps": None} for name in run.SHARES}
+    seconds = run.MINUTES * 60 - run.FIXED
+    plan = run.plan_of(seconds, options, False, None)
+    assert sum(step[2] for step in plan) == pytest.approx(run.MINUTES * 60)
+    assert [step[1] for step in plan] == ["准备数据", "预训练", "打分（预训练后）", "指令微调", "打分（指令微调后）", "写报告"]
+    assert [step[2] for step in run.plan_of(9, {**options, "sft": {"max_steps": 5}}, True, ["adapters"])][1] is None
+    assert "选择门" in [step[1] for step in run.plan_of(9, options, True, ["adapters"])]
+
+
+def test_a_machine_on_which_the_scores_will_be_lower_is_told_once_and_with_a_cure():
+    options = run.ConfigManager(preset="tiny").stage("sft")
+    assert run.slow("sft", options, 1700, 400) is None
+    assert "--minutes 30" in run.slow("sft", options, 667, 400) and "每分钟约 100 步" in run.slow("sft", options, 667, 400)
+    assert run.slow("sft", {**options, "d_model": 64}, 667, 400) is None      # another model, another pace
+
+
+def test_the_usual_pace_is_that_of_the_run_in_the_readme():
+    told = (run.ROOT / "README.md").read_text(encoding="utf-8")
+    pre, sft, minutes = re.search(r"预训练 ([\d,]+) 步、SFT ([\d,]+) 步，训练共 (\d+) 分钟", told).groups()
+    pace = (int(pre.replace(",", "")) + int(sft.replace(",", ""))) / int(minutes)
+    assert 0.75 * run.USUAL_STEPS < pace < 1.25 * run.USUAL_STEPS

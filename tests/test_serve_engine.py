@@ -273,7 +273,7 @@ def test_a_run_is_running_while_its_folder_is_owned_then_stopped_or_done(tmp_pat
     lock.release()
     assert look()["sft_1"]["state"] == "stopped"
     with open(log, "a") as file:
-        file.write(json.dumps({"event": "save", "step": 1, "name": "TinySeek_SFT_final"}) + "\n")
+        file.write(json.dumps({"event": "save", "step": 1, "name": "TinySeek_SFT_final.pkl"}) + "\n")
     assert look()["sft_1"]["state"] == "done"
     with open(log, "a") as file:                       # it was given more to do
         file.write(json.dumps({"event": "resume", "step": 1}) + "\n")

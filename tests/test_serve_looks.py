@@ -33,7 +33,7 @@ def test_curves_page_lists_runs_only_says_how_they_stand_and_takes_up_a_new_one(
     (logs / "dpo_1.jsonl").write_text(
         "".join(
             json.dumps(row) + "\n" for row in [head, *rows,
-                                               {"event": "save", "step": 7, "name": "TinySeek_DPO_final"}]))
+                                               {"event": "save", "step": 7, "name": "TinySeek_DPO_final.pkl"}]))
     (logs / "sft_1.jsonl").write_text(json.dumps({**head, "stage": "sft", "run": "sft_1", "config.name": None}) + "\n")
     page.click("#tab-curves")
     page.wait("document.querySelector('#run').options.length === 3")

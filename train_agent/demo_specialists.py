@@ -20,6 +20,12 @@ TRAIN = {"lora": lora_train, "prefix": prefix_train, "memory": memory_train, "ga
 SPECIALISTS = {"lora_identity": ("lora", "identity", "LoRA：换个名字"), "lora_shopping": ("lora", "shopping", "LoRA：换种清单"),
                "lora_greeting": ("lora", "greeting", "LoRA：押韵的问候"), "prefix": ("prefix", "greeting", "前缀：押韵的问候"),
                "memory": ("memory", "shopping", "记忆：换种清单")}
+GATE = ("gate", "选择门")
+
+
+def titles():
+    """{name: title} of what `train_specialists` does, in order."""
+    return {**{folder: title for folder, (_, _, title) in SPECIALISTS.items()}, GATE[0]: GATE[1]}
 
 
 def train_specialists(manager, progress, score, base, quick=False):
@@ -40,7 +46,7 @@ def train_specialists(manager, progress, score, base, quick=False):
     print_specialists(done)
     experts = [str(final(options["lora"], folder, "lora")) for folder, (stage, _, _) in SPECIALISTS.items()
                if stage == "lora"]
-    gate = progress.once("gate", "选择门",
+    gate = progress.once(*GATE,
                          lambda: run("gate", {**options["gate"], "experts": experts}, paths, "gate", "gate", quick),
                          made=final(options["gate"], "gate", "gate"), needs=experts)
     return {"adapters": done, "gate": gate["gate"]}

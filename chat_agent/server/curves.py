@@ -7,22 +7,25 @@ client says.
 import asyncio
 import json
 import os
+import re
 import time
 from pathlib import Path
 
 import numpy as np
 
 from chat_agent.server.errors import ApiError, shown
-from chat_agent.server.growth import growth, plan_of
+from chat_agent.server.growth import growth
 from tools.config.keys import STAGE_TITLES
 from tools.logs.reader import read_log
 from tools.plot import curve, thinned
+from tools.saving.plan import steps_of
 
 FIELDS = ("loss", "ppx_1", "ppx_2", "accuracy", "margin", "reward", "success", "solved", "hopeless",
           "length", "called", "failed", "policy_entropy", "clip_share", "kl", "lr", "grad_norm", "lexp", "tok_s")
 PLACE = ("epoch", "epochs", "batch", "batches", "step", "remaining")      # where the run is
 FRESH = 60.0            # seconds after its last line for which a run counts as in progress where its lock tells nothing
 HEAD, TAIL = 1 << 16, 1 << 15    # bytes at a log's two ends that say what it is and how it stands
+FINAL = re.compile(rb'_final(\.pkl)?"')
 MOST = 100              # runs that are listed
 READ = 6 << 20          # bytes of a log that are parsed: every k-th line of a longer one draws the same picture
 WAIT = 8                # a log that took t seconds to read is read again after WAIT * t at the earliest
@@ -40,7 +43,7 @@ class Curves:
     async def listing(self):
         def entries():
             return {"runs": [self._entry(name, *found) for name, found in self._files().items()],
-                    "plan": plan_of(self.out) if self.out else []}
+                    "plan": steps_of(self.out, time.time()) if self.out else []}
         return await asyncio.to_thread(entries)
 
     async def read(self, name):
@@ -131,7 +134,7 @@ def _is_complete(path, size):
             lines = file.read().split(b"\n")
     except OSError:
         return False
-    saved = max((i for i, line in enumerate(lines) if b'"save"' in line and b'_final"' in line), default=-1)
+    saved = max((i for i, line in enumerate(lines) if b'"save"' in line and FINAL.search(line)), default=-1)
     return saved >= 0 and not any(b'"resume"' in line or b'"loss"' in line for line in lines[saved + 1:])
 
 
@@ -160,15 +163,23 @@ def read_points(path, points):
     runs = read_log(path, READ)
     if not runs:
         return {"stage": None, "place": {}, "total": None, "fields": {}, "evaluations": {}, "heat": None,
-                "samples": [], "exams": []}
+                "samples": [], "exams": [], "why": None}
     run = runs[-1]
     last = run.rows[-1] if run.rows else {}
     there = [name for name in FIELDS if np.isfinite(np.asarray(run.get(name), dtype=float)).any()]
     held_out = {name[:64]: {"x": _list(x), "y": _list(y)} for name, (x, y) in run.evaluations().items()}
     return {"stage": str(run.header.get("stage", ""))[:32] or None,
             "place": {k: _plain(last[k]) for k in PLACE if k in last},
-            "total": _plain(run.header.get("steps")),
+            "total": _plain(run.header.get("steps")), "why": why_of(run.events),
             "fields": {name: _field(run, name, points) for name in there}, "evaluations": held_out, **growth(run)}
+
+
+def why_of(events):
+    """What ended a run before its time, as it said itself; None where it said nothing or went on since."""
+    kinds = [event.get("event") for event in events]
+    if "failed" not in kinds or "resume" in kinds[kinds.index("failed"):]:
+        return None
+    return str(events[kinds.index("failed")].get("text", ""))[:500] or None
 
 
 def _field(run, name, points):

@@ -1,8 +1,4 @@
-"""How a model grows, beside its curves: experts' load, answers to the same questions, an exam task by task, and where a
-whole pipeline stands."""
-
-import json
-from pathlib import Path
+"""How a model grows, beside its curves: experts' load, answers to the same questions, an exam task by task."""
 
 from tools.demo_data import TASKS
 from tools.html_report.gather import COLUMNS, heat_map, told
@@ -29,16 +25,3 @@ def rows_of(exam):
         return []
     return [[TASKS[task].title if task in TASKS else str(task)[:32], right, asked]
             for task, right, asked in zip(*columns)]
-
-
-def plan_of(out_dir):
-    """What run.py has done, does and will do -> [{"title", "state": done | now | next, "seconds"}], [] where it never
-    ran here."""
-    try:
-        data = json.loads(Path(out_dir, "progress.json").read_text(encoding="utf-8"))
-        now, done, seconds = data.get("now"), data["results"], data["seconds"]
-        return [{"title": str(title)[:64], "seconds": seconds.get(name),
-                 "state": "now" if name == now else "done" if name in done else "next"}
-                for name, title in data.get("plan") or ()]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return []

@@ -34,8 +34,11 @@ const CHARTS = [
   { names: ["lexp"], title: "专家均衡", help: "0 表示各专家一样忙，越大越偏。" },
   { names: ["tok_s"], title: "速度", unit: "词元/秒", zero: true, help: "每秒多少个词元。" },
 ];
-const OWN_HELP = { dpo: { loss: "偏好损失：0.693（ln 2）表示分不清哪个回答更好，越低越好。空心点是留出数据。" },
+const OWN_HELP = {
+  sft: { loss: "只有回答计入损失。开头比预训练结束时高一截是正常的，很快就降下来。空心点是留出数据。" },
+  dpo: { loss: "偏好损失：0.693（ln 2）表示分不清哪个回答更好，越低越好。空心点是留出数据。" },
   rl: { loss: "实线是优势乘比率，总在 0 附近，看不出好坏；空心点是留出的题答错的比例，越低越好。" } };
+const NOT_YET = "训练写下第一行记录后，这里就画出曲线，并一遍遍地问它同样的几句话。";
 const STATES = { running: "进行中", done: "已完成", stopped: "已停下" };
 const MOST_DOTS = 40; // more of them would hide the line
 const BOX = { width: 480, height: 252, left: 56, right: 12, top: 22, bottom: 30 };
@@ -77,7 +80,7 @@ export class Curves {
       const [data, other] = await Promise.all(this.fill(runs).map(read));
       if (turn !== this.turn) return;
       drawPlan(plan);
-      this.draw(data, other);
+      this.draw(data, other, plan);
     } catch (error) {
       if (turn !== this.turn) return;
       if (error.status === 0 && $("charts").firstChild) this.lost();
@@ -118,23 +121,27 @@ export class Curves {
   say(text) {
     $("curves-empty").hidden = !text;
     $("curves-empty").textContent = text;
-    if (text) {
-      $("charts").replaceChildren();
-      this.growth.clear();
-      $("run-state").textContent = "";
-    }
+    if (text) this.clear();
   }
 
-  draw(data, other) {
+  clear() {
+    $("charts").replaceChildren();
+    this.growth.clear();
+    $("run-state").textContent = "";
+  }
+
+  draw(data, other, plan) {
     if (!data) {
-      this.say("还没有训练记录。开始训练后，这里会实时画出曲线：python run.py");
+      const at = (wanted) => plan.some(({ state }) => state === wanted);
+      this.say(at("now") ? NOT_YET : at("failed") ? "" : "还没有训练记录。开始训练后，这里会实时画出曲线：python run.py");
+      this.clear();
       return;
     }
     if (!Object.keys(data.fields).length) {
       this.say(
         data.live
           ? "这次训练刚开始，还没有写下第一行记录。"
-          : "这次训练在写下第一行记录之前就停了。再运行同一条命令就接着训。",
+          : data.why || "这次训练在写下第一行记录之前就停了。再运行同一条命令就接着训。",
       );
       return;
     }
@@ -167,13 +174,14 @@ function offer(select, entries, chosen) {
   select.disabled = !entries.length;
 }
 
-function stateOf({ live, state, place, total }) {
+function stateOf({ live, state, place, total, why }) {
   const parts = [STATES[state]];
   if (place.step) parts.push("第 " + place.step + (total ? "/" + total : "") + " 步");
   if (place.epochs > 1 && place.epochs <= 100) parts.push("第 " + place.epoch + "/" + place.epochs + " 轮");
   // a run that time ends is planned for more than it will do
   else if (place.epoch > 1) parts.push("数据的第 " + place.epoch + " 遍");
   if (live && place.remaining > 0) parts.push("还要约 " + clock(place.remaining));
+  if (state === "stopped" && why) parts.push(why);
   return parts.join(" · ");
 }
 

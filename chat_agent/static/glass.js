@@ -157,5 +157,5 @@ function experts(token, seen) {
       make("span", { class: "cells", "aria-hidden": "true" }, ...cells),
       make("span", {}, layer ? "专家 " + names : "没有专家"));
   });
-  return [make("p", { class: "soft" }, "写它时每层选了哪些专家（越深越重要）："), ...rows];
+  return [make("p", { class: "soft" }, "写它时每层选了哪些专家（颜色越浓越重要）："), ...rows];
 }

@@ -2,18 +2,26 @@
 
 import { $, make } from "./view.js";
 
-const MARKS = { done: "✓", now: "●", next: "" };
-const SAID = { done: "已完成", now: "正在做", next: "还没开始" };
+const MARKS = { done: "✓", now: "●", next: "", failed: "✗" };
+const SAID = { done: "已完成", now: "正在做", next: "还没开始", failed: "没有做完" };
 
-// plan: [{title, state, seconds}]
+// plan: [{title, state, seconds, left, note}]; the note of the last step that has one stands below.
 export function drawPlan(plan) {
   $("plan").hidden = !plan.length;
-  $("plan").replaceChildren(...plan.map(({ title, state, seconds }) =>
-    make("li", { class: state }, make("span", { "aria-hidden": "true" }, MARKS[state]), title,
+  $("plan").replaceChildren(...plan.map(({ title, state, seconds }, i) =>
+    make("li", { class: state }, make("span", { "aria-hidden": "true" }, MARKS[state] || i + 1), title,
       make("small", {}, state === "done" && seconds ? minutes(seconds) : SAID[state]))));
+  const at = plan.findIndex(({ state }) => state === "now");
+  const said = plan.findLast(({ note }) => note);
+  const left = at < 0 ? "" : `第 ${at + 1}/${plan.length} 步` +
+    (plan[at].left ? "，到全部做完约还要 " + minutes(plan[at].left, 0) : "");
+  $("plan-note").textContent = left || (said ? said.note : "");
+  $("plan-note").classList.toggle("failed", !left && Boolean(said) && said.state === "failed");
+  $("plan-note").hidden = !$("plan-note").textContent;
 }
 
-const minutes = (seconds) => (seconds < 90 ? Math.round(seconds) + " 秒" : (seconds / 60).toFixed(1) + " 分钟");
+const minutes = (seconds, digits = 1) =>
+  (seconds < 90 ? Math.round(seconds) + " 秒" : (seconds / 60).toFixed(digits) + " 分钟");
 
 // A step's answers and its exam, chosen with one slider; the newest unless somebody has moved it.
 export class Growth {
@@ -30,11 +38,12 @@ export class Growth {
   }
 
   draw(data) {
-    const shown = [data.name, data.samples.length, data.heat ? data.heat.steps.at(-1) : 0].join();
+    const theme = getComputedStyle(document.documentElement).getPropertyValue("--accent");
+    const shown = [data.name, data.samples.length, data.heat ? data.heat.steps.at(-1) : 0, theme].join();
     if (shown === this.shown || this.box.querySelector("canvas:hover")) return;
     if (this.name !== data.name) this.place = null;
     Object.assign(this, { shown, data, name: data.name });
-    if (!this.box.querySelector(".talks") || !data.samples.length) this.build(data);
+    if (!this.box.querySelector(".talks") || !data.samples.length || this.stage !== data.stage) this.build(data);
     this.fill();
     const old = this.box.querySelector(".heat");
     const heat = data.heat ? heatCard(data.heat) : null;
@@ -44,6 +53,7 @@ export class Growth {
 
   build(data) {
     this.box.replaceChildren();
+    this.stage = data.stage;
     if (!data.samples.length) return;
     this.slider = make("input", { type: "range", min: 0, "aria-label": "看哪一步的回答",
       oninput: () => {
@@ -55,9 +65,10 @@ export class Growth {
     this.marks = make("div", { class: "marks" });
     this.exam = make("figure", { class: "card exam" }, make("figcaption", {}, make("b", {}, "没见过的题，各类答对多少")),
       this.marks, make("small", {}, "每类几道留出的题，随训练一遍遍地考；题少，只看大势。"));
+    const asked = data.stage === "pre" ? "同样的几个开头，每隔一会儿让它接着写" : "同样的几句话，每隔一会儿问一遍";
     this.box.append(make("figure", { class: "card talks" },
       make("figcaption", {}, make("b", {}, "看它怎么学会说话"), this.when), this.said, this.slider,
-      make("small", {}, "同样的几句话，每隔一会儿问一遍。拖动看从前的回答。")), this.exam);
+      make("small", {}, asked + "。拖动看从前的回答。")), this.exam);
   }
 
   fill() {
@@ -104,7 +115,7 @@ function heatCard({ steps, values }) {
   });
   return make("figure", { class: "card heat" }, make("figcaption", {}, make("b", {}, "专家的负载"), told),
     make("div", { class: "maps" }, ...layers),
-    make("small", {}, "每层一张：一行一个专家，从左到右是训练的步。平均分的一份是中间的颜色，深 = 忙，浅 = 闲。"));
+    make("small", {}, "每层一张：一行一个专家，从左到右是训练的步。平均分的一份是中间的颜色，颜色越浓越忙，越淡越闲。"));
 }
 
 // Twice an even share and more is the accent colour, nothing is the panel's.

@@ -86,11 +86,18 @@ def still_written(name):
         return False
     if os.name == "nt" or pid == os.getpid():
         return False  # Windows refuses to delete an open file anyway
+    return is_running(pid)
+
+
+def is_running(pid):
+    """Whether there is a process of that number here; True where that cannot be told."""
+    if os.name == "nt" or not isinstance(pid, int) or pid <= 0:
+        return True                                      # Windows would end the process that is asked
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # somebody else's process: it lives
+    except (OSError, OverflowError):  # somebody else's process: it lives
         pass
     return True
 

@@ -2,28 +2,34 @@
 files that were made then are still there, unchanged: scores never stand beside another model than the one they were
 taken on.
 """
+import contextlib
+import os
 import sys
 import time
 from pathlib import Path
 
 from tools.config.compare import compare
+from tools.errors import UserError
 from tools.process.signals import leave_if_heard
 from tools.saving.archive import verify_torch
 from tools.saving.atomic import CheckpointError, finite, read_json, write_json
+from tools.saving.plan import in_words, left_of, pace_of, why
 
 
 class Progress:
     """key: what all results hang on, e.g. {stage: fingerprint of its configuration}; with another key everything is
-    done anew. plan: (name, title) of all that `once` will be asked for; it and the `now` of the work under way are for
-    those who watch."""
+    done anew. plan: (name, title, about how many seconds or None) of all that `once` and `step` will be asked for, of
+    which those named in `fixed` last as planned on any machine; it and the `now` of the work under way are for those
+    who watch. clock: seconds since 1970."""
 
-    def __init__(self, out_dir, key, afresh=False, plan=()):
-        self.path = Path(out_dir) / "progress.json"
+    def __init__(self, out_dir, key, afresh=False, plan=(), fixed=(), clock=time.time):
+        self.path, self.fixed, self.clock, self.took = Path(out_dir) / "progress.json", fixed, clock, {}
         self.data = {"key": key, "results": {}, "seconds": {}, "before": {}}
         found = None if afresh else self._read()
         if found and found.keys() >= self.data.keys() and same_key(found["key"], key):
             self.data = {**found, "key": key}
-        self.data |= {"plan": [list(step) for step in plan], "now": None}
+        self.data |= {"plan": [list(step) for step in plan], "now": None, "failed": None, "passed": [], "notes": {},
+                      "pid": os.getpid()}
 
     def _read(self):
         try:
@@ -51,28 +57,54 @@ class Progress:
             return self._note(name, needed, made, self._told(made, known) or taken_over(made))
         if known and made and mine is None:
             print(f"{Path(made).name} 不在了或已损坏，重做这一步。")
-        print(f"▶ {title}", flush=True)
         if not known:
             self.data["before"].setdefault(name, mine)
-        start = time.time()
-        result = self._watched(name, work)
-        self.data["seconds"][name] = round(time.time() - start, 1)
+        result = self._worked(name, title, work)
         self._note(name, needed, made, result)
         leave_if_heard()
         return results[name]["result"]
 
-    def _watched(self, name, work):
-        self.data["now"] = name
+    def step(self, name, title, work):
+        """The result of work(), which is done at every start."""
+        result = self._worked(name, title, work)
+        self.data["passed"].append(name)
+        return result
+
+    def say(self, name, text):
+        """Leave a line about a step for those who watch."""
+        self.data["notes"][name] = text
         self.save()
-        done = False
+
+    def _worked(self, name, title, work):
+        start, left = self.clock(), self._left(name)
+        print(f"▶ {title}{self._place(name, left)}", flush=True)
+        self.data |= {"now": name, "left": left, "since": start}
+        self.save()
         try:
             result = work()
-            done = True
-            return result
-        finally:
-            self.data["now"] = None
-            if not done:
+        except BaseException as error:
+            self.data |= {"now": None, "failed": name}
+            self.data["notes"][name] = why(error)
+            with contextlib.suppress(UserError, OSError):          # what ended the work is what matters
                 self.save()
+            raise
+        took = self.data["seconds"][name] = round(self.clock() - start, 1)
+        self.data["now"] = None
+        if name not in self.fixed:
+            self.took[name] = took
+        return result
+
+    def _left(self, name):
+        plan = self.data["plan"]
+        return left_of(plan, name, self.data["results"], pace_of(plan, self.took), self.fixed)
+
+    def _place(self, name, left):
+        """Which step of the plan it is, and about how long all that is left will take."""
+        names = [step[0] for step in self.data["plan"]]
+        if name not in names:
+            return ""
+        rest = f"，到全部做完约还要 {in_words(sum(left))}" if left else ""
+        return f"（第 {names.index(name) + 1}/{len(names)} 步{rest}）"
 
     def _note(self, name, needed, made, result):
         result = finite(result)

@@ -46,7 +46,7 @@ class Loop:
         self.guard, self.spikes = FiniteGuard(), SpikeWatch()
         self.patience = Patience(self.keys.early_stopping_threshold)
         self.forgetting = ForgettingWatch(self.keys.forget_limit)
-        self.tracker, self.bar = NoTracker(), None
+        self.tracker, self.bar, self.journal = NoTracker(), None, None
         self.player = stage.player() if stage.player else None
 
     def run(self):
@@ -70,6 +70,10 @@ class Loop:
         with parallel.watched(), StopSignals() as self.signals, Saver(self.stage) as self.saver:
             try:
                 yield
+            except UserError as error:
+                if self.journal is not None:
+                    self.journal.event("failed", text=str(error))
+                raise
             finally:
                 self.tracker.close()
                 if self.bar is not None:                   # before a message is printed
