@@ -165,6 +165,8 @@ def converse(chats, how, open_model, options):
         except UserError as error:
             print(error)
             continue
+        if line.startswith("／"):                        # as a Chinese keyboard writes it
+            line = "/" + line[1:]
         if LEAVE.fullmatch(line):
             return 0
         try:

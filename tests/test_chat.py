@@ -220,6 +220,7 @@ def test_commands(saved, capsys, monkeypatch, tmp_path):
     code, out, err = converse(monkeypatch, capsys, lines, "--model", saved(), "--max_new_tokens", 6, "--seed", 1)
     assert out.count("这次用 0.8") == 1                                  # not said where there is nothing to answer again
     assert code == 0 and "词元/秒" in out and "还没有可以重答的问题" in out and "没有 /nonsense 这个命令" in out and "读不了 /nowhere" in out
+    assert "\n  /set 名字 数  改取样" in out and "\n  /save 文件    把对话" in out     # in columns, whatever is wide
     row = json.loads(place.read_text(encoding="utf-8"))
     assert [m["role"] for m in row["messages"]] == ["user", "assistant"] and row["messages"][0]["content"] == "苹果呢？"
     assert place.read_bytes() == (tmp_path / "again.jsonl").read_bytes()
@@ -243,6 +244,13 @@ def test_settings_are_changed_shown_and_checked(saved, capsys, monkeypatch):
     assert (seen[1]["temperature"], seen[1]["top_p"], seen[1]["seed"]) == (0.7, 0.0, 3)
     assert "top_p 应在 0 到 1 之间，而不是 7.0" in out and "不能设 nonsense" in out and "应是数" in out and out.rstrip().endswith(
         "seed 3")
+
+
+def test_a_slip_of_the_pen_is_understood_or_gets_one_line(saved, capsys, monkeypatch):
+    lines = ["/STATS", "／stats", "/claer", "/set temprature 1", "/ set", "/quit"]
+    out = converse(monkeypatch, capsys, lines, "--model", saved())[1]
+    assert "每次回答后显示统计。" in out and "不再显示统计。" in out and "是不是想写 /clear" in out and "是不是想写 temperature" in out
+    assert "命令：" not in out                                           # nobody asked for the whole list
 
 
 def test_system_and_model_can_change_on_the_way(saved, capsys, monkeypatch):

@@ -37,13 +37,14 @@ class Commands:
 
     def run(self, line):
         name, _, rest = line.partition(" ")
-        if name not in self.table:
-            close = get_close_matches(name, self.table, 1)
-            raise UserError(f"没有 {name} 这个命令{f'，是不是想写 {close[0]}' if close else ''}。\n{self.described()}")
-        self.table[name][0](rest.strip())
+        command = name.lower()
+        if command not in self.table:
+            raise UserError(f"没有 {name} 这个命令{_nearest(command, self.table)}。/help 看全部命令。")
+        self.table[command][0](rest.strip())
 
     def described(self):
-        lines = [f"  {name} {what}".ljust(16 - len(what)) + text for name, (_, what, text) in self.table.items()]
+        lines = [f"  {name} {what}".ljust(16 - sum(c > "\xff" for c in what)) + text
+                 for name, (_, what, text) in self.table.items()]
         return "\n".join(["命令：", *lines, '一次要写几行时，用 """ 开头、""" 结尾；直接粘贴几行也算一句。', "回答中按 Ctrl-C 可以打断。"])
 
     def help(self, _):
@@ -90,7 +91,8 @@ class Commands:
             self._switch(name, value.strip())
         elif words:
             if name not in NUMBERS:
-                raise UserError(f"不能设 {name}，可以设：{'、'.join((*NUMBERS, *SWITCHES))}。")
+                names = (*NUMBERS, *SWITCHES)
+                raise UserError(f"不能设 {name}{_nearest(name, names)}。可以设：{'、'.join(names)}。")
             try:
                 new = None if name == "seed" and value.strip() in OFF else NUMBERS[name](value)
             except (ValueError, OverflowError):
@@ -129,3 +131,8 @@ class Commands:
     def switch_stats(self, _):
         self.stats = not self.stats
         print("每次回答后显示统计。" if self.stats else "不再显示统计。")
+
+
+def _nearest(word, words):
+    close = get_close_matches(word, words, 1)
+    return f"，是不是想写 {close[0]}" if close else ""
