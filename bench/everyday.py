@@ -23,7 +23,7 @@ if __name__ == "__main__":
     check_machine()
 
 from chat_agent.load import load
-from tools.acting.spoken import said_of
+from tools.acting.spoken import heard
 from model.generate import generate_reply
 from tools.cli import guarded
 from tools.template import render_prompt
@@ -45,7 +45,7 @@ def converse(model, vocab, conversations, **how):
             messages.append({"role": "user", "content": prompt})
             ids = render_prompt(messages, vocab)
             reply = generate_reply(model, ids, MOST, seed=len(said), prepared=prepared, **how)
-            text = said_of(reply.ids, vocab)
+            text = heard(reply.ids, vocab).said
             messages.append({"role": "assistant", "content": text})
             said.append({"talk": number, "prompt": prompt, "reply": text, "finish": reply.finish})
     return said

@@ -1,5 +1,5 @@
 """A reply that uses tools: it calls, the calls are carried out, and it goes on with what they gave."""
-from tools.acting.toolbox import AT_ONCE, ROUNDS, cut_result
+from tools.acting.toolbox import ROUNDS
 from tools.acting.spoken import Piece
 
 USED = "used"                   # a Piece that tells of a call: its text is the result, .name and .arguments the call
@@ -13,11 +13,9 @@ def acted(session, toolbox, pieces, **options):
         calls = session.messages[-1].get("calls", ()) if session.messages else ()
         if session.messages[-1]["role"] != "assistant" or not calls:
             return
-        for place, call in enumerate(calls):
-            name, arguments, result = toolbox.answer(call, place < AT_ONCE)
-            result = cut_result(result, session.vocab, session.context)
-            session.messages.append({"role": "tool", "content": result})
-            piece = Piece.of(USED, result)
+        for name, arguments, message in toolbox.carried_out(calls, session.vocab, session.context):
+            session.messages.append(message)
+            piece = Piece.of(USED, message["content"])
             piece.name, piece.arguments = name, arguments
             yield piece
         yield from session.go_on(may_call=number + 1 < ROUNDS, **options)

@@ -108,4 +108,4 @@ def test_what_cannot_be_a_reward_is_said_at_once(tmp_path, reward, words):
 
 def test_a_score_is_finite_or_none():
     assert math.isfinite(judged("repetition", "", {}).reward)
-    assert form("答案是", {"format": "答案是{}"}, NOTHING) == 0
+    assert form([], "答案是", {"format": "答案是{}"}, NOTHING) == 0

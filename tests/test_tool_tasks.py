@@ -67,7 +67,7 @@ def test_W4_a_row_fits_into_a_row_of_the_training_and_costs_little(world, talks)
     sizes = [len(render(talk, vocab)[0]) for talk in talks["tools"]]
     assert max(sizes) <= ROOM == 256 and sum(sizes) < 450_000
     rows = [json.loads(line) for line in open(world["tools"], encoding="utf-8")]
-    assert sizes == [size(row["tools"], row["messages"]) for row in rows]
+    assert sizes == [size(row) for row in rows]
 
 
 def test_W4_the_default_data_hold_the_tool_rows(monkeypatch):

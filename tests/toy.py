@@ -214,7 +214,7 @@ def toy_documents(count=7, longest=11, seed=0, vocab_size=300):
 # What toy runs take for granted, whatever the project's own file says.
 PLAIN = {"base": None, "optimizer": "adam", "scheduler": "exponential", "warmup_steps": 0, "min_lr_ratio": 0.1,
          "weight_decay": 0.1,
-         "max_epochs": 1, "max_steps": None, "pair_start": 0, "copy_start": None,
+         "max_epochs": 1, "max_steps": None, "pair_start": 0,
          "forget_penalty": 0.0, "memory_lr": 2e-4,
          "lora_lr": 1e-4, "lora_targets": "attention"}
 

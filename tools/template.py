@@ -47,7 +47,7 @@ def offer_text(tools):
 
 def _signature(tool):
     """"" for a tool that says more than that: it stays JSON. chat_agent/exports/chat_template.py has the same rule."""
-    inner = tool["function"] if isinstance(tool.get("function"), dict) else tool
+    inner = function_of(tool)
     form, about = inner.get("parameters") or {"properties": {}}, inner.get("description") or ""
     if not (set(tool) <= {"type", "function"} or tool is inner) or set(inner) - {"type", "strict", *DEFINED} or (
             not isinstance(form, dict) or not isinstance(about, str)):
@@ -65,6 +65,11 @@ def _parameter(name, schema, needed):
         isinstance(schema.get("type"), str) and isinstance(schema.get("description", ""), str))
     said = compact(schema) if not plain else " ".join(filter(None, (schema["type"], schema.get("description"))))
     return name + ("" if needed else "?") + ("" if said == "string" else ": " + said)
+
+
+def function_of(tool):
+    """What a definition or a call says of its function, with or without OpenAI's wrapping."""
+    return tool["function"] if isinstance(tool.get("function"), dict) else tool
 
 
 def parsed_call(text):

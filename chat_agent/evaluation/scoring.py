@@ -16,7 +16,7 @@ from model.kernels.ngram_head import orders_held
 from model.generate import evaluating, generate_replies
 from model.segments import Segments
 from tools import template
-from tools.acting.spoken import said_of
+from tools.acting.spoken import heard
 from tools.demo_data import chance, graded, refused
 from tools.errors import UserError
 from tools.formats import Row
@@ -229,7 +229,7 @@ def _replies(model, vocab, rows, batch_size, progress, acts):
         made = generate_replies(model, [prompts[i] for i in fitting], longest + SPARE + ASIDE * bool(acts), batch_size,
                                 progress=bar.update, **template.structure_of(vocab, {*acts} - {"calls"}))
     for i, reply in zip(fitting, made):
-        replies[i] = said_of(reply.ids, vocab)
+        replies[i] = heard(reply.ids, vocab).said
     return replies
 
 

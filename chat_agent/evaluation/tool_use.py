@@ -4,7 +4,7 @@ import json
 
 from tools.acting.forms import Form, offered_of
 from tools.acting.toolbox import toolbox
-from tools.acting.spoken import Spoken
+from tools.acting.spoken import heard
 from model.generate import check_prompt, generate_replies
 from tools.demo.tool_tasks import SIGNS
 from tools.formats import read_rows
@@ -102,8 +102,5 @@ def replies_to(model, vocab, talks, acts, batch_size=64):
         rule = Form(tools if "calls" in acts else "").rule(vocab, model.config.vocab_size, room, acts)
         for i, reply in zip(places, generate_replies(model, prompts, room, batch_size, marks=marks_of(acts, vocab),
                                                      rule=rule)):
-            spoken = Spoken(vocab)
-            spoken.feed(reply.ids)
-            spoken.end()
-            said[i] = spoken.message()
+            said[i] = heard(reply.ids, vocab).message()
     return said

@@ -1,9 +1,8 @@
 """Which form a request wants its reply to have: tools, tool_choice, response_format -> tools/acting/forms.Form."""
 
 import dataclasses
-import json
 
-from tools.acting.forms import Form, any_object
+from tools.acting.forms import Form, any_object, names_of
 from tools.acting.schema import SchemaError
 from chat_agent.server.errors import bad, shown
 from model.generate import check_prompt
@@ -86,8 +85,3 @@ def ruled(ask, served, prompt):
         raise bad(f"这种形式的回答至少要 {rule.least()} 个词元，这里只有 {room} 个。请加大 max_tokens，或少写一些话。",
                   "max_tokens")
     return dataclasses.replace(ask.how, rule=rule)
-
-
-def names_of(tools):
-    found = json.loads(tools) if tools else []
-    return {(one["function"] if isinstance(one.get("function"), dict) else one)["name"] for one in found}

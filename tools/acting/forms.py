@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from tools.acting.masks import Automaton, Tokens
 from tools.acting.rule import Rule
 from tools.acting.schema import SchemaError, call_grammar, json_grammar
-from tools.template import CALL, END, THINK, compact
+from tools.template import CALL, END, THINK, compact, function_of
 
 KEPT = 24                       # automata, and
 LARGEST = 20000                 # states of one before it is made anew
@@ -67,6 +67,11 @@ def _automaton(kind, text, name, vocab, width):
     while len(_kept) > KEPT:
         _kept.popitem(last=False)
     return found
+
+
+def names_of(tools):
+    """The names of the tools on offer, as JSON text."""
+    return {function_of(one)["name"] for one in json.loads(tools or "[]")}
 
 
 def offered_of(messages):

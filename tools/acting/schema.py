@@ -7,7 +7,7 @@ Members that are not in `properties` are never written, unless there are no prop
 import math
 
 from tools.acting.grammar import DIGIT, DIGITS, FRACTION, TEXT_ITEM, Between, Grammar, Key, Members, Repeat
-from tools.template import compact
+from tools.template import compact, function_of
 
 UNHELD = ("pattern", "multipleOf", "not", "if", "allOf", "patternProperties", "uniqueItems", "contains",
           "dependentRequired", "dependentSchemas", "propertyNames", "minProperties", "maxProperties")
@@ -27,7 +27,7 @@ def call_grammar(tools, name=None):
     one function that may be called. -> (Grammar, Value to start from, unheld keywords). SchemaError."""
     maker, calls = Maker(), []
     for tool in tools:
-        inner = tool["function"] if isinstance(tool.get("function"), dict) else tool
+        inner = function_of(tool)
         if name in (None, inner["name"]):
             parameters = inner.get("parameters", inner.get("input_schema"))
             parameters = parameters or {"properties": {}}

@@ -115,9 +115,9 @@ class Spoken:
                 **({"calls": good} if good else {})}
 
 
-def said_of(ids, vocab):
-    """What a whole reply says, without its thoughts and calls."""
+def heard(ids, vocab):
+    """A whole reply -> Spoken."""
     spoken = Spoken(vocab)
     spoken.feed(ids)
     spoken.end()
-    return spoken.said
+    return spoken

@@ -54,6 +54,12 @@ class Toolbox:
         result = self.run(found["name"], found["arguments"])[0] if wanted else f"{FAILED}：一次最多调用 {AT_ONCE} 次"
         return found["name"], found["arguments"], result
 
+    def carried_out(self, calls, vocab, context):
+        """The calls of one reply, one after the other -> (name, arguments, the message with the result) of each."""
+        for place, call in enumerate(calls):
+            name, arguments, result = self.answer(call, place < AT_ONCE)
+            yield name, arguments, {"role": "tool", "content": cut_result(result, vocab, context)}
+
 
 def shortened(text):
     """Plain text of a bounded length, in whole characters."""

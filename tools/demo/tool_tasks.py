@@ -13,7 +13,8 @@ from tools.demo.hold import clean, held
 from tools.demo.noise import FREE, OTHER, PLAIN, ask
 from tools.demo.offered import PARAMETERS, definition
 from tools.demo.tasks import TASKS, draw_part, to_learn
-from tools.template import call_text, compact, offer_text
+from tools.formats import parse_line
+from tools.template import compact, render
 
 # task -> (exchanges to learn from, held-out questions); ordinary: what needs no tool, though some are there
 AMOUNTS = {"big_sum": (550, 60), "big_difference": (300, 40), "big_product": (450, 60), "days": (420, 60),
@@ -62,18 +63,27 @@ def row(rng, task, messages):
     needed = {call["function"]["name"] for m in messages for call in m.get("tool_calls", ())}
     some = rng.sample(("calculate", "calendar", "look_up"), rng.choice((0, 0, 1) if needed else (1, 1, 2)))
     for more in ([*PARAMETERS] if rng.random() < ALL else some, some, some[:not needed]):
-        tools = [definition(name) for name in PARAMETERS if name in needed or name in more]
-        if size(tools, messages) <= ROOM:
-            return {"tools": tools, "messages": messages, "task": task}
+        made = {"tools": [definition(name) for name in PARAMETERS if name in needed or name in more],
+                "messages": messages, "task": task}
+        if size(made) <= ROOM:
+            return made
     return None
 
 
-def size(tools, messages):
+class Characters:
+    """A vocabulary in which every character is one id."""
+    dialogue = None
+
+    def id(self, name):
+        return 0
+
+    def encode_many(self, texts):
+        return [[0] * len(text) for text in texts]
+
+
+def size(made):
     """How many ids a row has where every character is one."""
-    offered = len(offer_text(compact(tools))) + 2
-    return 1 + offered + sum(
-        len(m["content"] or "") + 2 + (m["role"] == "assistant")
-        + sum(len(call_text(**call["function"])) + 2 for call in m.get("tool_calls", ())) for m in messages)
+    return len(render(parse_line(compact(made).encode()).messages, Characters())[0])
 
 
 def number(rng):

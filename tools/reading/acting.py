@@ -6,7 +6,7 @@ JSON list. Whatever is there and cannot be understood is refused: a call that we
 import json
 
 from tools.reading.row import Bad
-from tools.template import call_text, compact, parsed_call
+from tools.template import call_text, compact, function_of, parsed_call
 
 THOUGHTS = ("reasoning_content", "reasoning", "thinking", "thought")        # of a reply
 OWN_THOUGHTS = (*THOUGHTS, "complex_cot", "cot")                            # beside a question and its answer
@@ -52,7 +52,7 @@ def calls_of(source, value, name):
 def _call(source, call, name):
     """{"function": {"name", "arguments"}} (OpenAI) or {"name", "arguments"}; arguments as an object or as JSON text."""
     call = call if isinstance(call, dict) else {}
-    inner = call["function"] if isinstance(call.get("function"), dict) else call
+    inner = function_of(call)
     function = inner.get("name")
     if call.get("type") not in (None, "function") or not isinstance(function, str) or not function.strip():
         raise Bad(f"{name} 里的一次调用没有函数名")
@@ -106,7 +106,7 @@ def offered(source, value, name):
             return ""
         raise Bad(f"{name} 应是工具定义的列表")
     for one in found:
-        inner = one["function"] if isinstance(one.get("function"), dict) else one
+        inner = function_of(one)
         if not isinstance(inner.get("name"), str) or not inner["name"].strip():
             raise Bad(f"{name} 里有一个工具没有名字")
     take_all(source, value)

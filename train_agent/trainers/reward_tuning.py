@@ -4,7 +4,6 @@ more reward than its group becomes likelier. The losses are in rewards/policy_lo
 
 import copy
 import hashlib
-import json
 import sys
 from functools import partial
 from pathlib import Path
@@ -12,10 +11,9 @@ from pathlib import Path
 import torch
 
 from model.kernels.cross_entropy import chunk_size
-from tools.acting.forms import Form, offered_of
+from tools.acting.forms import Form, names_of, offered_of
 from tools.acting.schema import SchemaError
 from tools.acting.toolbox import toolbox
-from tools.demo_data import grade
 from tools.errors import UserError
 from tools.pictures.others import draw_rewards
 from train_agent.trainers import parallel
@@ -25,6 +23,7 @@ from train_agent.trainers.losses import share_of_step
 from train_agent.trainers.rewards.best import write_replies
 from train_agent.trainers.rewards.judge import Judge
 from train_agent.trainers.rewards.episodes import Speaker
+from train_agent.trainers.rewards.named import answers_of, exact
 from train_agent.trainers.rewards.play import Player
 from train_agent.trainers.rewards.policy_losses import entropies, k3, token_losses, token_weights
 from train_agent.trainers.rewards.questions import QuestionBatch, QuestionData, Questions
@@ -92,14 +91,9 @@ def examined(exam, model, batch):
     questions = [exam.questions[i] for i in batch.items] if batch.targets_1 else []
     model = getattr(model, "module", model)
     replies = exam.speaker.episodes(model, [(q.talk, q.ids) for q in questions], exam.room)
-    right = sum(any(grade(str(one), reply.said) for one in accepted(q.row["answer"]))
-                for q, reply in zip(questions, replies))
+    right = sum(exact(q.talk, reply.said, q.row, {}) for q, reply in zip(questions, replies))
     wrong = float(len(questions) - right)
     return torch.zeros(()), {"ce_1": torch.tensor(wrong), "accuracy": torch.tensor(float(right))}
-
-
-def accepted(answer):
-    return answer if isinstance(answer, list) else [answer]
 
 
 class Exam:
@@ -107,8 +101,7 @@ class Exam:
 
     def __init__(self, questions, speaker, limit):
         self.questions, self.speaker = questions, speaker
-        longest = max((len(speaker.vocab.encode(str(one))) for q in questions for one in accepted(q.row["answer"])),
-                      default=0)
+        longest = max((len(speaker.vocab.encode(one)) for q in questions for one in answers_of(q.row)), default=0)
         self.room = limit if speaker.acts else min(limit, longest + SPARE)
 
 
@@ -150,8 +143,7 @@ def check_offers(questions, box):
         [Form(text).unheld for text in offers]
     except SchemaError as error:
         raise UserError(f"数据里工具的定义用不了：{error}。") from None
-    named = {(tool.get("function") or tool)["name"] for text in offers if text for tool in json.loads(text)}
-    if missing := sorted(named - set(box.tools)):
+    if missing := sorted(set().union(*map(names_of, offers)) - set(box.tools)):
         raise UserError(f"数据里给了模型这些工具：{'、'.join(missing)}，--tools 里没有。请加上，如 --tools all 价目表.jsonl。")
 
 

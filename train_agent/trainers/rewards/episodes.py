@@ -9,8 +9,8 @@ import torch
 from model.generate import generate_replies
 from model.sampling import Sampling
 from tools.acting.forms import Form, offered_of
-from tools.acting.spoken import Spoken
-from tools.acting.toolbox import AT_ONCE, FAILED, ROUNDS, cut_result
+from tools.acting.spoken import heard
+from tools.acting.toolbox import FAILED, ROUNDS
 from tools.template import continuation, render_prompt, structure_of
 
 SIDE_BY_SIDE = 128      # replies that are written at once
@@ -31,10 +31,8 @@ class Episode:
     finish: str = "length"
 
     def take(self, reply, vocab):
-        spoken, begin = Spoken(vocab), len(self.ids)
-        spoken.feed(reply.ids)
-        spoken.end()
-        self.messages.append(spoken.message())
+        begin = len(self.ids)
+        self.messages.append(heard(reply.ids, vocab).message())
         self.ids = [*self.ids, *reply.drawn]
         self.places += range(begin, len(self.ids))
         self.log_p += reply.log_p
@@ -121,8 +119,7 @@ class Speaker:
         calls = episode.messages[-1].get("calls", ())
         if not self.box or not calls or episode.finish != "stop":
             return False
-        results = [{"role": "tool", "content": cut_result(self.box.answer(call, n < AT_ONCE)[2], self.vocab,
-                                                          self.context)} for n, call in enumerate(calls)]
+        results = [message for *_, message in self.box.carried_out(calls, self.vocab, self.context)]
         episode.messages += results
         more = continuation(results, self.vocab)
         if len(episode.ids) + len(more) + room > self.context:

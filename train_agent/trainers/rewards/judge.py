@@ -17,8 +17,7 @@ from train_agent.trainers.rewards.named import NAMED, Unscored, regexes
 from train_agent.trainers.rewards.tool_result import tool_result
 
 
-CONVERSATION = {"tool_result": tool_result}      # those that look at more than the reply
-KNOWN = (*NAMED, *CONVERSATION)
+KNOWN = {**NAMED, "tool_result": tool_result}
 
 
 class Judge:
@@ -29,7 +28,7 @@ class Judge:
         specs = options["reward"] if isinstance(options["reward"], list) else [options["reward"]]
         for spec in specs:
             name, weight = weighted(spec)
-            function = CONVERSATION.get(name) or NAMED.get(name) or self._own(name)
+            function = KNOWN.get(name) or self._own(name)
             self.parts.append((name, weight, function))
 
     def _own(self, name):
@@ -58,10 +57,8 @@ class Judge:
     def _values(self, name, function, asked):
         if name == "regex":
             return regexes([(reply, row) for _, reply, row in asked], self.settings)
-        if name in CONVERSATION:
+        if name in KNOWN:
             return [tried(function, *one, self.settings) for one in asked]
-        if name in NAMED:
-            return [tried(function, reply, row, self.settings) for _, reply, row in asked]
         return [tried(function, [dict(m) for m in talk], reply, dict(row)) for talk, reply, row in asked]
 
 

@@ -1,4 +1,4 @@
-"""The rewards that have a name: functions of (reply, row, settings) -> 0 to 1.
+"""The rewards that have a name: functions of (conversation, reply, row, settings) -> 0 to 1.
 
 row: {"answer": str or list of accepted ones, and whatever else the data row says}; settings: the stage's options, for
 what a row does not say itself. Unusable is raised as Unscored with the reason (Chinese): such a reply is no sample.
@@ -33,12 +33,12 @@ def answers_of(row):
     return [str(one) for one in (given if isinstance(given, list) else [given])]
 
 
-def exact(reply, row, settings):
+def exact(conversation, reply, row, settings):
     """The answer and nothing else; white space at both ends aside."""
     return float(any(grade(one, reply) for one in answers_of(row)))
 
 
-def contains(reply, row, settings):
+def contains(conversation, reply, row, settings):
     """The answer somewhere in the reply."""
     return float(any(one.strip() in reply for one in answers_of(row)))
 
@@ -49,7 +49,7 @@ def last_number(text):
     return float(there[-1].replace(",", "").replace("−", "-")) if there else None
 
 
-def number(reply, row, settings):
+def number(conversation, reply, row, settings):
     """The last number of the reply is the last number of the answer."""
     right = [value for one in answers_of(row) if (value := last_number(one)) is not None]
     if not right:
@@ -58,7 +58,7 @@ def number(reply, row, settings):
     return float(said is not None and any(abs(said - one) <= 1e-6 * max(1, abs(one)) for one in right))
 
 
-def regex(reply, row, settings):
+def regex(conversation, reply, row, settings):
     """The pattern is found in the reply."""
     return regexes([(reply, row)], settings)[0]
 
@@ -80,7 +80,7 @@ def regexes(pairs, settings):
     return scores
 
 
-def form(reply, row, settings):
+def form(conversation, reply, row, settings):
     """The whole reply has this form: "json", or words with holes, 答案是{}。"""
     pattern = str(wanted(row, settings, "format", "reward_format"))
     if pattern == "json":
@@ -104,13 +104,13 @@ def form(reply, row, settings):
     return float(len(text) - len(last) > at)
 
 
-def length(reply, row, settings):
+def length(conversation, reply, row, settings):
     """1 up to so many characters, beyond them falling to 0 at twice as many."""
     limit = float(wanted(row, settings, "length", "reward_length"))
     return min(1.0, max(0.0, 2 - len(reply) / max(1.0, limit)))
 
 
-def repetition(reply, row, settings):
+def repetition(conversation, reply, row, settings):
     """Which share of its runs of three characters a reply does not say twice."""
     runs = [reply[i:i + PARTS] for i in range(len(reply) - PARTS + 1)]
     return len(set(runs)) / len(runs) if runs else 1.0

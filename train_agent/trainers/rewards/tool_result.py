@@ -29,7 +29,7 @@ def tool_result(conversation, reply, row, settings):
             untried.remove(name)
         else:
             needless += gave
-    return (exact(reply, row, settings) * (not missing)
+    return (exact(conversation, reply, row, settings) * (not missing)
             - needless * float(wanted(row, settings, "needless", "reward_needless"))
             - (failed + len(untried)) * float(wanted(row, settings, "failed", "reward_failed")))
 
