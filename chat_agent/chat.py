@@ -19,7 +19,7 @@ import torch
 from chat_agent.acted import acted
 from tools.acting.toolbox import toolbox
 from chat_agent.load import context_of, load, model_paths, stretch_of, talk_of
-from chat_agent.session import Session
+from chat_agent.session import Session, crowded, tools_size
 from chat_agent.terminal.commands import Commands
 from chat_agent.terminal.shown import remarks, show, thin
 from chat_agent.terminal.typing import LEAVE, Keyboard
@@ -114,6 +114,8 @@ def open_session(path, device, options, stretch=None):
     if options.box and "calls" in session.acts and not completes:
         session.tools = options.box.offered
         session.clear()
+        if why := crowded(tools_size(session.messages, vocab), context):
+            raise UserError(f"{path}：{why}。")
     return session
 
 

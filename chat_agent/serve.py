@@ -162,6 +162,7 @@ def load_all(paths, config, options, known=None):
     from chat_agent.chat import short_names
     from chat_agent.load import context_of, load, stretch_of, talk_of
     from chat_agent.server.models import Served
+    from chat_agent.session import crowded, tools_size
     named = [split_name(path) for path in paths]
     names = [name or short for (name, _), short in zip(named, short_names([path for _, path in named]))]
     if len(set(names)) < len(names):
@@ -179,7 +180,11 @@ def load_all(paths, config, options, known=None):
         served.append(Served(name, model, vocab, context_of(model, payload, options.context), payload["stage"] == "Pre",
                              title, file[1] // 10 ** 9, label, **talk_of(payload)))
         if options.box and "calls" in served[-1].acts:
-            served[-1].tools = tuple(options.box.definitions)
+            offered = [{"role": "tools", "content": options.box.offered}]
+            if why := crowded(tools_size(offered, vocab), served[-1].context):
+                print(f"{name}：{why}；网页上它不用工具。", flush=True)
+            else:
+                served[-1].tools = tuple(options.box.definitions)
     return served
 
 

@@ -49,6 +49,23 @@ def within(context, prompt, wanted):
     return min(wanted, max(context - len(prompt), context // 2))
 
 
+def tools_size(messages, vocab):
+    """Ids that the tools on offer take of a prompt."""
+    return sum(_sizes([m for m in messages if m["role"] == "tools"], vocab))
+
+
+def crowded(tools, context):
+    """Why tools whose definitions take so many ids leave no room to talk (Chinese), "" where they leave some."""
+    return "" if tools <= context // 4 * 3 else (
+        f"光是工具的说明就有 {tools} 个词元，整段对话一共只能有 {context} 个，请少给几个工具，或写短它们的说明")
+
+
+def too_long(used, context, tools):
+    """What is to be said of a prompt of `used` ids, `tools` of which tell of tools: "" where nothing is."""
+    why = crowded(tools, context) or f"这段话有 {used} 个词元，超过模型训练时的长度 {context}，请说短一些"
+    return f"{why}，不然回答多半不可靠" if used > context else ""
+
+
 class Session:
     """model, vocab: as `load` gives them. context: ids that prompt and reply share. completes: a pre-trained model that
     knows no dialogues goes on with the user's text instead of answering it, and remembers nothing.

@@ -3,10 +3,13 @@ import json
 import subprocess
 import sys
 from fractions import Fraction
+from types import SimpleNamespace
 
 import pytest
 
 import toy
+import toy_export
+from chat_agent import chat, serve
 from chat_agent.acted import USED, acted
 from tools.acting.built_in import LookUp, calendar, convert
 from tools.acting.calculator import Wrong, calculate
@@ -14,6 +17,7 @@ from tools.acting.toolbox import LONGEST, ROUNDS, cut_result, toolbox
 from chat_agent.session import Session
 from tools.errors import UserError
 from tools.template import call_text
+from toy_server import SMALL
 
 MINE = '''"""My tools."""
 import time
@@ -202,6 +206,40 @@ def test_W4_the_terminal_shows_call_and_result(monkeypatch, capsys):
     show(acted(session, box, session.ask("算")))
     out = capsys.readouterr().out
     assert "用 calculate　expression：12*34" in out and "得到　408" in out and out.endswith("408。\n")
+
+
+@pytest.fixture(scope="module")
+def speaker(tmp_path_factory):
+    """A folder with a checkpoint of a model that has learned to call, fifty tools and one that it has never seen."""
+    folder = tmp_path_factory.mktemp("speaker")
+    payload, _ = toy_export.toy_payload(toy_export.toy_vocab(600, "char"), 0, **SMALL)
+    toy_export.saved(folder / "a.pkl", {**payload, "talk": {"acts": ["calls"]}})
+    many = "".join(f"def tool_{i}(city: str, day: str):\n    return city\n" for i in range(50))
+    (folder / "many.py").write_text(many, encoding="utf-8")
+    (folder / "new.py").write_text("def weather(city: str):\n    return city\n", encoding="utf-8")
+    odd = "from typing import Literal\ndef f(x: Literal[()]):\n    return x\n"
+    (folder / "odd.py").write_text(odd, encoding="utf-8")
+    return folder
+
+
+def test_W4_the_terminal_says_when_tools_leave_no_room_and_when_nothing_can_call_them(speaker, capsys):
+    def said(tools):
+        return chat.main(["--model", str(speaker / "a.pkl"), "--prompt", "你好", "--max_new_tokens", "30", "--tools",
+                          str(speaker / tools)])
+    with pytest.raises(UserError, match="光是工具的说明就有 [0-9]+ 个词元，整段对话一共只能有 128 个，请少给几个工具"):
+        said("many.py")
+    with pytest.raises(UserError, match="odd.py 里的工具 f：这个 schema"):
+        said("odd.py")
+    assert said("new.py") == 0 and "Traceback" not in capsys.readouterr().err       # never seen is no reason to end
+
+
+def test_W4_the_server_keeps_such_tools_from_a_model_and_goes_on(speaker, capsys):
+    pytest.importorskip("starlette", reason="requirements-serve.txt 没有装")
+    def served(tools):
+        options = SimpleNamespace(context=None, overrides=(), box=toolbox([str(speaker / tools)]))
+        return serve.load_all([str(speaker / "a.pkl")], {"device": "cpu"}, options)[0]
+    assert len(served("new.py").tools) == 1 and "光是工具" not in capsys.readouterr().out
+    assert not served("many.py").tools and "网页上它不用工具" in capsys.readouterr().out
 
 
 def test_W4_a_model_that_knows_no_tools_says_so(tmp_path):

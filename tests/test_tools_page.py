@@ -41,8 +41,8 @@ def page(tmp_path_factory):
     vocab = Vocab.create_vocab(texts, 600, "char", texts=True, progress=False)
     options = toy.toy_options(folder, vocab, "sft", rows, max_len=256, max_epochs=8, batch_size=2)
     assert toy.train(options, "sft").exit == 0
-    model = {"小寻": f"{options['out_dir']}/TinySeek_SFT_final.pkl"}
-    with serving(folder, "--tools", str(folder / "my_tools.py"), models=model) as server, browser.browsing() as tab:
+    models = dict.fromkeys(("小寻", "大寻"), f"{options['out_dir']}/TinySeek_SFT_final.pkl")
+    with serving(folder, "--tools", str(folder / "my_tools.py"), models=models) as server, browser.browsing() as tab:
         tab.size(1300, 820)
         tab.server = server
         tab.open(server.url + "/")
@@ -120,3 +120,43 @@ def test_W4_the_server_runs_only_its_own_tools(page):
     for wrong in ({}, {"name": 3, "arguments": {}}, {"name": "price", "arguments": "x"}, []):
         assert call("/tools", wrong)[0] == 400
     assert json.dumps(call("/v1/models")[1]).count("my_tools") == 0
+
+
+def test_W4_models_side_by_side_use_tools_and_show_calls_and_results(page):
+    page.open(page.server.url + "/")
+    page.click("#tab-arena")
+    page.wait("document.querySelectorAll('#arena-models input:checked').length === 2")
+    page.click("#arena-text")
+    page.type("好苹果多少钱")
+    page.key("Enter")
+    page.wait("""document.querySelector('#arena-stop').hidden &&
+        [...document.querySelectorAll('#arena-columns .value')].filter((e) => e.textContent).length === 2""")
+    assert page.text("#arena-columns .head b") == ["小寻", "大寻"]
+    assert page.text("#arena-columns .text") == ["一斤三元。"] * 2
+    assert page.text("#arena-columns .step summary") == ["想了 5 个字", "用 price三元<b>一斤</b>"] * 2
+    page.run("document.querySelectorAll('#arena-columns .step summary').forEach((one) => one.click())")
+    assert page.text("#arena-columns .step dd") == ["好苹果", "三元<b>一斤</b>"] * 2
+    assert page.run("document.querySelectorAll('#arena-columns .step dd b').length") == 0
+    photographed(page, "arena")
+    assert page.run("document.documentElement.scrollWidth <= innerWidth") and page.complaints() == []
+    page.run(INSTEAD % FAILS)
+    page.click("#arena-go")
+    page.wait("document.querySelectorAll('#arena-columns .step.failed').length === 2")
+    page.wait("document.querySelector('#arena-stop').hidden")
+    page.run("window.fetch = asked")
+
+
+def test_W4_a_request_whose_tools_do_not_fit_or_were_never_learned_gets_one_clear_line(page):
+    def asked(count):
+        tools = [{"type": "function", "function": {"name": f"tool_{i}", "parameters": {
+            "type": "object", "properties": {"city": {"type": "string"}, "day": {"type": "string"}}}}}
+            for i in range(count)]
+        return page.server.call("/v1/chat/completions", {
+            "model": "小寻", "messages": [{"role": "user", "content": "好苹果多少钱"}], "tools": tools, "max_tokens": 40})
+    for count in (50, 2000):
+        status, body, _ = asked(count)
+        assert status == 400 and body["error"]["param"] == "tools" and "请少给几个工具" in body["error"]["message"]
+    status, body, _ = asked(20)
+    assert status == 200 and "光是工具的说明就有" in body["tinyseek"]["notices"][0]
+    status, body, _ = asked(1)
+    assert status == 200 and not any("工具的说明" in said for said in body["tinyseek"]["notices"])

@@ -40,7 +40,8 @@ def inside(raw, models, limits):
     body = parsed(raw)
     if not isinstance(body.get("request"), dict):
         raise bad("request 应是发给 /v1/chat/completions 的对象。", "request")
-    ask, served, [(prompt, _)] = prepared(body["request"], True, models, limits)
+    ask, served, [prompt] = prepared(body["request"], True, models, limits)
+    prompt = prompt.ids
     model, reply = served.model_for(prompt), reply_ids(body, served, limits)
     room = len(reply) if served.positions is None else served.positions - len(prompt)
     reply = reply[:max(1, room)]

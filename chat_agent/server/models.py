@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from chat_agent.server.errors import ApiError, bad, shown
-from chat_agent.session import fitting, turns, within
+from chat_agent.session import fitting, tools_size, turns, within
 from model.gate import GatedExperts
 from model.sampling import DEFAULTS
 from tools.demo_data import TASKS
@@ -14,10 +14,12 @@ LEAST_LONGEST = 1024    # ids of a prompt that are read even by a model that was
 
 
 class Prompt(NamedTuple):
-    """ids: what the model reads; dropped: turns of the conversation that were left out because they did not fit."""
+    """ids: what the model reads; dropped: turns of the conversation that were left out because they did not fit; tools:
+    how many of the ids tell of tools."""
 
     ids: list
     dropped: int = 0
+    tools: int = 0
 
 
 @dataclass
@@ -75,7 +77,7 @@ class Served:
         def encode():
             recent, long_ago = self._recent(messages, limit)
             kept, dropped = fitting(recent, self.vocab, limit)
-            return Prompt(render_prompt(kept, self.vocab, thinking), long_ago + dropped)
+            return Prompt(render_prompt(kept, self.vocab, thinking), long_ago + dropped, tools_size(kept, self.vocab))
         return self._checked(encode)
 
     def text_prompt(self, text):
@@ -88,7 +90,7 @@ class Served:
         -> (messages, number of turns left out)"""
         system, parts = turns(messages)
         last = _size(system + (parts[-1] if parts else []))
-        self._check_size(last)
+        self._check_size(last, _size([m for m in system if m["role"] == "tools"]) > last // 2)
         room, kept = limit * self.vocab.longest - last, parts[-1:]
         for part in reversed(parts[:-1]):
             room -= _size(part)
@@ -97,9 +99,9 @@ class Served:
             kept.insert(0, part)
         return system + [m for part in kept for m in part], len(parts) - len(kept)
 
-    def _check_size(self, characters):
+    def _check_size(self, characters, tools=False):
         if characters > self.longest * self.vocab.longest:
-            raise self._too_long()
+            raise self._too_long(tools)
 
     def _checked(self, encode):
         try:
@@ -107,11 +109,13 @@ class Served:
         except ValueError:
             raise bad("文字里有不能用的字符（孤立的代理字符）。", "messages") from None
         if len(prompt.ids) > self.longest:
-            raise self._too_long()
+            raise self._too_long(prompt.tools > len(prompt.ids) // 2)
         return prompt
 
-    def _too_long(self):
-        return bad(f"这段话太长：模型 {self.name[:64]} 最多读 {self.longest} 个词元。", "messages", "context_length_exceeded")
+    def _too_long(self, tools):
+        """tools: most of it tells of tools."""
+        what, field = ("工具的说明太长，请少给几个工具", "tools") if tools else ("这段话太长", "messages")
+        return bad(f"{what}：模型 {self.name[:64]} 最多读 {self.longest} 个词元。", field, "context_length_exceeded")
 
 
 def _size(messages):

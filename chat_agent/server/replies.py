@@ -17,6 +17,7 @@ from chat_agent.server.errors import ApiError, bad, busy
 from chat_agent.server.form import ruled
 from chat_agent.server.schemas import parsed, read_chat, read_completion
 from chat_agent.server.writing import Writer
+from chat_agent.session import too_long
 from model.sampling import stream_of
 
 HEARTBEAT = 15.0        # seconds of silence in a stream before a comment is sent
@@ -73,10 +74,11 @@ def prepared(body, chat, models, limits):
 def jobs_for(ask, served, prompts, limits, bell):
     """n jobs for each prompt; with a seed, choice i has the random numbers of its own place."""
     now, jobs = time.monotonic(), []
-    for (ids, _), how in zip(prompts, ask.hows):
+    for prompt, how in zip(prompts, ask.hows):
         for _ in range(ask.n):
-            writer = Writer(served.vocab, served.room(ids, ask.new_tokens), how, ask.stops, ask.thinking, ask.top)
-            jobs.append(Job(served, ids, how, stream_of(ask.seed, len(jobs)), writer, bell, ask.stream,
+            room = served.room(prompt.ids, ask.new_tokens)
+            writer = Writer(served.vocab, room, how, ask.stops, ask.thinking, ask.top)
+            jobs.append(Job(served, prompt.ids, how, stream_of(ask.seed, len(jobs)), writer, bell, ask.stream,
                             now + limits.request_time, now + limits.queue_time))
     return jobs
 
@@ -84,16 +86,14 @@ def jobs_for(ask, served, prompts, limits, bell):
 def about(served, prompts):
     """What is said of the prompts beside the reply -> the field `tinyseek`; of several prompts, the longest and the
     most forgetful."""
-    used, dropped = max(len(prompt.ids) for prompt in prompts), max(prompt.dropped for prompt in prompts)
+    used, dropped, tools = (max(sizes) for sizes in zip(*((len(p.ids), p.dropped, p.tools) for p in prompts)))
     return {"dropped_turns": dropped, "context": served.context, "prompt_tokens": used,
-            "notices": remarks(used, served.context, dropped)}
+            "notices": remarks(used, served.context, dropped, tools)}
 
 
-def remarks(used, context, dropped):
+def remarks(used, context, dropped, tools):
     said = [f"最早的 {dropped} 轮已超出模型的记忆（{context} 个词元），这次没有读到。"] if dropped else []
-    if used > context:
-        said.append(f"这段话有 {used} 个词元，模型训练时只读过 {context} 个以内的，回答多半不可靠。请说短一些。")
-    return said
+    return said + [f"{why}。" for why in [too_long(used, context, tools)] if why]
 
 
 def headers_of(ask, facts):

@@ -5,6 +5,7 @@ import re
 import sys
 
 from chat_agent.acted import USED
+from chat_agent.session import too_long, tools_size
 from tools.acting.spoken import SAID, THOUGHT
 
 # A model may write any byte. On a terminal control characters become visible ones instead of moving the cursor.
@@ -71,8 +72,7 @@ def remarks(session, stats=False, folded=False):
     if folded and last.get("thinking"):
         lines.append(f"想了 {len(last['thinking'])} 个字；/set show_thinking on 就显示出来")
     lines += [f"模型要用工具：{call}".translate(VISIBLE) for call in last.get("calls", ())]
-    if session.used > session.context:
-        lines.append(f"这段话有 {session.used} 个词元，超过模型训练时的长度 {session.context}，回答多半不可靠，请说短一些")
+    lines += filter(None, [too_long(session.used, session.context, tools_size(session.messages, session.vocab))])
     if session.dropped:
         lines.append(f"对话太长，最早的 {session.dropped} 轮模型已经看不到了；/clear 可以重新开始")
     if not last.get("content", "").strip() and not last.get("calls"):

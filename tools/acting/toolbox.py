@@ -9,9 +9,10 @@ from queue import Empty, Queue
 
 from tools.acting.built_in import BUILT_IN, LookUp
 from tools.acting.calculator import Wrong
+from tools.acting.schema import SchemaError, call_grammar
 from tools.demo.offered import definition
 from tools.errors import UserError
-from tools.template import compact, parsed_call
+from tools.template import compact, function_of, parsed_call
 
 SECONDS = 10.0                  # that a call may take, and
 STARTING = 60.0                 # that a file of tools may take to be read
@@ -80,10 +81,18 @@ def toolbox(words, seconds=SECONDS):
     tools = {}
     for word in words or ["all"]:
         for name, tool in _named(word, seconds).items():
+            _check(word, tool[0])
             if name in tools and tools[name][0] != tool[0]:
                 raise UserError(f"有两个工具都叫 {name}，请改一个的名字。")
             tools[name] = tool
     return Toolbox(tools)
+
+
+def _check(word, tool):
+    try:
+        call_grammar([tool])
+    except SchemaError as error:
+        raise UserError(f"用不了 {word} 里的工具 {function_of(tool)['name']}：{error}。") from None
 
 
 def _named(word, seconds):
