@@ -62,7 +62,7 @@ SHARES = {"pre": 0.35, "sft": 0.65}
 USUAL_STEPS = 250    # a minute, in the run whose scores README tells, of the preset with these keys as they are:
 USUAL = ("n_layer", "n_head", "d_model", "hidden", "other_experts", "keep", "max_len", "batch_size",
          "accumulation_steps", "json_data_path")
-SLOW = 0.7           # of USUAL_STEPS: fewer are told
+SLOW, TELLING = 0.7, 30      # of USUAL_STEPS: fewer are told, by trainings of so many seconds at least
 CONVERSATIONS = [["你好", "你是谁？", "34加57等于几？", "把“山水花”倒过来写"], ["我要买三斤苹果和两袋大米", "今天星期三，五天后是星期几？"],
                  ["我叫林小雨", "给“高兴”找一个反义词", "我叫什么名字？"]]
 
@@ -97,7 +97,7 @@ def slow(name, options, steps, seconds):
     """A line for machines on which fewer steps fit into the time than README's scores took; None where they fit, or
     where the model or the data is another one."""
     usual, rate = ConfigManager(preset="tiny").stage(name), steps / seconds * 60
-    if rate >= SLOW * USUAL_STEPS or any(options[key] != usual[key] for key in USUAL):
+    if seconds < TELLING or rate >= SLOW * USUAL_STEPS or any(options[key] != usual[key] for key in USUAL):
         return None
     return (f"这里每分钟约 {max(1, round(rate))} 步，README 里的那次是 {USUAL_STEPS} 步：步数少，分数会比 README 的低。"
             f"要走到同样多的步，请写 --minutes {math.ceil(MINUTES * USUAL_STEPS / rate)}。")

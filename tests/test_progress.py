@@ -206,14 +206,14 @@ def test_a_plan_tells_the_step_and_the_time_that_is_left(tmp_path, capsys):
     two.once("pre", "预训练", work(0))
     one.once("else", "别的", work(1))
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("▶")]
-    assert said == ["▶ 准备数据（第 1/5 步，到全部做完约还要 12 分钟）", "▶ 预训练（第 2/5 步，到全部做完约还要 12 分钟）",
-                    "▶ 打分（第 3/5 步，到全部做完约还要 8 分钟）", "▶ 指令微调（第 4/5 步，到全部做完约还要 8 分钟）",
-                    "▶ 写报告（第 5/5 步，到全部做完约还要 60 秒）", "▶ 准备数据（第 1/5 步，到全部做完约还要 30 秒）", "▶ 别的"]
+    assert said == ["▶ 准备数据　第 1/5 步，到全部做完约还要 12 分钟", "▶ 预训练　第 2/5 步，到全部做完约还要 12 分钟",
+                    "▶ 打分　第 3/5 步，到全部做完约还要 8 分钟", "▶ 指令微调　第 4/5 步，到全部做完约还要 8 分钟",
+                    "▶ 写报告　第 5/5 步，到全部做完约还要 60 秒", "▶ 准备数据　第 1/5 步，到全部做完约还要 30 秒", "▶ 别的"]
 
 
 def test_a_plan_with_a_length_that_nobody_knows_tells_the_step_alone(tmp_path, capsys):
     Progress(tmp_path, "k", plan=[("a", "甲", None), ("b", "乙", 5)]).once("a", "甲", lambda: 1)
-    assert capsys.readouterr().out == "▶ 甲（第 1/2 步）\n"
+    assert capsys.readouterr().out == "▶ 甲　第 1/2 步\n"
 
 
 def test_times_are_told_in_words():
@@ -235,6 +235,7 @@ def test_a_machine_on_which_the_scores_will_be_lower_is_told_once_and_with_a_cur
     assert run.slow("sft", options, 1700, 400) is None
     assert "--minutes 30" in run.slow("sft", options, 667, 400) and "每分钟约 100 步" in run.slow("sft", options, 667, 400)
     assert run.slow("sft", {**options, "d_model": 64}, 667, 400) is None      # another model, another pace
+    assert run.slow("sft", options, 4, 8) is None                             # too short to tell
 
 
 def test_the_usual_pace_is_that_of_the_run_in_the_readme():

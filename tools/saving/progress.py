@@ -104,7 +104,7 @@ class Progress:
         if name not in names:
             return ""
         rest = f"，到全部做完约还要 {in_words(sum(left))}" if left else ""
-        return f"（第 {names.index(name) + 1}/{len(names)} 步{rest}）"
+        return f"　第 {names.index(name) + 1}/{len(names)} 步{rest}"
 
     def _note(self, name, needed, made, result):
         result = finite(result)
