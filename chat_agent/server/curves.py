@@ -28,7 +28,8 @@ HEAD, TAIL = 1 << 16, 1 << 15    # bytes at a log's two ends that say what it is
 FINAL = re.compile(rb'_final(\.pkl)?"')
 MOST = 100              # runs that are listed
 READ = 6 << 20          # bytes of a log that are parsed: every k-th line of a longer one draws the same picture
-WAIT = 8                # a log that took t seconds to read is read again after WAIT * t at the earliest
+WAIT = 50               # a log that took t seconds to read is read again after WAIT * t at the earliest: whoever
+                        # watches a long run takes no more than 2 % of a core from it
 
 
 class Curves:

@@ -90,7 +90,7 @@ export class Chat {
     const completes = Boolean(model && model.completes);
     $("welcome-title").textContent = completes ? "你起个头，我接着写" : "你好，我是小寻";
     $("welcome-text").textContent = !model
-      ? "还没有模型。训练完成后这里就能对话，现在可以看“训练曲线”。"
+      ? "还没有模型。训练完成后这里就能对话，现在可以看上面的“训练”。"
       : completes
         ? "这个模型只读过文章，还没学过对话：它不会回答，只会接着往下写，也不记得前面的话。"
         : "一个很小的语言模型，就在这台机器上运行。想聊点什么？";

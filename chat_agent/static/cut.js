@@ -22,7 +22,10 @@ export class Cut {
   async show() {
     const turn = (this.turn = Symbol());
     const content = $("cut-text").value;
-    if (!this.model()) return;
+    if (!this.model()) {
+      $("cut-note").textContent = "还没有模型，也就没有词表；训练完成后这里能切。";
+      return;
+    }
     try {
       const { tokens } = await postJson("/tokenize", { model: this.model().id, content });
       if (turn === this.turn) this.draw(content, tokens);

@@ -29,6 +29,9 @@ export class Growth {
     this.box = box;
     this.place = null;              // what the slider stands at, null = follow
     this.shown = "";
+    const again = () => setTimeout(() => this.data && this.shown && this.draw(this.data));   // in the other colours
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", again);
+    $("theme").addEventListener("click", again);
   }
 
   clear() {
