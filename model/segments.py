@@ -11,24 +11,26 @@ from dataclasses import dataclass
 import torch
 
 SHRINK = 0.8   # a new bucket starts when a document is shorter than this share of the bucket's longest
+GRAIN = 8      # a bucket's length is a multiple of it: a CPU compiles kernels for every new shape, so shapes must recur
 
 
 @dataclass
 class Segments:
     """`gather` (M,): flat token of each slot. `scatter` (N,): slot of each flat token. `shapes`: (documents, length)
-    per bucket.
+    per bucket. `longest`: the length of the longest document.
 
     `gather` is None when the batch is one dense bucket already, the slots then are the tokens themselves.
     """
 
     shapes: list
+    longest: int
     gather: torch.Tensor | None = None
     scatter: torch.Tensor | None = None
 
     @classmethod
     def dense(cls, batch, length):
         """Every row is one document of full length."""
-        return cls(shapes=[(batch, length)])
+        return cls([(batch, length)], length)
 
     @classmethod
     def from_lengths(cls, lengths):
@@ -40,7 +42,7 @@ class Segments:
         sizes, order = torch.sort(lengths, descending=True, stable=True)
         gather, shapes, scatter, base = [], [], torch.empty(int(lengths.sum()), dtype=torch.long), 0
         for first, last in _buckets(sizes.tolist()):
-            longest = int(sizes[first])
+            longest = -(-int(sizes[first]) // GRAIN) * GRAIN
             offsets = torch.arange(longest)
             real = offsets < sizes[first:last, None]                             # (D_b, L)
             # padding repeats the document's first token
@@ -50,18 +52,18 @@ class Segments:
             scatter[flat[real]] = slots[real]
             shapes.append((last - first, longest))
             base += flat.numel()
-        return cls(shapes, torch.cat(gather), scatter)
+        return cls(shapes, int(sizes[0]), torch.cat(gather), scatter)
 
     def to(self, device, non_blocking=True):
         if self.gather is None:
             return self
         gather, scatter = (t.to(device, non_blocking=non_blocking) for t in (self.gather, self.scatter))
-        return Segments(self.shapes, gather, scatter)
+        return Segments(self.shapes, self.longest, gather, scatter)
 
     def pin_memory(self):
         if self.gather is None:
             return self
-        return Segments(self.shapes, self.gather.pin_memory(), self.scatter.pin_memory())
+        return Segments(self.shapes, self.longest, self.gather.pin_memory(), self.scatter.pin_memory())
 
 
 def _buckets(sizes):

@@ -226,7 +226,7 @@ class TinySeek(nn.Module):
         if positions is None:
             positions = torch.arange(length, device=input_ids.device).expand(rows, length)
         layout = layout or Segments.dense(rows, length)
-        self.check_length(max(longest for _, longest in layout.shapes))
+        self.check_length(layout.longest)
         ids, positions, valid = input_ids.flatten(), positions.flatten(), None if valid is None else valid.flatten()
         x = self.dropout(self.embedded(ids, positions))
         tables, routings = self.tables(positions), Routings([], [])

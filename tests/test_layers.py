@@ -62,6 +62,21 @@ def test_rotation_is_a_complex_product():
                 assert abs(complex(*turned[n, head, 2 * i:2 * i + 2].tolist()) - product) < 1e-6
 
 
+@pytest.mark.parametrize("dtype, near", [(torch.float64, 1e-7), (torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
+def test_a_rotation_on_a_cpu_is_the_one_of_other_devices(dtype, near, monkeypatch):
+    """Value and gradient, also of a part of something wider that begins at an odd place."""
+    tables, wide = rotary_tables(torch.arange(5), 8, 100.0), randn(5, 2, 11, dtype=torch.float32).to(dtype)
+    made = []
+    for elsewhere in (False, True):
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda: elsewhere)
+        x = wide.clone().requires_grad_()
+        out = rotate(x[..., 3:], tables)
+        made.append((out, *torch.autograd.grad(out.square().sum() + out.sum(), x)))
+    for own, expected in zip(*made):
+        assert own.dtype == dtype
+        torch.testing.assert_close(own, expected, rtol=near, atol=near)
+
+
 def test_rotation_sees_only_the_distance():
     q, k = randn(1, 1, 8), randn(2, 1, 8)[1:]
     def product(i, j):

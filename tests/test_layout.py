@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.segments import Segments, from_slots, to_slots
+from model.segments import GRAIN, Segments, from_slots, to_slots
 
 LENGTHS = [[5], [3, 3, 3], [7, 1, 1, 4, 30, 29, 2], [1] * 9 + [8], [64, 2, 50, 51, 13, 12, 12]]
 
@@ -57,4 +57,12 @@ def test_padding_stays_small():
 
 def test_to_another_device_keeps_the_shapes():
     layout = Segments.from_lengths([9, 1]).to("meta")
-    assert layout.shapes == [(1, 9), (1, 1)] and layout.gather.device.type == "meta"
+    assert layout.shapes == [(1, 16), (1, 8)] and layout.longest == 9 and layout.gather.device.type == "meta"
+
+
+def test_lengths_of_buckets_recur():
+    """Batches of documents of any lengths make few shapes; how long the longest document is, is still known."""
+    layouts = [Segments.from_lengths([first, 2 * first]) for first in range(1, 129)]
+    assert {length % GRAIN for layout in layouts for _, length in layout.shapes} == {0}
+    assert len({shape for layout in layouts for shape in layout.shapes}) < 50
+    assert [layout.longest for layout in layouts] == list(range(2, 257, 2))
