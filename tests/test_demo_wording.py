@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from test_demo_data import exchanges, world          # noqa: F401 (world: a fixture)
-from tools.demo import forms, forms_talk, names, words
+from tools.demo import forms, forms_talk, names, noise, words
 from tools.demo.hold import counted
 from tools.demo.noise import FREE, KITS, OLD_SCRIPT, OTHER, PLAIN, TRADITIONAL
 from tools.demo.numbers import difference_steps, sum_steps
@@ -188,3 +188,17 @@ def test_traditional_characters_stay_out_of_what_is_filled_in():
     for _ in range(3000):
         question, answer = TASKS["reverse"].ask(rng, ("来说问", 0), FREE)
         assert "来" in question and "说" in question and answer == "问说来"
+
+
+def test_an_unknown_word_hides_neither_what_is_asked_about_nor_what_decides():
+    """Whatever becomes strange, the {slots} with their ends, and the words on which the answer hangs, stay."""
+    rng, changed = random.Random(0), 0
+    for form in ("今天是星期{s}，请问那么{w}是星期几？", "请帮我算一下{a}加上{b}的结果等于多少", "把“{s}”从后往前倒过来写一遍"):
+        for _ in range(200):
+            strange = noise.unknown_word(rng, form)
+            changed += strange != form
+            for part in re.findall(r".?\{\w\}.?", form):
+                assert part in strange
+            assert Counter(c for c in form if c in noise.DECIDES) <= Counter(strange)
+    assert changed > 500
+    assert noise.unknown_word(rng, "{a}+{b}=？") == "{a}+{b}=？"

@@ -30,6 +30,7 @@ RARE = ("嫣妍妮娇娅婉婷娴姗姝妤妙姿娣婵嫦嫚媚嬅珊珂珏珑�
         "世丞业丰中义之仁仪伟伦佐佑佩侠俊信修倩值儒元先光克全兴其冠冬凌凡凯初利勉勋包千升卓协南博友可"
         "吉名君启周和品哲唯善嘉国圣坚坤垚培堂壮夕夫奇奕如妃孟季宁安定宝尚尧展山川工巧帅帆平年幻广延弘"
         "弦当彤彪律恺成执拓挺斯方昭晏树柳棋楚殿毅民水汉沙灵然特献理甜甫田电男界畅真睦石碧祖祥祯福禾秀秋程稳穆立竣章童笑笛简粒精纪纯纲纳经继维绮绿缘罡羲群"
+        "欧阳司马上官诸葛慕容皇甫尉迟令狐东方夏侯公孙徒南宫端木独孤长"
         "老耀聘肃胜能自致舟航良艾若英范荆菡葆虎衡裕褚西言训许诚诺谊谦贤赋赫超越路载辉达迅迎远连迪逸道邦郁部酉里野量长闻问闯")
 
 
@@ -47,17 +48,24 @@ def latin(rng):
     return rng.choice((name.capitalize(), name.capitalize(), name.capitalize(), name.lower(), name.upper()))
 
 
+def any_characters(rng):
+    """Two to four characters that no surname begins: what somebody calls themselves need not look like a name."""
+    return "".join(rng.choice(RARE + words.GIVEN + words.CHARACTERS) for _ in range(rng.choice((2, 2, 3, 3, 4))))
+
+
 def draw_name(rng):
     kind = rng.random()
-    if kind < 0.6:
+    if kind < 0.44:
         return rng.choice(words.SURNAMES + MORE_SURNAMES) + given(rng, rng.choice((1, 2, 2)))
-    if kind < 0.72:
+    if kind < 0.56:
         return rng.choice(COMPOUND) + given(rng, rng.choice((1, 2)))
-    if kind < 0.78:
+    if kind < 0.68:
+        return any_characters(rng)
+    if kind < 0.73:
         return rng.choice(PREFIXES) + given(rng, 1)
-    if kind < 0.82:
+    if kind < 0.77:
         return rng.choice(words.SURNAMES) + rng.choice(SUFFIXES)
-    if kind < 0.86:
+    if kind < 0.8:
         return given(rng, 1) * 2
     return latin(rng)
 

@@ -34,6 +34,8 @@ KITS = {
 }
 ALTERNATION = re.compile(r"\[([^\[\]]*)\]")
 SLIPS = 0.1                      # share of training questions with a slip of the keys
+UNKNOWN = 0.15                   # share in which a few characters beside each other are any others, but not
+DECIDES = set("星期周天日月号年前后大小多少加减和差首尾头末第一最倒反不吗没未")     # these: the answer hangs on them
 SIMPLE = "请问帮么吗个几这说来过还给对写后从数词义谁时买两样边减烦谢听记欢爱国儿头号会点开应该于里计让觉"
 TRADITIONAL = "請問幫麼嗎個幾這說來過還給對寫後從數詞義誰時買兩樣邊減煩謝聽記歡愛國兒頭號會點開應該於裡計讓覺"
 OLD_SCRIPT = str.maketrans(SIMPLE, TRADITIONAL)
@@ -73,6 +75,8 @@ def dress(rng, form, kit):
         form = before + (form if not (form.startswith("请") and before.startswith("请")) else form[1:].lstrip("问"))
     if kit is KITS[FREE] and rng.random() < SLIPS:
         form = slip(rng, form)
+    if kit is KITS[FREE] and rng.random() < UNKNOWN:
+        form = unknown_word(rng, form)
     if rng.random() < 0.06:
         form = form.translate(OLD_SCRIPT)
     if kit is KITS[FREE] and rng.random() < 0.06:
@@ -84,10 +88,15 @@ def dress(rng, form, kit):
     return form if rng.random() < 0.95 else form + rng.choice((" ", "  ", "\n"))
 
 
+def outside_slots(form):
+    """Places of a form that no {slot} covers."""
+    return [i for i in range(len(form)) if form[:i + 1].count("{") == form[:i + 1].count("}") and form[i] != "}"]
+
+
 def slip(rng, form):
     """One character outside the {slots} left out, doubled, swapped with the next or mistyped: no single word decides
     what was asked."""
-    places = [i for i in range(len(form)) if form[:i + 1].count("{") == form[:i + 1].count("}") and form[i] != "}"]
+    places = outside_slots(form)
     if len(places) < 6:
         return form
     i = rng.choice(places)
@@ -95,6 +104,20 @@ def slip(rng, form):
     if rest[:1] in ("", "{"):
         return form[:i] + rng.choice((one * 2, rng.choice(CHARACTERS))) + rest
     return form[:i] + rng.choice((rest, one * 2 + rest, rest[0] + one + rest[1:], rng.choice(CHARACTERS) + rest))
+
+
+def unknown_word(rng, form):
+    """Two or three characters outside the {slots} become others: whoever asks uses words that were never learned, and
+    the rest must do."""
+    size = rng.choice((2, 2, 3))
+    places = outside_slots(form)
+    starts = [i for i in places if form[i:i + size].isalpha() and not DECIDES & {*form[i:i + size]}
+              and {*range(i, i + size)} <= {*places}
+              and form[i - 1:i] != "}" and form[i + size:i + size + 1] != "{"]       # a slot's ends stay to be seen
+    if len(places) < 8 or not starts:
+        return form
+    i = rng.choice(starts)
+    return form[:i] + "".join(rng.choice(CHARACTERS) for _ in range(rng.choice((1, 2, 2, 3)))) + form[i + size:]
 
 
 def ending(rng, form, kit):
