@@ -14,6 +14,7 @@ from chat_agent.exports.source import read_source
 from chat_agent.load import load
 from model.generate import generate, generate_reply
 from model.sampling import RESERVED
+from tools.checkpoint import read_checkpoint
 from tools.template import render_prompt
 
 transformers.utils.logging.set_verbosity_error()
@@ -25,7 +26,7 @@ TOKENS = 64
 def check(path, texts, question=None):
     """Export the checkpoint at `path`, load it as anybody would, compare -> dict of figures; `question`: also talk to
     it."""
-    model, vocab, payload = load(path, "cpu")
+    model, vocab, _ = load(path, "cpu")
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         name = write_hf(read_source(path), folder / "hf")
@@ -34,7 +35,7 @@ def check(path, texts, question=None):
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "hf", trust_remote_code=False)
         theirs.save_pretrained(folder / "again")
         found = {"class": name, "names_equal": listed(folder / "hf") == listed(folder / "again"),
-                 "round_trip": same_payload(read_hf(folder / "hf"), payload)}
+                 "round_trip": same_payload(read_hf(folder / "hf"), read_checkpoint(path))}
     rows = [[vocab.id("<|im_end|>"), *ids.tolist()] for ids in vocab.encode_many(texts)]
     found |= logits(model, theirs, rows) | continuations(model, theirs, [ids[:PROMPT] for ids in rows])
     return found | (talk(model, vocab, theirs, tokenizer, question) if question else {})

@@ -15,8 +15,9 @@ USUAL = "TinySeek_SFT_final.pkl"
 
 
 def load(path, device="auto", changes=None):
-    """path of any .pkl -> (model in eval mode on the device, Vocab, payload of the file itself, where "acts" says what
-    it has learned beside speaking: "thinking", "calls"). changes: model keys that fit the same tensors.
+    """path of any .pkl -> (model in eval mode on the device, Vocab, payload of the file itself without its weights,
+    which the model may hold in another precision; "acts" says what it has learned beside speaking: "thinking",
+    "calls"). changes: model keys that fit the same tensors.
 
     UserError: 2 no such device, 3 the file or a base it needs is missing or damaged, 4 the parts do not fit together.
     """
@@ -36,7 +37,8 @@ def load(path, device="auto", changes=None):
         raise UserError(f"{path} 的权重和它写的结构对不上（{_first_line(error)}）。请换一个检查点，或重新训练。", 4) from None
     if model.config.vocab_size < len(vocab):
         raise UserError(f"{path} 的词表有 {len(vocab)} 项，模型只有 {model.config.vocab_size} 项。请换一个检查点。", 4)
-    return model.to(device).eval().requires_grad_(False), vocab, {**chain[-1], "acts": acts_of(parts)}
+    about = {key: value for key, value in chain[-1].items() if key != "weights"}
+    return model.to(device).eval().requires_grad_(False), vocab, {**about, "acts": acts_of(parts)}
 
 
 def stretch_of(options, config):

@@ -28,13 +28,15 @@ class LowRank(nn.Module):
             self.watch(x)
         return F.linear(F.linear(self.dropout(x), self.a), self.b) * self.factor
 
-    def delta(self):
-        """What has to be added to the weight: (out, in) or (E, out, in). Dropout, in training, hits whole input
-        columns."""
-        a = self.a
+    def inward(self):
+        """a as it counts for a weight. Dropout, in training, hits whole input columns."""
         if self.training and self.dropout.p:
-            a = a * self.dropout(torch.ones_like(a[..., :1, :]))
-        return self.b @ a * self.factor
+            return self.a * self.dropout(torch.ones_like(self.a[..., :1, :]))
+        return self.a
+
+    def delta(self):
+        """What has to be added to the weight: (out, in) or (E, out, in)."""
+        return self.b @ self.inward() * self.factor
 
 
 def in_effect(weight, loras):
@@ -60,6 +62,12 @@ class LoraLinear(nn.Module):
         """The weight in effect, with a gradient: right for whoever multiplies by hand (the loss, absorbed attention, a
         merge)."""
         return self.base.weight + self.lora.delta()
+
+    def low_rank(self):
+        """The weight in effect, weight + b @ a, as (weight (out, in) below all adapters, a (R, in), b (out, R))."""
+        weight, *below = self.base.low_rank() if isinstance(self.base, LoraLinear) else (self.base.weight,)
+        own = self.lora.inward(), self.lora.b * self.lora.factor
+        return weight, *(map(torch.cat, zip(below, own), (0, 1)) if below else own)          # adapters stack
 
     @property
     def bias(self):

@@ -5,9 +5,11 @@ import pytest
 import torch
 from toy import VARIANTS, forced, toy_model
 
+from model import lora
 from model.build import attach, build, load_adapter, merged, own_weights
 from model.decoding.cache import DecodeCache
 from model.config import MODEL_KEYS, ModelConfig
+from model.kernels import cross_entropy
 from model.lora import LowRank, LoraLinear, apply_lora, chosen, projections, target_names
 from model.tiny_seek import TinySeek
 from tools.config_manager import ConfigManager
@@ -40,9 +42,9 @@ def test_T3_zero_law(name, dtype):
 @pytest.mark.parametrize("rank", [16, 64])
 def test_T3_start_of_a_and_b(rank):
     torch.manual_seed(0)
-    lora = LowRank(torch.empty(400, 300), rank, scale=0.02)
-    assert lora.a.shape == (rank, 300) and lora.b.shape == (400, rank)
-    assert not lora.b.any() and abs(float(lora.a.std()) / 0.02 - 1) < 0.05 and lora.factor == 1
+    low = LowRank(torch.empty(400, 300), rank, scale=0.02)
+    assert low.a.shape == (rank, 300) and low.b.shape == (400, rank)
+    assert not low.b.any() and abs(float(low.a.std()) / 0.02 - 1) < 0.05 and low.factor == 1
     assert LowRank(torch.empty(4, 3), 2, alpha=8).factor == 4
 
 
@@ -91,13 +93,33 @@ def test_only_the_adapter_learns_and_the_base_stays():
 
 def test_gradients_are_those_of_the_merged_weight():
     """d loss / d B from the loss's own product with `weight` equals what autograd gives through a plain forward."""
-    model = adapted(toy_model(use_moe=False), targets="heads")
+    check_gradients(adapted(toy_model(use_moe=False), targets="heads"))
+
+
+def test_gradients_of_stacked_adapters_of_a_head_whose_loss_comes_in_chunks(monkeypatch):
+    monkeypatch.setattr(cross_entropy, "CHUNK", 5)
+    model = adapted(toy_model(use_moe=False, tie_embedding=True, use_fc2=False), targets="heads")
+    check_gradients(adapted(model, targets="heads", rank=3, alpha=7.0))
+
+
+def test_an_adapted_head_makes_nothing_of_its_own_size_beside_the_logits(monkeypatch):
+    """(V, d) is the largest matrix of a small model with many words: neither the sum nor its gradient may be made."""
+    made = []
+    model = adapted(toy_model(use_moe=False, use_fc2=False), targets="heads")
+    monkeypatch.setattr(lora.LowRank, "delta", lambda self: made.append("delta"))
+    monkeypatch.setattr(cross_entropy, "WeightGradient", lambda *_: made.append("gradient"))
+    ids = some_ids()
+    model(ids, labels=ids).loss.backward()
+    assert not made and model.fc1.lora.b.grad.any()
+
+
+def check_gradients(model):
     ids = some_ids()
     loss = model(ids, labels=ids).loss
     fast = torch.autograd.grad(loss, [model.fc1.lora.a, model.fc1.lora.b])
     out = model(ids)
     slow = sum(torch.nn.functional.cross_entropy(logits[:, :-k].flatten(0, 1), ids[:, k:].flatten()) for k, logits in
-               ((1, out.logits_1), (2, out.logits_2)))
+               ((1, out.logits_1), (2, out.logits_2)) if logits is not None)
     for a, b in zip(fast, torch.autograd.grad(slow, [model.fc1.lora.a, model.fc1.lora.b])):
         assert torch.allclose(a, b, atol=1e-12)
 

@@ -9,7 +9,7 @@ import torch
 import toy
 from bench.lively import lively_payload
 from model.build import build
-from tools.checkpoint import load_chain
+from tools.checkpoint import load_chain, read_checkpoint
 from tools.config_manager import ConfigManager
 from tools.errors import UserError
 from tools.saving.archive import write_torch
@@ -117,6 +117,24 @@ def test_a_folder_in_the_shape_of_transformers_is_a_base_as_it_is(tmp_path, voca
     shutil.rmtree(tmp_path / "qwen")
     with pytest.raises(UserError, match="下载到本机"):
         ConfigManager(tmp_path / "c.yaml", stage="memory")
+
+
+def test_B4_a_yaml_that_names_a_downloaded_folder_trains_and_the_result_answers(tmp_path, vocab, capsys):
+    """From the folder as it was downloaded to a reply, by commands alone; spaces and Chinese in its path."""
+    pytest.importorskip("transformers")
+    import toy_bases
+    from chat_agent import chat
+    from train_agent import memory_train
+    folder = tmp_path / "下载 的/Qwen2.5-0.0B-Instruct"
+    toy_bases.base_folder(folder, "qwen2", dtype=torch.bfloat16)
+    options_of(tmp_path, vocab, str(folder))
+    memory_train.main(["--config", str(tmp_path / "c.yaml"), "--eval_share", "0", "--threads", "1"])
+    trained = tmp_path / "outputs/TinySeek_Memory_final.pkl"
+    payload = read_checkpoint(trained)
+    assert payload["step"] == 3 and payload["adapter"]["train_base"] and payload["vocab"]["token_kind"] == "foreign"
+    capsys.readouterr()
+    chat.main(["--model", str(trained), "--prompt", "你好", "--max_new_tokens", "4", "--device", "cpu"])
+    assert "错误" not in capsys.readouterr().err
 
 
 def test_lora_beside_a_memory_is_wanted_by_whoever_gives_it_a_rate():

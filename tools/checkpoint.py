@@ -2,6 +2,7 @@
 import hashlib
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from tools.errors import UserError
 from tools.process.device import DTYPES
 from tools.saving.archive import CheckpointError, read_torch, write_torch  # noqa: F401  (people look for both here)
+from tools.saving.later import Later
 from tools.saving.start_files import moved_places
 
 FIELDS = ("format", "kind", "stage", "config", "vocab_hash", "vocab", "weights", "adapter", "base", "step", "metrics",
@@ -83,12 +85,25 @@ def cast_weights(weights, precision):
         return dict(weights)
     if precision not in PRECISIONS:
         raise UserError(f"save_precision 只能是 {'、'.join(PRECISIONS)}，不能是 {precision!r}。")
-    cast = {name: t.to(PRECISIONS[precision]) if t.is_floating_point() and not name.endswith("router.bias") else t
-            for name, t in weights.items()}
-    full = [n for n, t in cast.items() if t.is_floating_point() and t.isinf().any() and not weights[n].isinf().any()]
-    if full:
-        raise UserError(f"权重 {full[0]} 超出了 {precision} 的范围，请改用 save_precision bf16 或 fp32。")
+    kind, cast, done = PRECISIONS[precision], {}, {}
+    for name, t in weights.items():
+        if not t.is_floating_point() or name.endswith("router.bias"):
+            cast[name] = t
+            continue
+        later = isinstance(t, Later)
+        narrow = partial(_narrowed, name=name, precision=precision)
+        same = t if later else (t.data_ptr(), t.shape, t.dtype)         # tied ones stay one
+        if same not in done:
+            done[same] = t.changed(kind, narrow) if later else narrow(t)
+        cast[name] = done[same]
     return cast
+
+
+def _narrowed(tensor, name, precision):
+    found = tensor.to(PRECISIONS[precision])
+    if found.isinf().any() and not tensor.isinf().any():
+        raise UserError(f"权重 {name} 超出了 {precision} 的范围，请改用 save_precision bf16 或 fp32。")
+    return found
 
 
 def _base_places(path, stored):

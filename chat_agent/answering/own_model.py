@@ -6,7 +6,7 @@ from chat_agent.chat import sampling_of
 from chat_agent.load import context_of, load, talk_of
 from tools.acting.spoken import Spoken
 from model.generate import generate_replies
-from tools.checkpoint import weights_hash
+from tools.checkpoint import read_checkpoint, weights_hash
 from tools.errors import UserError
 from tools.reading.acting import written
 from tools.template import render_prompt, structure_of
@@ -36,7 +36,8 @@ class OwnModel:
             raise UserError("--samples 大于 1 时请写 --temperature（如 0.8）：温度为 0，每次的回答都一样。")
         self.block = max(1, options.batch_size // options.samples)
         base = payload["base"]["hash"] if payload.get("base") else None
-        self.about = {"model": [weights_hash(payload["weights"]), base], "stretch": stretch, "block": self.block,
+        own = weights_hash(read_checkpoint(path)["weights"])
+        self.about = {"model": [own, base], "stretch": stretch, "block": self.block,
                       "sampling": {**self.how, "max_new_tokens": self.longest, "context": self.context,
                                    "stop": list(self.stops), "thinking": self.thinking, "seed": options.seed}}
 

@@ -8,6 +8,7 @@ from chat_agent.exports.source import CASTS, need, source_of
 from tools.checkpoint import cast_weights, read_checkpoint
 from tools.errors import UserError
 from tools.saving.archive import explain, write_torch
+from tools.saving.later import Later, save_later
 
 
 def write_pkl(payload, output, precision=None):
@@ -21,7 +22,8 @@ def write_pkl(payload, output, precision=None):
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise explain(error, path) from error
-    write_torch(path, payload | {"weights": source.weights})
+    later = any(isinstance(t, Later) for t in source.weights.values())
+    write_torch(path, payload | {"weights": source.weights}, *([save_later] if later else []))
     return path
 
 

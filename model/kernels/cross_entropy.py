@@ -53,16 +53,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
     None.
 
     The gradients are made in the forward pass, chunk by chunk: softmax minus the one-hot target, times the share of
-    p(target) that came from the network.
+    p(target) that came from the network. a (R, d), b (V, R) or None: what is added to the weight, b @ a; no matrix of
+    the weight's size is made of it.
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, targets, dtype, network=None, counted=None):
+    def forward(ctx, hidden, weight, targets, dtype, network=None, counted=None, a=None, b=None):
         h, w, wide = hidden.to(dtype), weight.to(dtype), torch.promote_types(dtype, torch.float32)
         total, size = torch.zeros((), dtype=wide, device=h.device), chunk_size(h.device)
         need, learns = any(ctx.needs_input_grad), ctx.needs_input_grad[1]             # a frozen head does not learn
         grad_h = torch.empty_like(h) if need else None
         of_weight = WeightGradient(h, len(w), size, wide) if learns else None
+        added = None if a is None else LowRankPart(a.to(dtype), b.to(dtype), wide)
         # beside targets there are other rows where nobody has picked them, see picks
         mask = None if network is None and picks(h.device) else (targets >= 0).to(wide)
         shares = None if mask is None else mask.clone()
@@ -70,6 +72,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             part = slice(start, start + size)
             goal = targets[part, None].clamp_min(0)
             logits = h[part] @ w.t()                                              # (C, V)
+            if added is not None:
+                logits += added.logits(h[part])
             error, norm = softmax_and_norm(logits, wide)
             log_p = (logits.gather(1, goal).to(wide) - norm)[:, 0]
             if network is not None:
@@ -82,29 +86,53 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 error = error if mask is None else error.mul_(shares[part, None])
                 error = of_weight.add(start, error) if learns else error.to(dtype)
                 torch.mm(error, w, out=grad_h[part])
+                if added is not None:
+                    grad_h[part] += added.learn(h[part], error)
         if need:
-            ctx.save_for_backward(grad_h, of_weight.total if learns else None, shares, mask)
-            ctx.dtypes, ctx.mixed = (hidden.dtype, weight.dtype), network is not None
+            low = (None, None) if added is None else (added.grad_a, added.grad_b)
+            ctx.save_for_backward(grad_h, of_weight.total if learns else None, shares, mask, *low)
+            ctx.dtypes, ctx.mixed = (hidden.dtype, weight.dtype, a is not None and a.dtype), network is not None
         return total
 
     @staticmethod
     def backward(ctx, grad):
-        grad_h, grad_w, shares, mask = ctx.saved_tensors
+        grad_h, grad_w, shares, mask, *low = ctx.saved_tensors
         grad_w = None if grad_w is None else (grad_w * grad).to(ctx.dtypes[1])
+        low = [None if part is None else (part * grad).to(ctx.dtypes[2]) for part in low]
         mixed = (-shares * grad, (shares - mask) * grad) if ctx.mixed else (None, None)
-        return grad_h.to(ctx.dtypes[0]) * grad, grad_w, None, None, *mixed
+        return grad_h.to(ctx.dtypes[0]) * grad, grad_w, None, None, *mixed, *low
 
 
-def linear_cross_entropy(hidden, weight, labels, network=None, counted=None):
+class LowRankPart:
+    """b @ a beside a head's weight, a (R, d), b (V, R), and their gradients, summed over chunks."""
+
+    def __init__(self, a, b, wide):
+        self.a, self.b = a, b
+        self.grad_a, self.grad_b = (torch.zeros(t.shape, dtype=wide, device=t.device) for t in (a, b))
+
+    def logits(self, rows):
+        self.inner = rows @ self.a.t()                                                        # (C, R)
+        return self.inner @ self.b.t()
+
+    def learn(self, rows, error):
+        """error (C, V) of the rows that `logits` saw last -> their gradient (C, d)."""
+        self.grad_b += error.t() @ self.inner
+        inner = error @ self.b
+        self.grad_a += inner.t() @ rows
+        return inner @ self.a
+
+
+def linear_cross_entropy(hidden, weight, labels, network=None, counted=None, low=(None, None)):
     """Sum of cross-entropies of softmax(hidden @ weight.T) over labels >= 0, and how many there were.
 
-    hidden: (N, d), weight: (V, d), labels: (N,), negative = not a target; network, counted: see _LinearCrossEntropy.
+    hidden: (N, d), weight: (V, d), labels: (N,), negative = not a target; network, counted, low = (a, b): see
+    _LinearCrossEntropy.
     Returns two scalars; the first has a gradient.
     """
     hidden, labels, network, counted = chosen(labels, hidden, labels, network, counted)
     if not torch.is_grad_enabled():           # a Function is told of weights that learn even then
-        hidden, weight = hidden.detach(), weight.detach()
-    total = _LinearCrossEntropy.apply(hidden, weight, labels, compute_dtype(hidden), network, counted)
+        hidden, weight, *low = (t if t is None else t.detach() for t in (hidden, weight, *low))
+    total = _LinearCrossEntropy.apply(hidden, weight, labels, compute_dtype(hidden), network, counted, *low)
     return total, (labels >= 0).sum()
 
 
@@ -112,6 +140,9 @@ def head_cross_entropy(head, hidden, labels, *more):
     """linear_cross_entropy of a head: a Linear, or one that counts, which wants `more` as in token_losses."""
     if hasattr(head, "cross_entropy"):
         return head.cross_entropy(hidden, labels, *more)
+    if hasattr(head, "low_rank"):
+        weight, *low = head.low_rank()
+        return linear_cross_entropy(hidden, weight, labels, low=low)
     return linear_cross_entropy(hidden, head.weight, labels)
 
 

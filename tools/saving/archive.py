@@ -73,21 +73,22 @@ class HashedFile:
         return self.sha.hexdigest()
 
 
-def stage_torch(path, payload):
+def stage_torch(path, payload, save=torch.save):
     """Write `payload` under a temporary name beside `path`. Returns (temporary path, SHA-256 hex of the whole file)."""
     def fill(handle):
         out = HashedFile(handle)
-        torch.save(payload, out)
+        save(payload, out)
         return out.finish()
     return write_temporary(path, fill)
 
 
-def write_torch(path, payload):
+def write_torch(path, payload, save=torch.save):
     """Save a dict of tensors and plain values; `path` holds the old file or the new one at every moment.
 
-    Returns the SHA-256 (hex) of the whole file, as `sha256sum` would print it. Raises UserError 7 (disk full) or 2.
+    save: later.save_later for tensors that are made only then. Returns the SHA-256 (hex) of the whole file, as
+    `sha256sum` would print it. Raises UserError 7 (disk full) or 2.
     """
-    temporary, digest = stage_torch(path, payload)
+    temporary, digest = stage_torch(path, payload, save)
     put(path, temporary)
     return digest
 

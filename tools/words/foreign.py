@@ -33,12 +33,22 @@ class ForeignVocab(Vocab):
     def of_folder(cls, folder):
         """UserError 2 without the package, 3 when files are missing or damaged, 4 for a tokenizer of another kind."""
         files = {name: _packed((Path(folder) / name).read_bytes()) for name in FILES if (Path(folder) / name).is_file()}
+        try:
+            return cls._of_files(files, str(folder))
+        except (UserError, ImportError):
+            raise
+        except Exception as error:                          # the package and templates raise whatever they like
+            why = f"{type(error).__name__}：{' '.join(str(error).split())[:100]}"
+            raise UserError(f"{folder} 的词表或对话模板读不懂（{why}）。请重新下载这个文件夹，或升级 tokenizers。", 3) from None
+
+    @classmethod
+    def _of_files(cls, files, source):
         config = _json(files, "tokenizer_config.json")
         tokenizer = json.loads(_tokenizer(files, config))
         names = {token["content"]: token["id"] for token in tokenizer.get("added_tokens") or ()}
         state = {"format": 1, "token_kind": KIND, "files": files,
                  "dialogue": probed(_template(files, config), _ends(files, config, names), names)}
-        return cls.from_state({**state, "hash": _hash(state)}, str(folder))
+        return cls.from_state({**state, "hash": _hash(state)}, source)
 
     def _adopt(self, state, source):
         if not isinstance(state, dict) or state.get("format") != 1 or state.get("hash") != _hash(state):
@@ -242,7 +252,8 @@ def _ends(files, config, names):
 
     def spelled(key):
         value = said.get(key)
-        return value.get("content") if isinstance(value, dict) else value
+        value = value.get("content") if isinstance(value, dict) else value
+        return value if isinstance(value, str) else None
     end = next(
         (n for n in (spelled("eos_token"), spelled("sep_token"), "</s>", "<|endoftext|>", "[SEP]") if n in names),
                None)

@@ -59,7 +59,7 @@ def _asked(template, ends):
     try:
         render = renderer(template, ends)
         render(_conversation("ua"))
-    except (TemplateError, TypeError, ValueError, AttributeError):
+    except (TemplateError, TypeError, ValueError, AttributeError, ArithmeticError):
         return None
     between, whole = {}, []
     for probe in PROBES:

@@ -1,6 +1,7 @@
 """A folder of other people's model as a checkpoint."""
 
 import json
+from functools import partial, reduce
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from chat_agent.exports.hf.weights import parts
 from chat_agent.exports.parts import to_theirs
 from chat_agent.exports.source import expected
 from tools.errors import UserError
+from tools.saving.later import Later
 from tools.words.foreign import ForeignVocab
 
 FRESH = {"format": 1, "kind": "model", "adapter": None, "base": None, "step": 0, "metrics": {}}
@@ -32,7 +34,8 @@ def is_base(folder):
 
 
 def read_base(folder):
-    """-> payload of a checkpoint. UserError 2 no such folder, 3 files missing or damaged, 4 nothing that we compute."""
+    """-> payload of a checkpoint, its weights tools.saving.later.Laters. UserError 2 no such folder, 3 files missing or
+    damaged, 4 nothing that we compute."""
     folder = Path(folder)
     found = read_json(folder / "config.json")
     base_config(found)                                      # refused before anything large is looked at
@@ -47,21 +50,30 @@ def read_base(folder):
     payload = FRESH | {"stage": "SFT" if vocab.talks else "Pre", "run": {"max_len": longest}}
     return payload | {k: known[k] for k in ("stage", "step", "metrics", "run", "talk") if k in known} | {
         "config": config.to_dict(), "vocab_hash": vocab.hash, "vocab": vocab.state(),
-        "weights": _read(config, tensors, names)}
+        "weights": _weights(config, tensors, names)}
 
 
-def _read(config, tensors, names):
-    """Our weights, part after part: never more in memory than they and one part."""
-    weights = {}
+def _weights(config, tensors, names):
+    """Our weights as Laters, each read and turned when it is written. Only what decides whether the folder fits is read
+    now."""
+    weights, shapes = {}, expected(config)
     for part in parts(config):
-        made = part.backward(tensors.read([names[name] for name in part.theirs]))
-        weights.update(zip(part.ours, (t.contiguous() for t in made), strict=True))
+        found = [names[name] for name in part.theirs]
+        kind = reduce(torch.promote_types, (tensors.dtypes[name] for name in found))
+        if not part.ours:                                   # nothing of ours: it must hold nothing
+            part.backward(tensors.read(found))
+        for place, name in enumerate(part.ours):
+            weights[name] = Later(shapes[name], kind, partial(_made, part, tensors, found, place))
     if config.tie_embedding:
         weights["fc1.weight"] = weights["embed.weight"]
         if "lm_head.weight" in names and not torch.equal(*tensors.read([names["lm_head.weight"]]),
-                                                         weights["fc1.weight"]):
+                                                         weights["fc1.weight"].make()):
             raise UserError("config.json 说输出头与词嵌入共用，文件里却有另一个 lm_head.weight。请检查这个文件夹。", 4)
-    return {name: weights[name] for name in expected(config)}
+    return {name: weights[name] for name in shapes}
+
+
+def _made(part, tensors, found, place):
+    return part.backward(tensors.read(found))[place]
 
 
 def theirs(config):

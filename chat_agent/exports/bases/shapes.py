@@ -1,5 +1,6 @@
 """Which ModelConfig a config.json of other people's means, or why there is none: the families as data."""
 
+from dataclasses import fields
 from typing import NamedTuple
 
 from chat_agent.exports.hf.config import GPT2_ACTIVATIONS
@@ -56,6 +57,7 @@ FAMILIES = {
                   "n_positions": "max_position", "layer_norm_epsilon": "norm_eps"},
         PLAIN | {"attention": "gqa", "position": "learned", "norm": "layer", "bias": "all"}),
 }
+KINDS = {field.name: field.type for field in fields(ModelConfig)}
 NOT_ELSEWHERE = ("quantization_config",)            # changes every tensor
 
 
@@ -71,13 +73,23 @@ def base_config(found, names=()):
             _refuse(f"{key}={found[key]!r} 这里算不了")
     said = {**family.missing, **{k: v for k, v in found.items() if v is not None}}
     try:
-        keys = {ours: said[theirs] for theirs, ours in family.names.items()}
+        keys = {ours: _fitting(ours, theirs, said[theirs]) for theirs, ours in family.names.items()}
+        _fitting("max_position", "max_position_embeddings", said.get("max_position_embeddings"))
         keys |= family.gives | (read_rope(said) if kind != "gpt2" else {})
         return ModelConfig.from_dict(_finished(keys, kind, said, names))
     except KeyError as error:
         _refuse(f"没有写 {error.args[0]}")
-    except (TypeError, ValueError) as error:
-        _refuse(str(error))
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        _refuse(f"内容不对（{error}）" if str(error).isascii() else str(error))
+
+
+def _fitting(ours, theirs, value):
+    """The value, when it is of the kind that the key of ModelConfig wants. ValueError."""
+    kind = KINDS[ours]
+    right = isinstance(value, kind if kind is not float else (int, float)) and (kind is bool) == isinstance(value, bool)
+    if not right or isinstance(value, int) and value < 0:
+        raise ValueError(f"{theirs}={value!r} 不对")
+    return value
 
 
 def _finished(keys, kind, said, names):

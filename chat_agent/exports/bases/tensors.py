@@ -13,26 +13,29 @@ from tools.errors import UserError
 
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLES = ("model.safetensors", "pytorch_model.bin")
-DTYPES = {"F32", "F16", "BF16"}
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 LARGEST_HEADER = 100 << 20
 
 
 class Tensors:
-    """shapes: {name: shape} of all tensors. `read(names)` gives them, mapped from their files while it lasts."""
+    """shapes, dtypes: {name: …} of all tensors. `read(names)` gives them, mapped from their files."""
 
     def __init__(self, folder):
         self.folder = Path(folder)
         self.files = _files(self.folder)                    # {name or None: file}
-        self.shapes, self.where = {}, {}
+        self.shapes, self.dtypes, self.where = {}, {}, {}
         for file in sorted(set(self.files)):
-            for name, shape in _header(self.folder / file).items():
-                self.shapes[name], self.where[name] = shape, file
+            for name, (shape, dtype) in _header(self.folder / file).items():
+                self.shapes[name], self.dtypes[name], self.where[name] = shape, dtype, file
 
     def read(self, names):
-        """-> list of tensors, copies that hold no file."""
+        """-> list of tensors, which are the mapped files themselves. UserError 3 for a damaged file."""
         with ExitStack() as opened:
             files = {file: _opened(self.folder / file, opened) for file in {self.where[name] for name in names}}
-            return [files[self.where[name]](name).clone() for name in names]
+            try:
+                return [files[self.where[name]](name) for name in names]
+            except Exception as error:                      # safetensors has an exception class of its own
+                raise _damaged(self.folder / self.where[names[0]], error) from None
 
 
 def _files(folder):
@@ -49,26 +52,40 @@ def _files(folder):
 
 
 def _header(path):
-    """{name: shape}. UserError 3 damaged, 4 another number format."""
+    """{name: (shape, dtype)}. UserError 3 damaged, 4 another number format."""
     if path.suffix == ".bin":
-        return {name: tuple(t.shape) for name, t in _pickled(path).items()}
+        return _kinds(path, _pickled(path))
     try:
         with path.open("rb") as file:
             size, = struct.unpack("<Q", file.read(8))
             found = json.loads(file.read(size)) if size < LARGEST_HEADER else None
         found.pop("__metadata__", None)
-        shapes = {name: tuple(about["shape"]) for name, about in found.items()}
-        odd = sorted({about["dtype"] for name, about in found.items() if not _idle(name)} - DTYPES)
+        kinds = {name: (tuple(about["shape"]), DTYPES.get(about["dtype"])) for name, about in found.items()}
+        odd = sorted({about["dtype"] for name, about in found.items() if not _idle(name)} - set(DTYPES))
         whole = 8 + size + max((about["data_offsets"][1] for about in found.values()), default=0)
     except FileNotFoundError:
         raise UserError(f"找不到 {path}。请下载完整的文件夹。", 3) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-        raise UserError(f"读不了 {path}（{type(error).__name__}）。请重新下载。", 3) from None
+        raise _damaged(path, error) from None
     if path.stat().st_size < whole:
         raise UserError(f"{path} 不完整：应有 {whole:,} 字节，只有 {path.stat().st_size:,}。请重新下载。", 3)
     if odd:
-        raise UserError(f"{path.name} 里有 {odd[0]} 的张量：量化过的模型这里算不了，请用 F32、F16 或 BF16 的。", 4)
-    return shapes
+        raise _odd(path, odd[0])
+    return kinds
+
+
+def _kinds(path, found):
+    """{name: (shape, dtype)} of what a .bin holds."""
+    if not isinstance(found, dict) or not all(isinstance(t, torch.Tensor) for t in found.values()):
+        raise UserError(f"{path} 里不只是权重。请改用 safetensors 格式的文件夹。", 4)
+    odd = [t.dtype for name, t in found.items() if t.dtype not in DTYPES.values() and not _idle(name)]
+    if odd:
+        raise _odd(path, str(odd[0]).removeprefix("torch."))
+    return {name: (tuple(t.shape), t.dtype) for name, t in found.items()}
+
+
+def _odd(path, kind):
+    return UserError(f"{path.name} 里有 {kind} 的张量：量化过的模型这里算不了，请用 F32、F16 或 BF16 的。", 4)
 
 
 def _pickled(path):
@@ -83,8 +100,16 @@ def _pickled(path):
 def _opened(path, opened):
     if path.suffix == ".bin":
         return _pickled(path).__getitem__
-    file = opened.enter_context(need("safetensors", "读取别家的模型").safe_open(path, "pt"))
-    return file.get_tensor
+    need("safetensors", "读取别家的模型")
+    from safetensors import safe_open
+    try:
+        return opened.enter_context(safe_open(path, "pt")).get_tensor
+    except Exception as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path, error):
+    return UserError(f"读不了 {path}（{type(error).__name__}）。请重新下载。", 3)
 
 
 def _idle(name):

@@ -32,6 +32,9 @@ def _sharpness(c):
 def read_rope(found):
     """config.json -> the keys of ModelConfig. ValueError names what cannot be computed here."""
     older, newer = found.get("rope_scaling") or {}, found.get("rope_parameters") or {}
+    for name, value in (("rope_scaling", older), ("rope_parameters", newer)):
+        if not isinstance(value, dict):
+            raise ValueError(f"{name}={value!r} 不对")
     said, kind = {**older, **newer}, _kind(newer or older)
     if older and _kind(older) != kind:                          # two readers would make two models of it
         raise ValueError(f"rope_scaling={_kind(older)!r}, rope_parameters={kind!r}")

@@ -5,9 +5,18 @@ from dataclasses import replace
 
 from tools.train_log import TrainLog
 from train_agent.trainers import parallel
+from train_agent.trainers.hardware import machine
 from train_agent.trainers.running import resume
 from train_agent.trainers.dataset import Position, loader
 from train_agent.trainers.loop import Loop
+
+
+def copied(stage):
+    """A copy of the stage's model. What is frozen in it is shared where nothing will move it: on one process's CPU."""
+    model = stage.model
+    stays = parallel.world() == 1 and machine.choose_device(stage.options["device"]).type == "cpu"
+    frozen = [p for p in model.parameters() if stays and not p.requires_grad and p.device.type == "cpu"]
+    return copy.deepcopy(model, {id(p): p for p in frozen})
 
 
 class Rehearsal(Loop):
@@ -17,8 +26,7 @@ class Rehearsal(Loop):
     """
 
     def __init__(self, stage, **options):
-        super().__init__(
-            replace(stage, model=copy.deepcopy(stage.model), options={**stage.options, "num_workers": 0, **options}))
+        super().__init__(replace(stage, model=copied(stage), options={**stage.options, "num_workers": 0, **options}))
 
     def __enter__(self):
         self.before = resume.random_states()
