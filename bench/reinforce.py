@@ -87,12 +87,11 @@ def cpu_seconds(stage, options, steps=12):
         return (time.process_time() - begin) / steps
 
 
-def arm(name, command, folder, data, seed):
-    """One training -> the path of its model."""
-    (stage, own), home = ARMS[name], folder / f"{name}_{seed}"
+def arm(stage, own, command, home, data, seed):
+    """One training, with keys of its `own`, in the folder `home` -> the path of its model."""
     keys = {"out_dir": str(home), "log_dir": str(home / "logs"), "log_file": str(home / "log.txt"), "seed": seed,
             "json_data_path": str(data), "pretraining_model_path": command.model, "threads": 1, "resume": "none",
-            "replay_data_path": str(folder / "demo_sft.jsonl"), "mixed_precision": "no", "logging_steps": 1,
+            "replay_data_path": str(home.parent / "demo_sft.jsonl"), "mixed_precision": "no", "logging_steps": 1,
             "save_steps": None, "max_epochs": 1000, "max_steps": 10 ** 6, **own,
             **{k: v for k, v in command.overrides.items() if stage in KEYS[k].stages or KEYS[k].scope != "stage"}}
     options = ConfigManager(overrides=keys, preset="tiny", stage=stage).stage(stage)
@@ -113,7 +112,7 @@ def main(argv=None):
     for seed in command.seeds:
         for name in command.arms:
             begin = time.process_time()
-            path = arm(name, command, folder, data, seed)
+            path = arm(*ARMS[name], command, folder / f"{name}_{seed}", data, seed)
             minutes = round((time.process_time() - begin) / 60, 2)
             spent = {"cpu_minutes": minutes, "steps": read_checkpoint(path)["step"]}
             found[f"{name}_{seed}"] = spent | scores(path, exam, command.tasks)

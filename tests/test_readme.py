@@ -35,7 +35,7 @@ NOT_HERE = {"python -m pip": "需要联网", "python -m pytest": "就是这些�
             "python chat_agent/chat.py --model base.pkl": "要上一行的模型，tests/test_base_stages.py 里有小的",
             "python train_agent/lora_train.py --pretraining_model_path base.pkl": "同上",
             "python docs/course/": "tests/test_course.py 里有",
-            "python bench/reinforce.py": "要一个半熟的模型和半小时处理器时间",
+            "python bench/reinforce": "要一个半熟的模型和半小时处理器时间",
             "python chat_agent/chat.py --model out/TinySeek_SFT_final.pkl --tools": "需要学过工具的模型，tests/test_tools.py 里有",
             "python train_agent/rl_train.py --tools": "同上，tests/test_agentic.py 里有",
             "python train_agent/sft_train.py --json_data_path my_chat.jsonl tool_data": "要先写出 tool_data，"
