@@ -46,7 +46,7 @@ AMOUNTS = {
     "antonym": (4500, 2200, 120),
     "measure": (4000, 1500, 120),
     "fact": (6000, 2800, 120),
-    "count": (4000, 700, 120),
+    "count": (5000, 1500, 120),
     "ends": (8000, 1400, 120),
     "reverse": (24000, 4500, 120),
     "small_talk": (3000, 2000, 120),
@@ -55,7 +55,7 @@ AMOUNTS = {
     "shopping": (6000, 2600, 120),
 }
 FRESH = 2                 # two epochs of new questions teach more than one that is seen twice
-BESIDES = {"outside": 3600, "remark": 3600, "echo": 1500}     # exchanges of SFT that belong to no task
+BESIDES = {"outside": 3200, "remark": 3600, "echo": 1500}     # exchanges of SFT that belong to no task
 PLAIN_SHARE = 0.25        # share of SFT questions in their plain form
 PHRASINGS = 60            # held-out phrasings of each task
 OUTSIDE = 200             # questions outside the world, a third of them remarks
