@@ -26,6 +26,7 @@ from chat_agent.load import load
 from tools.acting.spoken import heard
 from model.generate import generate_reply
 from tools.cli import guarded
+from tools.formats import BadLines, as_dialogue, read_rows
 from tools.template import render_prompt
 
 PROMPTS = ROOT / "bench/everyday_prompts.jsonl"
@@ -64,8 +65,9 @@ def distinct_2(texts):
 
 
 def replies_of(path):
-    return {m["content"] for line in open(path, encoding="utf-8") for m in json.loads(line)["conversations"]
-            if m["role"] == "assistant"}
+    """What assistants say in a file of any shape that training reads; calls are no replies."""
+    return {m["content"] for row in read_rows([path], bad=BadLines()) for m in as_dialogue(row).messages
+            if m["role"] == "assistant" and m["content"]}
 
 
 def counts(said, known=()):

@@ -29,6 +29,7 @@ from chat_agent.evaluation.scoring import bits_per_char
 from chat_agent.load import load
 from tools.cli import guarded, parse
 from tools.config_manager import ConfigManager
+from tools.formats import Row, as_dialogue, parse_line
 from train_agent.trainers import pre_training, sft_training
 
 EVERY, RUN = 50, 8      # one row in so many is held out; so many characters in a row are no coincidence
@@ -71,19 +72,24 @@ def short(path, longest):
 
 
 def said(line):
-    return sum(len(m["content"]) for m in json.loads(line)["conversations"])
+    return sum(len(m["content"] or "") for m in messages_of(line))
+
+
+def messages_of(line):
+    """The turns of a row in any shape that training reads, [] of one that it does not."""
+    row = parse_line(line)
+    return as_dialogue(row).messages if isinstance(row, Row) else []
 
 
 def shuffled(path):
-    """The same questions, each with the replies of another dialogue of as many turns."""
-    rows = [json.loads(line)["conversations"] for line in open(path, encoding="utf-8")]
+    """The same questions, each with the replies of another dialogue with the same turns; tools are not called."""
     alike = {}
-    for row in rows:
-        alike.setdefault(len(row), []).append(row)
-    mixed = [[{**mine, "content": (mine if mine["role"] != "assistant" else other)["content"]}
-              for mine, other in zip(row, after)]
+    for line in open(path, "rb"):
+        row = [{"role": m["role"], "content": m["content"]} for m in messages_of(line) if m["content"]]
+        alike.setdefault(tuple(m["role"] for m in row), []).append(row)
+    mixed = [[other if mine["role"] == "assistant" else mine for mine, other in zip(row, after)]
              for group in alike.values() for row, after in zip(group, group[len(group) // 2:] + group)]
-    lines = [json.dumps({"conversations": row}, ensure_ascii=False).encode() for row in mixed]
+    lines = [json.dumps({"conversations": row}, ensure_ascii=False).encode() for row in mixed if row]
     return write(path.with_name("shuffled.jsonl"), lines)
 
 
@@ -96,7 +102,7 @@ def clean(held, trained):
 
 
 def said_by(line):
-    return [m["content"] for m in json.loads(line)["conversations"] if m["role"] == "assistant"]
+    return [m["content"] for m in messages_of(line) if m["role"] == "assistant" and m["content"]]
 
 
 def replies(path):

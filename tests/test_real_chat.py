@@ -60,6 +60,22 @@ def test_empty_looping_and_copied_replies_are_counted():
     assert everyday.distinct_2(["一二一二", ""]) == pytest.approx(2 / 3)
 
 
+def test_rows_of_every_shape_tell_their_replies(tmp_path):
+    """Calls and results of tools, thoughts and rows that cannot be read are no replies and end nothing."""
+    call = {"role": "assistant", "content": None,
+            "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}]}
+    made = [{"messages": [{"role": "user", "content": "一加一"}, call, {"role": "tool", "content": "2"},
+                          {"role": "assistant", "content": "是二"}], "tools": [{"name": "add"}]},
+            {"prompt": "你好", "chosen": "你好呀", "rejected": "走开"}, {"instruction": "说好", "output": "好"}, {"x": 1},
+            *rows(TALK)]
+    path = toy.write_rows(tmp_path / "rows.jsonl", made)
+    replies = {"是二", "你好呀", "好"} | {said for _, said in TALK}
+    assert everyday.replies_of(path) == set(real_chat.replies(path)) == replies
+    assert len(lines(real_chat.short(path, 8))) == 4
+    mixed = [m["content"] for row in lines(real_chat.shuffled(path)) for m in row["conversations"]]
+    assert "一加一" in mixed and replies <= set(mixed)
+
+
 def test_judgements_are_averaged_and_their_agreement_told(tmp_path):
     rows_judged = [{"fluent": [2, 2], "fits": [1, 0]}, {"fluent": [1, 2], "fits": [0, 0]}]
     path = toy.write_rows(tmp_path / "judged.jsonl", rows_judged)
