@@ -15,8 +15,14 @@ from model.kernels import cross_entropy
 from model.lora import apply_lora
 from model.memory import apply_memory
 from model.prefix import apply_prefix
+from train_agent.trainers.data.preference_pairs import PreferenceBatch
+from train_agent.trainers.data.teacher_table import Taught
 from train_agent.trainers.dataset import Batch
+from train_agent.trainers.dpo_tuning import preference_loss
+from train_agent.trainers.gated_training import TurnBatch, gate_loss
 from train_agent.trainers.losses import next_tokens_loss
+from train_agent.trainers.memory_tuning import memory_loss
+from train_agent.trainers.running import forget_penalty
 
 META = torch.device("meta")
 TOTALS = {"targets_1": 40, "targets_2": 35, "tokens": 47}
@@ -91,11 +97,48 @@ def test_an_adapters_step_waits_for_no_device(variant, adapter):
         learns(model, next_tokens_loss(model, data, TOTALS)[0])
 
 
+def preference(model, data):
+    owner = torch.arange(data.ids.numel(), device=META) % 4
+    pairs = PreferenceBatch(data.ids, data.positions, data.valid, data.labels_1, data.layout, owner,
+                            torch.zeros(4, device=META), tokens=47, targets_1=2, left_out=data.left_out)
+    return preference_loss(0.1, model, pairs, {"targets_1": 2, "targets_2": 0, "tokens": 47})
+
+
+@pytest.mark.parametrize("changes", WAYS.values(), ids=WAYS.keys())
+def test_a_preference_waits_for_no_device(changes):
+    model, data = on_meta(changes), batch("counted" in changes)
+    with OnMetaOnly():
+        loss, sums = preference(model, data)
+        loss.backward()
+    assert loss.device == META and {value.device.type for value in sums.values()} == {"meta"}
+
+
+def test_an_adapters_own_loss_waits_for_no_device():
+    """Chapters of a memory, what a projection may change of general data."""
+    coefficients = {"load_balance_coef": 0.1, "auxiliary_coef": 0.1, "z_loss_coef": 0.1}
+    memory, lora, data = on_meta({}, "memory"), on_meta({}, "lora"), batch(False)
+    moments = {name: torch.ones(m.base.weight.shape[1], m.base.weight.shape[1], device=META)
+               for name, m in forget_penalty.adapted(lora).items()}
+    assert moments
+    with OnMetaOnly():
+        learns(memory, memory_loss(coefficients, memory, data, TOTALS)[0])
+        learns(lora, forget_penalty.keeping_loss(moments, 50, lora, data, TOTALS)[0])
+
+
+def test_a_teachers_words_wait_for_no_device():
+    model, data = on_meta({}), batch(False)
+    words = torch.ones(*data.ids.shape, 4, device=META)
+    data.taught = Taught(words.long(), words, 2.0, 0.5)
+    with OnMetaOnly():
+        learns(model, next_tokens_loss(model, data, TOTALS)[0])
+
+
 def test_a_gates_step_waits_for_no_device():
     gate = Gate(300, 3).to(META)
     with OnMetaOnly():
         ids = torch.ones(4, 9, dtype=torch.long, device=META)
-        learns(gate, gate(ids, ids > 0).logsumexp(-1).sum())
+        turns = TurnBatch(ids, ids > 0, torch.ones(4, 3, device=META), tokens=36, targets_1=4)
+        learns(gate, gate_loss(gate, turns, {"targets_1": 4})[0])
 
 
 @pytest.mark.parametrize("each", [False, True])

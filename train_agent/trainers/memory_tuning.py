@@ -33,12 +33,13 @@ def rate_of(options, name):
 
 def router_losses(routing, valid):
     """ChapterRouting of one layer, valid (N,) bool -> its three losses by the names of
-    compute_router_auxiliary_loss."""
-    logits, chapters = routing.logits[valid], routing.chapters[valid]
-    counts = torch.bincount(chapters.flatten(), minlength=logits.shape[-1])
-    mean = logits.softmax(-1).mean(0)
-    return {"load_balance": load_balance_loss(counts / chapters.numel(), mean), "auxiliary": auxiliary_loss(mean),
-            "z_loss": z_loss(logits)}
+    compute_router_auxiliary_loss. Padding weighs nothing; no device is asked how much of it there is."""
+    share, kept = valid.float(), routing.chapters.shape[1]
+    total = share.sum().clamp_min(1)
+    chosen = torch.zeros_like(routing.logits, dtype=torch.float32).scatter_(1, routing.chapters, 1.0)        # (N, C)
+    mean = (routing.logits.softmax(-1) * share[:, None]).sum(0) / total
+    return {"load_balance": load_balance_loss((chosen * share[:, None]).sum(0) / (total * kept), mean),
+            "auxiliary": auxiliary_loss(mean), "z_loss": z_loss(routing.logits, share)}
 
 
 def memory_loss(coefficients, model, batch, totals):
@@ -46,9 +47,8 @@ def memory_loss(coefficients, model, batch, totals):
     routers."""
     out = read(model, batch)
     loss, sums = share_of_step(out, batch, totals)
-    # a blank batch weighs nothing
-    counted = batch.valid.flatten() if batch.tokens else torch.ones_like(batch.valid).flatten()
-    extra = compute_router_auxiliary_loss([router_losses(r, counted) for r in out.chapters], **coefficients)
+    valid = batch.valid.flatten()
+    extra = compute_router_auxiliary_loss([router_losses(r, valid) for r in out.chapters], **coefficients)
     sums["router_aux"] = extra.detach() * batch.tokens
     return loss + extra * (batch.tokens / max(1, totals["tokens"])), sums
 

@@ -11,6 +11,7 @@ from functools import partial
 
 import torch
 
+from model.layers import without_autocast
 from model.lora import LoraLinear
 from train_agent.trainers.dataset import Position
 from train_agent.trainers.hardware.sharding import whole
@@ -61,7 +62,7 @@ def drift(model, moments):
     """The penalty, a scalar with a gradient in float32: 0 for a new adapter, 1 where one projection's outputs change by
     their own size."""
     places, total = adapted(model), 0.0
-    with torch.autocast(next(model.parameters()).device.type, enabled=False):
+    with without_autocast(next(model.parameters())):
         for name, c in moments.items():
             lora = places[name].lora
             if c.device != lora.a.device:
