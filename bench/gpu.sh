@@ -6,4 +6,6 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export PYTHONUTF8=1 PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}:$PWD/.gpu_packages"
+# as tools/process/first.py has it: threads that wait do not spin, which beside other processes costs minutes
+export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-1000}" KMP_BLOCKTIME="${KMP_BLOCKTIME:-1}"
 exec "${PYTHON:-python3}" bench/gpu/drive.py "$@"

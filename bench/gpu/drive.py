@@ -16,10 +16,6 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-
-from tools.process.first import check_machine
-
 NEEDED = ("torch", "numpy", "tqdm", "jieba")     # without these nothing of ours starts
 PACKED = ("jieba", "tqdm")                       # small enough to bring along
 UNUSED = ("analyse", "posseg", "lac_small")      # of jieba: most of its bytes
@@ -111,7 +107,6 @@ def parse(argv):
 
 
 def main(argv=None):
-    check_machine()              # parts inherit it: threads that wait do not spin, which beside others costs minutes
     options = parse(argv)
     if options.pack:
         print(json.dumps({"packed_mib": round(pack(), 1)}))
