@@ -40,7 +40,7 @@ def read(model, batch, spread_out=False):
     """-> log p of each label (N,), 0 elsewhere, in the distribution that it was drawn from, over what was allowed
     there; the entropies (N,) of these distributions, or None; the model's output."""
     head = getattr(model, "module", model).fc1
-    counted = not isinstance(head, torch.nn.Linear)        # such a head reads more than hidden states
+    counted = type(head) is not torch.nn.Linear            # such a head reads more than hidden states
     out = model(batch.ids, positions=batch.positions, layout=batch.layout, valid=batch.valid, return_logits=counted)
     labels, found = batch.labels.flatten(), []
     places = (labels >= 0).nonzero()[:, 0]
