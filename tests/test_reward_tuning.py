@@ -72,14 +72,12 @@ def made_batches(stage, number=0):
 
 
 def test_R1_a_model_that_counts_is_trained_by_rewards(world, vocab):
-    """Its head reads more than hidden states, also where the log-probabilities of a reply are asked for."""
     toy.train(toy.toy_options(world, vocab, "sft", 40, name="counts", counted=3, use_fc2=False, max_epochs=1,
                               logging_steps=None), "sft")
     stage = toy.build_stage(rl_options(world, vocab, name="rl_counts",
                                        pretraining_model_path=str(world / "out/counts/TinySeek_SFT_final.pkl")), "rl")
-    player, groups, batch = made_batches(stage)
-    found, *_ = reward_tuning.read(stage.model, batch)
-    there = batch.labels.flatten() >= 0
+    batch, there = (made := made_batches(stage)[2]), made.labels.flatten() >= 0
+    found = reward_tuning.read(stage.model, batch)[0]
     assert there.any() and torch.allclose(found[there], batch.sampled[there], atol=1e-4)
 
 
