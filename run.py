@@ -106,9 +106,10 @@ def slow(name, options, steps, seconds):
 def train(name, options, seconds):
     """Train one stage for so many seconds, or for the steps that the configuration names."""
     checked = check_up(options)
-    timed = {**options, "max_epochs": EPOCHS, "minutes": None if options["max_steps"] else round(seconds / 60, 3)}
-    stage = timed_stage(builder(name), timed, None if options["max_steps"] else seconds)
-    told = None if options["max_steps"] else slow(name, options, stage.options["max_steps"], seconds)
+    seconds = None if options["max_steps"] else seconds
+    timed = {**options, "max_epochs": EPOCHS, "minutes": seconds and round(seconds / 60, 3)}
+    stage = timed_stage(builder(name), timed, seconds)
+    told = seconds and slow(name, options, stage.options["max_steps"], seconds)
     if name == "sft":
         print("损失会先跳高一截再降下来，这是正常的：从这里起只有回答计入损失，问答的格式也是第一次见。", flush=True)
     if told:

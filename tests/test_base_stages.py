@@ -16,7 +16,7 @@ from chat_agent import chat, evaluate, export                             # noqa
 from chat_agent.load import load                                          # noqa: E402
 from chat_agent.session import Session                                    # noqa: E402
 from model.build import APPLY, build                                      # noqa: E402
-from tools import template                                                # noqa: E402
+from tools import check_data, template                                                # noqa: E402
 from tools.checkpoint import load_chain, read_checkpoint, weights_hash    # noqa: E402
 from tools.config_manager import ConfigManager                            # noqa: E402
 from tools.errors import UserError                                        # noqa: E402
@@ -141,6 +141,39 @@ def test_B3_a_base_answers_and_is_evaluated(base, capsys):
     evaluate.main(["--model", path, "--task", "bpc", "--data", str(data), "--device", "cpu"])
     found = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert 0 < found["bpc"]["bits_per_char"] < 99 if "bpc" in found else found
+
+
+def with_tools(folder, said="九点了。"):
+    """Rows of which one calls a tool, and rows of which all do."""
+    called = {"messages": [{"role": "user", "content": "几点了？"}, {"role": "assistant", "content": "", "tool_calls": [
+        {"type": "function", "function": {"name": "clock", "arguments": "{}"}}]},
+        {"role": "tool", "content": "九点"}, {"role": "assistant", "content": said}]}
+    return (toy.write_rows(folder / "mixed.jsonl", [called, *toy.dialogue_rows(8)]),
+            toy.write_rows(folder / "called.jsonl", [called, called]))
+
+
+@pytest.mark.parametrize("stage", ["sft", "lora"])
+def test_B3_rows_with_tools_are_left_out_and_told_where_the_base_has_no_words_for_them(base, stage, tmp_path, capsys):
+    mixed, called = map(str, with_tools(tmp_path, f"{stage}，{base.name}。"))             # a cache is told of once
+    own = options_of(base, stage, f"tools_{stage}", replay_data_path=mixed, cache_dir=str(tmp_path / "cache"))
+    assert toy.train(own, stage).step == 4
+    assert "带工具的整行（这个底座还不能用工具） 1 行" in capsys.readouterr().err
+    assert toy.train({**own, "json_data_path": mixed, "name": f"own_{stage}"}, stage).step == 4
+    with pytest.raises(UserError) as caught:
+        toy.train({**own, "json_data_path": called, "name": f"called_{stage}"}, stage)
+    assert caught.value.code == 8
+
+
+def test_B3_rows_with_tools_are_not_scored_and_named_by_the_check(base, tmp_path, capsys):
+    mixed, called = map(str, with_tools(tmp_path))
+    run = ["--model", str(base / "base.pkl"), "--task", "bpc", "--device", "cpu", "--data"]
+    evaluate.main([*run, mixed])
+    said = capsys.readouterr()
+    assert "跳过 1 行带工具的对话" in said.err and json.loads(said.out.strip().splitlines()[-1])
+    with pytest.raises(UserError, match="只有带工具的对话"):
+        evaluate.main([*run, called])
+    check_data.main([mixed, "--vocab", str(base / "base.pkl")])
+    assert "带工具，底座不能用" in capsys.readouterr().out
 
 
 def test_B3_a_base_is_served(base, tmp_path):

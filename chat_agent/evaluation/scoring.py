@@ -4,6 +4,7 @@ All three look at head 1 alone and leave the model as they found it. Likelihoods
 after the other in a flat batch, so that a thousand short dialogues cost as much as one long text.
 """
 import math
+import sys
 
 import numpy as np
 import torch
@@ -133,7 +134,7 @@ def bits_per_char(model, vocab, data, window=WINDOW, every=1, text_field=None, b
     the content.
     -> {"bits_per_char", "bits_per_byte", "characters", "bytes", "tokens", "rows"}; tokens: targets that were scored.
     """
-    rows = [_one_reply(row) for row in eval_data.scored_rows(data, every, text_field, bad)]
+    rows = _sayable([_one_reply(row) for row in eval_data.scored_rows(data, every, text_field, bad)], vocab)
     nats, tokens, characters, size = [], 0, 0, 0
     with tqdm(desc="评估", unit="字", unit_scale=True, total=sum(len(t) for r in rows for t in _content(r)), delay=2,
               leave=False,
@@ -151,6 +152,16 @@ def bits_per_char(model, vocab, data, window=WINDOW, every=1, text_field=None, b
     bits = math.fsum(nats) / math.log(2)
     return {"bits_per_char": bits / characters, "bits_per_byte": bits / size, "characters": characters, "bytes": size,
             "tokens": tokens, "rows": len(rows)}
+
+
+def _sayable(rows, vocab):
+    """The rows that a model of this vocabulary can be shown; the others are told."""
+    kept = [row for row in rows if template.sayable(row, vocab)]
+    if len(kept) < len(rows):
+        print(f"跳过 {len(rows) - len(kept):,} 行带工具的对话：这个底座还不能用工具。", file=sys.stderr)
+    if rows and not kept:
+        raise UserError("数据里只有带工具的对话，这个底座还不能用工具。请换一份数据。", 8)
+    return kept
 
 
 def _one_reply(row):

@@ -70,6 +70,8 @@ def is_cut(kind, aim):
 
 def why_nothing(documents, kind, aim):
     """The kind of fault for which a row teaches this stage nothing, or None. documents: [(ids, learned)]."""
+    if not documents:
+        return "no_words_for_tools"
     if aim.stage == "gate":
         return None if kind == "dialogue" and any(one.argmax() > 1 for _, one in documents if one.any()) else "no_turn"
     if not is_cut(kind, aim):

@@ -238,7 +238,7 @@ def views(paths, vocab, text_field=None, count=3, aim=None):
     """Generator of lines: the first rows as rendered, the part that `aim` learns coloured (in 【】 without colours)."""
     aim = aim or Aim()
     read = (taken(row, aim) for row in formats.read_rows(paths, text_field, formats.BadLines()))
-    rows = list(islice((row for row in read if not isinstance(row, str)), count))
+    rows = list(islice((row for row in read if not isinstance(row, str) and template.sayable(row, vocab)), count))
     yield f"前 {len(rows)} 行在模型眼里的样子（{'绿色' if coloured() else '【】里'}计入损失，其余只是上文）"
     for row, documents in zip(rows, template.render_many(rows, vocab)):
         ids, learned = documents[0]

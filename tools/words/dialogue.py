@@ -11,6 +11,11 @@ import numpy as np
 from tools.errors import UserError
 
 
+def acting(message):
+    """Whether a turn offers, calls or answers for tools, for which no other family's literals are known here."""
+    return message["role"] in ("tool", "tools") or bool(message.get("calls"))
+
+
 class Dialogue:
     """about: what `probing.probed` gives; vocab: the ForeignVocab."""
 
@@ -76,8 +81,8 @@ class Dialogue:
         made = []
         for message in messages:
             role, content = message["role"], message["content"]
-            if role in ("tool", "tools") or message.get("calls"):
-                raise UserError("这个底座还不能用工具：数据或对话里有工具的调用和结果。请去掉它们。", 2)
+            if acting(message):
+                raise UserError("这个底座还不能用工具：对话里有工具的调用和结果。请去掉它们。", 2)
             if role == "system" and (made or "|system" not in self.between):
                 role = "user"
             if made and made[-1]["role"] == role:

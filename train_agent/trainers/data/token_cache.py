@@ -36,6 +36,7 @@ from train_agent.trainers.data.joined_cache import JoinedCache
 VERSION = 4                 # part of the key: raise it when the layout of the cache changes
 BLOCK = 2 << 20             # bytes of JSONL per job
 PARALLEL_FROM = 4 << 20     # smaller data is done in this process: starting workers costs more
+WITH_TOOLS = "带工具的整行（这个底座还不能用工具）"
 FILES = ("tokens.bin", "ends.bin", "rows.bin")
 PART = 64 << 20             # bytes under one SHA-256: parts of a large file are read side by side
 ABANDONED = 3600            # seconds without a write after which a dead build's files go
@@ -135,9 +136,8 @@ def content_of(folder):
     sizes = {name: (folder / name).stat().st_size for name in FILES}
     places = [(name, start) for name, size in sizes.items() for start in range(0, size, PART)]
     with ThreadPoolExecutor(min(len(places) or 1, cores())) as pool:
-        hashed = list(
-            tqdm(pool.map(lambda place: _hash_part(folder / place[0], place[1]), places), total=len(places), delay=2,
-                           desc="检查分词缓存", leave=False))
+        parts = pool.map(lambda place: _hash_part(folder / place[0], place[1]), places)
+        hashed = list(tqdm(parts, total=len(places), delay=2, desc="检查分词缓存", leave=False))
     content = {name: [size] for name, size in sizes.items()}
     for (name, _), digest in zip(places, hashed):
         content[name].append(digest)
@@ -219,8 +219,7 @@ def _write(work, path, encode, bad):
             f.flush()
             os.fsync(f.fileno())
     return {"dtype": encode.dtype.name, "documents": documents, "tokens": tokens, "rows": rows, "lines": last,
-            "bad": wrong,
-            "first_bad": first, "dropped": dropped, "acts": sorted(acts), "content": content_of(work)}
+            "bad": wrong, "first_bad": first, "dropped": dropped, "acts": sorted(acts), "content": content_of(work)}
 
 
 class _encoder:
@@ -297,6 +296,8 @@ def _encode_block(block):
             row = (formats.not_a_pair(row) or row) if _worker["mode"] == "preference" else formats.as_dialogue(row)
         if isinstance(row, str):
             bad.append((number, row, raw[:1000]))
+        elif not template.sayable(row, _worker["vocab"]):
+            formats.add_dropped(dropped, {WITH_TOOLS: [1, sum(map(len, formats.row_texts(row)))]})
         else:
             formats.count_dropped(dropped, formats.without_thoughts(row) if _worker["thinking"] == "off" else row)
             rows.append(row)
