@@ -145,8 +145,8 @@ def test_a_run_that_failed_says_why_and_one_that_is_done_says_so(options, tmp_pa
 
     def stands():
         curves = Curves(Path(chosen["log_dir"]), Limits())
-        newest = asyncio.run(curves.listing())["runs"][0]["name"]
-        return {k: v for k, v in asyncio.run(curves.read(newest)).items() if k in ("state", "live", "why")}
+        newest = json.loads(asyncio.run(curves.listing()))["runs"][0]["name"]
+        return {k: v for k, v in json.loads(asyncio.run(curves.read(newest))).items() if k in ("state", "live", "why")}
     with pytest.raises(UserError):
         start(build_stage, chosen)
     assert stands() == {"state": "stopped", "live": False, "why": "损失不是有限的数。"}

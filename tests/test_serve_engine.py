@@ -241,17 +241,16 @@ def test_curves_are_found_read_and_never_a_path(tmp_path):
     curves = Curves(logs, LIMITS)
 
     async def look():
-        assert [r["name"] for r in (await curves.listing())["runs"]] == ["pre_1"]
-        got = await curves.read("pre_1")
+        assert [r["name"] for r in json.loads(await curves.listing())["runs"]] == ["pre_1"]
+        got = json.loads(await curves.read("pre_1"))
         loss = got["fields"]["loss"]
         assert got["stage"] == "pre" and got["live"] and got["place"] == {"step": 3000, "remaining": 3.0}
         assert 300 < len(loss["x"]) <= 610 and len(loss["x"]) == len(loss["y"]) and loss["x"][-1] == 3000
         assert "ppx_1" not in got["fields"] and got["evaluations"] == {"held": {"x": [100.0], "y": [4.5]}}
-        json.dumps(got, allow_nan=False)
         for name in ("../outside", "link", "note.txt", "pre_1.jsonl", "", "..", "\0", str(tmp_path / "outside")):
             with pytest.raises(ApiError):
                 await curves.read(name)
-        assert (await Curves(tmp_path / "none", LIMITS).listing()) == {"runs": [], "plan": []}
+        assert json.loads(await Curves(tmp_path / "none", LIMITS).listing()) == {"runs": [], "plan": []}
     asyncio.run(look())
 
 
@@ -266,7 +265,7 @@ def test_a_run_is_running_while_its_folder_is_owned_then_stopped_or_done(tmp_pat
     (tmp_path / "new_1.jsonl").write_text("")
 
     def look():
-        return {run["name"]: run for run in asyncio.run(Curves(tmp_path, LIMITS).listing())["runs"]}
+        return {run["name"]: run for run in json.loads(asyncio.run(Curves(tmp_path, LIMITS).listing()))["runs"]}
     lock.acquire()
     assert look().keys() == {"sft_1", "new_1"} and look()["sft_1"]["state"] == "running" and look()["sft_1"]["live"]
     assert look()["sft_1"]["label"] == "指令微调 · expA · 01-02 03:04"
@@ -281,6 +280,31 @@ def test_a_run_is_running_while_its_folder_is_owned_then_stopped_or_done(tmp_pat
     lock.acquire()
     assert look()["sft_1"]["state"] == "running"
     lock.release()
+
+
+def test_a_log_is_read_seldom_while_the_run_goes_on_and_at_once_when_it_has_ended(tmp_path, monkeypatch):
+    from chat_agent.server import curves
+    log, read, real = tmp_path / "pre_1.jsonl", [], curves.read_points
+    log.write_text('{"event": "start", "stage": "pre"}\n{"step": 1, "loss": 2.0}\n')
+    monkeypatch.setattr(curves, "read_points", lambda *given: read.append(1) or real(*given))
+    monkeypatch.setattr(curves, "WAIT", 1e9)
+    here = curves.Curves(tmp_path, LIMITS)
+
+    async def look():
+        """Five viewers at once -> how the run stands."""
+        seen = await asyncio.gather(*(here.read("pre_1") for _ in range(5)))
+        assert len(set(seen)) == 1
+        return json.loads(seen[0])["state"], json.loads(seen[0])["place"].get("step")
+
+    async def follow():
+        assert await look() == ("running", 1) and len(read) == 1
+        with open(log, "a") as file:
+            file.write(json.dumps({"step": 2, "loss": 1.5}) + "\n")
+        assert await look() == ("running", 1) and len(read) == 1
+        with open(log, "a") as file:
+            file.write(json.dumps({"event": "save", "step": 2, "name": "TinySeek_Pre_final.pkl"}) + "\n")
+        assert await look() == ("done", 2) and len(read) == 2
+    asyncio.run(follow())
 
 
 def test_threads_are_not_left_behind(world):

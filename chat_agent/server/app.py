@@ -37,11 +37,11 @@ def create_app(models, engine, curves, limits, pool, rules=Rules()):
 
     @get(app, "/curves")
     async def list_curves():
-        return JSONResponse(await curves.listing(), headers=NO_STORE)
+        return Response(await curves.listing(), headers=NO_STORE, media_type="application/json")
 
     @get(app, "/curves/{name}")
     async def one_curve(name: str):
-        return JSONResponse(await curves.read(name), headers=NO_STORE)
+        return Response(await curves.read(name), headers=NO_STORE, media_type="application/json")
 
     return Access(app, rules)
 

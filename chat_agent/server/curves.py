@@ -28,8 +28,9 @@ HEAD, TAIL = 1 << 16, 1 << 15    # bytes at a log's two ends that say what it is
 FINAL = re.compile(rb'_final(\.pkl)?"')
 MOST = 100              # runs that are listed
 READ = 6 << 20          # bytes of a log that are parsed: every k-th line of a longer one draws the same picture
-WAIT = 50               # a log that took t seconds to read is read again after WAIT * t at the earliest: whoever
-                        # watches a long run takes no more than 2 % of a core from it
+WAIT = 200              # a log that took t seconds to read is read again after WAIT * t at the earliest: all who
+                        # watch a run that goes on take no more than 0.5 % of a core from it
+NEWS = 1.0              # seconds for which a listing is good for everybody
 
 
 class Curves:
@@ -37,20 +38,27 @@ class Curves:
 
     def __init__(self, folder, limits, out=None):
         self.folder, self.limits, self.out = folder, limits, out
-        self.kept = {}  # name -> (stamp of the file, its content, when, seconds it took)
+        self.kept = {}  # name -> (stamp of the file, its content as JSON, when, seconds it took)
         self.heads = {}                                 # path -> (inode, header)
-        self.lock = asyncio.Lock()
+        self.ends = {}                                  # path -> (stamp, whether it is complete)
+        self.listed = -NEWS, None                       # when, JSON
+        self.lock = asyncio.Lock()                      # many open pages read a file once
 
     async def listing(self):
-        def entries():
-            return {"runs": [self._entry(name, *found) for name, found in self._files().items()],
-                    "plan": steps_of(self.out, time.time()) if self.out else []}
-        return await asyncio.to_thread(entries)
+        """-> bytes of JSON: {"runs", "plan"}, at most NEWS seconds old."""
+        async with self.lock:
+            if time.monotonic() - self.listed[0] >= NEWS:
+                self.listed = time.monotonic(), await asyncio.to_thread(self._list)
+            return self.listed[1]
 
     async def read(self, name):
-        """The points of one run. ApiError 404 where there is none of that name."""
-        async with self.lock:                           # many open pages read a file once
+        """-> bytes of JSON: the points of one run. ApiError 404 where there is none of that name."""
+        async with self.lock:
             return await asyncio.to_thread(self._read, name)
+
+    def _list(self):
+        return packed({"runs": [self._entry(name, *found) for name, found in self._files().items()],
+                       "plan": steps_of(self.out, time.time()) if self.out else []})
 
     def _files(self):
         """{stem: (path, stat, header)} of the plain files that are logs of runs, newest first."""
@@ -74,9 +82,15 @@ class Curves:
         return self.heads[path][1]
 
     def _entry(self, name, path, stat, header):
-        state = state_of(path, stat, header)
+        state = "done" if self._complete(path, stat) else state_of(header, stat.st_mtime)
         return {"name": name, "label": label_of(name, header), "modified": round(stat.st_mtime, 3), "state": state,
                 "live": state == "running"}
+
+    def _complete(self, path, stat):
+        stamp = stat.st_mtime_ns, stat.st_size
+        if self.ends.get(path, (None,))[0] != stamp:
+            self.ends[path] = stamp, is_complete(path, stat.st_size)
+        return self.ends[path][1]
 
     def _read(self, name):
         files = self._files()
@@ -88,11 +102,15 @@ class Curves:
             most = self.limits.log_size >> 20
             raise ApiError(413, f"这份训练记录超过 {most} MiB，请用 python tools/plot.py 画。", "log_too_large")
         stamp, now = (stat.st_mtime_ns, stat.st_size), time.monotonic()
-        kept = self.kept.get(name)
-        if kept is None or kept[0] != stamp and now - kept[2] > WAIT * kept[3]:
-            content = read_points(path, self.limits.curve_points)
+        entry, kept = self._entry(name, path, stat, header), self.kept.get(name)
+        if kept is None or kept[0] != stamp and (not entry["live"] or now - kept[2] > WAIT * kept[3]):
+            content = packed(read_points(path, self.limits.curve_points))
             self.kept[name] = kept = (stamp, content, now, time.monotonic() - now)
-        return {**self._entry(name, path, stat, header), **kept[1]}
+        return packed(entry)[:-1] + b"," + kept[1][1:]
+
+
+def packed(value):
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8", "replace")
 
 
 def first_line(path):
@@ -115,19 +133,17 @@ def label_of(name, header):
     return " · ".join(str(part)[:64] for part in (title, own, begun[5:16]) if part) if title else name
 
 
-def state_of(path, stat, header):
-    """running, done (its last checkpoint is written) or stopped."""
-    if _is_complete(path, stat.st_size):
-        return "done"
+def state_of(header, written):
+    """How a run stands whose last checkpoint is not there: running or stopped. written: when its log was, last."""
     held = None
     if "config.out_dir" in header:
         held = is_locked(Path(str(header["config.out_dir"]), str(header.get("config.name") or "")))
     if held is None:
-        held = time.time() - stat.st_mtime < FRESH
+        held = time.time() - written < FRESH
     return "running" if held else "stopped"
 
 
-def _is_complete(path, size):
+def is_complete(path, size):
     """Whether the last event is the save of the final checkpoint."""
     try:
         with open(path, "rb") as file:
