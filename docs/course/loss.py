@@ -12,6 +12,7 @@ from train_agent.trainers.losses import next_tokens_loss
 
 RATES = (1e-4, 4e-3, 0.3)
 MICRO = 4               # micro-batches that make one step
+STEPS = 20              # whose gradients are compared: one alone may have micro-batches of one size
 
 
 def gradient(model, batches, totals_of):
@@ -28,18 +29,20 @@ def apart(one, other):
 
 
 def three_gradients(folder, rows):
-    """-> how far from the gradient of one big batch are: four small ones that share its count; the mean of four means;
-    and how many targets the small ones have."""
+    """-> how far from the gradient of one big batch are, in the mean of STEPS steps: four small ones that share its
+    count; the mean of four means; and how many targets the small ones have in the most uneven step."""
     keys = dict(use_moe=False, pair_start=0, max_len=64)
-    model = stage_of(folder, "sft", rows, 1, batch_size=8, **keys)
-    batch, model = model.train.batch(Position()), model.model
-    small = stage_of(folder, "sft", rows, 1, batch_size=8 // MICRO, **keys).train
-    parts = [small.batch(Position(batch=number)) for number in range(MICRO)]
-    counts = {key: sum(getattr(part, key) for part in parts) for key in ("targets_1", "targets_2", "tokens")}
-    whole = gradient(model, [batch], lambda _: counts)
-    shared = gradient(model, parts, lambda _: counts)
-    own = gradient(model, parts, lambda part: {key: MICRO * getattr(part, key) for key in counts})
-    return apart(shared, whole), apart(own, whole), [part.targets_1 for part in parts]
+    big = stage_of(folder, "sft", rows, 1, batch_size=8, **keys)
+    small, model, steps = stage_of(folder, "sft", rows, 1, batch_size=8 // MICRO, **keys).train, big.model, []
+    for step in range(STEPS):
+        parts = [small.batch(Position(batch=MICRO * step + number)) for number in range(MICRO)]
+        counts = {key: sum(getattr(part, key) for part in parts) for key in ("targets_1", "targets_2", "tokens")}
+        whole = gradient(model, [big.train.batch(Position(batch=step))], lambda _: counts)
+        shared = gradient(model, parts, lambda _: counts)
+        own = gradient(model, parts, lambda part: {key: MICRO * getattr(part, key) for key in counts})
+        steps.append((apart(shared, whole), apart(own, whole), [part.targets_1 for part in parts]))
+    uneven = max((sizes for _, _, sizes in steps), key=lambda sizes: max(sizes) / min(sizes))
+    return sum(step[0] for step in steps) / STEPS, sum(step[1] for step in steps) / STEPS, uneven
 
 
 def draw(options, logs, chance, distances):
