@@ -94,11 +94,11 @@ def write_json(path, body):
 def read_json(path):
     """A JSON object. UserError 3 when it is missing or damaged."""
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        found = json.loads(Path(path).read_bytes())         # bytes: editors save with a mark, or as UTF-16
     except FileNotFoundError:
-        raise UserError(f"找不到 {path}。请给出 --to hf 导出的完整文件夹。", 3) from None
+        raise UserError(f"找不到 {path}。请给出完整的文件夹。", 3) from None
     except (OSError, ValueError) as error:
-        raise UserError(f"读不了 {path}（{error}）。请重新导出。", 3) from None
+        raise UserError(f"读不了 {path}（{error}）。请重新下载或导出。", 3) from None
     if not isinstance(found, dict):
-        raise UserError(f"{path} 不是 JSON 对象。请重新导出。", 3)
+        raise UserError(f"{path} 不是 JSON 对象。请重新下载或导出。", 3)
     return found

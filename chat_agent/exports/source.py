@@ -75,6 +75,12 @@ def check_shapes(config, weights, name):
         raise UserError(f"{name} 的权重与它的配置不符：{wrong[0]} 等 {len(wrong)} 个张量。请换一个检查点。", 4)
 
 
+def check_numbers(name, tensor, path):
+    """UserError 3 when a tensor of a file has NaN or an infinity: no checkpoint is saved with one."""
+    if not torch.isfinite(tensor).all():
+        raise UserError(f"{path} 里的 {name} 有 NaN 或无穷大，算不出东西。请重新下载或导出，或换一个模型。", 3)
+
+
 def precision_of(weights):
     """float32, float16 or bfloat16: what the weights are stored as, the widest where they differ."""
     kinds = {t.dtype for n, t in weights.items() if not n.endswith("router.bias") and not n.startswith(TABLES)}

@@ -214,12 +214,12 @@ def package(who="别家的词表"):
 
 
 def _tokenizer(files, config):
-    """tokenizer.json as text, made of older files where there is none."""
+    """tokenizer.json as text or bytes, made of older files where there is none."""
     if "tokenizer.json" in files:
-        return files["tokenizer.json"]
+        return _unpacked(files["tokenizer.json"])
     names = {name: _unpacked(files[name]) for name in ("vocab.txt", "vocab.json", "merges.txt") if name in files}
     if "vocab.txt" in names:
-        words = {word: i for i, word in enumerate(names["vocab.txt"].decode().split("\n")) if word}
+        words = {word: i for i, word in enumerate(_text(names["vocab.txt"]).split("\n")) if word}
         made = package().BertWordPieceTokenizer(words, lowercase=config.get("do_lower_case", True))
         found = json.loads(made.to_str())
         known = {token["content"] for token in found["added_tokens"]}
@@ -228,7 +228,7 @@ def _tokenizer(files, config):
                                    "normalized": False, "special": True} for w in missing]
         return json.dumps(found)
     if len(names) == 2:
-        merges = [tuple(line.split(" ")) for line in names["merges.txt"].decode().split("\n")
+        merges = [tuple(line.split(" ")) for line in _text(names["merges.txt"]).split("\n")
                   if line and not line.startswith("#version")]
         made = package().ByteLevelBPETokenizer(json.loads(names["vocab.json"]), merges)
         made.add_special_tokens(["<|endoftext|>"])
@@ -239,7 +239,7 @@ def _tokenizer(files, config):
 def _template(files, config):
     """The folder's chat template, a string, or None."""
     if "chat_template.jinja" in files:
-        return files["chat_template.jinja"]
+        return _text(_unpacked(files["chat_template.jinja"]))
     found = config.get("chat_template")
     if isinstance(found, list):                             # several: the one for plain talk
         found = next((one["template"] for one in found if one.get("name") == "default"), None)
@@ -265,7 +265,7 @@ def _ends(files, config, names):
 
 def _json(files, name):
     try:
-        found = json.loads(files[name]) if name in files else {}
+        found = json.loads(_unpacked(files[name])) if name in files else {}
     except ValueError:
         found = None
     if not isinstance(found, dict):
@@ -283,6 +283,11 @@ def _packed(data):
 
 def _unpacked(content):
     return content.encode() if isinstance(content, str) else base64.b64decode(content["base64"])
+
+
+def _text(data):
+    """bytes -> str, without the mark that some editors write first, with line breaks as \\n."""
+    return data.decode("utf-8-sig").replace("\r\n", "\n")
 
 
 def _hash(state):

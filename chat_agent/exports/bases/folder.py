@@ -26,7 +26,7 @@ def is_base(folder):
     if path.exists():
         return read_json(path).get("token_kind") == "foreign"
     try:
-        words = json.loads((Path(folder) / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+        words = json.loads((Path(folder) / "tokenizer.json").read_bytes())["model"]["vocab"]
         first = words[0][0] if isinstance(words, list) else next((word for word, i in words.items() if i == 0), None)
         return first != "<|PAD|>"
     except (OSError, ValueError, KeyError, IndexError, TypeError):
@@ -62,8 +62,9 @@ def _weights(config, tensors, names):
         kind = reduce(torch.promote_types, (tensors.dtypes[name] for name in found))
         if not part.ours:                                   # nothing of ours: it must hold nothing
             part.backward(tensors.read(found))
+        turned = _Turned(part, tensors, found)
         for place, name in enumerate(part.ours):
-            weights[name] = Later(shapes[name], kind, partial(_made, part, tensors, found, place))
+            weights[name] = Later(shapes[name], kind, partial(turned.taken, place))
     if config.tie_embedding:
         weights["fc1.weight"] = weights["embed.weight"]
         if "lm_head.weight" in names and not torch.equal(*tensors.read([names["lm_head.weight"]]),
@@ -72,8 +73,16 @@ def _weights(config, tensors, names):
     return {name: weights[name] for name in shapes}
 
 
-def _made(part, tensors, found, place):
-    return part.backward(tensors.read(found))[place]
+class _Turned:
+    """Our tensors of a part: read and turned for the first that is taken, each let go when it is."""
+
+    def __init__(self, part, tensors, found):
+        self.part, self.tensors, self.found, self.made = part, tensors, found, {}
+
+    def taken(self, place):
+        if place not in self.made:
+            self.made = dict(enumerate(self.part.backward(self.tensors.read(self.found))))
+        return self.made.pop(place)
 
 
 def theirs(config):

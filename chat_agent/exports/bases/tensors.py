@@ -2,19 +2,19 @@
 
 import json
 import struct
-from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 
 from chat_agent.exports.folder import read_json
-from chat_agent.exports.source import need
+from chat_agent.exports.source import check_numbers, need
 from tools.errors import UserError
 
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLES = ("model.safetensors", "pytorch_model.bin")
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 LARGEST_HEADER = 100 << 20
+MAPPED = 64 << 20           # bytes that are read of a file before it is mapped anew: what was read leaves the memory
 
 
 class Tensors:
@@ -22,33 +22,50 @@ class Tensors:
 
     def __init__(self, folder):
         self.folder = Path(folder)
-        self.files = _files(self.folder)                    # {name or None: file}
         self.shapes, self.dtypes, self.where = {}, {}, {}
-        for file in sorted(set(self.files)):
+        self.file, self.get, self.left = None, None, 0      # the file that is mapped now
+        files, index = _files(self.folder)
+        for file in sorted(files):
             for name, (shape, dtype) in _header(self.folder / file).items():
-                self.shapes[name], self.dtypes[name], self.where[name] = shape, dtype, file
+                if index.get(name, file) == file:           # of two the index names one
+                    self.shapes[name], self.dtypes[name], self.where[name] = shape, dtype, file
+        lost = [name for name, file in index.items() if self.where.get(name) != file and not _idle(name)]
+        if lost:
+            raise UserError(f"索引说 {lost[0]} 等 {len(lost)} 个张量在 {index[lost[0]]} 里，那里却没有。请重新下载这个文件夹。", 3)
 
     def read(self, names):
-        """-> list of tensors, which are the mapped files themselves. UserError 3 for a damaged file."""
-        with ExitStack() as opened:
-            files = {file: _opened(self.folder / file, opened) for file in {self.where[name] for name in names}}
-            try:
-                return [files[self.where[name]](name) for name in names]
-            except Exception as error:                      # safetensors has an exception class of its own
-                raise _damaged(self.folder / self.where[names[0]], error) from None
+        """-> list of tensors, which are the mapped files themselves. UserError 3 for a damaged file, and for numbers
+        that are none."""
+        return [self._mapped(name) for name in names]
+
+    def _mapped(self, name):
+        path = self.folder / self.where[name]
+        try:
+            if self.file != path or self.left <= 0:
+                self.get = None                             # first: two mappings are twice the memory
+                self.file, self.get, self.left = path, _opened(path), MAPPED
+            tensor = self.get(name)
+        except UserError:
+            raise
+        except Exception as error:                          # safetensors has an exception class of its own
+            raise _damaged(path, error) from None
+        self.left -= tensor.nbytes
+        check_numbers(name, tensor, path)
+        return tensor
 
 
 def _files(folder):
+    """-> the files with weights, {name: file} of an index or {}."""
     for index in (folder / name for name in INDEXES):
         if index.exists():
             where = read_json(index).get("weight_map")
             if not isinstance(where, dict) or not all(isinstance(f, str) and Path(f).name == f for f in where.values()):
                 raise UserError(f"{index} 不完整。请重新下载。", 3)
-            return set(where.values())
+            return set(where.values()), where
     single = next((name for name in SINGLES if (folder / name).exists()), None)
     if single is None:
         raise UserError(f"{folder} 里没有权重（model.safetensors 或 pytorch_model.bin）。请下载完整的文件夹。", 3)
-    return {single}
+    return {single}, {}
 
 
 def _header(path):
@@ -97,15 +114,11 @@ def _pickled(path):
         raise UserError(f"读不了 {path}（{type(error).__name__}）。请改用 safetensors 格式的文件夹。", 3) from None
 
 
-def _opened(path, opened):
+def _opened(path):
+    """A function name -> tensor, mapped from the file; the mapping ends with the function and its tensors."""
     if path.suffix == ".bin":
         return _pickled(path).__getitem__
-    need("safetensors", "读取别家的模型")
-    from safetensors import safe_open
-    try:
-        return opened.enter_context(safe_open(path, "pt")).get_tensor
-    except Exception as error:
-        raise _damaged(path, error) from None
+    return need("safetensors", "读取别家的模型").safe_open(path, "pt").get_tensor
 
 
 def _damaged(path, error):

@@ -9,7 +9,7 @@ from chat_agent.exports.folder import read_json
 from chat_agent.exports.hf.config import model_config
 from chat_agent.exports.hf.tokenizer import vocab_from_tokenizer
 from chat_agent.exports.hf.weights import SECOND_HEAD, from_hf, has_biases
-from chat_agent.exports.source import check_shapes, expected, need
+from chat_agent.exports.source import check_numbers, check_shapes, expected, need
 from tools.errors import UserError
 
 FRESH = {"format": 1, "kind": "model", "stage": "SFT", "adapter": None, "base": None, "step": 0, "metrics": {},
@@ -68,8 +68,11 @@ def _weights(folder):
 def _read(path):
     load_file = need("safetensors.torch", "读取导出的文件夹").load_file
     try:
-        return load_file(path)
+        found = load_file(path)
     except FileNotFoundError:
         raise UserError(f"找不到 {path}。请给出 --to hf 导出的完整文件夹。", 3) from None
     except Exception as error:      # safetensors has an exception class of its own for each release
         raise UserError(f"读不了 {path}（{type(error).__name__}）。请重新导出。", 3) from None
+    for name, tensor in found.items():
+        check_numbers(name, tensor, path)
+    return found

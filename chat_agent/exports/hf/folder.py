@@ -7,7 +7,6 @@
 
 import re
 
-import torch
 from tqdm import tqdm
 
 from chat_agent.exports.bases.written import base_files
@@ -43,7 +42,7 @@ def write_hf(source, output, shard=SHARD):
         write_json(folder / "tinyseek.json", {**known, "token_kind": source.vocab.token_kind})
         _write_weights(folder, tensors, shard, save_file)
         if SECOND_HEAD in source.weights:
-            save_file({SECOND_HEAD: source.weights[SECOND_HEAD].clone()}, folder / "second_head.safetensors",
+            save_file({SECOND_HEAD: source.weights[SECOND_HEAD]}, folder / "second_head.safetensors",
                       {"format": "pt"})
         (folder / "README.md").write_text(model_card(source, config, dtype), encoding="utf-8", newline="\n")
     return config["architectures"][0]
@@ -68,9 +67,8 @@ def _write_weights(folder, tensors, shard, save_file):
     where = {}
     for number, names in enumerate(tqdm(groups, desc="写权重", delay=2), 1):
         file = "model.safetensors" if len(groups) == 1 else f"model-{number:05d}-of-{len(groups):05d}.safetensors"
-        # Several of our tensors are cut into views; a file needs each on its own.
-        save_file({n: tensors[n].clone(memory_format=torch.contiguous_format) for n in names}, folder / file,
-                  {"format": "pt"})
+        # Halves of one tensor are written from where they lie: no second copy of the weights.
+        save_file({n: tensors[n].contiguous() for n in names}, folder / file, {"format": "pt"})
         where.update(dict.fromkeys(names, file))
     total = sum(t.numel() * t.element_size() for t in tensors.values())
     write_json(folder / "model.safetensors.index.json",
