@@ -12,6 +12,7 @@ import toy
 from model import moe
 from model.gate import Gate
 from model.kernels import cross_entropy
+from model.kernels.ngram_head import last_ids
 from model.lora import apply_lora
 from model.memory import apply_memory
 from model.prefix import apply_prefix
@@ -22,6 +23,9 @@ from train_agent.trainers.dpo_tuning import preference_loss
 from train_agent.trainers.gated_training import TurnBatch, gate_loss
 from train_agent.trainers.losses import next_tokens_loss
 from train_agent.trainers.memory_tuning import memory_loss
+from train_agent.trainers.reward_tuning import reward_loss
+from train_agent.trainers.rewards.play import ReplyBatch
+from train_agent.trainers.rewards.policy_losses import KINDS
 from train_agent.trainers.running import forget_penalty
 
 META = torch.device("meta")
@@ -113,6 +117,28 @@ def test_a_preference_waits_for_no_device(changes):
     assert loss.device == META and {value.device.type for value in sums.values()} == {"meta"}
 
 
+def replies(data, kl):
+    """Documents as answers that got a reward, with every second id drawn by the model."""
+    count = data.ids.numel()
+    ids, positions, valid, labels = (t.view(1, -1) for t in (data.ids, data.positions, data.valid, data.labels_1))
+    numbers, mask = torch.ones(count, device=META), torch.zeros(count, dtype=torch.long, device=META)
+    allowed = torch.ones(1, 300, dtype=torch.bool, device=META)
+    return ReplyBatch(ids, positions, valid, labels, torch.arange(0, count, 2, device=META), data.layout, numbers,
+                      numbers, numbers, mask, allowed, {"replies": 4}, tokens=47, targets_1=4, targets_2=24,
+                      old=numbers if kl else None, reference=numbers if kl else None)
+
+
+@pytest.mark.parametrize("variant, kind, kl", [*((variant, "grpo", 0.1) for variant in WAYS),
+                                               *(("default", kind, 0.0) for kind in KINDS)])
+def test_learning_from_rewards_waits_for_no_device(variant, kind, kl):
+    model, data = on_meta(WAYS[variant]), batch(False)
+    options = {"rl_loss": kind, "clip_low": 0.2, "clip_high": 0.2, "kl": kl, "entropy_bonus": kl, "max_new_tokens": 9}
+    with OnMetaOnly():
+        loss, sums = reward_loss(options, model, replies(data, kl), {"targets_1": 4, "targets_2": 24, "tokens": 47})
+        loss.backward()
+    assert loss.device == META and {v.device for v in sums.values() if isinstance(v, torch.Tensor)} == {META}
+
+
 def test_an_adapters_own_loss_waits_for_no_device():
     """Chapters of a memory, what a projection may change of general data."""
     coefficients = {"load_balance_coef": 0.1, "auxiliary_coef": 0.1, "z_loss_coef": 0.1}
@@ -162,6 +188,22 @@ def test_the_ways_of_a_device_have_the_numbers_of_a_cpu(changes, each, monkeypat
     assert len(results[0]) == len(results[1])
     for made, expected in zip(*results):
         torch.testing.assert_close(made, expected, rtol=1e-9, atol=1e-11)
+
+
+def test_a_head_that_counts_gives_a_device_the_words_of_a_cpu():
+    head, ids = toy.toy_model(**toy.VARIANTS["counted"]).fc1, torch.randint(16, 300, (40,))
+    head.count(ids.repeat(3), torch.arange(120))
+    before = last_ids(ids, torch.arange(40), head.past)
+    before[::2] += 1                                                   # hardly any of these contexts occurs
+    for table in head.tables:
+        results = []
+        for way in (table.add_found, table.add_all):
+            weight = torch.linspace(0.1, 1, 40, dtype=torch.float64).requires_grad_()
+            out = way(torch.full((40, 300), 0.1, dtype=torch.float64), before, weight)
+            results.append([out, *torch.autograd.grad(out.square().sum(), weight)])
+        assert ((results[0][0] > 0.1).sum(1) > 0).sum() >= 20
+        for made, expected in zip(*results):
+            torch.testing.assert_close(made, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_the_law_can_fail():

@@ -101,16 +101,30 @@ class Table(nn.Module):
         kinds = (self.starts[row + 1] - self.starts[row]).float() * known
         if target is None:
             return total, kinds, None
-        pair = row * self.vocab_size + target
-        place = torch.searchsorted(self.pairs, pair).clamp_max(len(self.pairs) - 1)
-        times = self.counts[place].float() * (known & (self.pairs[place] == pair))
+        times = self.times(row, known, target)
         if left_out is not None:
             fewer = torch.where(left_out < self.order, times, torch.where(times > self.least, times - 1, 0.0))
             total, kinds, times = total - (times - fewer), kinds - ((times > 0) & (fewer == 0)).float(), fewer
         return total, kinds, times
 
+    def times(self, row, known, target):
+        """How often `target` followed the context in a row that is known, 0 elsewhere; shapes are broadcast."""
+        pair = row * self.vocab_size + target
+        place = torch.searchsorted(self.pairs, pair).clamp_max(len(self.pairs) - 1)
+        return self.counts[place].float() * (known & (self.pairs[place] == pair))
+
     def add_to(self, mixture, before, weight):
         """mixture (N, V) += weight (N,) * p_n, for every possible next token."""
+        return (self.add_found if mixture.device.type == "cpu" else self.add_all)(mixture, before, weight)
+
+    def add_all(self, mixture, before, weight):
+        """Every token is looked up: more work, but no device is asked how many have followed."""
+        row, known = (found[:, None] for found in self.find(before))
+        times = self.times(row, known, torch.arange(self.vocab_size, device=row.device)).to(mixture.dtype)
+        return mixture + times / self.totals[row].clamp_min(1) * weight[:, None]
+
+    def add_found(self, mixture, before, weight):
+        """Only the tokens that have followed."""
         row, known = self.find(before)
         first = self.starts[row].long()
         sizes = (self.starts[row + 1] - self.starts[row]).long() * known

@@ -42,8 +42,7 @@ def read(model, batch, spread_out=False):
     head = getattr(model, "module", model).fc1
     counted = type(head) is not torch.nn.Linear            # such a head reads more than hidden states
     out = model(batch.ids, positions=batch.positions, layout=batch.layout, valid=batch.valid, return_logits=counted)
-    labels, found = batch.labels.flatten(), []
-    places = (labels >= 0).nonzero()[:, 0]
+    labels, places, found = batch.labels.flatten(), batch.places, []
     states = (out.logits_1 if counted else out.hidden).flatten(0, -2)
     for part in places.split(chunk_size(places.device)):
         logits = states[part] if counted else head(states[part])

@@ -30,14 +30,16 @@ class ReplyBatch(Movable):
     """Questions with their replies, documents lying one after the other; N ids. A reply is one target of targets_1, the
     ids that the model drew are targets_2; what tools gave is none.
 
-    ids, positions, labels (1, N) int64, valid (1, N) bool. Of each label, 0 elsewhere, (N,): advantage, size of its
-    reply, sampled, the sampler's log p, mask, which of masks (K, V) bool says what it was drawn from; old, reference:
-    log p when it was sampled and of the start model, or None. told: sums for the log.
+    ids, positions, labels (1, N) int64, valid (1, N) bool. places (P,): where the labels lie, as nobody may ask a
+    device for it. Of each label, 0 elsewhere, (N,): advantage, size of its reply, sampled, the sampler's log p, mask,
+    which of masks (K, V) bool says what it was drawn from; old, reference: log p when it was sampled and of the start
+    model, or None. told: sums for the log.
     """
     ids: torch.Tensor
     positions: torch.Tensor
     valid: torch.Tensor
     labels: torch.Tensor
+    places: torch.Tensor
     layout: Segments
     advantage: torch.Tensor
     size: torch.Tensor
@@ -150,7 +152,8 @@ class Player:
         ids, positions, labels, advantage, size, sampled, mask = flat
         learned = sum(len(reply.places) for reply, _ in parts)
         return ReplyBatch(ids[None], positions[None], torch.full((1, len(ids)), bool(parts)), labels[None],
-                          Segments.from_lengths([len(row[0]) for row in rows]), advantage, size, sampled, mask,
+                          (labels >= 0).nonzero()[:, 0], Segments.from_lengths([len(row[0]) for row in rows]),
+                          advantage, size, sampled, mask,
                           torch.stack(masks.different), told(groups, self.speaker.box), tokens=len(ids) * bool(parts),
                           targets_1=len(parts), targets_2=learned, position=batch.position)
 
