@@ -18,6 +18,7 @@ from tools.errors import UserError
 from tools.process import page
 from tools.saving.plan import DEAD, steps_of
 from tools.saving.progress import Progress
+from train_agent.trainers.data.own_questions import own_questions
 from train_agent.trainers.pre_training import build_stage
 from train_agent.trainers.run_stage import start
 from train_agent.trainers.running import diary
@@ -79,6 +80,19 @@ def test_the_checkpoint_keeps_an_exam_of_held_out_questions(options, tmp_path):
     rows = torch.load(tmp_path / "mine" / "TinySeek_Pre_final.pkl", weights_only=True)["talk"]["exam"]
     assert rows and all(int(re.search(r"\d+", r["messages"][0]["content"])[0]) % 4 == 0 for r in rows)
     assert all(r["answer"] == re.search(r"\d+", r["messages"][0]["content"])[0] + "。" and not r["task"] for r in rows)
+
+
+def test_a_model_of_the_built_in_world_is_asked_plain_questions_of_several_tasks(options, tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    rows = [{"conversations": [{"role": "user", "content": f"第{task}类{n}"}, {"role": "assistant", "content": "好"}],
+             "task": f"t{task}"} for task in range(11) for n in range(3)]
+    (folder / "demo_eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name, found in (("demo_sft", ["第0类0", "第10类0", "第2类0", "第8类0", "第4类0", "第6类0"]), ("demo_identity", [])):
+        chosen = options(json_data_path=str(talk_file(folder / f"{name}.jsonl")), name=name, eval_share=0.25,
+                         training_mode="instruction_finetuning")
+        asked = own_questions(build_stage(chosen))
+        assert asked == found if found else len(asked) == 6 and all("问？" in text for text in asked)
 
 
 def test_marks_are_exact_answers():

@@ -119,13 +119,13 @@ class Column {
     reply.classList.remove("typing-dot");
     if (!reply.textContent) reply.textContent = "（空的回答）";
     const seconds = (performance.now() - started) / 1000;
-    this.note.textContent = usage.completion_tokens + " 词元 · " + seconds.toFixed(1) + " 秒";
+    this.note.textContent = usage.completion_tokens + " 词元 · " + (seconds < 0.1 ? "不到 0.1" : seconds.toFixed(1)) + " 秒";
   }
 
   // questions: [{title, messages, answer}], a few at a time; counted as they come.
   async examine(questions, signal) {
     const bar = make("span", { class: "grows" });
-    const list = make("ol", { class: "marks-list" });
+    const list = make("ol", { class: "marks-list", tabindex: "0", "aria-label": "考题" });
     this.body.replaceChildren(bar, list);
     let next = 0, right = 0, done = 0;
     const count = () => {

@@ -146,10 +146,11 @@ function experts(token, seen) {
   if (!seen.experts) return [];
   const rows = token.experts.map((layer, i) => {
     const weights = new Map(layer || []);
+    const most = Math.max(...weights.values());
     const cells = Array.from({ length: layer ? seen.experts : 0 }, (_, e) => {
       const weight = weights.get(e) || 0;
       const cell = make("span", { class: "cell", title: "专家 " + (e + 1) + "：" + percent(weight) });
-      cell.style.setProperty("--p", weight);
+      cell.style.setProperty("--p", weight / most);
       return cell;
     });
     const names = [...weights.keys()].map((e) => e + 1).join("、");

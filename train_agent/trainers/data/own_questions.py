@@ -1,4 +1,5 @@
-"""A few sentences from a run's own data, held-out ones where there are any: what a model of this world can be asked.
+"""A few sentences from a run's own data, held-out ones where there are any: what a model of this world can be asked. A
+model that learns all tasks of the built-in world is asked a plain, held-out question of several of them.
 
 They travel in the checkpoint: the page suggests them, and during training the first ones show how the model learns to
 answer. Beside them a small exam with its answers: the page lets a model sit it.
@@ -27,6 +28,23 @@ def own_questions(stage):
 
 
 def _chosen(stage):
+    return _plain(stage) or _of_data(stage)
+
+
+def _plain(stage):
+    """A short question of every so many tasks, in turn from both ends of their list: neighbours are alike."""
+    asked = {}
+    if str(stage.options.get("json_data_path")).endswith("demo_sft.jsonl"):
+        for row in own_exam(stage):
+            text = row["messages"][0]["content"]
+            if row["task"] and len(row["messages"]) == 1 and len(text) <= LONGEST:
+                asked.setdefault(row["task"], text)
+    texts = list(asked.values())
+    found = [texts[i] for i in np.linspace(0, len(texts) - 1, KEPT).astype(int)] if len(texts) >= KEPT else []
+    return [text for pair in zip(found, found[::-1]) for text in pair][:len(found)]
+
+
+def _of_data(stage):
     data = next(iter(stage.held.values()), stage.train)
     cache, documents, state = getattr(data, "cache", None), getattr(data, "documents", ()), stage.about.get("vocab")
     if cache is None or not len(documents) or not state:
