@@ -14,7 +14,8 @@ LONGEST_TURN, TOGETHER = 1024, 64     # tokens of a turn that are read, from its
 class Gate(nn.Module):
     """Embeddings, one convolution, the maximum over the turn, a linear layer (Kim 2014, arXiv:1408.5882).
 
-    turn: {"start": id that opens a user turn, "ends": ids that close one}; the gate finds the turn by itself.
+    turn: {"start": id that opens a user turn, "ends": ids that close one}; the gate finds the turn by itself. Of a base
+    of others {"start": any id, "marks": special tokens, "reply": ids that open a reply or []}, see `_between_marks`.
     """
 
     def __init__(self, vocab_size, experts, hidden=64, turn=None):
@@ -44,12 +45,26 @@ class Gate(nn.Module):
 
 def last_turn(ids, turn):
     """A conversation (list of ids) -> the ids of its last user turn, see Gate; all of them where nobody spoke."""
+    if "marks" in turn:
+        return _between_marks(list(ids), turn)
     starts = [i for i, token in enumerate(ids) if token == turn["start"]]
     if not starts:
         return list(ids)
     begin = starts[-1] + 1
     stop = next((i for i in range(begin, len(ids)) if ids[i] in turn["ends"]), len(ids))
     return list(ids[begin:stop])
+
+
+def _between_marks(ids, turn):
+    """What stands before the last opening of a reply, back to the special token before it; where replies open without
+    special tokens what stands behind the last of those. ([<user>, 5, 6, <reply>, 7, <end>]: [5, 6].)"""
+    reply, marks = turn["reply"], set(turn["marks"])
+    opened = [i for i in range(len(ids)) if reply and ids[i:i + len(reply)] == reply]
+    stop = opened[-1] if opened else len(ids)
+    places = [i for i in range(stop) if ids[i] in marks]
+    while not opened and places and places[-1] == stop - 1:
+        stop = places.pop()
+    return ids[places[-1] + 1 if places else 0:stop]
 
 
 def padded(turns, device=None):

@@ -16,10 +16,12 @@ from chat_agent import chat, evaluate, export                             # noqa
 from chat_agent.load import load                                          # noqa: E402
 from chat_agent.session import Session                                    # noqa: E402
 from model.build import APPLY, build                                      # noqa: E402
+from model.generate import generate, generate_batch                       # noqa: E402
 from tools import check_data, template                                                # noqa: E402
 from tools.checkpoint import load_chain, read_checkpoint, weights_hash    # noqa: E402
 from tools.config_manager import ConfigManager                            # noqa: E402
 from tools.errors import UserError                                        # noqa: E402
+from train_agent.trainers import gated_training                           # noqa: E402
 
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
@@ -45,7 +47,7 @@ def options_of(folder, stage, name, **keys):
              "out_dir": str(folder / "out"), "log_dir": str(folder / "logs"), "log_file": str(folder / "log.txt"),
              "json_data_path": str(data), "device": "cpu", "mixed_precision": "no", "max_len": 48, "batch_size": 2,
              "eval_share": 0, "save_steps": None, "eval_steps": None, "logging_steps": 1, "max_steps": 4, "name": name,
-             "pretraining_model_path": str(folder / "base.pkl"), **SETTINGS[stage], **keys}
+             "pretraining_model_path": str(folder / "base.pkl"), **SETTINGS.get(stage, {}), **keys}
     return ConfigManager(overrides=asked, stage=stage).stage(stage)
 
 
@@ -118,6 +120,53 @@ def test_B3_merged_is_unmerged_and_goes_back_as_the_bases_architecture(base, tmp
     assert weights_hash(one["weights"]) == weights_hash(two["weights"]) and one["stage"] == two["stage"]
     with pytest.raises(UserError, match="convert_hf_to_gguf"):
         export.main(["--model", str(tmp_path / "m.pkl"), "--to", "gguf", "--output", str(tmp_path / "m.gguf")])
+
+
+ASKED = {"a": ("{}呢？", "很好看"), "b": ("说说{}。", "不见了")}
+
+
+def gate_options(base, name, **keys):
+    """Two LoRAs on the base, each taught one kind of question, and a gate on both kinds."""
+    rows = {kind: [{"conversations": [{"role": "user", "content": asked.format(thing)},
+                                      {"role": "assistant", "content": reply * 2}]} for thing in toy.THINGS * 2]
+            for kind, (asked, reply) in ASKED.items()}
+    experts = [base / f"out/expert_{kind}/TinySeek_Lora_final.pkl" for kind in rows]
+    for kind, path in zip(rows, experts):
+        if not path.exists():
+            data = toy.write_rows(base / f"rows_{kind}.jsonl", rows[kind])
+            toy.train(options_of(base, "lora", f"expert_{kind}", json_data_path=str(data), init_lr=2e-2,
+                                 max_steps=30, rank=4, replay_share=0), "lora")
+    mixed = toy.write_rows(base / "mixed.jsonl", [row for pair in zip(*rows.values()) for row in pair])
+    asked = {"experts": [str(path) for path in experts], "json_data_path": str(mixed), "init_lr": 1e-2, "batch_size": 8,
+             "gate_hidden": 16, "max_steps": 24, "max_epochs": 20, "pretraining_model_path": None, **keys}
+    return options_of(base, "gate", name, **asked)
+
+
+def test_B3_a_gate_chooses_between_adapters_of_a_base(base, capsys):
+    loop = toy.train(gate_options(base, "gate"), "gate")
+    assert loop.exit == 0
+    report = gated_training.gate_report(loop.model, loop.stage.train)
+    assert report["accuracy"] > 0.9 and report["regret"] < report["regret_best_single"] / 2
+    model, vocab, _ = load(final(loop), "cpu")
+    asked = [asked.format(thing) for thing in toy.THINGS for asked, _ in ASKED.values()]
+    prompts = [template.render_prompt([{"role": "user", "content": text}], vocab) for text in asked]
+    picks = model.gate.choose(prompts)
+    assert picks == [0, 1] * len(toy.THINGS)                            # in a chat as in training
+    before = [{"role": "user", "content": asked[1]}, {"role": "assistant", "content": "不见了"},
+              {"role": "user", "content": asked[0]}]
+    assert model.gate.choose([template.render_prompt(before, vocab)]) == picks[:1]
+    replies = generate_batch(model, prompts, 6)
+    assert replies == [generate(model.experts[pick], prompt, 6) for pick, prompt in zip(picks, prompts)]
+    assert model.experts[0].embed.weight.data_ptr() == model.experts[1].embed.weight.data_ptr()
+    chat.main(["--model", str(final(loop)), "--prompt", asked[0], "--max_new_tokens", "6", "--device", "cpu"])
+    assert capsys.readouterr().out
+
+
+def test_B3_a_resumed_gate_is_the_uninterrupted_one(base):
+    whole = toy.train(gate_options(base, "whole_gate", max_steps=4, save_steps=2), "gate")
+    assert toy.train(gate_options(base, "torn_gate", max_steps=4, save_steps=2), "gate", kill_after=3).exit == -9
+    again = toy.train(gate_options(base, "torn_gate", max_steps=4, save_steps=2), "gate")
+    assert again.exit == 0 and toy.same_tensors(*(read_checkpoint(final(loop))["weights"] for loop in (whole, again)))
 
 
 def test_B3_what_a_base_cannot_do_is_said(base, capsys):

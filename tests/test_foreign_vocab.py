@@ -10,6 +10,7 @@ transformers = pytest.importorskip("transformers")
 import toy                                                                # noqa: E402
 import toy_bases                                                          # noqa: E402
 from bench.lively import random_texts                                     # noqa: E402
+from model.gate import last_turn                                          # noqa: E402
 from tools import template                                                # noqa: E402
 from tools.errors import UserError                                        # noqa: E402
 from tools.vocab import Vocab                                             # noqa: E402
@@ -109,6 +110,27 @@ def test_B2_what_is_learned_is_what_follows_the_prompt(talking):
     assert learned[len(prompt)] and not learned[:len(prompt)][-1]
     skipped = template.render([messages[0], {**messages[1], "weight": 0}, *messages[2:]], vocab)[1]
     assert skipped.sum() < learned.sum() and (skipped[-len(last):] == learned[-len(last):]).all()
+
+
+def test_B3_a_gate_reads_the_last_user_turn_in_a_prompt_and_in_a_whole_conversation(both):
+    """The same in both where the family opens replies with a special token; never an earlier turn, never the reply."""
+    vocab, _, name = both
+    plain = [{"role": "user", "content": "苹果呢？"}, {"role": "assistant", "content": "苹果很好看。"},
+             {"role": "user", "content": "书在桌上"}, {"role": "assistant", "content": "圆的。"}]
+    turn = json.loads(json.dumps(vocab.dialogue.turn))
+    assert bool(turn["reply"]) == (name in ("chatml", "qwen3", "llama3"))
+    for messages in (plain, [{"role": "system", "content": "放在这里"}, *plain], plain[2:]):
+        prompt = last_turn(template.render_prompt(messages[:-1], vocab), turn)
+        said = vocab.decode(prompt)
+        assert "书在桌上" in said and not any(word in said for word in ("苹果", "圆的", "这里"))
+        assert len(prompt) < 40 and not set(turn["marks"]) & set(prompt)
+        whole = template.render(messages, vocab)[0].tolist()
+        assert last_turn(whole, turn) == prompt or not turn["reply"]
+        assert "苹果" not in vocab.decode(last_turn(whole, turn))
+        if turn["reply"]:
+            assert last_turn(template.render_prompt(messages[:-1], vocab, "off"), turn) == prompt
+    document = vocab.dialogue.document("书在桌上")[0].tolist()
+    assert vocab.decode(last_turn(document, turn)).strip() == "书在桌上"
 
 
 def test_B2_a_length_drops_turns_and_cuts_replies(talking):

@@ -45,6 +45,15 @@ class Dialogue:
         return {self.begin, *(self.ids[hit[0]] for hit in starts if hit)}
 
     @property
+    def turn(self):
+        """Where a gate finds the last user turn, see model/gate.py: special tokens, and what opens a reply from its
+        first special token on, white space that may join a content left out."""
+        opening = self.between.get("user|!", "")
+        mark = self.marks.search(opening)
+        reply = self._walk([(opening[mark.start():].rstrip(), True, False, 0, False)])[0].tolist() if mark else []
+        return {"start": self.begin, "marks": sorted(self.ids.values()), "reply": reply}
+
+    @property
     def cost(self):
         """Ids of a turn beside its contents, at most; the first literal may hold a whole system text."""
         return max(len(literal) for key, literal in self.between.items() if not key.startswith("|"))

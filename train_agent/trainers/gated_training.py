@@ -12,6 +12,7 @@ from model.gate import Gate, last_turn, padded
 from tools.checkpoint import load_chain, weights_hash
 from tools.pictures.others import draw_confusion
 from tools.errors import UserError
+from tools.mask import last_reply
 from tools.saving.start_files import start_name
 from train_agent.trainers import parallel
 from train_agent.trainers.running import resume
@@ -47,8 +48,12 @@ class TurnData(ItemData):
         self.losses, self.turn = losses, turn
 
     def turns(self, documents):
-        """-> the last user turn of each document, cut to max_len (its end counts)."""
-        return [last_turn(self.cache.document(d)[0].tolist(), self.turn)[-self.width:] for d in documents]
+        """-> the user turn before the last reply of each document, cut to max_len (its end counts)."""
+        return [self._asked(*self.cache.document(d))[-self.width:] for d in documents]
+
+    def _asked(self, ids, supervised):
+        prompt = ids[:last_reply(supervised).argmax()]                  # what a chat would have given the gate
+        return last_turn(prompt.tolist(), self.turn) or [self.turn["start"]]
 
     def batch(self, position):
         documents = self.items(position)
@@ -111,12 +116,10 @@ def build_stage(options):
     paths = options["experts"]
     chains = load_experts(options)
     vocab = open_vocab(options, chains[0][0])
-    if vocab.dialogue:
-        raise UserError("选择门看的是 TinySeek 自己的角色词元，别家的底座还不能用它。", 4)
     hashes = [weights_hash(chain[-1]["weights"]) for chain in chains]
     split = divided(options, lambda paths: cached(options, vocab, paths), answered)
     resume.seed_everything(options["seed"])
-    turn = {
+    turn = vocab.dialogue.turn if vocab.dialogue else {
         "start": vocab.id("User"), "ends": [vocab.id(name) for name in ("User", "Assistant", "System", "<|im_end|>")]}
     gate = Gate(len(vocab), len(paths), options["gate_hidden"], turn)
     experts = build_experts(paths, chains)
