@@ -11,13 +11,12 @@ import torch
 import ranks
 import toy
 from model.generate import generate_replies
-from tools import formats
 from tools.errors import UserError
 from train_agent import rl_train
 from train_agent.trainers import reward_tuning
 from train_agent.trainers.dataset import Position
 from train_agent.trainers.preflight import preflight
-from train_agent.trainers.rewards import play, questions
+from train_agent.trainers.rewards import play
 from train_agent.trainers.rewards.policy_losses import KINDS
 
 ROUNDING = 1e-5         # of float32, between a cache and one pass over the whole document
@@ -311,20 +310,7 @@ def test_groups_are_divided_among_processes_and_the_steps_are_those_of_one(world
         assert torch.allclose(together["weights"][name].double(), weight.detach(), atol=1e-6), name
 
 
-# ---------------------------------------------------------------- files it writes
-
-def test_the_best_replies_become_sft_rows_and_pairs_for_dpo(world, vocab, tmp_path, capsys):
-    best, pairs = tmp_path / "best.jsonl", tmp_path / "pairs.jsonl"
-    options = rl_options(world, vocab, name="best", write_best=str(best), write_pairs=str(pairs), max_steps=3,
-                         reward="contains", group_size=6, rows=[{"prompt": "书呢？", "answer": "。"}] * 12)
-    counts = reward_tuning.reward_train(options)
-    rows = list(formats.read_rows(str(best)))
-    assert len(rows) == counts["best"] > 0 and counts["asked"] == 12
-    assert all("。" in row.messages[-1]["content"] and row.messages[0]["content"] == "书呢？" for row in rows)
-    assert all(row.kind == "preference" and "。" in row.chosen and "。" not in row.rejected
-               for row in formats.read_rows(str(pairs)))
-    assert "sft_train.py" in capsys.readouterr().err and not Path(options["out_dir"], "best").exists()
-
+# ---------------------------------------------------------------- the log
 
 def test_the_log_tells_what_was_asked_answered_and_earned(world, vocab):
     options = rl_options(world, vocab, name="told", eval_steps=3, eval_share=0.2)
@@ -341,26 +327,6 @@ def test_the_log_tells_what_was_asked_answered_and_earned(world, vocab):
 
 # ---------------------------------------------------------------- rows
 
-TURN = {"role": "user", "content": "几点？"}
-
-
-@pytest.mark.parametrize("row, answer", [
-    ({"prompt": "几点？", "answer": "三点"}, "三点"), ({"prompt": "几点？", "answer": 3}, 3), ({"prompt": "几点？"}, None),
-    ({"question": "几点？", "answer": ["三点", "3点"]}, ["三点", "3点"]),
-    ({"conversations": [TURN], "answer": "三点"}, "三点"), ({"messages": [TURN]}, None),
-    ({"conversations": [{"from": "human", "value": "几点？"}], "answer": "三点"}, "三点"),
-    ({"conversations": [TURN, {"role": "assistant", "content": "三点"}]}, "三点"),
-    ({"instruction": "几点？", "output": "三点"}, "三点"), ({"prompt": "几点？", "response": "三点"}, "三点")])
-def test_rows_in_their_usual_shapes(row, answer):
-    one = questions.read_question(json.dumps(row, ensure_ascii=False).encode(), None, 7)
-    assert [m["content"] for m in one.talk] == ["几点？"] and one.row["answer"] == answer and one.number == 7
-
-
-@pytest.mark.parametrize("row", [b"[1]", b"{", b'{"text": "\xe4\xb9\xa6"}', b'{"prompt": 3, "answer": "x"}', b"null"])
-def test_what_is_no_question_is_a_bad_line(row):
-    assert isinstance(questions.read_question(row, None, 0), str)
-
-
 def test_rows_without_an_answer_are_never_held_out(world, vocab):
     rows = [{"prompt": "书呢？", **({"answer": "书"} if i % 3 else {})} for i in range(30)]
     stage = toy.build_stage(rl_options(world, vocab, rows, name="unanswered", eval_share=0.5), "rl")
@@ -368,11 +334,23 @@ def test_rows_without_an_answer_are_never_held_out(world, vocab):
     assert stage.notes["rows"]["train"] + stage.notes["rows"]["held"] == 30
 
 
+def test_questions_that_no_reward_can_judge_are_left_out_and_told(world, vocab, capsys):
+    rows = [{"prompt": f"{t}呢？", **({"answer": t} if i % 3 else {})} for i, t in enumerate(toy.THINGS * 2)]
+    stage = toy.build_stage(rl_options(world, vocab, rows, name="some", reward="exact"), "rl")
+    assert all(q.answered for q in stage.train.questions) and stage.notes["rows"]["skipped"] == 6
+    assert "6 题没法打分" in (said := capsys.readouterr().err) and "第 1 行，exact：这一行没有 answer" in said
+    stage = toy.build_stage(rl_options(world, vocab, rows, name="all"), "rl")    # one of the user may look elsewhere
+    assert len(stage.train.questions) == 16
+
+
 # ---------------------------------------------------------------- what users get wrong
 
 @pytest.mark.parametrize("keys, words, code", [
     ({"reward": "exat"}, "是不是想写 exact", 2), ({"rl_loss": "reinforce", "rl_updates": 2}, "rl_updates", 2),
-    ({"max_new_tokens": 40}, "没有地方放提问", 2), ({"max_new_tokens": 38}, "max_len", 8),
+    ({"reward": "regex"}, "没有 pattern", 2), ({"reward": "regex", "reward_pattern": "("}, "不是正则表达式", 2),
+    ({"write_best": "a.jsonl", "write_pairs": "./a.jsonl"}, "同一个文件", 2), ({"write_best": "a.json"}, ".jsonl", 2),
+    ({"write_pairs": "no such folder/a.jsonl"}, "文件夹不存在", 2), ({"max_new_tokens": 40}, "没有地方放提问", 2),
+    ({"max_new_tokens": 38}, "max_len", 8),
     ({"find_lr": True}, "--find_lr", 2), ({"pretraining_model_path": None}, "会对话的模型", 2),
     ({"pretraining_model_path": "nothing.pkl"}, "找不到", 3), ({"replay_share": 0.5}, "replay_share", 2)])
 def test_what_makes_no_sense_is_said_before_anything_is_done(world, vocab, keys, words, code):
@@ -386,6 +364,9 @@ def test_the_preflight_says_what_the_model_earns(world, vocab):
     stage = toy.build_stage(rl_options(world, vocab, name="ahead", reward="contains"), "rl")
     preflight(stage, seconds=0, say=said.append)
     assert any("取样的回答答对" in line for line in said) and any("个提问" in line for line in said)
+    stage, said = toy.build_stage(rl_options(world, vocab, name="ahead2", function="throws"), "rl"), []
+    preflight(stage, seconds=0, say=said.append)
+    assert any("⚠" in line and "没有给" in line and "打分" in line for line in said)
 
 
 def test_the_script_trains_and_draws(world, vocab, capsys):

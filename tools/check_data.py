@@ -232,7 +232,7 @@ def main(argv=None):
     hub = {**config, **section}                            # where and how an hf: name among them is fetched
     paths = formats.expand_paths(local_files(options.files or _configured(config, options.stage), hub))
     if options.output:
-        check_target(options.output, paths)
+        check_target(options.output)
     text_field, held = formats.fields_of(section), local_files(options.held or section["eval_data_path"], hub)
     start = time.perf_counter()
     stages = {path: options.stage or natural_stage(path, text_field) for path in paths}

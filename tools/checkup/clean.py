@@ -26,14 +26,14 @@ WRITTEN = (MARKS,)         # counted as not learned, but told apart
 EMPTY = "去掉标记后没有内容"
 
 
-def check_target(output, paths):
-    """UserError 2 where --output cannot be written: nothing is ever overwritten."""
+def check_target(output, key="--output"):
+    """UserError 2 where the file that `key` names cannot be written: nothing is ever overwritten."""
     if os.path.lexists(output):
         raise UserError(f"{output} 已经有了，不会覆盖它。请换一个文件名，或先把它移走。")
     if not str(output).lower().endswith(".jsonl"):
-        raise UserError(f"--output 写的是 JSONL，文件名请以 .jsonl 结尾，而不是 {Path(output).name}。")
+        raise UserError(f"{key} 写的是 JSONL，文件名请以 .jsonl 结尾，而不是 {Path(output).name}。")
     if not Path(output).resolve().parent.is_dir():
-        raise UserError(f"--output 所在的文件夹不存在：{Path(output).resolve().parent}")
+        raise UserError(f"{key} 所在的文件夹不存在：{Path(output).resolve().parent}")
 
 
 def write_clean(paths, output, text_field, aim_of_path, no_duplicates=True, near=True, threshold=0.85):
@@ -41,7 +41,7 @@ def write_clean(paths, output, text_field, aim_of_path, no_duplicates=True, near
     "dropped": {why (Chinese): rows}, "left_out": {field: [rows, characters]} that no stage learns and so is not
     written}."""
     counts = {"rows": 0, "read": 0, "stripped": 0, "dropped": Counter(), "left_out": {}}
-    check_target(output, paths)
+    check_target(output)
     with tempfile.TemporaryDirectory(prefix="check_data_", ignore_cleanup_errors=True) as folder:
         good = Path(folder, "good" + COPIES["lines"])
         with open(good, "w", encoding="utf-8", newline="\n") as file:

@@ -12,7 +12,7 @@ REPLIES = ("assistant", "gpt", "bot", "model")
 def parse_question(raw, text_field=None):
     """One line's bytes -> (Row that ends with a reply, the whole object with its "answer"), or why it is none (str).
 
-    "answer" may be of any kind; where there is none it is the last reply, or None.
+    "answer": words, a number, or a list of them; where there is none, or nothing in it, it is the last reply, or None.
     """
     try:
         whole = formats.DECODER.decode(bytes(raw).decode("utf-8-sig").strip().removesuffix(","))
@@ -24,8 +24,21 @@ def parse_question(raw, text_field=None):
         return row
     if row.kind != "dialogue" or row.messages[-1]["role"] != "assistant" or len(row.messages) < 2:
         return "不是一段以提问结尾（或以回答结尾）的对话"
-    said = row.messages[-1]["content"]
-    return row, {**whole, "answer": whole.get("answer", None if said == PLACE else said)}
+    answer, said = whole.get("answer"), row.messages[-1]["content"]
+    if not all(one is None or isinstance(one, (str, int, float)) for one in listed(answer)):
+        return "answer 不是文字、数字或它们的列表"
+    if all(map(blank, listed(answer))):
+        answer = None if said == PLACE or blank(said) else said
+    return row, {**whole, "answer": answer}
+
+
+def listed(answer):
+    return answer if isinstance(answer, list) else [answer]
+
+
+def blank(answer):
+    """An answer that says nothing, so that to say nothing would be right."""
+    return answer is None or not str(answer).strip()
 
 
 def with_reply(row):

@@ -175,11 +175,16 @@ def first_preference(metrics, done):
 
 def first_policy(metrics):
     """Of a reward stage: the loss says nothing, what the model earns does."""
-    earned = metrics.get("success", 0.0)
-    text = (f"取样的回答答对 {earned:.0%}，全对的题 {metrics.get('solved', 0.0):.0%}，全错的题 {metrics.get('hopeless', 0.0):.0%}。"
-            + ("正常：有对有错才有得学" if 0 < earned < 1 else "都一样，学不到什么：请换提问或奖励"))
-    return {"ce_1": metrics["ce_1"], "ce_2": None, "loss": metrics.get("loss"), "ln_vocab": None,
-            "level": "ok" if 0 < earned < 1 else "warn", "text": text}
+    earned, skipped, lost = (metrics.get(name, 0.0) for name in ("success", "skipped", "unscored"))
+    text = f"取样的回答答对 {earned:.0%}，全对的题 {metrics.get('solved', 0.0):.0%}，全错的题 {metrics.get('hopeless', 0.0):.0%}。"
+    if lost:
+        level, why = "warn", f"奖励函数没有给 {lost:.0%} 的回答打分，原因见上"
+    elif skipped == 1:
+        level, why = "warn", "每题的几个回答得分都一样，学不到什么：请换提问或奖励"
+    else:
+        level, why = "ok", "正常：有高有低才有得学"
+    return {"ce_1": metrics["ce_1"], "ce_2": None, "loss": metrics.get("loss"), "ln_vocab": None, "level": level,
+            "text": text + why}
 
 
 def memory(stage, measured):

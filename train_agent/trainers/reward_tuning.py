@@ -5,6 +5,7 @@ more reward than its group becomes likelier. The losses are in rewards/policy_lo
 import copy
 import hashlib
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from model.kernels.cross_entropy import chunk_size
 from tools.acting.forms import Form, names_of, offered_of
 from tools.acting.schema import SchemaError
 from tools.acting.toolbox import toolbox
+from tools.checkup.clean import check_target
 from tools.errors import UserError
 from tools.pictures.others import draw_rewards
 from train_agent.trainers import parallel
@@ -116,6 +118,23 @@ def check(options):
         raise UserError("rl_loss=reinforce 没有比率，同一批回答只能学一次：请用 --rl_updates 1，或换 grpo。")
     if options["max_new_tokens"] >= options["max_len"]:
         raise UserError(f"max_new_tokens={options['max_new_tokens']} 占满了 max_len={options['max_len']}，没有地方放提问。")
+    targets = [key for key in ("write_best", "write_pairs") if options[key]]
+    for key in targets:
+        check_target(options[key], f"--{key}")
+    if len(targets) > 1 and Path(options["write_best"]).resolve() == Path(options["write_pairs"]).resolve():
+        raise UserError("--write_best 和 --write_pairs 是同一个文件：请写成两个。")
+
+
+def scorable(questions, judge):
+    """The Questions without those for which a named reward finds nothing in the row to judge by, which is said.
+    UserError 2 where that are all."""
+    good, lacking, why = judge.usable(questions.training)
+    if not good:
+        raise UserError(f"奖励没有一行能打分（{why}）。请在数据里补上，或换一个 --reward。")
+    if lacking and parallel.is_main():
+        print(f"{lacking} 题没法打分，不拿来学（{why}）。", file=sys.stderr)
+    return replace(questions, training=good, notes={**questions.notes, "rows": {
+        **questions.notes["rows"], "train": len(good), "skipped": questions.notes["rows"]["skipped"] + lacking}})
 
 
 def tools_of(options, acts):
@@ -153,7 +172,7 @@ def build_stage(options):
     options, vocab, model, described, digest = speaking_start(
         "rl", options, device, "提问", '{"prompt": …, "answer": …}')
     box, used = tools_of(options, described["talk"]["acts"])
-    questions = Questions.of(options, vocab, box)
+    questions = scorable(Questions.of(options, vocab, box), judge)
     if box:
         check_offers(questions, box)
     train = QuestionData(questions.training, options)

@@ -23,15 +23,28 @@ def write_replies(stage):
     places = [Position(0, chunk, n) for chunk in range(stage.train.chunks)
               for n in range(stage.train.batches_in(0, chunk))][:options["max_steps"]]
     best, pairs, asked = [], [], 0
-    for place in tqdm(places, desc="取回答", delay=0.5):
-        with torch.inference_mode():
-            groups = player.play(stage.model, stage.train.batch(place))
-        asked += len(groups)
-        best += [row for group in groups if (row := best_row(group))]
-        pairs += [row for group in groups if (row := pair_row(group))]
-    for path, rows, what in ((options["write_best"], best, "--json_data_path 给 sft_train.py"),
-                             (options["write_pairs"], pairs, "--json_data_path 给 dpo_train.py")):
-        if path:
-            write_bytes(path, text_of(rows).encode("utf-8", "surrogatepass"))
-            print(f"{path}：{len(rows)} 行（问了 {asked} 题，每题 {options['group_size']} 个回答），用 {what}。", file=sys.stderr)
+    try:
+        for place in tqdm(places, desc="取回答", delay=0.5):
+            with torch.inference_mode():
+                groups = player.play(stage.model, stage.train.batch(place))
+            asked += len(groups)
+            for text in player.unscored(groups):
+                print(text, file=sys.stderr)
+            best += [row for group in groups if (row := best_row(group))]
+            pairs += [row for group in groups if (row := pair_row(group))]
+    finally:                                               # also when it is stopped: what was asked for has been paid
+        told = f"问了 {asked} 题，每题 {options['group_size']} 个回答"
+        written(options["write_best"], best, told, "--json_data_path 给 sft_train.py", "没有一个回答得满分（第一个奖励不小于 1）")
+        written(options["write_pairs"], pairs, told, "--json_data_path 给 dpo_train.py", "没有一题的回答有好有坏")
     return {"asked": asked, "best": len(best), "pairs": len(pairs)}
+
+
+def written(path, rows, told, use, why):
+    """Write rows and say what they are for; without any there is no file, and why."""
+    if not path:
+        return
+    if not rows:
+        print(f"没有写 {path}：{told}，{why}。", file=sys.stderr)
+        return
+    write_bytes(path, text_of(rows).encode("utf-8", "surrogatepass"))
+    print(f"{path}：{len(rows)} 行（{told}），用 {use}。", file=sys.stderr)

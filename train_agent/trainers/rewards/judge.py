@@ -1,23 +1,25 @@
 """Which rewards a run gives: `exact format=0.2 my_reward.py:score` -> a Judge that scores replies and never fails.
 
 A user's function takes (conversation, reply, row): the messages that the reply answers, calls and their results among
-them, the reply's text, the data row as a dict, and gives a number. What throws, or gives no
-finite number, is no sample: it is counted and named, the rest goes on.
+them, the reply's text, the data row as a dict, and gives a number. What throws, or gives no number that can be reckoned
+with, is no sample: it is counted and named, the rest goes on.
 """
 
 import hashlib
 import importlib.util
+import inspect
 import math
 import sys
 from pathlib import Path
 
 from tools.config.values import nearest
 from tools.errors import UserError
+from tools.process.signals import STOPPED
 from train_agent.trainers.rewards.named import NAMED, Unscored, regexes
 from train_agent.trainers.rewards.tool_result import tool_result
 
-
 KNOWN = {**NAMED, "tool_result": tool_result}
+LARGEST = 1e9           # of a reward and of a weight: squares of their products still are numbers
 
 
 class Judge:
@@ -54,6 +56,16 @@ class Judge:
                 verdict.add(name, weight, value, first=number == 0)
         return verdicts
 
+    def usable(self, questions):
+        """-> the questions whose rows have what the named rewards look at, and how many lack it with the reason of the
+        first (Chinese). A function of the user's own is not asked: it may be slow."""
+        asked, good, why = [(q.talk, "", q.row) for q in questions], [True] * len(questions), ""
+        for name, function in [(name, function) for name, _, function in self.parts if name in KNOWN]:
+            for i, value in enumerate(self._values(name, function, asked)):
+                if good[i] and isinstance(value, Exception):
+                    good[i], why = False, why or f"第 {questions[i].number + 1} 行，{name}：{value}"
+        return [q for q, fits in zip(questions, good) if fits], good.count(False), why
+
     def _values(self, name, function, asked):
         if name == "regex":
             return regexes([(reply, row) for _, reply, row in asked], self.settings)
@@ -86,20 +98,33 @@ def weighted(spec):
         value = float(weight)
     except ValueError:
         value = math.nan
-    if not math.isfinite(value):
-        raise UserError(f"奖励 {spec} 的权重不是数字：应写成 {name}=0.5。")
+    if not abs(value) <= LARGEST:
+        raise UserError(f"奖励 {spec} 的权重不是数字，或太大：应写成 {name}=0.5。")
     return name, value
 
 
 def tried(function, *arguments):
     """The number that a function gives, or an Exception that says why there is none."""
     try:
-        value = float(function(*arguments))
+        given = function(*arguments)
     except Unscored as error:
         return error
-    except Exception as error:                              # a user's own code
+    except (Exception, SystemExit) as error:                # a user's own code
+        if isinstance(error, SystemExit) and error.code == STOPPED:
+            raise                                           # the program was asked to end
         return Unscored(f"{type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''}")
-    return value if math.isfinite(value) else Unscored(f"给出 {value}，不是有限数")
+    try:
+        value = float(given)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        return Unscored(f"给出 {shortened(given)}，不是数")
+    if not math.isfinite(value):
+        return Unscored(f"给出 {value}，不是有限数")
+    return value if abs(value) <= LARGEST else Unscored(f"给出 {value:g}，太大，最多 {LARGEST:g}")
+
+
+def shortened(value):
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 40 else text[:40] + "…"
 
 
 def loaded(path, function):
@@ -109,11 +134,24 @@ def loaded(path, function):
     sys.path.insert(0, str(Path(path).resolve().parent))       # what lies beside it may be imported
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"奖励函数的文件 {path} 不能运行：{type(error).__name__}: {error}") from None
     finally:
         sys.path.pop(0)
     found = getattr(module, function, None)
+    wanted = f"def {function}(conversation, reply, row): return 分数"
     if not callable(found):
-        raise UserError(f"{path} 里没有函数 {function}：应有 def {function}(conversation, reply, row): return 分数。")
+        raise UserError(f"{path} 里没有函数 {function}：应有 {wanted}。")
+    if not takes_three(found):
+        raise UserError(f"{path} 的 {function} 不能接三个参数：应是 {wanted}。")
     return found
+
+
+def takes_three(function):
+    try:
+        inspect.signature(function).bind(None, None, None)
+    except TypeError:
+        return False
+    except ValueError:                                      # written in C, it does not say
+        pass
+    return True

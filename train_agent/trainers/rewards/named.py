@@ -9,6 +9,7 @@ import re
 import unicodedata
 
 from tools.demo_data import grade
+from tools.reading.questions import blank
 from train_agent.trainers.rewards import safe_search
 
 NUMBER = re.compile(r"[-−]?\d+(?:,\d{3})*(?:\.\d+)?")
@@ -30,7 +31,7 @@ def wanted(row, settings, field, key=None):
 
 def answers_of(row):
     given = wanted(row, {}, "answer")
-    return [str(one) for one in (given if isinstance(given, list) else [given])]
+    return [str(one) for one in (given if isinstance(given, list) else [given]) if not blank(one)]
 
 
 def exact(conversation, reply, row, settings):

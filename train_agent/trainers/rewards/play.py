@@ -198,13 +198,9 @@ class Player:
 
     def show(self, loop, groups):
         """Name rows without a score, and put a few groups into the log now and then."""
-        for group in groups:
-            problem = next((v.problem for v in group.verdicts if v.problem), None)
-            if problem and len(self.problems) < TOLD and problem not in self.problems:
-                self.problems.append(problem)
-                text = f"第 {group.question.number + 1} 行的回答没有得分，不算样本：{problem}"
-                loop.journal.event("warning", step=loop.step + 1, text=text)
-                print(text, flush=True)
+        for text in self.unscored(groups):
+            loop.journal.event("warning", step=loop.step + 1, text=text)
+            print(text, flush=True)
         every = schedules.every("eval_steps", self.options["eval_steps"] or "auto", loop.total_steps) or 1
         if loop.step % every == 0:
             for group in groups[:SHOWN]:
@@ -213,6 +209,16 @@ class Player:
                          for r, reply in zip(rewards, group.replies)]
                 loop.journal.event("sample", step=loop.step + 1, prompt=group.question.talk[-1]["content"],
                                    reply="\n".join(lines), rewards=rewards)
+
+    def unscored(self, groups):
+        """Lines (Chinese) about replies without a score: each kind of problem once, TOLD at most."""
+        lines = []
+        for group in groups:
+            problem = next((v.problem for v in group.verdicts if v.problem), None)
+            if problem and len(self.problems) < TOLD and problem not in self.problems:
+                self.problems.append(problem)
+                lines.append(f"第 {group.question.number + 1} 行的回答没有得分，不算样本：{problem}")
+        return lines
 
     def told(self):
         """Replies per second since it was last asked, of this process."""

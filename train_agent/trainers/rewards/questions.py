@@ -4,6 +4,7 @@ A row is {"prompt" | "conversations" | any other shape of dialogue, "answer": op
 Without "answer" the last reply of the conversation is the answer.
 """
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -82,6 +83,8 @@ def read_questions(options, paths, vocab, box=None):
     fitting = [one for one in found if len(one.ids) <= room]
     if not fitting:
         raise UserError(f"{files[0]} 里没有一条可用的提问" + (f"：{SHORT}。" if found else "。"), 8)
+    if len(fitting) < len(found) and parallel.is_main():
+        print(f"{len(found) - len(fitting)} 行跳过：{SHORT}。可加大 --max_len，或减小 --max_new_tokens。", file=sys.stderr)
     digests = [file_digest(path, options["cache_dir"]) for path in files]
     return fitting, len(found) - len(fitting), bad.count, digests
 
