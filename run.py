@@ -1,7 +1,7 @@
 """From nothing to a chatbot that answers: the whole pipeline in order.
 
-    python run.py                  about 12 minutes on two CPU cores
-    python run.py --minutes 60     more training, a better model
+    python run.py                  the steps that README's scores took: about 12 minutes on two CPU cores
+    python run.py --minutes 60     by the clock: more training, a better model
     python run.py --quick          a smoke run of under a minute
     python run.py --open           with a page that shows how it learns to speak
     python run.py --with adapters  afterwards: three LoRA specialists, a prefix, a memory, and a gate that picks among
@@ -50,7 +50,7 @@ from train_agent.trainers.running.minutes import EPOCHS, timed_stage
 from train_agent.trainers.run_stage import asked
 
 MINUTES = 12
-EXTRA = [("--minutes", {"type": float, "default": float(MINUTES), "metavar": "N", "help": "总时长（分钟），默认 12"}),
+EXTRA = [("--minutes", {"type": float, "metavar": "N", "help": "总时长（分钟）。不写就走完定好的步数，两个 CPU 核心上约 12 分钟"}),
          ("--quick", {"action": "store_true", "help": "一分钟以内的试跑：只确认每一步都能工作"}),
          ("--with", {"dest": "extras", "choices": ["adapters"], "help": "adapters：再训练三个 LoRA、前缀、记忆和选择门"})]
 TAKES = {"data": 10, "score_pre": 15, "score_sft": 40, "report": 10}      # seconds, on the machine of README
@@ -59,10 +59,12 @@ FIXED = sum(TAKES.values()) + 2 * AROUND
 FIXED_SHARE = 0.35   # of a short run at most this share goes to what is no training
 QUICK_SHARE = 0.3    # of TAKES and AROUND, in a smoke run
 SHARES = {"pre": 0.35, "sft": 0.65}
-USUAL_STEPS = 250    # a minute, in the run whose scores README tells, of the preset with these keys as they are:
+STEPS = {"pre": 900, "sft": 1660}    # the plan of work where no minutes are asked for, and how many are usual a minute,
+USUAL_STEPS = 250    # in the run whose scores README tells; for the preset with these keys as they are:
 USUAL = ("n_layer", "n_head", "d_model", "hidden", "other_experts", "keep", "max_len", "batch_size",
          "accumulation_steps", "json_data_path")
 SLOW, TELLING = 0.7, 30      # of USUAL_STEPS: fewer are told, by trainings of so many seconds at least
+PATIENCE = 5         # times the usual minutes: no machine is kept longer by the plan
 CONVERSATIONS = [["你好", "你是谁？", "34加57等于几？", "把“山水花”倒过来写"], ["我要买三斤苹果和两袋大米", "今天星期三，五天后是星期几？"],
                  ["我叫林小雨", "给“高兴”找一个反义词", "我叫什么名字？"]]
 
@@ -93,27 +95,45 @@ def plan_of(seconds, options, quick, extras):
     return [*steps, *others, ("report", "写报告", TAKES["report"] * share)]
 
 
-def slow(name, options, steps, seconds):
-    """A line for machines on which fewer steps fit into the time than README's scores took; None where they fit, or
-    where the model or the data is another one."""
-    usual, rate = ConfigManager(preset="tiny").stage(name), steps / seconds * 60
-    if seconds < TELLING or rate >= SLOW * USUAL_STEPS or any(options[key] != usual[key] for key in USUAL):
+def is_usual(name, options):
+    """Whether the model and the data are those whose scores README tells."""
+    usual = ConfigManager(preset="tiny").stage(name)
+    return all(options[key] == usual[key] for key in USUAL)
+
+
+def slow(name, steps, seconds):
+    """A line for machines on which fewer steps fit into the time than README's scores took; None where they fit."""
+    rate = max(1, round(steps / seconds * 60))
+    if seconds < TELLING or rate >= SLOW * USUAL_STEPS:
         return None
-    return (f"这里每分钟约 {max(1, round(rate))} 步，README 里的那次是 {USUAL_STEPS} 步：步数少，分数会比 README 的低。"
-            f"要走到同样多的步，请写 --minutes {math.ceil(MINUTES * USUAL_STEPS / rate)}。")
+    return (f"这里每分钟约 {rate} 步，README 里的那次是 {USUAL_STEPS} 步：步数少，分数会比 README 的低。"
+            f"要走到同样多的步，就不写 --minutes，约要 {math.ceil(MINUTES * USUAL_STEPS / rate)} 分钟。")
 
 
-def train(name, options, seconds):
-    """Train one stage for so many seconds, or for the steps that the configuration names."""
+def planned(name, steps, seconds):
+    """The steps of the plan on a machine that makes `steps` in `seconds`, and a line where that is slow."""
+    taken, rate = min(STEPS[name], PATIENCE * steps), steps / seconds * 60
+    fewer = "" if taken == STEPS[name] else f"（定好的是 {STEPS[name]:,} 步，太慢，只走这些，分数会比 README 的低）"
+    told = (f"这里每分钟约 {max(1, round(rate))} 步，README 里的那次是 {USUAL_STEPS} 步："
+            f"走完 {taken:,} 步约要 {math.ceil(taken / rate)} 分钟{fewer}。只想训一会儿，就写 --minutes {MINUTES}。")
+    return taken, told if rate < SLOW * USUAL_STEPS else None
+
+
+def train(name, options, seconds, whole=False):
+    """Train one stage for so many seconds, for the steps that the configuration names, or, where the `whole` plan is
+    to be made, for those of the plan."""
     checked = check_up(options)
     seconds = None if options["max_steps"] else seconds
-    timed = {**options, "max_epochs": EPOCHS, "minutes": seconds and round(seconds / 60, 3)}
-    stage = timed_stage(builder(name), timed, seconds)
-    told = seconds and slow(name, options, stage.options["max_steps"], seconds)
+    timed = {**options, "max_epochs": EPOCHS, "minutes": seconds and (None if whole else round(seconds / 60, 3))}
+
+    def chosen(steps):
+        taken, told = planned(name, steps, seconds) if whole else (steps, slow(name, steps, seconds))
+        if told and is_usual(name, options):
+            print(told, flush=True)
+        return taken
+    stage = timed_stage(builder(name), timed, seconds, chosen)
     if name == "sft":
         print("损失会先跳高一截再降下来，这是正常的：从这里起只有回答计入损失，问答的格式也是第一次见。", flush=True)
-    if told:
-        print(told, flush=True)
     loop = OpenedLoop(stage, checked, ahead=False)           # its speed has just been measured
     return {"metrics": loop.run(), "steps": loop.step, "tokens": loop.tokens, "seconds": round(loop.seconds, 1)}
 
@@ -205,7 +225,8 @@ def main(argv=None):
         raise UserError(f"--{asked(options['pre'])} 只看一个阶段：请用 python train_agent/pre_train.py 或 sft_train.py。")
     out = Path(options["pre"]["out_dir"], options["pre"]["name"] or "")
     options["sft"]["pretraining_model_path"] = own_base(options["sft"], out)
-    seconds = 12 if command.quick else max(10, command.minutes * 60 - min(FIXED, FIXED_SHARE * command.minutes * 60))
+    limit = 60 * (command.minutes or MINUTES)
+    seconds = 12 if command.quick else max(10, limit - min(FIXED, FIXED_SHARE * limit))
     if command.quick:
         print("试跑：每一步只做几秒，确认都能工作；模型还不会说话。要会说话的模型，请去掉 --quick。")
 
@@ -218,13 +239,14 @@ def pipeline(manager, command, options, out, seconds):
     key = {**{name: fingerprint(one) for name, one in options.items()}, "quick": command.quick,
            "minutes": command.minutes}
     plan = plan_of(seconds, options, command.quick, command.extras)
-    progress, done = Progress(out, key, options["pre"]["resume"] == "none", plan, fixed=tuple(SHARES)), {}
+    whole = not (command.quick or command.minutes) and all(is_usual(name, one) for name, one in options.items())
+    progress, done = Progress(out, key, options["pre"]["resume"] == "none", plan, () if whole else tuple(SHARES)), {}
     paths = progress.step("data", "准备数据", lambda: demo_data(options["pre"]))
     for name in SHARES:
         base, final = options[name]["pretraining_model_path"], out / final_name(TABLE[name].label)
-        done[name] = progress.once(name, TABLE[name].title, lambda: train(name, options[name], seconds * SHARES[name]),
-                                   made=final,
-                                   needs=[base] if base else [], taken_over=taken_over)
+        done[name] = progress.once(
+            name, TABLE[name].title, lambda: train(name, options[name], seconds * SHARES[name], whole), made=final,
+            needs=[base] if base else [], taken_over=taken_over)
         done[name]["score"] = progress.once(f"score_{name}", scoring(name),
                                             lambda: score(final, paths, options["pre"], command.quick), needs=[final])
         if options[name]["logging_steps"]:

@@ -2,6 +2,7 @@
 kinds."""
 import random
 import re
+import unicodedata
 from collections import Counter
 
 import pytest
@@ -14,6 +15,7 @@ from tools.demo.numbers import difference_steps, sum_steps
 from tools.demo.outside import admits
 from tools.demo.tasks import TASKS, draw_part
 from tools.demo_data import AMOUNTS, PHRASINGS, train_exchange
+from tools.vocab import Vocab
 
 QUOTED = ("antonym", "count", "ends", "reverse")
 DIGITS = ("sum", "difference", "compare")
@@ -79,6 +81,18 @@ def test_every_task_is_asked_in_other_words(world):
     assert sum(any(word.strip("，") and word in question for word in (*kit.before, *kit.thanks))
                for question in dressed) > 150
     assert sum(any(mark in question for mark in "『【〝") for question in dressed) > 40
+
+
+def test_words_stand_in_signs_that_have_no_id_so_that_strange_marks_are_nothing_new(world, asked):
+    vocab = Vocab.create_vocab([*asked, *(row["text"] for row in world["pre"])], 5000, "char", texts=True)
+    strange = [question for question in asked
+               if any(sign not in vocab.words and unicodedata.category(sign)[0] in "PS" for sign in question)]
+    unread = [question for question in asked
+              if any("一" <= sign <= "龥" and sign not in vocab.words for sign in question)]
+    assert len(strange) > 0.004 * len(asked) and len(unread) > 0.01 * len(asked)
+    assert len(vocab) < 3400                                       # what is met once gets no id
+    for marks in "『』", "【】", "〝〞":                            # nor do the held-out marks: an id unlearned says nothing
+        assert len(vocab.encode(marks)) == 6
 
 
 def test_held_out_phrasings_are_answered_as_the_plain_question(world):

@@ -196,6 +196,12 @@ def test_built_vocabulary_keeps_its_promises(worded):
     assert abs(total - 1) < 0.01                                        # scores are log-probabilities
 
 
+def test_characters_that_are_hardly_met_are_left_to_their_bytes():
+    vocab = Vocab.create_vocab(["猫猫猫狗狗【狗】", "鸟鸟，《", "《《"], 500, "char", texts=True, progress=False)
+    assert {"猫", "狗", "《"} <= set(vocab.words) and not {"鸟", "【", "，"} & set(vocab.words)
+    assert vocab.decode(vocab.encode("鸟，【猫】")) == "鸟，【猫】"
+
+
 def test_building_is_deterministic_and_respects_vocab_size():
     for kind in ("char", "jieba", "bpe"):
         sizes = [len(Vocab.create_vocab(TEXTS, n, kind, texts=True, progress=False)) for n in (420, 440)]

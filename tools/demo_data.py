@@ -55,7 +55,7 @@ AMOUNTS = {
     "shopping": (6000, 2600, 120),
 }
 FRESH = 2                 # two epochs of new questions teach more than one that is seen twice
-BESIDES = {"outside": 3200, "remark": 3600, "echo": 1500}     # exchanges of SFT that belong to no task
+BESIDES = {"outside": 3900, "remark": 3600, "echo": 1500}     # exchanges of SFT that belong to no task
 PLAIN_SHARE = 0.25        # share of SFT questions in their plain form
 PHRASINGS = 60            # held-out phrasings of each task
 OUTSIDE = 200             # questions outside the world, a third of them remarks

@@ -7,6 +7,7 @@ words, which no training row contains.
 A form may hold alternations: “[数|数一数]有[几|多少]个” is four forms.
 """
 import re
+import unicodedata
 from collections import namedtuple
 
 from tools.demo.hold import chinese
@@ -36,6 +37,15 @@ ALTERNATION = re.compile(r"\[([^\[\]]*)\]")
 SLIPS = 0.1                      # share of training questions with a slip of the keys
 UNKNOWN = 0.15                   # share in which a few characters beside each other are any others, but not
 DECIDES = set("星期周天日月号年前后大小多少加减和差首尾头末第一最倒反不吗没未")     # these: the answer hangs on them
+ANY_MARKS = 0.2                  # share of quoted words that stand in marks of any kind
+PAIRS = ["()", "（）", "[]", "［］", "｛｝", "<>", "〈〉", "〔〕", "〖〗", "«»", "‹›", "„“", "‚‘", "``", "**", "~~", "--", "||",
+         "//", "··", "＂＂", "＇＇", "﹁﹂", "﹃﹄", "❝❞", "⟨⟩", "｢｣", "→←", "##"]
+# Signs of all kinds but the held-out ones: so many that hardly one gets an id of its own.
+SIGNS = [sign for first, last in ((0x2010, 0x2C00), (0x3001, 0x3040), (0xFE30, 0xFE70), (0xFF01, 0xFFEF),
+                                  (0x1F300, 0x1FA00))
+         for sign in map(chr, range(first, last))
+         if unicodedata.category(sign)[0] in "PS" and sign not in "『』【】〝〞🚀🌟🍎"]
+HAN = (0x4E00, 0x9FA5)           # any of these may stand in a word that was never learned
 SIMPLE = "请问帮么吗个几这说来过还给对写后从数词义谁时买两样边减烦谢听记欢爱国儿头号会点开应该于里计让觉"
 TRADITIONAL = "請問幫麼嗎個幾這說來過還給對寫後從數詞義誰時買兩樣邊減煩謝聽記歡愛國兒頭號會點開應該於裡計讓覺"
 OLD_SCRIPT = str.maketrans(SIMPLE, TRADITIONAL)
@@ -67,7 +77,7 @@ def fill(rng, form, style, **slots):
 def dress(rng, form, kit):
     """A form in other clothes; the {slots} stay as they are."""
     if "“" in form and rng.random() < 0.7:
-        marks = rng.choice(kit.quotes)
+        marks = any_marks(rng) if kit is KITS[FREE] and rng.random() < ANY_MARKS else rng.choice(kit.quotes)
         form = form.replace("“", marks[:1]).replace("”", marks[1:])
     form = ending(rng, form, kit)
     if rng.random() < 0.3:
@@ -117,7 +127,17 @@ def unknown_word(rng, form):
     if len(places) < 8 or not starts:
         return form
     i = rng.choice(starts)
-    return form[:i] + "".join(rng.choice(CHARACTERS) for _ in range(rng.choice((1, 2, 2, 3)))) + form[i + size:]
+    draw = (lambda: chr(rng.randint(*HAN))) if rng.random() < 0.3 else (lambda: rng.choice(CHARACTERS))
+    return form[:i] + "".join(draw() for _ in range(rng.choice((1, 2, 2, 3)))) + form[i + size:]
+
+
+def any_marks(rng):
+    """Marks that nobody has seen stand around a word as quotation marks do: known pairs, two signs alike, any two."""
+    kind = rng.random()
+    if kind < 0.6:
+        return rng.choice(PAIRS)
+    sign = rng.choice(SIGNS)
+    return sign * 2 if kind < 0.8 else sign + rng.choice(SIGNS)
 
 
 def ending(rng, form, kit):

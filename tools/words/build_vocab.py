@@ -23,8 +23,9 @@ COVERAGE = 0.999
 CHAR_PLACES = 2 / 3     # but of all places they take no more than this, or a small vocabulary would hold no word
 SAMPLE_BYTES = 24 << 20
 MIN_COUNT = 5           # a word seen less often is not worth an entry
+MIN_CHARS = 3           # nor a character: an id met once or twice is never learned, and its bytes are met elsewhere
 SPARE = 1.25            # candidates per place in the first rounds; the useless ones then leave
-ALWAYS = [chr(c) for c in range(32, 127)] + ["\n"] + list("，。、；：？！“”‘’（）《》〈〉【】「」『』—…·～￥％　＋－×÷＝")
+ALWAYS = [chr(c) for c in range(32, 127)] + ["\n", "："]     # what calls of tools are made of, and the template's colon
 HAN = "\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff"
 MIXED = re.compile(f"[{HAN}A-Za-z]{{2,16}}").fullmatch        # no digit, space, line break or punctuation inside a word
 NUMERALS = re.compile("[零〇一二三四五六七八九十百千万亿两]+").fullmatch     # stay single like digits: sums need stable digits
@@ -57,7 +58,7 @@ def build(data, vocab_size=None, token_kind="char", texts=False, sample_bytes=SA
         from tools.words.bpe import BpeVocab
         return BpeVocab.of_texts(sample, room - 1)          # one place is the colon's
     if token_kind == "char":
-        words = _fill(ALWAYS, by_count, room)
+        words = _fill(ALWAYS, [c for c in by_count if char_count[c] >= MIN_CHARS], room)
         counts = np.array([char_count[w] for w in words], dtype=np.float64)
     else:
         chars = _fill(ALWAYS, _covering(by_count, char_count, coverage), max(int(room * CHAR_PLACES), len(ALWAYS)))

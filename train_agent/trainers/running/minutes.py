@@ -18,9 +18,9 @@ SHARE = 0.1
 FEWEST = 4
 
 
-def timed_stage(build_stage, options, seconds=None):
+def timed_stage(build_stage, options, seconds=None, chosen=lambda steps: steps):
     """build_stage(options), its steps fixed by `seconds` of training, or by options["minutes"] from now on. Without
-    either, as it is."""
+    either, as it is. chosen(steps that fit) -> steps to take; not asked where an earlier start has settled on them."""
     begun = time.perf_counter()
     if seconds is None and not options["minutes"]:
         return build_stage(options)
@@ -29,7 +29,7 @@ def timed_stage(build_stage, options, seconds=None):
     if steps is None:
         left = seconds if seconds is not None else options["minutes"] * 60 - (time.perf_counter() - begun)
         found = measure(stage, min(MEASURED, SHARE * left))
-        steps = parallel.from_main(lambda: steps_within(left, found, stage.options))
+        steps = parallel.from_main(lambda: chosen(steps_within(left, found, stage.options)))
     in_one = stage.train.steps(options["accumulation_steps"], parallel.world()) / EPOCHS
     # some to spare: it is an estimate
     stage.train.epochs = stage.options["max_epochs"] = int(1.02 * steps / in_one) + 2
