@@ -127,10 +127,9 @@ def commands(folder, out):
     row = {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": reply}]}
     data.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for _ in range(4)), encoding="utf-8")
     step = ["--pretraining_model_path", base, "--json_data_path", data, "--max_steps", 1, "--batch_size", 1,
-            "--max_len",
-            256, "--accumulation_steps", 1, "--eval_share", 0, "--num_workers", 0, "--out_dir", out / "out",
-            "--log_dir",
-            out / "logs", "--log_file", out / "log.txt", "--resume", "none", "--device", "cpu", "--replay_share", 0]
+            "--max_len", 256, "--accumulation_steps", 1, "--eval_share", 0, "--num_workers", 0, "--out_dir",
+            out / "out", "--log_dir", out / "logs", "--log_file", out / "log.txt", "--resume", "none", "--device",
+            "cpu", "--replay_share", 0, "--replay_data_path", data]      # no other data: no guard that reads it first
     return {"带入": ["chat_agent/export.py", "--from", "hf", folder, "--output", base],
             "一步 LoRA（256 词元）": ["train_agent/lora_train.py", *step],
             "一步记忆（256 词元）": ["train_agent/memory_train.py", *step],
