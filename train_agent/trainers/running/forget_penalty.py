@@ -10,9 +10,11 @@ tr(D C Dᵀ) / tr(W C Wᵀ), summed over the projections. It asks nothing of dir
 from functools import partial
 
 import torch
+from tqdm import tqdm
 
 from model.layers import without_autocast
 from model.lora import LoraLinear
+from train_agent.trainers import parallel
 from train_agent.trainers.dataset import Position
 from train_agent.trainers.hardware.sharding import whole
 from train_agent.trainers.losses import next_tokens_loss
@@ -39,13 +41,14 @@ def general_moments(model, data):
     for name, module in places.items():
         module.lora.watch = partial(see, name)
     try:
-        for chunk in range(data.chunks):
-            for number in range(data.batches_in(0, chunk)):
-                batch = data.batch(Position(0, chunk, number))
-                valid = batch.valid.flatten()
-                hidden, *_ = model.encode(batch.ids, batch.positions, batch.layout)
-                for name in {"fc1", "fc2"} & places.keys():               # the loss multiplies by their weights itself
-                    see(name, hidden)
+        for place in tqdm([Position(0, chunk, number) for chunk in range(data.chunks)
+                           for number in range(data.batches_in(0, chunk))], desc="防遗忘：读通用数据", delay=2, leave=False,
+                          disable=not parallel.is_main()):
+            batch = data.batch(place)
+            valid = batch.valid.flatten()
+            hidden, *_ = model.encode(batch.ids, batch.positions, batch.layout)
+            for name in {"fc1", "fc2"} & places.keys():                   # the loss multiplies by their weights itself
+                see(name, hidden)
     finally:
         model.train(was_training)
         for module in places.values():
