@@ -96,18 +96,19 @@ def generate_batch(model, prompts, max_new_tokens, batch_size=128, **options):
 
 @torch.inference_mode()
 def generate_replies(model, prompts, max_new_tokens, batch_size=128, *, seed=None, guard=True, progress=None,
-                     prepared=None, scored=False, **sampling):
+                     prepared=None, scored=False, rule=None, **sampling):
     """`batch_size` replies are written side by side; prompts of similar length go together. -> list of Reply
 
     max_new_tokens: one number for all, or a list with one for each. Options as in `stream`; there is no speculation
     here, a full batch already keeps the machine busy. With a seed, prompt i gets its own random numbers, whatever
-    stands beside it; a list of seeds has one for each prompt. progress: called with the number of replies
+    stands beside it; a list of seeds, or of rules, has one for each prompt. progress: called with the number of replies
     finished since the last call. scored: fill Reply.log_p and .allowed, at temperature 1 without top_k and the like the
     probabilities that were drawn from.
     """
     how, replies, rooms = Sampling(**sampling), [Reply() for _ in prompts], {}
     prepared, groups = {} if prepared is None else prepared, model.groups(prompts)
     wanted = max_new_tokens if isinstance(max_new_tokens, list) else [max_new_tokens] * len(prompts)
+    rules = rule if isinstance(rule, list) else [rule] * len(prompts)
     for expert, places in groups:
         rooms |= {i: check_prompt(expert.config, prompts[i], wanted[i]) for i in places}
     for expert, places in groups:
@@ -115,7 +116,7 @@ def generate_replies(model, prompts, max_new_tokens, batch_size=128, *, seed=Non
         with evaluating(expert):
             for begin in range(0, len(order), batch_size):
                 group = order[begin:begin + batch_size]
-                jobs = [_Job(replies[i], prompts[i], stream_of(seed, i), guard, rooms[i]) for i in group]
+                jobs = [_Job(replies[i], prompts[i], stream_of(seed, i), guard, rooms[i], rules[i]) for i in group]
                 _write([j for j in jobs if j.room > 0], expert, how, prepared, scored)
                 if progress:
                     progress(len(group))
@@ -125,8 +126,8 @@ def generate_replies(model, prompts, max_new_tokens, batch_size=128, *, seed=Non
 class _Job:
     """One reply of a batch on its way."""
 
-    def __init__(self, reply, prompt, numbers, guard, room):
-        self.reply, self.prompt, self.numbers, self.room = reply, prompt, numbers, room
+    def __init__(self, reply, prompt, numbers, guard, room, rule):
+        self.reply, self.prompt, self.numbers, self.room, self.rule = reply, prompt, numbers, room, rule
         self.loops = LoopGuard() if guard else None
 
     def take(self, new, how):
@@ -135,7 +136,7 @@ class _Job:
             self.reply.finish, self.reply.end = "stop", new
             return True
         self.reply.ids.append(new)
-        if self.loops and self.loops.add(new) and not how.held(self.reply.ids):
+        if self.loops and self.loops.add(new) and not (self.rule and self.rule.look(self.reply.ids)[1]):
             self.reply.finish = "loop"
             return True
         return len(self.reply.ids) >= self.room
@@ -155,9 +156,9 @@ def _write(jobs, model, how, prepared, scored):
     while True:
         numbers = None if how.greedy else [j.numbers.random() for j in jobs]
         logits = cache.logits(last)
-        new = how.pick(logits, [j.reply.ids for j in jobs], numbers)              # bans are in `logits` now
+        new = how.pick(logits, [j.reply.ids for j in jobs], numbers, [j.rule for j in jobs])      # bans are in `logits`
         if scored:
-            _score(jobs, logits, new, how.rule is not None)
+            _score(jobs, logits, new)
         going = [i for i, job in enumerate(jobs) if not job.take(new[i], how)]
         if not going:
             return
@@ -167,13 +168,13 @@ def _write(jobs, model, how, prepared, scored):
         last = model.decode(torch.tensor(new, device=last.device)[:, None], cache)[:, 0]
 
 
-def _score(jobs, logits, new, ruled):
+def _score(jobs, logits, new):
     log_p = logits.log_softmax(-1).gather(1, torch.tensor(new, device=logits.device)[:, None])[:, 0]
     for job, value in zip(jobs, log_p.tolist()):
         job.reply.log_p.append(value)
-    if ruled:
-        for job, allowed in zip(jobs, (logits > float("-inf")).cpu()):
-            job.reply.allowed.append(allowed)
+    if ruled := [i for i, job in enumerate(jobs) if job.rule is not None]:
+        for i, allowed in zip(ruled, (logits[ruled] > float("-inf")).cpu()):
+            jobs[i].reply.allowed.append(allowed)
 
 
 @torch.inference_mode()

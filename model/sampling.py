@@ -67,10 +67,11 @@ class Sampling:
         """Whether a form decides what comes next in this reply."""
         return self.rule is not None and self.rule.look(reply)[1]
 
-    def allowed(self, logits, replies):
-        """logits (B, V), changed in place; replies: B lists of the ids generated so far -> the same logits after bans
-        and penalties."""
-        looks = [(None, False)] * len(replies) if self.rule is None else [self.rule.look(reply) for reply in replies]
+    def allowed(self, logits, replies, rules=None):
+        """logits (B, V), changed in place; replies: B lists of the ids generated so far; rules: a rule of its own for
+        each, None = no rule, instead of the one for all -> the same logits after bans and penalties."""
+        rules = [self.rule] * len(replies) if rules is None else rules
+        looks = [(None, False) if rule is None else rule.look(reply) for rule, reply in zip(rules, replies)]
         kept = {i: logits[i].clone() for i, (_, held) in enumerate(looks) if held}
         self._penalized(logits, replies)
         for i, (ids, held) in enumerate(looks):
@@ -123,9 +124,10 @@ class Sampling:
             p = p.masked_fill(p < self.min_p * p.max(-1, keepdim=True).values, 0.0)
         return p / p.sum(-1, keepdim=True)
 
-    def pick(self, logits, replies, numbers):
-        """logits (B, V), changed in place; replies: B lists; numbers: B uniform numbers in [0, 1) -> B ids."""
-        logits = self.allowed(logits, replies)
+    def pick(self, logits, replies, numbers, rules=None):
+        """logits (B, V), changed in place; replies: B lists; numbers: B uniform numbers in [0, 1); rules: see allowed
+        -> B ids."""
+        logits = self.allowed(logits, replies, rules)
         if self.greedy:
             return logits.argmax(-1).tolist()
         return draw(self.probabilities(logits), numbers)

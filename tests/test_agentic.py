@@ -122,6 +122,7 @@ def test_an_id_that_had_to_come_teaches_nothing(played):
     if not forced.any():
         only.masks = torch.zeros_like(batch.masks).scatter(1, torch.zeros(len(batch.masks), 1, dtype=torch.long), True)
         only.labels = torch.where(batch.labels >= 0, 0, -100)
+    only.places = (only.labels[0] >= 0).nonzero()[:, 0]
     stage.model.zero_grad()
     log_p = player.log_p(stage.model, only)
     log_p.sum().backward()

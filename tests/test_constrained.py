@@ -64,6 +64,19 @@ def test_W3_calls_of_an_untrained_model_always_parse_and_fit(vocab, model):
     assert sampled_calls(vocab, model, 600) > 300
 
 
+def test_replies_side_by_side_keep_to_rules_of_their_own(vocab, model):
+    forms = [Form(compact(TOOLS), must=True, most=1), Form(), Form(compact(TOOLS[1:2]), must=True, most=1)]
+    rules = [form.rule(vocab, WIDTH, 60) for form in forms]
+    prompts, how = [[1, 9, 300 + i, 10] for i in range(12)], {"temperature": 1.5, "guard": False, "scored": True}
+    seeds, stop_ids = [f"s{i}" for i in range(12)], (1, vocab.id("[/call]"))
+    together = generate_replies(model, prompts, 60, seed=seeds, rule=rules * 4, stop_ids=stop_ids, **how)
+    assert rules[1] is None
+    for i, rule in enumerate(rules):
+        alone = generate_replies(model, prompts[i::3], 60, seed=seeds[i::3], rule=rule, stop_ids=stop_ids, **how)
+        assert [one.ids for one in alone] == [one.ids for one in together[i::3]]
+        assert all(len(one.allowed) == (len(one.drawn) if rule else 0) for one in together[i::3])
+
+
 @pytest.mark.slow
 def test_W3_ten_thousand_calls_of_an_untrained_model_parse_and_fit(vocab, model):
     assert sampled_calls(vocab, model, 10_000, 90, seed=1) > 5000

@@ -1,6 +1,7 @@
 """Questions that a tool answers: does the model call the right one, rightly, and say what it gave? And does it leave
 the tools alone where none is needed?"""
 import json
+from functools import cache
 
 from tools.acting.forms import Form, offered_of
 from tools.acting.toolbox import toolbox
@@ -92,15 +93,13 @@ def _marks(expected, talk):
 
 
 def replies_to(model, vocab, talks, acts, batch_size=64):
-    """The greedy next message of each conversation. Conversations with the same tools are written side by side."""
-    groups, said = {}, [None] * len(talks)
-    for i, talk in enumerate(talks):
-        groups.setdefault(offered_of(talk), []).append(i)
-    for tools, places in groups.items():
-        prompts = [render_prompt(talks[i], vocab) for i in places]
-        room = min(check_prompt(model.config, prompt, ROOM) for prompt in prompts)
-        rule = Form(tools if "calls" in acts else "").rule(vocab, model.config.vocab_size, room, acts)
-        for i, reply in zip(places, generate_replies(model, prompts, room, batch_size, marks=marks_of(acts, vocab),
-                                                     rule=rule)):
-            said[i] = heard(reply.ids, vocab).message()
-    return said
+    """The greedy next message of each conversation."""
+    prompts, offers = [render_prompt(talk, vocab) for talk in talks], [offered_of(talk) for talk in talks]
+    rooms = [check_prompt(model.config, prompt, ROOM) for prompt in prompts]
+
+    @cache
+    def rule(tools, room):
+        return Form(tools if "calls" in acts else "").rule(vocab, model.config.vocab_size, room, acts)
+    made = generate_replies(model, prompts, rooms, batch_size, marks=marks_of(acts, vocab),
+                            rule=list(map(rule, offers, rooms)))
+    return [heard(reply.ids, vocab).message() for reply in made]

@@ -104,15 +104,12 @@ class Speaker:
         return made
 
     def _speak(self, model, episodes, room, seeds, may_call, **how):
-        groups = {}
-        for i, episode in enumerate(episodes):
-            groups.setdefault(offered_of(episode.messages) if may_call and self.box else "", []).append(i)
-        for offered, places in groups.items():
-            rule = Form(offered).rule(self.vocab, self.width, room, self.acts)
-            replies = generate_replies(model, [episodes[i].ids for i in places], room, SIDE_BY_SIDE, rule=rule,
-                                       seed=seeds and [seeds[i] for i in places], **self.structure, **how)
-            for i, reply in zip(places, replies):
-                episodes[i].take(reply, self.vocab)
+        offers = [offered_of(one.messages) if may_call and self.box else "" for one in episodes]
+        rules = {text: Form(text).rule(self.vocab, self.width, room, self.acts) for text in set(offers)}
+        replies = generate_replies(model, [one.ids for one in episodes], room, SIDE_BY_SIDE, seed=seeds,
+                                   rule=[rules[text] for text in offers], **self.structure, **how)
+        for episode, reply in zip(episodes, replies):
+            episode.take(reply, self.vocab)
 
     def _answered(self, episode, room):
         """Carry out the calls of the last reply -> whether the model has to speak again."""
