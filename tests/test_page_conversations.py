@@ -9,7 +9,7 @@ pytest.importorskip("websocket", reason="websocket-client 没有装")
 
 import browser
 from test_serve_looks import PALE, SMALL
-from test_serve_page import DONE, READY
+from test_serve_page import DONE, LOOKS, READY, open_list
 from toy_server import serving, write_model
 
 pytestmark = pytest.mark.skipif(browser.CHROMIUM is None, reason="没有 Chromium")
@@ -43,10 +43,10 @@ def page(tmp_path_factory):
         assert not tab.foreign_requests(server.url)
 
 
-@pytest.fixture(autouse=True)
-def fresh(page):
-    page.size(1300, 820)
-    page.scheme("light")
+@pytest.fixture(autouse=True, params=LOOKS)
+def fresh(page, request):
+    page.scheme(request.param[0])
+    page.size(*request.param[1])
     keep(page, [])
     page.events.clear()
     yield
@@ -119,6 +119,7 @@ def test_a_question_answered_again_keeps_the_earlier_answers(page):
 def test_conversations_are_found_by_name_and_by_what_was_said(page):
     keep(page, [[("天气怎么样", "下雨")], [("讲个故事", "从前有座山")], [("Hello", "你好")]])
     page.wait("document.querySelectorAll('.entry').length === 3")
+    open_list(page)
     for wanted, found in (("天气", ["天气怎么样"]), ("从前", ["讲个故事"]), ("HELLO", ["Hello"]), ("没有的", [])):
         page.run("document.querySelector('#search').value = ''")
         page.click("#search")
@@ -140,6 +141,7 @@ def test_conversations_go_into_a_file_and_come_back(page):
     keep(page, [[("甲", MARKDOWN)], [("乙", "二")]])
     page.run("localStorage.setItem('tinyseek.title.c1', '我的名字'); localStorage.setItem('tinyseek.system.c1', '老师')")
     page.run(SAVED)
+    open_list(page)
     page.click("#export")
     text = page.wait("window.saved")
     assert page.run("window.named").endswith(".json")

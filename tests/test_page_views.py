@@ -12,15 +12,13 @@ pytest.importorskip("websocket", reason="websocket-client 没有装")
 import browser
 import toy_export
 from test_serve_looks import PALE, SMALL
-from test_serve_page import DONE, READY
+from test_serve_page import DONE, LOOKS, READY
 from model.generate import generate
 from tools.template import render_prompt
 from toy_server import SMALL as SHAPE
 from toy_server import serving, write_model
 
 pytestmark = pytest.mark.skipif(browser.CHROMIUM is None, reason="没有 Chromium")
-SIZES = [(1300, 820, False), (390, 844, True)]
-BOTH = pytest.mark.parametrize("scheme,size", [("light", SIZES[0]), ("dark", SIZES[1])])
 
 
 @pytest.fixture(scope="module")
@@ -48,28 +46,25 @@ def with_exam(path):
     return toy_export.saved(path, payload)
 
 
-@pytest.fixture(autouse=True)
-def fresh(page):
-    page.size(1300, 820)
-    page.scheme("light")
+@pytest.fixture(autouse=True, params=[pytest.param(*look.values, id=look.id, marks=look.marks if i > 1 else ())
+                                      for i, look in enumerate(LOOKS)])
+def fresh(page, request):
+    """Both themes, on a desk and on a phone -> whether it is the phone."""
+    scheme, size = request.param
+    page.scheme(scheme)
+    page.size(*size)
     page.open(page.server.url + "/health")
     page.run("localStorage.clear(); sessionStorage.clear()")
     page.run("""localStorage.setItem("tinyseek.sampling", '{"max_tokens": 16, "temperature": 1, "seed": 5}')""")
     visit(page)
     page.events.clear()
-    yield
+    yield size[2]
     assert page.complaints() == []
 
 
 def visit(page, where="/?again"):
     page.open(page.server.url + where)
     page.wait(READY)
-
-
-def look(page, scheme, size):
-    page.scheme(scheme)
-    page.size(*size)
-    visit(page, f"/?{scheme}")
 
 
 def ask(page, text):
@@ -90,9 +85,7 @@ def check_looks(page, phone):
 TOKENS = "document.querySelectorAll('#glass-tokens button').length"
 
 
-@BOTH
-def test_any_reply_can_be_looked_into(page, scheme, size):
-    look(page, scheme, size)
+def test_any_reply_can_be_looked_into(page, fresh):
     ask(page, "你好，小寻")
     said = page.text(".message.assistant .text")[0]
     page.click("[aria-label^=透视]")
@@ -111,7 +104,7 @@ def test_any_reply_can_be_looked_into(page, scheme, size):
     page.run("document.activeElement.focus()")
     page.key("ArrowRight")
     page.wait("document.querySelectorAll('#glass-tokens button')[3].getAttribute('aria-pressed') === 'true'")
-    check_looks(page, size[2])
+    check_looks(page, fresh)
 
 
 def test_another_head_is_looked_at_on_demand(page):
@@ -138,9 +131,7 @@ def test_a_reply_of_an_earlier_version_has_no_ids_and_is_cut_again(page):
     assert "".join(page.text("#glass-tokens button")) == "天好"
 
 
-@BOTH
-def test_a_text_is_shown_cut_into_words_beside_characters(page, scheme, size):
-    look(page, scheme, size)
+def test_a_text_is_shown_cut_into_words_beside_characters(page, fresh):
     page.click("#tab-glass")
     page.wait("document.querySelectorAll('#cut-words li').length")
     page.run("document.querySelector('#cut-text').select()")
@@ -148,7 +139,7 @@ def test_a_text_is_shown_cut_into_words_beside_characters(page, scheme, size):
     page.wait("document.querySelectorAll('#cut-characters li').length === 5")
     assert page.text("#cut-characters li") == list("天好<b>") and "5 个字切成" in page.text("#cut-note")[0]
     assert page.run("document.querySelectorAll('#cut-words li small').length >= 2")
-    check_looks(page, size[2])
+    check_looks(page, fresh)
 
 
 def write_log(path, steps, **head):
@@ -163,14 +154,12 @@ def write_log(path, steps, **head):
     return rows
 
 
-@BOTH
-def test_the_page_shows_a_model_growing(page, scheme, size):
+def test_the_page_shows_a_model_growing(page, fresh):
     log = page.logs / "sft_1.jsonl"
     write_log(log, [10, 20])
     plan = {"plan": [["pre", "预训练"], ["sft", "指令微调"], ["end", "打分"]], "now": "sft", "results": {"pre": {}},
             "seconds": {"pre": 300.0}, "left": [400, 40], "since": time.time()}
     (page.folder / "out" / "progress.json").write_text(json.dumps(plan))
-    look(page, scheme, size)
     page.click("#tab-curves")
     page.wait("document.querySelectorAll('.talks dd').length === 5 && document.querySelector('.heat canvas')")
     assert page.text("#plan li") == ["✓预训练5.0 分钟", "●指令微调正在做", "3打分还没开始"]
@@ -181,7 +170,7 @@ def test_the_page_shows_a_model_growing(page, scheme, size):
     page.run("""(() => { const s = document.querySelector('.talks input'); s.value = 0;
         s.dispatchEvent(new Event('input')); })()""")
     assert set(page.text(".talks dd")) == {"<b>第10步</b>"} and page.text(".task")[0] == "两位数加法0/2"
-    check_looks(page, size[2])
+    check_looks(page, fresh)
     write_log(log, [10, 20, 30])                            # somebody who looks back is left where they are
     page.wait("document.querySelector('.talks input').max === '2'")
     assert set(page.text(".talks dd")) == {"<b>第10步</b>"}
@@ -197,7 +186,7 @@ def test_the_page_shows_a_model_growing(page, scheme, size):
     (page.folder / "out" / "progress.json").write_text(json.dumps({**plan, **notes}))
     page.wait("document.querySelector('#plan-note').textContent === '坏行太多：数据第 3 行。'")
     assert page.text("#plan li")[1] == "✗指令微调没有做完" and not page.text("#run-state")[0]
-    check_looks(page, size[2])
+    check_looks(page, fresh)
 
 
 def test_the_page_of_a_server_that_went_away_keeps_what_it_showed_and_says_so(page, tmp_path):
@@ -216,9 +205,7 @@ def test_the_page_of_a_server_that_went_away_keeps_what_it_showed_and_says_so(pa
     page.events.clear()
 
 
-@BOTH
-def test_models_answer_side_by_side(page, scheme, size):
-    look(page, scheme, size)
+def test_models_answer_side_by_side(page, fresh):
     page.click("#tab-arena")
     page.wait("document.querySelectorAll('#arena-models input:checked').length === 2")
     page.click("#arena-text")
@@ -231,12 +218,12 @@ def test_models_answer_side_by_side(page, scheme, size):
     texts = page.text("#arena-columns .text")
     assert len(texts) == 2 and all(texts) and texts[0] != texts[1]
     assert page.text("#arena-columns .soft") == ["你好<b>"] * 2
-    check_looks(page, size[2])
+    check_looks(page, fresh)
     page.click("#arena-models label:nth-child(2)")
     page.wait("document.querySelector('#arena-go').disabled")       # one alone is no comparison
 
 
-def test_an_exam_counts_while_the_models_sit_it(page):
+def test_an_exam_counts_while_the_models_sit_it(page, fresh):
     page.click("#tab-arena")
     page.wait("!document.querySelector('#arena-exam').hidden")
     page.click("#arena-exam")
@@ -246,7 +233,7 @@ def test_an_exam_counts_while_the_models_sit_it(page):
     assert page.run("document.querySelectorAll('.column:first-child .right').length") == 2
     assert "应是：谁也答不出" in page.text(".column:first-child .wrong .soft")
     assert page.text(".column:first-child li")[0].count("两位数加法：第") == 1
-    check_looks(page, False)
+    check_looks(page, fresh)
 
 
 def test_the_exam_is_the_checkpoints_own(page):

@@ -37,9 +37,17 @@ def page(tmp_path_factory):
         assert "Traceback" not in server.said()
 
 
-@pytest.fixture(autouse=True)
-def fresh(page):
-    """An empty browser storage and short replies."""
+SIZES = [(1300, 820, False), (390, 844, True)]
+LOOKS = [pytest.param((scheme, size), id=f"{scheme}-{size[0]}", marks=[] if first else pytest.mark.slow)
+         for scheme, size, first in (("light", SIZES[0], True), ("dark", SIZES[1], False),
+                                     ("dark", SIZES[0], False), ("light", SIZES[1], False))]
+
+
+@pytest.fixture(autouse=True, params=LOOKS)
+def fresh(page, request):
+    """An empty browser storage and short replies; in both themes, on a desk and on a phone."""
+    page.scheme(request.param[0])
+    page.size(*request.param[1])
     page.open(page.server.url + "/health")
     page.run("localStorage.clear(); sessionStorage.clear()")
     page.run("""localStorage.setItem("tinyseek.settings", '{"max_tokens": 16, "temperature": 1}')""")
@@ -56,6 +64,13 @@ def ask(page, text, wait=True):
     page.key("Enter")
     if wait:
         page.wait(DONE)
+
+
+def open_list(page):
+    """On a phone the list of conversations lies behind a button."""
+    if page.run("document.querySelector('#new-chat').offsetParent === null"):
+        page.click("#toggle-list")
+        page.wait("document.querySelector('#new-chat').offsetParent")
 
 
 def choose(page, select, value):
@@ -170,6 +185,7 @@ def test_page_keeps_conversations_apart_and_deletes_on_the_second_press(page):
     page.wait("!document.querySelector('#welcome').hidden")
     ask(page, "乙")
     assert page.text(".entry") == ["乙", "甲"]
+    open_list(page)
     page.click(".list [aria-label='删除 甲']")
     page.wait("document.querySelector('[data-sure]')")
     assert page.text(".entry") == ["乙", "甲"]
