@@ -30,7 +30,7 @@ MOST = 100              # runs that are listed
 READ = 6 << 20          # bytes of a log that are parsed: every k-th line of a longer one draws the same picture
 WAIT = 200              # a log that took t seconds to read is read again after WAIT * t at the earliest: all who
                         # watch a run that goes on take no more than 0.5 % of a core from it
-NEWS = 1.0              # seconds for which a listing is good for everybody
+NEWS = 1.0              # seconds for which a listing is good for everybody, unless files came or went
 
 
 class Curves:
@@ -41,20 +41,27 @@ class Curves:
         self.kept = {}  # name -> (stamp of the file, its content as JSON, when, seconds it took)
         self.heads = {}                                 # path -> (inode, header)
         self.ends = {}                                  # path -> (stamp, whether it is complete)
-        self.listed = -NEWS, None                       # when, JSON
+        self.listed = -NEWS, None, b""                  # when, stamp of the folder, JSON
         self.lock = asyncio.Lock()                      # many open pages read a file once
 
     async def listing(self):
         """-> bytes of JSON: {"runs", "plan"}, at most NEWS seconds old."""
         async with self.lock:
-            if time.monotonic() - self.listed[0] >= NEWS:
-                self.listed = time.monotonic(), await asyncio.to_thread(self._list)
-            return self.listed[1]
+            stamp = self._stamp()
+            if time.monotonic() - self.listed[0] >= NEWS or stamp != self.listed[1]:
+                self.listed = time.monotonic(), stamp, await asyncio.to_thread(self._list)
+            return self.listed[2]
 
     async def read(self, name):
         """-> bytes of JSON: the points of one run. ApiError 404 where there is none of that name."""
         async with self.lock:
             return await asyncio.to_thread(self._read, name)
+
+    def _stamp(self):
+        try:
+            return os.stat(self.folder).st_mtime_ns
+        except OSError:
+            return None
 
     def _list(self):
         return packed({"runs": [self._entry(name, *found) for name, found in self._files().items()],
