@@ -55,7 +55,7 @@ AMOUNTS = {
     "shopping": (6000, 2600, 120),
 }
 FRESH = 2                 # two epochs of new questions teach more than one that is seen twice
-BESIDES = {"outside": 3900, "remark": 3600, "echo": 1500}     # exchanges of SFT that belong to no task
+BESIDES = {"outside": 4500, "remark": 3600, "echo": 2500}     # exchanges of SFT that belong to no task
 PLAIN_SHARE = 0.25        # share of SFT questions in their plain form
 PHRASINGS = 60            # held-out phrasings of each task
 OUTSIDE = 200             # questions outside the world, a third of them remarks
@@ -64,7 +64,7 @@ HAND_REPEATS = 4          # how often each hand-written passage or dialogue appe
 CHAINED = 0.2             # share of SFT dialogues made of several unrelated exchanges
 CHAIN_SIZES = (2, 2, 3, 3, 4, 5, 7)
 ASKED_SHARE = 0.5         # share of the text in which something is asked and answered, not told
-COPIES = 24000            # sentences in which a word that means nothing, or a name, is said twice
+COPIES = 30000            # sentences in which a word that means nothing, or a name, is said twice
 SENTENCES = 3             # a document is two runs of this many sentences, each run about one thing
 TOP_ANSWER = 0.18         # no answer may fill more than this share of a task's held-out questions
 COPYING = ("“{0}”照着写还是“{0}”。", "有人叫{0}，{0}来了。", "这个词是{0}，再念一遍：{0}。", "他说：“{0}。”我也说：“{0}。”", "{0}和{0}一样。")
