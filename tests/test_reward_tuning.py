@@ -204,13 +204,28 @@ def test_the_curriculum_asks_again_what_was_neither_solved_nor_hopeless(world, v
     player, batch = stage.player(), stage.train.batch(Position(0, 0, 1))
     assert player.chosen(batch) == batch.items
     player.open = {17: True, 3: True, **{item: False for item in batch.items}}
-    assert set(player.chosen(batch)) <= {17, 3} and player.chosen(batch) == player.chosen(batch)
+    assert {17, 3} <= set(player.chosen(batch)) <= {17, 3, *batch.items}
+    assert player.chosen(batch) == player.chosen(batch)
     player.options = {**player.options, "curriculum": 0.0}
     assert player.chosen(batch) == batch.items
     kept = player.state()
     player.open = {}
     player.restore(json.loads(json.dumps(kept)))
     assert player.state() == kept
+
+
+def test_the_curriculum_leaves_no_question_for_good(world, vocab):
+    stage = toy.build_stage(rl_options(world, vocab, name="for good", curriculum=0.25, eval_share=0.0), "rl")
+    player, count, asked = stage.player(), len(stage.train.questions), []
+    for epoch in range(20):
+        for place in (Position(epoch, 0, n) for n in range(stage.train.batches_in(epoch, 0))):
+            batch = stage.train.batch(place)
+            items = player.chosen(batch)
+            assert len(set(items)) == len(items)                       # no question twice in one batch
+            asked.append(items)
+            player.remember([batch], [[play.Group(None, i, [], [], [1.0] if i < 6 else None) for i in items]])
+    assert {i for items in asked[len(asked) // 2:] for i in items} == set(range(count))
+    assert sum(i < 6 for items in asked for i in items) > 1.3 * 6 / count * sum(map(len, asked))
 
 
 # ---------------------------------------------------------------- held-out questions

@@ -99,8 +99,7 @@ class Player:
         self.seconds += time.perf_counter() - begin
         groups = [group for one in played for group in one]
         self.count += sum(len(group.replies) for group in groups)
-        for seen in parallel.gathered([(group.item, group.advantages is not None) for group in groups]):
-            self.open.update(seen)
+        self.remember(batches, played)
         made = [self.joined(batch, one).to(loop.device) for batch, one in zip(batches, played)]
         self.judged(loop, made)
         self.show(loop, groups)
@@ -129,15 +128,30 @@ class Player:
         return groups
 
     def chosen(self, batch):
-        """The batch's questions, a share of them (all that were of no use last time) exchanged for those from which
-        there was something to learn when they were last asked."""
-        pool = [item for item, use in sorted(self.open.items()) if use]
+        """The batch's questions, a share of them, and those of no use last time, exchanged for others from which there
+        was something to learn when they were last asked."""
         share = self.options["curriculum"]
+        pool = [item for item, use in sorted(self.open.items()) if use and item not in batch.items]
         if not pool or not share:
             return batch.items
         rng = random.Random("/".join(map(str, ("curriculum", self.options["seed"], *batch.position))))
-        return [rng.choice(pool) if rng.random() < share or self.open.get(item) is False else item
+        others = rng.sample(pool, min(len(pool), len(batch.items)))
+        return [others.pop() if others and (rng.random() < share or self.open.get(item) is False) else item
                 for item in batch.items]
+
+    def remember(self, batches, played):
+        """Which questions were of use. One that was exchanged because it had been of none is asked again the next time:
+        else fewer and fewer would be left, asked again and again, and what is no longer asked would be forgotten."""
+        news = []
+        for batch, groups in zip(batches, played):
+            asked = {group.item for group in groups}
+            news += [(item, None) for item in batch.items if groups and item not in asked]
+            news += [(group.item, group.advantages is not None) for group in groups]
+        for item, use in [one for some in parallel.gathered(news) for one in some]:
+            if use is not None:
+                self.open[item] = use
+            elif self.open.get(item) is False:
+                del self.open[item]
 
     # ---- what is learned from ----
 
