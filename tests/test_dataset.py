@@ -11,6 +11,7 @@ from tools.errors import UserError
 from toy import dialogue_rows, text_rows, write_rows
 from train_agent.trainers import dataset
 from train_agent.trainers.dataset import PackedData, Position, loader
+from train_agent.trainers.data import ahead
 from train_agent.trainers.data.token_cache import open_cache
 from train_agent.trainers.data.split import split_documents
 
@@ -242,7 +243,7 @@ def test_D7_fewer_rows_than_a_batch(make, workers):
 def test_loader_pins_for_cuda_only(make, monkeypatch):
     """Workers, prefetch and pinned memory reach torch's loader."""
     asked = {}
-    monkeypatch.setattr(dataset, "DataLoader", lambda data, **options: asked.update(options) or [])
+    monkeypatch.setattr(ahead, "DataLoader", lambda data, **options: asked.update(options) or [])
     data = make(num_workers=3, prefetch_factor=5)
     for device, pinned in ((CPU, False), (torch.device("cuda"), True)):
         list(loader(data, Position(), data.options, device))

@@ -40,13 +40,19 @@ ADAPTERS = {
 }
 
 
+def elsewhere(*values):
+    """The devices other than meta that tensors among these lie on."""
+    return {leaf.device.type for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)} - {"meta"}
+
+
 class OnMetaOnly(TorchDispatchMode):
-    """Every tensor that is made lies on the device itself."""
+    """Every tensor that is made or read lies on the device itself: one kept from before may not meet those of a step,
+    which meta itself would let pass and a GPU would not."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        assert not (found := elsewhere(args, kwargs)), f"{function} reads a tensor on {found}"
         made = function(*args, **(kwargs or {}))
-        strangers = {leaf.device.type for leaf in tree_leaves(made) if isinstance(leaf, torch.Tensor)} - {"meta"}
-        assert not strangers, f"{function} made a tensor on {strangers}"
+        assert not (found := elsewhere(made)), f"{function} made a tensor on {found}"
         return made
 
 
@@ -209,6 +215,9 @@ def test_a_head_that_counts_gives_a_device_the_words_of_a_cpu():
 def test_the_law_can_fail():
     with OnMetaOnly(), pytest.raises(AssertionError, match="cpu"):
         torch.zeros(3)
+    kept = torch.zeros(3)
+    with OnMetaOnly(), pytest.raises(AssertionError, match="reads a tensor on"):
+        torch.zeros(3, device=META) + kept
     for wait in (torch.Tensor.item, torch.Tensor.tolist, bool, torch.Tensor.nonzero):
         with OnMetaOnly(), pytest.raises((RuntimeError, NotImplementedError)):
             wait(torch.zeros((), device=META))

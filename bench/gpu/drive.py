@@ -1,8 +1,8 @@
 """Asks the questions of bench/gpu.sh one after the other, each in a process of its own with a time limit.
 
 One JSON line per part, printed as soon as it ends, so that a call that is cut off still tells most: {"part", "state":
-"ok" | "failed" | "skipped" | "cut off", "why", "seconds", "card", "commit", …what it measured}. A part that prints
-{"so far": …} lines keeps them when it is cut off. Exit code 1 where a part failed.
+"ok" | "failed" | "skipped" | "cut off", "why", "seconds", "cpu_seconds", "card", "commit", …what it measured}. A part
+that prints {"so far": …} lines keeps them when it is cut off. Exit code 1 where a part failed.
 """
 
 import argparse
@@ -73,6 +73,12 @@ def result_of(said, wrong, code, cut):
     return {"state": "ok", **found}
 
 
+def cpu_seconds():
+    """Of all parts that have ended; unlike `seconds` it does not depend on what else the machine does."""
+    spent = os.times()
+    return spent.children_user + spent.children_system
+
+
 def card():
     """The name of what answers, and which torch."""
     import torch
@@ -82,6 +88,9 @@ def card():
 
 
 def commit():
+    """None where there is no git or no repository: the working tree travels alone."""
+    if not shutil.which("git"):
+        return None
     asked = subprocess.run(["git", "-C", str(ROOT), "describe", "--always", "--dirty"], capture_output=True, text=True)
     return asked.stdout.strip() or None
 
@@ -120,18 +129,19 @@ def main(argv=None):
         print(json.dumps({"state": "failed", "why": "no CUDA device here; --quick runs it all on the CPU", **about}))
         return 2
     for name in options.parts:
-        since = time.monotonic()
+        since, spent = time.monotonic(), cpu_seconds()
         left = WHOLE * options.patience - (since - begun)
         found = run_part(name, options.quick, left, options.patience)
-        line = json.dumps({"part": name, **found, "seconds": round(time.monotonic() - since, 1), **about},
-                          ensure_ascii=False)
+        line = json.dumps({"part": name, **found, "seconds": round(time.monotonic() - since, 1),
+                           "cpu_seconds": round(cpu_seconds() - spent, 1), **about}, ensure_ascii=False)
         states.append(found["state"])
         print(line, flush=True)
         if options.output:
             with open(options.output, "a", encoding="utf-8") as file:
                 file.write(line + "\n")
     counts = {state: states.count(state) for state in ("ok", "failed", "cut off", "skipped")}
-    print(json.dumps({"part": "all", **counts, "seconds": round(time.monotonic() - begun, 1), **about}), flush=True)
+    print(json.dumps({"part": "all", **counts, "seconds": round(time.monotonic() - begun, 1),
+                      "cpu_seconds": round(cpu_seconds(), 1), **about}), flush=True)
     return int(counts["failed"] > 0)
 
 

@@ -14,6 +14,11 @@ from bench.gpu.common import DEVICE, asked, so_far
 from tools.checkpoint import read_pair
 
 ROOT = Path(__file__).resolve().parents[2]
+DATA = ROOT / "data/hand_text.jsonl"
+NO_PICTURES = "--logging_steps=none"           # a bare machine has no matplotlib
+# run.py with nothing but its way: words, steps and lookings are few
+SMALL = ["--quick", NO_PICTURES, "--max_steps=6", "--eval_steps=none", "--save_best_model=false", "--max_len=64",
+         "--batch_size=2", "--accumulation_steps=1", "--eval_share=0.001", f"--vocab_data_path={DATA}"]
 
 
 def start(script, folder, *words):
@@ -29,21 +34,22 @@ def ended(process):
     assert process.returncode == 0, f"exit {process.returncode}: {wrong.strip()[-300:]}"
 
 
-def stopped(process, after):
-    """SIGTERM after so many seconds, unless it was done before -> its exit code."""
-    try:
-        process.wait(after)
-    except subprocess.TimeoutExpired:
+def stopped(process, enough):
+    """SIGTERM as soon as enough(), unless it was done before -> its exit code."""
+    while process.poll() is None and not enough():
+        time.sleep(0.05)
+    if process.poll() is None:
         process.send_signal(signal.SIGTERM)
     process.communicate()
     return process.returncode
 
 
 def pipeline(quick):
-    words = ["--quick"] if quick else ["--minutes", "1.5"]
+    words = SMALL if quick else ["--minutes", "1.5", NO_PICTURES]
     with tempfile.TemporaryDirectory() as folder:
         folder, begun = Path(folder), time.monotonic()
-        code = stopped(start("run.py", folder, *words), 12 if quick else 40)
+        half = (folder / "out/TinySeek_Pre_final.pkl").exists if quick else lambda: time.monotonic() - begun > 40
+        code = stopped(start("run.py", folder, *words), half)
         so_far(first_exit=code)
         ended(start("run.py", folder, *words))
         report = json.loads((folder / "out/report.json").read_text(encoding="utf-8"))
@@ -63,10 +69,9 @@ def checkpoints(folder):
 
 def half_resume(precision, quick):
     """Killed (nothing may be saved then) after its first checkpoint, started again: goes on from there."""
-    steps = 24 if quick else 200
-    data = ROOT / "data/hand_text.jsonl"
-    words = [f"--json_data_path={data}", "--eval_share=0", f"--mixed_precision={precision}", f"--max_steps={steps}",
-             "--max_epochs=1000", f"--save_steps={steps // 4}", "--eval_steps=none", "--logging_steps=1",
+    steps = 8 if quick else 200
+    words = [f"--json_data_path={DATA}", "--eval_share=0", f"--mixed_precision={precision}", f"--max_steps={steps}",
+             "--max_epochs=1000", f"--save_steps={steps // 4}", "--eval_steps=none", NO_PICTURES,
              "--preset=tiny", "--pair_start=0", "--batch_size=2", "--max_len=64"]
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)

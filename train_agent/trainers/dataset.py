@@ -10,12 +10,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from model.kernels.cross_entropy import IGNORE
 from model.kernels.ngram_head import orders_held
 from model.segments import Segments
 from tools.errors import UserError
+from train_agent.trainers.data import ahead
 from train_agent.trainers.data.packing import best_fit, cut, shuffled
 from train_agent.trainers.running.options import DataOptions
 
@@ -295,25 +296,10 @@ class ItemData(PackedData):
 
 
 def loader(data, start, options, device, rank=0, world=1):
-    """Iterate over (list of Batches of one optimizer step, Position after it, batches in this chunk) from `start`
-    on."""
-    if options["num_workers"] == 0:
-        for positions, after, count in data.groups(start, options["accumulation_steps"], rank, world):
-            yield data[positions], after, count
-        return
+    """-> iterator over (list of Batches of one optimizer step, Position after it, batches in this chunk) from `start`
+    on. Close it where it is left early."""
     groups = data.groups(start, options["accumulation_steps"], rank, world)
-    # what the sampler handed out and the workers have not delivered yet
-    waiting = []
-
-    def sampler():
-        for positions, after, count in groups:
-            waiting.append((after, count))
-            yield positions
-
-    batches = DataLoader(data, sampler=sampler(), batch_size=None, num_workers=options["num_workers"],
-                         prefetch_factor=options["prefetch_factor"], pin_memory=device.type == "cuda",
-                         multiprocessing_context="spawn" if device.type == "cuda" else None,
-                         # its own, or starting the workers would draw from the model's dropout
-                         generator=torch.Generator())
-    for group in batches:
-        yield group, *waiting.pop(0)
+    if options["num_workers"]:
+        return ahead.by_workers(data, groups, options, device)
+    steps = ((data[positions], after, count) for positions, after, count in groups)
+    return ahead.ahead(ahead.on_device(steps, device)) if ahead.pays(device) else steps

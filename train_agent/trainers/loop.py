@@ -83,31 +83,32 @@ class Loop:
 
     def train(self):
         self.model.train()
-        batches = loader(self.stage.train, self.position, self.options, self.device, parallel.rank(), parallel.world())
         bar = self.bar = tqdm(total=self.total_steps, initial=self.step, desc=self.stage.label, delay=0.5,
                               dynamic_ncols=True, disable=not parallel.is_main())
         clock = self.since = time.perf_counter()
         self.since_tokens = self.tokens
-        for group, after, in_chunk in batches:
-            if self.over():
-                break
-            place, self.position = self.stage.train.settled(self.position), after
-            self.optimize(group, place.epoch * self.stage.train.chunks + place.chunk + 1)
-            now = time.perf_counter()
-            self.seconds, clock = self.seconds + now - clock, now
-            bar.update()
-            bar.set_postfix(loss=f"{self.metrics['loss']:.3f}", refresh=False)
-            if self.due("logging_steps") or self.keys.logging_steps and self.over():
-                self.log(place, in_chunk)
-            if self.due("eval_steps"):
-                self.evaluate()
-            name = self.checkpoint_due(place)
-            stop = parallel.any_of(self.signals.asked, self.device)
-            if name or stop:
-                self.save(name or self.step_name(place))
-            if stop:
-                self.signals.saved(self.step)
-                raise SystemExit(STOPPED)
+        batches = loader(self.stage.train, self.position, self.options, self.device, parallel.rank(), parallel.world())
+        with contextlib.closing(batches):
+            for group, after, in_chunk in batches:
+                if self.over():
+                    break
+                place, self.position = self.stage.train.settled(self.position), after
+                self.optimize(group, place.epoch * self.stage.train.chunks + place.chunk + 1)
+                now = time.perf_counter()
+                self.seconds, clock = self.seconds + now - clock, now
+                bar.update()
+                bar.set_postfix(loss=f"{self.metrics['loss']:.3f}", refresh=False)
+                if self.due("logging_steps") or self.keys.logging_steps and self.over():
+                    self.log(place, in_chunk)
+                if self.due("eval_steps"):
+                    self.evaluate()
+                name = self.checkpoint_due(place)
+                stop = parallel.any_of(self.signals.asked, self.device)
+                if name or stop:
+                    self.save(name or self.step_name(place))
+                if stop:
+                    self.signals.saved(self.step)
+                    raise SystemExit(STOPPED)
         bar.close()
 
     def optimize(self, group, chunk):
@@ -125,9 +126,8 @@ class Loop:
         sums = self.gradients(group, totals)
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
-        norm = self.clip()
-        self.sums = parallel.summed(sums, self.device)
-        self.metrics = {**step_metrics(self.sums, totals), "grad_norm": norm}
+        self.sums = parallel.fetched({**parallel.summed(sums, self.device), "grad_norm": self.clip()})
+        self.metrics = {**step_metrics(self.sums, totals), "grad_norm": self.sums["grad_norm"]}
         factor = self.rate_factor(chunk)
         set_rates(self.optimizers, factor)
         if totals["targets_1"] and self.may_step(group):
@@ -159,9 +159,9 @@ class Loop:
         return schedules.rate_factor(self.keys, step, total, chunk, self.decays)
 
     def clip(self):
-        """The global gradient norm before clipping; max_norm 0 only measures."""
+        """The global gradient norm before clipping, a tensor; max_norm 0 only measures."""
         limit = self.keys.max_norm or math.inf
-        return float(sharding.whole(torch.nn.utils.clip_grad_norm_([p for _, p, _ in self.named], limit)))
+        return sharding.whole(torch.nn.utils.clip_grad_norm_([p for _, p, _ in self.named], limit))
 
     def may_step(self, group):
         """False when loss or gradient is not finite: the rows are named, the weights stay, three in a row end the

@@ -143,6 +143,13 @@ def summed(numbers, device):
     return {n: piece.view(torch.as_tensor(numbers[n]).shape) for n, piece in zip(names, pieces)}
 
 
+def fetched(sums):
+    """The same with floats for its single numbers, brought over together: a device is waited for once a step, not once
+    for each. Not less often, as no step may be taken on numbers that are not finite."""
+    single = {name: value for name, value in sums.items() if isinstance(value, torch.Tensor) and not value.ndim}
+    return {**sums, **dict(zip(single, torch.stack([*single.values()]).tolist() if single else ()))}
+
+
 def any_of(flag, device):
     """True on every process when it is true on one."""
     return bool(float(summed({"flag": float(flag)}, device)["flag"]) > 0)
