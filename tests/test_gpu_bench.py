@@ -24,10 +24,12 @@ def test_every_part_holds_on_a_cpu(tmp_path):
     code, lines = asked("--quick", "--patience", "20", "--output", str(tmp_path / "found.jsonl"))
     found, whole = {one["part"]: one for one in lines}, lines[-1]
     assert code == 0 and list(found) == [*drive.PARTS, "all"], lines
-    assert all(one["state"] == "ok" for name, one in found.items() if name not in ("all", "minimind")), lines
-    laws, minimind, pipeline = found["laws_fp16"], found["minimind"], found["pipeline"]
+    # MiniMind's code and a compiler need not be there
+    may_skip = {"minimind", "compiling"}
+    assert {name for name in drive.PARTS if found[name]["state"] != "ok"} <= may_skip, lines
+    assert {found[name]["state"] for name in may_skip} <= {"ok", "skipped"}, lines
+    laws, pipeline = found["laws_fp16"], found["pipeline"]
     assert laws["laws"] == laws["hold"] > 5 and found["writing"]["streams_1_tokens_per_s"] > 0
-    assert minimind["state"] in ("skipped", "ok") and (minimind["state"] == "ok" or "MiniMind" in minimind["why"])
     assert pipeline["first_exit"] in (0, 143) and pipeline["steps"] == {"pre": 6, "sft": 6}
     assert found["fp16_resume"]["steps"] == 8 and None not in found["fp16_resume"]["scales"]
     assert whole["failed"] == whole["cut off"] == 0 and {one["card"] for one in lines} == {"cpu"}
