@@ -27,7 +27,7 @@ SHARE = 0.1                     # of all contents that are held out
 SECOND = 0.3                    # share of rows in which something else is asked as well
 ALL = 0.1                       # share of rows that offer every tool
 PLAIN_SHARE = 0.35              # share of questions in their plain form
-ROOM = 256                      # ids of a row, at most, where every character is one
+ROOM = 256                      # ids of a row, at most, where every character is one (strange ones are more)
 GOODS = ("苹果 香蕉 梨 桃子 西瓜 葡萄 橙子 土豆 白菜 萝卜 豆腐 鸡蛋 大米 面粉 面条 牛奶 酱油 醋 盐 白糖 茶叶 饼干 面包 蛋糕 鱼 牛肉 羊肉 鸡肉 "
          "铅笔 本子 毛巾 肥皂 牙刷 雨伞 水杯 灯泡").split()
 MISSING = "手机 电脑 沙发 轮船 钢琴 飞机 火箭 大象 望远镜 眼镜 帐篷 地球仪".split()      # what the list does not have
