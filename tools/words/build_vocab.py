@@ -23,9 +23,11 @@ COVERAGE = 0.999
 CHAR_PLACES = 2 / 3     # but of all places they take no more than this, or a small vocabulary would hold no word
 SAMPLE_BYTES = 24 << 20
 MIN_COUNT = 5           # a word seen less often is not worth an entry
-MIN_CHARS = 3           # nor a character: an id met once or twice is never learned, and its bytes are met elsewhere
+MIN_CHARS = 3           # nor a character: an id met once or twice is never learned, its bytes are met elsewhere
+LITTLE = 500_000        # characters of data that cannot tell what is rare: all of them have a place
 SPARE = 1.25            # candidates per place in the first rounds; the useless ones then leave
 ALWAYS = [chr(c) for c in range(32, 127)] + ["\n", "："]     # what calls of tools are made of, and the template's colon
+MARKS = list("，。、；？！“”‘’（）《》〈〉【】「」『』—…·～￥％　＋－×÷＝")         # little data need not have shown these yet
 HAN = "\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff"
 MIXED = re.compile(f"[{HAN}A-Za-z]{{2,16}}").fullmatch        # no digit, space, line break or punctuation inside a word
 NUMERALS = re.compile("[零〇一二三四五六七八九十百千万亿两]+").fullmatch     # stay single like digits: sums need stable digits
@@ -44,8 +46,8 @@ def build(data, vocab_size=None, token_kind="char", texts=False, sample_bytes=SA
     if token_kind not in (*KINDS, "bpe"):
         raise UserError(f"token_kind 应为 {'、'.join(KINDS)} 或 bpe，而不是 {token_kind!r}。", 2)
     room = (vocab_size or VOCAB_SIZE) - FIRST_WORD
-    if room < len(ALWAYS):
-        raise UserError(f"vocab_size 太小：至少要 {FIRST_WORD + len(ALWAYS)}（保留编号、字节与标点）。", 2)
+    if room < len(ALWAYS + MARKS):
+        raise UserError(f"vocab_size 太小：至少要 {FIRST_WORD + len(ALWAYS + MARKS)}（保留编号、字节与标点）。", 2)
     sample = list(data) if texts else list(sample_texts(data, sample_bytes, text_field))
     char_count = Counter()
     for text in sample:
@@ -57,11 +59,12 @@ def build(data, vocab_size=None, token_kind="char", texts=False, sample_bytes=SA
     if token_kind == "bpe":
         from tools.words.bpe import BpeVocab
         return BpeVocab.of_texts(sample, room - 1)          # one place is the colon's
+    always, learnable = _learnable(by_count, char_count)
     if token_kind == "char":
-        words = _fill(ALWAYS, [c for c in by_count if char_count[c] >= MIN_CHARS], room)
+        words = _fill(always, learnable, room)
         counts = np.array([char_count[w] for w in words], dtype=np.float64)
     else:
-        chars = _fill(ALWAYS, _covering(by_count, char_count, coverage), max(int(room * CHAR_PLACES), len(ALWAYS)))
+        chars = _fill(always, _covering(by_count, char_count, coverage), max(int(room * CHAR_PLACES), len(always)))
         found = _count_words(sample, set(chars), cache_dir, progress)
         words, counts = _choose(sample, chars, found, room, progress)
         words, counts = _with_leftover(words, counts, by_count, char_count, room)
@@ -89,6 +92,13 @@ def _covering(by_count, count, coverage):
     """The most frequent characters that make up `coverage` of all occurrences."""
     upto = np.cumsum([count[c] for c in by_count])
     return by_count[:int(np.searchsorted(upto, coverage * upto[-1])) + 1]
+
+
+def _learnable(by_count, count):
+    """-> the characters that have a place whatever is counted, those that are met often enough; of little data all."""
+    if sum(count.values()) < LITTLE:
+        return ALWAYS + MARKS, by_count
+    return ALWAYS, [c for c in by_count if count[c] >= MIN_CHARS]
 
 
 def _with_leftover(words, counts, by_count, char_count, room):
