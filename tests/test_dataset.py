@@ -35,7 +35,7 @@ def make(ram_path, vocab):
 
 
 def batches(data, epoch=0):
-    return [data.batch(Position(epoch, c, b)) for c in range(data.chunks) for b in range(data.batches_in(epoch, c))]
+    return [data.batch(place) for place in data.places(epoch)]
 
 
 def predictions(data, epoch=0):
@@ -172,7 +172,7 @@ def test_a_walk_taken_up_anywhere_goes_on_as_the_whole_one(make, accumulation):
         assert [positions for positions, _, _ in walk(data, after, accumulation)] == [positions
             for positions, _, _ in whole[i + 1:]]
     assert [p for positions, _, _ in whole for p in positions] == \
-        [Position(e, c, b) for e in range(2) for c in range(data.chunks) for b in range(data.batches_in(e, c))]
+        data.places() + data.places(1)
     # the partial one is there
     assert any(len(positions) < accumulation for positions, _, _ in whole) or accumulation == 1
 

@@ -209,6 +209,10 @@ class PackedData(Dataset):
     def batches_in(self, epoch, chunk):
         return len(self._plan(epoch, chunk)[1])
 
+    def places(self, epoch=0):
+        """The Positions of all batches of an epoch, in order."""
+        return [Position(epoch, chunk, n) for chunk in range(self.chunks) for n in range(self.batches_in(epoch, chunk))]
+
     def batch(self, position):
         pieces, batches = self._plan(position.epoch, position.chunk)
         rows = batches[max(0, position.batch)]

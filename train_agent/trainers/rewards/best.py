@@ -8,7 +8,6 @@ from tqdm import tqdm
 from tools.errors import UserError
 from tools.saving.atomic import write_bytes
 from train_agent.trainers import parallel
-from train_agent.trainers.dataset import Position
 from train_agent.trainers.hardware import machine
 from train_agent.trainers.rewards.lines import best_row, pair_row, text_of
 
@@ -20,11 +19,9 @@ def write_replies(stage):
         raise UserError("--write_best 和 --write_pairs 只用一个进程：请不用 torchrun。")
     options, player = stage.options, stage.player()
     stage.model.to(machine.choose_device(options["device"])).eval()
-    places = [Position(0, chunk, n) for chunk in range(stage.train.chunks)
-              for n in range(stage.train.batches_in(0, chunk))][:options["max_steps"]]
     best, pairs, asked = [], [], 0
     try:
-        for place in tqdm(places, desc="取回答", delay=0.5):
+        for place in tqdm(stage.train.places()[:options["max_steps"]], desc="取回答", delay=0.5):
             with torch.inference_mode():
                 groups = player.play(stage.model, stage.train.batch(place))
             asked += len(groups)

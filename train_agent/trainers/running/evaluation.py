@@ -7,7 +7,6 @@ from tqdm import tqdm
 
 from train_agent.trainers import parallel
 from train_agent.trainers.hardware import sharding
-from train_agent.trainers.dataset import Position
 from train_agent.trainers.losses import PER_SAMPLE, next_tokens_loss
 from train_agent.trainers.hardware.machine import autocast
 
@@ -29,7 +28,7 @@ def evaluate(model, data, device, precision, loss=next_tokens_loss):
     was_training = model.training
     model.eval()
     totals = {"ce_1": 0.0, "ce_2": 0.0, "targets_1": 0.0, "targets_2": 0.0}
-    places = [Position(0, chunk, number) for chunk in range(data.chunks) for number in range(data.batches_in(0, chunk))]
+    places = data.places()
     for batch in tqdm(_share(data, places), total=-(-len(places) // parallel.world()), desc="留出数据打分", delay=2,
                       leave=False, disable=not parallel.is_main()):
         batch = batch.to(device)

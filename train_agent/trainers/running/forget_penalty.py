@@ -15,7 +15,6 @@ from tqdm import tqdm
 from model.layers import without_autocast
 from model.lora import LoraLinear
 from train_agent.trainers import parallel
-from train_agent.trainers.dataset import Position
 from train_agent.trainers.hardware.sharding import whole
 from train_agent.trainers.losses import next_tokens_loss
 
@@ -41,9 +40,7 @@ def general_moments(model, data):
     for name, module in places.items():
         module.lora.watch = partial(see, name)
     try:
-        for place in tqdm([Position(0, chunk, number) for chunk in range(data.chunks)
-                           for number in range(data.batches_in(0, chunk))], desc="防遗忘：读通用数据", delay=2, leave=False,
-                          disable=not parallel.is_main()):
+        for place in tqdm(data.places(), desc="防遗忘：读通用数据", delay=2, leave=False, disable=not parallel.is_main()):
             batch = data.batch(place)
             valid = batch.valid.flatten()
             hidden, *_ = model.encode(batch.ids, batch.positions, batch.layout)

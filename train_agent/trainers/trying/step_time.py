@@ -8,7 +8,6 @@ import torch
 
 from train_agent.trainers import parallel
 from train_agent.trainers.hardware import machine
-from train_agent.trainers.dataset import Position
 from train_agent.trainers.running.evaluation import EMPTY
 from train_agent.trainers.hardware.ram import SavedBytes
 from train_agent.trainers.trying.dry_loop import Rehearsal
@@ -67,7 +66,7 @@ def held_seconds(loop):
     total = 0.0
     loop.model.eval()
     for data in loop.stage.held.values():
-        places = [Position(0, c, b) for c in range(data.chunks) for b in range(data.batches_in(0, c))]
+        places = data.places()
         start, tried = time.perf_counter(), places[:HELD_BATCHES]
         for place in tried:
             with machine.autocast(loop.device, loop.precision):
