@@ -227,11 +227,11 @@ def render_many(rows, vocab, max_len=None, thinking="auto"):
     """Rows of formats -> one list of documents [(ids, supervised), …] per row, all contents encoded in one go.
 
     A text row gives one document per unit, a dialogue one, a preference two (with the chosen and the rejected reply),
-    a row with tools none where the vocabulary is of a family that has no words for them (`sayable`). max_len cuts
-    dialogues as `render` does; texts stay whole. thinking: see `with_thinking`.
+    a row with tools none where the vocabulary is of a family that has no words for them. max_len cuts dialogues as
+    `render` does; texts stay whole. thinking: see `with_thinking`.
     """
-    jobs = [_documents(row, thinking) if sayable(row, vocab) else []    # per row: texts, or lists of messages
-            for row in rows]
+    jobs = [[] if vocab.dialogue and any(map(acting, row.messages)) else _documents(row, thinking)
+            for row in rows]                                            # per row: texts, or lists of messages
     if vocab.dialogue:
         return [[vocab.dialogue.document(one) if isinstance(one, str) else vocab.dialogue.render(one, max_len)
                  for one in docs] for docs in jobs]
@@ -239,10 +239,6 @@ def render_many(rows, vocab, max_len=None, thinking="auto"):
                                       for text in ([one] if isinstance(one, str) else _texts(one))]))
     return [[_document(next(encoded), vocab) if isinstance(one, str) else _assemble(one, encoded, vocab, max_len)
              for one in docs] for docs in jobs]
-
-
-def sayable(row, vocab):
-    return not vocab.dialogue or not any(map(acting, row.messages))
 
 
 def _documents(row, thinking):

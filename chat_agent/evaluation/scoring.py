@@ -64,7 +64,7 @@ def document_losses(model, documents, window=WINDOW, batch_tokens=BATCH_TOKENS, 
                 pieces.append((number, start, size, skip))
     pieces.sort(key=lambda p: -p[2])                     # like lengths together: attention pads least
     with evaluating(model), torch.no_grad():
-        for expert, places in model.groups([ids for ids, _ in documents]):       # one, unless a gate chooses
+        for expert, places in model.groups([ids for ids, _ in documents]) if documents else ():   # a gate may choose
             mine, counted = set(places), _counted(expert, documents)
             for group in _groups([p for p in pieces if p[0] in mine], batch_tokens):
                 owners, losses = _score(expert, documents, group, precision, counted)
@@ -134,34 +134,35 @@ def bits_per_char(model, vocab, data, window=WINDOW, every=1, text_field=None, b
     the content.
     -> {"bits_per_char", "bits_per_byte", "characters", "bytes", "tokens", "rows"}; tokens: targets that were scored.
     """
-    rows = _sayable([_one_reply(row) for row in eval_data.scored_rows(data, every, text_field, bad)], vocab)
-    nats, tokens, characters, size = [], 0, 0, 0
+    rows = [_one_reply(row) for row in eval_data.scored_rows(data, every, text_field, bad)]
+    nats, tokens, characters, size, scored = [], 0, 0, 0, 0
     with tqdm(desc="评估", unit="字", unit_scale=True, total=sum(len(t) for r in rows for t in _content(r)), delay=2,
               leave=False,
               disable=not progress) as bar:
         for begin in range(0, len(rows), BLOCK_ROWS):
             block = rows[begin:begin + BLOCK_ROWS]
-            documents = [d for row in template.render_many(block, vocab) for d in row]
-            losses, counts = document_losses(model, documents, window, batch_tokens, precision)
-            texts = [t for row in block for t in _content(row)]
+            rendered = template.render_many(block, vocab)
+            texts = [t for row, documents in zip(block, rendered) if documents for t in _content(row)]
+            losses, counts = document_losses(model, [d for documents in rendered for d in documents], window,
+                                             batch_tokens, precision)
             nats.extend(losses)
             tokens += int(counts.sum())
             characters += sum(map(len, texts))
             size += sum(len(t.encode()) for t in texts)
+            scored += sum(map(bool, rendered))
             bar.update(sum(map(len, texts)))
+    _tell_of_tools(len(rows) - scored, scored)
     bits = math.fsum(nats) / math.log(2)
     return {"bits_per_char": bits / characters, "bits_per_byte": bits / size, "characters": characters, "bytes": size,
-            "tokens": tokens, "rows": len(rows)}
+            "tokens": tokens, "rows": scored}
 
 
-def _sayable(rows, vocab):
-    """The rows that a model of this vocabulary can be shown; the others are told."""
-    kept = [row for row in rows if template.sayable(row, vocab)]
-    if len(kept) < len(rows):
-        print(f"跳过 {len(rows) - len(kept):,} 行带工具的对话：这个底座还不能用工具。", file=sys.stderr)
-    if rows and not kept:
+def _tell_of_tools(skipped, scored):
+    """Rows with tools are nothing that a base without words for them can be shown."""
+    if skipped:
+        print(f"跳过 {skipped:,} 行带工具的对话：这个底座还不能用工具。", file=sys.stderr)
+    if skipped and not scored:
         raise UserError("数据里只有带工具的对话，这个底座还不能用工具。请换一份数据。", 8)
-    return kept
 
 
 def _one_reply(row):

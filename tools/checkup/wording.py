@@ -238,9 +238,11 @@ def views(paths, vocab, text_field=None, count=3, aim=None):
     """Generator of lines: the first rows as rendered, the part that `aim` learns coloured (in 【】 without colours)."""
     aim = aim or Aim()
     read = (taken(row, aim) for row in formats.read_rows(paths, text_field, formats.BadLines()))
-    rows = list(islice((row for row in read if not isinstance(row, str) and template.sayable(row, vocab)), count))
+    rendered = ((row, documents) for row in read if not isinstance(row, str)
+                for documents in template.render_many([row], vocab) if documents)
+    rows = list(islice(rendered, count))
     yield f"前 {len(rows)} 行在模型眼里的样子（{'绿色' if coloured() else '【】里'}计入损失，其余只是上文）"
-    for row, documents in zip(rows, template.render_many(rows, vocab)):
+    for row, documents in rows:
         ids, learned = documents[0]
         learned = learned_part(learned, row.kind, aim).copy()
         learned[aim.max_len + 1 if is_cut(row.kind, aim) else len(ids):] = False

@@ -296,16 +296,18 @@ def _encode_block(block):
             row = (formats.not_a_pair(row) or row) if _worker["mode"] == "preference" else formats.as_dialogue(row)
         if isinstance(row, str):
             bad.append((number, row, raw[:1000]))
-        elif not template.sayable(row, _worker["vocab"]):
-            formats.add_dropped(dropped, {WITH_TOOLS: [1, sum(map(len, formats.row_texts(row)))]})
         else:
-            formats.count_dropped(dropped, formats.without_thoughts(row) if _worker["thinking"] == "off" else row)
             rows.append(row)
             numbers.append(number - 1)
     parts, owners, acts = [], [], set()
     dtype = _worker["dtype"]
     top = dtype.type(1 << (8 * dtype.itemsize - 1))
-    for number, documents in zip(numbers, template.render_many(rows, _worker["vocab"], thinking=_worker["thinking"])):
+    rendered = template.render_many(rows, _worker["vocab"], thinking=_worker["thinking"])
+    for row, number, documents in zip(rows, numbers, rendered):
+        if documents:
+            formats.count_dropped(dropped, formats.without_thoughts(row) if _worker["thinking"] == "off" else row)
+        else:
+            formats.add_dropped(dropped, {WITH_TOOLS: [1, sum(map(len, formats.row_texts(row)))]})
         for ids, supervised in documents:
             if _worker["mode"] == "pretraining":
                 supervised[1:] = True
