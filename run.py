@@ -95,40 +95,38 @@ def plan_of(seconds, options, quick, extras):
     return [*steps, *others, ("report", "写报告", TAKES["report"] * share)]
 
 
-def is_usual(name, options):
-    """Whether the model and the data are those whose scores README tells."""
-    usual = ConfigManager(preset="tiny").stage(name)
-    return all(options[key] == usual[key] for key in USUAL)
+def usual_ones(options):
+    """{stage: whether the model and the data are those whose scores README tells}"""
+    preset = ConfigManager(preset="tiny")
+    return {name: all(one[key] == usual[key] for key in USUAL)
+            for name, one in options.items() for usual in [preset.stage(name)]}
 
 
-def slow(name, steps, seconds):
-    """A line for machines on which fewer steps fit into the time than README's scores took; None where they fit."""
-    rate = max(1, round(steps / seconds * 60))
-    if seconds < TELLING or rate >= SLOW * USUAL_STEPS:
-        return None
-    return (f"这里每分钟约 {rate} 步，README 里的那次是 {USUAL_STEPS} 步：步数少，分数会比 README 的低。"
-            f"要走到同样多的步，就不写 --minutes，约要 {math.ceil(MINUTES * USUAL_STEPS / rate)} 分钟。")
+def planned(name, steps, seconds, whole):
+    """The steps to take on a machine that makes `steps` in `seconds`: those, or the `whole` plan; and a line where
+    fewer fit into the time than README's scores took, else None."""
+    taken, rate = min(STEPS[name], PATIENCE * steps) if whole else steps, steps / seconds * 60
+    if rate >= SLOW * USUAL_STEPS or not whole and seconds < TELLING:
+        return taken, None
+    if whole:
+        fewer = "" if taken == STEPS[name] else f"（定好的是 {STEPS[name]:,} 步，太慢，只走这些，分数会比 README 的低）"
+        then = f"走完 {taken:,} 步约要 {math.ceil(taken / rate)} 分钟{fewer}。只想训一会儿，就写 --minutes {MINUTES}。"
+    else:
+        then = ("步数少，分数会比 README 的低。"
+                f"要走到同样多的步，就不写 --minutes，约要 {math.ceil(MINUTES * USUAL_STEPS / rate)} 分钟。")
+    return taken, f"这里每分钟约 {max(1, round(rate))} 步，README 里的那次是 {USUAL_STEPS} 步：{then}"
 
 
-def planned(name, steps, seconds):
-    """The steps of the plan on a machine that makes `steps` in `seconds`, and a line where that is slow."""
-    taken, rate = min(STEPS[name], PATIENCE * steps), steps / seconds * 60
-    fewer = "" if taken == STEPS[name] else f"（定好的是 {STEPS[name]:,} 步，太慢，只走这些，分数会比 README 的低）"
-    told = (f"这里每分钟约 {max(1, round(rate))} 步，README 里的那次是 {USUAL_STEPS} 步："
-            f"走完 {taken:,} 步约要 {math.ceil(taken / rate)} 分钟{fewer}。只想训一会儿，就写 --minutes {MINUTES}。")
-    return taken, told if rate < SLOW * USUAL_STEPS else None
-
-
-def train(name, options, seconds, whole=False):
+def train(name, options, seconds, whole, usual):
     """Train one stage for so many seconds, for the steps that the configuration names, or, where the `whole` plan is
-    to be made, for those of the plan."""
+    to be made, for those of the plan. usual: whether README's scores are to be expected."""
     checked = check_up(options)
     seconds = None if options["max_steps"] else seconds
     timed = {**options, "max_epochs": EPOCHS, "minutes": seconds and (None if whole else round(seconds / 60, 3))}
 
     def chosen(steps):
-        taken, told = planned(name, steps, seconds) if whole else (steps, slow(name, steps, seconds))
-        if told and is_usual(name, options):
+        taken, told = planned(name, steps, seconds, whole)
+        if told and usual:
             print(told, flush=True)
         return taken
     stage = timed_stage(builder(name), timed, seconds, chosen)
@@ -239,14 +237,15 @@ def pipeline(manager, command, options, out, seconds):
     key = {**{name: fingerprint(one) for name, one in options.items()}, "quick": command.quick,
            "minutes": command.minutes}
     plan = plan_of(seconds, options, command.quick, command.extras)
-    whole = not (command.quick or command.minutes) and all(is_usual(name, one) for name, one in options.items())
+    usual = usual_ones(options)
+    whole = not (command.quick or command.minutes) and all(usual.values())
     progress, done = Progress(out, key, options["pre"]["resume"] == "none", plan, () if whole else tuple(SHARES)), {}
     paths = progress.step("data", "准备数据", lambda: demo_data(options["pre"]))
     for name in SHARES:
         base, final = options[name]["pretraining_model_path"], out / final_name(TABLE[name].label)
         done[name] = progress.once(
-            name, TABLE[name].title, lambda: train(name, options[name], seconds * SHARES[name], whole), made=final,
-            needs=[base] if base else [], taken_over=taken_over)
+            name, TABLE[name].title, lambda: train(name, options[name], seconds * SHARES[name], whole, usual[name]),
+            made=final, needs=[base] if base else [], taken_over=taken_over)
         done[name]["score"] = progress.once(f"score_{name}", scoring(name),
                                             lambda: score(final, paths, options["pre"], command.quick), needs=[final])
         if options[name]["logging_steps"]:
