@@ -5,7 +5,7 @@ from pathlib import Path
 
 from model.build import build
 from model.sampling import DEFAULTS, Sampling
-from tools.checkpoint import acts_of, load_chain
+from tools.checkpoint import acts_of, load_chain, weights_hash
 from tools.config.keys import STRETCH
 from tools.errors import UserError
 from tools.process.device import choose_device
@@ -14,10 +14,10 @@ from tools.vocab import Vocab
 USUAL = "TinySeek_SFT_final.pkl"
 
 
-def load(path, device="auto", changes=None):
+def load(path, device="auto", changes=None, hashed=False):
     """path of any .pkl -> (model in eval mode on the device, Vocab, payload of the file itself without its weights,
     which the model may hold in another precision; "acts" says what it has learned beside speaking: "thinking",
-    "calls"). changes: model keys that fit the same tensors.
+    "calls"). changes: model keys that fit the same tensors. hashed: the payload also says its own weights' "hash".
 
     UserError: 2 no such device, 3 the file or a base it needs is missing or damaged, 4 the parts do not fit together.
     """
@@ -27,6 +27,9 @@ def load(path, device="auto", changes=None):
     chain = load_chain(path)
     if changes and chain[-1]["kind"] != "gate":
         chain[0] = {**chain[0], "config": {**chain[0]["config"], **changes}}
+    about = {key: value for key, value in chain[-1].items() if key != "weights"}
+    if hashed:
+        about["hash"] = weights_hash(chain[-1]["weights"])
     vocab = Vocab.from_state(chain[0]["vocab"], str(path))
     parts = chain + [payload for expert in chain[-1].get("experts", ()) for payload in expert]
     if any(payload["vocab_hash"] != vocab.hash for payload in parts):
@@ -37,7 +40,6 @@ def load(path, device="auto", changes=None):
         raise UserError(f"{path} 的权重和它写的结构对不上（{_first_line(error)}）。请换一个检查点，或重新训练。", 4) from None
     if model.config.vocab_size < len(vocab):
         raise UserError(f"{path} 的词表有 {len(vocab)} 项，模型只有 {model.config.vocab_size} 项。请换一个检查点。", 4)
-    about = {key: value for key, value in chain[-1].items() if key != "weights"}
     return model.to(device).eval().requires_grad_(False), vocab, {**about, "acts": acts_of(parts)}
 
 

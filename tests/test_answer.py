@@ -112,6 +112,17 @@ def test_killed_and_started_again_it_writes_the_same_file(place, monkeypatch, wo
     assert all(row["messages"][0] == {"role": "system", "content": "你好"} for row in place.rows())
 
 
+def test_a_model_is_read_once_and_known_by_its_weights(place, monkeypatch):
+    from tools import checkpoint
+    path, read, whole = place.model(), [], checkpoint.read_torch
+    own = checkpoint.weights_hash(checkpoint.read_checkpoint(path)["weights"])
+    monkeypatch.setattr(checkpoint, "read_torch", lambda name, *more: read.append(str(name)) or whole(name, *more))
+    monkeypatch.setattr(own_model, "generate_replies", lambda *args, **options: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        place.ask("--model", path, "--max_new_tokens", 2)
+    assert read == [str(path)] and own in place.part.read_text(encoding="utf-8")
+
+
 def test_the_answers_are_those_of_the_chat_and_can_be_learned(place):
     from chat_agent.chat import open_session, sampling_of
     path = place.model()

@@ -6,7 +6,6 @@ from chat_agent.chat import sampling_of
 from chat_agent.load import context_of, load, talk_of
 from tools.acting.spoken import Spoken
 from model.generate import generate_replies
-from tools.checkpoint import read_checkpoint, weights_hash
 from tools.errors import UserError
 from tools.reading.acting import written
 from tools.template import render_prompt, structure_of
@@ -22,7 +21,7 @@ class OwnModel:
     """
 
     def __init__(self, path, device, options, stretch):
-        self.model, self.vocab, payload = load(path, device, stretch)
+        self.model, self.vocab, payload = load(path, device, stretch, hashed=True)
         if payload["stage"] == "Pre":
             raise UserError(f"{path} 只会接着写，还没学过对话，不能回答。请用微调过的模型，或先运行 sft_train.py。", 4)
         talk = talk_of(payload)
@@ -36,8 +35,7 @@ class OwnModel:
             raise UserError("--samples 大于 1 时请写 --temperature（如 0.8）：温度为 0，每次的回答都一样。")
         self.block = max(1, options.batch_size // options.samples)
         base = payload["base"]["hash"] if payload.get("base") else None
-        own = weights_hash(read_checkpoint(path)["weights"])
-        self.about = {"model": [own, base], "stretch": stretch, "block": self.block,
+        self.about = {"model": [payload["hash"], base], "stretch": stretch, "block": self.block,
                       "sampling": {**self.how, "max_new_tokens": self.longest, "context": self.context,
                                    "stop": list(self.stops), "thinking": self.thinking, "seed": options.seed}}
 
