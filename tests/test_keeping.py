@@ -6,6 +6,7 @@ import torch
 import toy
 from model.lora import LoraLinear, apply_lora
 from tools.checkpoint import read_checkpoint
+from train_agent.trainers.data import replay
 from train_agent.trainers.running.forget_penalty import adapted, drift, general_moments
 from train_agent.trainers.trying.dry_loop import Rehearsal
 
@@ -97,6 +98,26 @@ def test_the_base_is_kept_without_replay(world, vocab):
 def test_without_general_data_there_is_nothing_to_keep(world, vocab):
     stage = toy.build_stage(options_for(world, vocab, "alone", replay_data_path=str(world / "none.jsonl")), "lora")
     assert "general" not in stage.held and stage.loss.__name__ == "next_tokens_loss"
+
+
+def test_a_large_base_reads_fewer_general_rows_and_the_same_ones_again(world, vocab, monkeypatch, capsys):
+    monkeypatch.setattr(replay, "LEAST_DOCUMENTS", 2)
+    usual = toy.build_stage(options_for(world, vocab, "large"), "lora")
+    assert "通用数据" not in capsys.readouterr().err
+    seen, guard = (replay.general_to_learn_from(usual), usual.held["general"])
+    monkeypatch.setattr(replay, "CPU_WORK", seen.tokens() * sum(p.numel() for p in usual.model.parameters()) / 3)
+    few = replay.general_to_learn_from(usual)
+    assert f"forget_penalty 只看 {len(few.documents)} 行通用数据" in capsys.readouterr().err
+    assert len(few.documents) == len(seen.documents) // 3 and few.documents[-1] > seen.documents[-8]
+    assert few.tokens() < seen.tokens() / 2 and set(few.documents) < set(seen.documents)
+    monkeypatch.setattr(replay, "CPU_WORK", 1)
+    stages = [toy.build_stage(options_for(world, vocab, "large"), "lora") for _ in range(2)]
+    assert capsys.readouterr().err.count("遗忘只看 2 行通用数据") == 2 < len(guard.documents)
+    first, again = (list(stage.held["general"].documents) for stage in stages)
+    assert first == again and set(first) < set(guard.documents)
+    monkeypatch.setattr(replay.machine, "choose_device", lambda name: torch.device("cuda"))      # it reads quickly
+    kept = replay.add_general(usual.options, usual.train, {}, usual.model, lambda paths: guard.cache)[1]["general"]
+    assert list(kept.documents) == list(guard.documents)
 
 
 def test_resume_is_bit_identical(world, vocab):

@@ -97,7 +97,7 @@ def training_and_held(split, make):
     return training, {"held": make(split.held_cache, split.held, False)} if len(split.held) else {}
 
 
-def packed_data(options, vocab):
+def packed_data(options, vocab, model):
     """-> training PackedData, {name: held-out PackedData}, identity of the data, notes for the log."""
     truncate = options["training_mode"] != "pretraining"
     if options["replay_share"] and not truncate:
@@ -107,7 +107,7 @@ def packed_data(options, vocab):
     train, held = training_and_held(
         split, lambda cache, documents, shuffle: PackedData(cache, documents, options, truncate, shuffle))
     if truncate:                                       # dialogues: an adaptation, which may forget
-        train, held, general = add_general(options, train, held, truncate, lambda paths: cached(options, vocab, paths))
+        train, held, general = add_general(options, train, held, model, lambda paths: cached(options, vocab, paths))
     return train, held, same | general, split.notes()
 
 
@@ -126,7 +126,7 @@ def full_model_stage(name, options, ways_on):
     model = build_model(options, vocab, base)
     options = {**options, **shape_of(model.config)}
     try:
-        train, held, same, notes = packed_data(options, vocab)
+        train, held, same, notes = packed_data(options, vocab, model)
     except UserError:                                  # of data that is not fit for use no vocabulary stays either
         if base is None and not known and parallel.is_main():
             Path(options["vocab_trg_path"]).unlink(missing_ok=True)
@@ -189,7 +189,7 @@ def adapter_stage(name, options, describe, loss=next_tokens_loss, rates=None):
     options = {**options, **shape_of(model.config)}
     resume.seed_everything(options["seed"])
     put_on(model, adapter)
-    train, held, same, notes = packed_data(options, vocab)
+    train, held, same, notes = packed_data(options, vocab, model)
     leave_out(model, train, *held.values())
     base = {"path": path_from(options, options[BASE_KEY]), "hash": digest}
     described = about(name, vocab, model.config.to_dict(), {start_name(options[BASE_KEY]): digest}, "adapter", adapter,

@@ -1,19 +1,27 @@
 """Against forgetting: general rows mixed into an adaptation's data, and a fixed general set that is scored beside its
 own."""
 
+import sys
+
 import numpy as np
 
 from tools.errors import UserError
 from tools.reading.hub import is_hf
 from tools.reading.lines import expand_paths
+from train_agent.trainers import parallel
 from train_agent.trainers.dataset import PackedData
 from train_agent.trainers.data.joined_cache import JoinedCache
 from train_agent.trainers.data.packing import shuffled
 from train_agent.trainers.data.split import digest_of, split_documents, teaches
+from train_agent.trainers.hardware import machine
 
 GENERAL_SHARE = 0.02       # held out of the general data where eval_share is 0
 REPLAY = 0xFFFF            # the stream of the shuffles that choose general rows
 GENERAL_DOCUMENTS = 200    # of them, evenly spread, are scored: the guard must not cost more than the training
+# Tokens x parameters that a CPU reads of them: about half a minute on two cores. Counted, not timed, for a resumed run
+# has to read the same rows.
+CPU_WORK = 1e12
+LEAST_DOCUMENTS = 8
 
 
 class ReplayData(PackedData):
@@ -58,7 +66,7 @@ def _files(paths):
         return hub
 
 
-def add_general(options, train, held, truncate, open_general):
+def add_general(options, train, held, model, open_general):
     """Mix `replay_share` general rows into `train` and add the general set to `held`. -> train, held, identity hashes.
 
     open_general(paths) -> TokenCache. Without a general file, or where it is the training file, both stay as they are;
@@ -73,10 +81,13 @@ def add_general(options, train, held, truncate, open_general):
     training, kept = split_general(cache, options)
     if not len(kept):
         raise UserError("通用数据（replay_data_path）里没有一行有可学的内容：请换一份，或加大 --max_len。", 8)
-    general = PackedData(cache, evenly(kept), options, truncate, shuffle=False)
+    chosen = evenly(kept)
+    if machine.choose_device(options["device"]).type == "cpu":
+        chosen = quickly_read(cache, chosen, options, model, "有没有遗忘")
+    general = PackedData(cache, chosen, options, True, shuffle=False)
     if share:
         joined = JoinedCache([train.cache, cache])
-        train = ReplayData(joined, train.documents, training + len(train.cache), share, options, truncate)
+        train = ReplayData(joined, train.documents, training + len(train.cache), share, options, True)
     return train, {**held, "general": general}, {"通用数据": digest_of(cache)} if share else {}
 
 
@@ -92,11 +103,25 @@ def evenly(documents):
     return documents[:: -(-len(documents) // GENERAL_DOCUMENTS)]
 
 
+def quickly_read(cache, documents, options, model, what):
+    """Those of them, from all over, that `model` reads within CPU_WORK; fewer than all are told. what: they are for
+    (Chinese)."""
+    begin, end = cache.bounds(documents)
+    work = int(np.minimum(end - begin - 1, options["max_len"]).sum()) * sum(p.numel() for p in model.parameters())
+    most = max(LEAST_DOCUMENTS, int(len(documents) * CPU_WORK / work))
+    if most >= len(documents):
+        return documents
+    if parallel.is_main():
+        print(f"模型大，CPU 读得慢：{what}只看 {most} 行通用数据。", file=sys.stderr)
+    return documents[np.arange(most) * len(documents) // most]
+
+
 def general_to_learn_from(stage):
-    """Some of the general rows that the guard of `stage` does not score, in their order; None where there is no general
-    data."""
+    """Some of the general rows that the guard of `stage` does not score, in their order: what its model, which lies on
+    the CPU still, reads quickly; None where there is no general data."""
     guard = stage.held.get("general")
     if guard is None:
         return None
-    return PackedData(guard.cache, evenly(split_general(guard.cache, stage.options)[0]), stage.options, True,
-                      shuffle=False)
+    chosen = quickly_read(guard.cache, evenly(split_general(guard.cache, stage.options)[0]), stage.options, stage.model,
+                          "forget_penalty ")
+    return PackedData(guard.cache, chosen, stage.options, True, shuffle=False)
