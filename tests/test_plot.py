@@ -195,6 +195,24 @@ def test_logs_of_one_name_are_told_apart_by_their_folders(tmp_path, monkeypatch)
     assert labels == [os.path.join("a", "log.txt"), os.path.join("b", "log.txt")]
 
 
+def test_whoever_reads_chinese_finds_no_key_in_the_legends(tmp_path, monkeypatch):
+    monkeypatch.setattr(style.Page, "text", lambda page, label: str(label))           # fonts are not the question
+    monkeypatch.setattr(style, "chinese_font", lambda: "DejaVu Sans")
+    texts = []
+    monkeypatch.setattr(plot, "save", lambda figure, path: texts.extend(
+        one.get_text() for one in figure.findobj(matplotlib.text.Text)))
+    log = TrainLog(tmp_path / "log.txt", None, "lora", {"device": "cpu", "params": 12, "precision": "no", "ranks": 1})
+    for step in (1, 2):
+        log.line({"step": step, "loss": 3.0 / step, "lr": 0.1})
+        for name in ("held", "general"):
+            log.event("eval", step=step, eval_loss=1.5, eval_name=name)
+    draw_plt("Lora", tmp_path / "log.txt")
+    draw_logs([tmp_path / "log.txt", make_log(tmp_path, [3.0], name="b.txt")])
+    said = " ".join(texts)
+    assert {"留出数据", "通用数据", "训练", "LoRA 微调 · 训练曲线", "精度", "进程数"} <= set(texts), said
+    assert not any(word in said for word in ("held", "general", "Lora", "params", "precision", "ranks", "eval"))
+
+
 def test_long_names_keep_both_ends(tmp_path):
     names = [f"logs_of_a_very_long_experiment_name_number_{k}.txt" for k in (1, 2)]
     tracks = tracks_of([(name, read_log(make_log(tmp_path, [3.0], name=name))) for name in names])

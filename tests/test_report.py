@@ -56,7 +56,7 @@ def test_a_run_with_all_its_parts(tmp_path):
     run = run_data(path, read_log(path)[0])
     assert (run["stage"], run["title"], run["steps"], run["header"]["params"]) == ("pre", "预训练", 30, 1234)
     assert run["curves"]["loss"]["y"][:2] == [7.9, 7.8] and run["curves"]["grad_norm"]["y"][2] is None
-    assert run["evals"]["held"] == {"x": [10, 20, 30], "y": [8, 7, 6]} and run["last"]["留出损失 held（最低）"] == 6
+    assert run["evals"]["held"] == {"x": [10, 20, 30], "y": [8, 7, 6]} and run["last"]["留出数据的损失（最低）"] == 6
     assert run["heat"]["values"][0][0][0] == 1.5 and run["heat"]["values"][1][0][-1] == 3 and len(
         run["heat"]["steps"]) == 30
     assert [s["step"] for s in run["samples"]] == [10, 20, 30] and run["event_counts"] == {"eval": 3, "spike": 1}

@@ -44,7 +44,7 @@ def _panel(ax, page, name, tracks):
         raw, smooth = np.clip([raw, smooth], -1e36, 1e36)         # matplotlib's own sums overflow further out
         ax.plot(*thinned(x, raw), color=track.color, alpha=0.28, linewidth=0.9, zorder=1.5,
                 marker="o" if len(x) == 1 else None)
-        label = short_label(page.text(track.label)) if len(tracks) > 1 else page.word("train")
+        label = _named(page, track) if len(tracks) > 1 else page.word("train")
         ax.plot(*thinned(x, smooth), color=track.color, linewidth=1.9, solid_capstyle="round", label=label)
         bad = x[np.isnan(raw)]
         ax.plot(bad, np.full(len(bad), 0.012), "|", color="#dc2626", markersize=7, transform=ax.get_xaxis_transform())
@@ -72,11 +72,11 @@ def _evaluations(ax, page, tracks):
     values, marks = [], "ods^vP"
     for track in tracks:
         for i, (name, (x, y)) in enumerate(track.run.evaluations().items()):
-            label = page.word("eval") + ("" if name == "eval" else f" {page.text(name)}")
+            label = page.held_out(name)
             color = track.color if len(tracks) > 1 else COLORS[(i + 1) % len(COLORS)]
             ax.plot(x + track.start, y, color=color, linewidth=1.2, linestyle=(0, (4, 2)), marker=marks[i % len(marks)],
                     markersize=5, markerfacecolor="white", markevery=max(1, len(x) // 40),
-                    label=label if len(tracks) == 1 else f"{short_label(page.text(track.label))} · {label}")
+                    label=label if len(tracks) == 1 else f"{_named(page, track)} · {label}")
             values += [np.clip(y[np.isfinite(y)], -1e36, 1e36)] if np.isfinite(y).any() else []
     return values
 
@@ -118,7 +118,7 @@ def _summary(ax, page, tracks):
         y = 0.97 - i * 0.145
         ax.plot([0.0, 0.055], [y, y], color=track.color, linewidth=3, transform=ax.transAxes, clip_on=False,
                 solid_capstyle="round")
-        ax.text(0.085, y, short_label(page.text(track.label)), fontweight=page.bold, fontsize=10, va="center",
+        ax.text(0.085, y, _named(page, track), fontweight=page.bold, fontsize=10, va="center",
                 transform=ax.transAxes)
         loss = curve(track.run, "loss", page.smooth)[2]
         parts = [f"{short_tick(track.run.step[-1])} {page.word('steps')}" if len(track.run) else ""]
@@ -126,15 +126,16 @@ def _summary(ax, page, tracks):
             parts.append(f"{page.title('loss')} {loss[np.isfinite(loss)][-1]:.4g}")
         for name, (_, values) in list(track.run.evaluations().items())[:2]:
             if np.isfinite(values).any():
-                parts.append(f"{page.word('eval')}{'' if name == 'eval' else ' ' + page.text(name)} "
-                             f"{page.word('best')} {np.nanmin(np.where(np.isfinite(values), values, np.nan)):.4g}")
+                parts.append(f"{page.held_out(name)} {page.word('best')} "
+                             f"{np.nanmin(np.where(np.isfinite(values), values, np.nan)):.4g}")
         ax.text(0.085, y - 0.068, " · ".join(p for p in parts if p), fontsize=9, color=GREY, va="center",
                 transform=ax.transAxes)
     if len(tracks) == 1:                                # room for what the run was
         known = ("event", "time", "run", "step", "resume", "stage", "start")
         facts = [(key, value) for key, value in tracks[0].run.header.items() if key not in known and "." not in key]
         for i, (key, value) in enumerate(facts[:9]):
-            ax.text(0.085, 0.78 - i * 0.095, page.text(key), color="#9ca3af", fontsize=9, transform=ax.transAxes)
+            ax.text(0.085, 0.78 - i * 0.095, page.text(page.fact(key)), color="#9ca3af", fontsize=9,
+                    transform=ax.transAxes)
             ax.text(0.36, 0.78 - i * 0.095, page.text(value)[:40], fontsize=9, transform=ax.transAxes)
     if len(shown) < len(tracks):
         ax.text(0.085, 0.97 - len(shown) * 0.145, f"{page.word('more')} {len(tracks) - len(shown)}", color=GREY,
@@ -189,6 +190,12 @@ def tracks_of(runs_by_log):
     return tracks
 
 
+def _named(page, track):
+    """A track's label as it is shown, its stage in words."""
+    stage, start = (str(track.run.header.get(key, "")) for key in ("stage", "start"))
+    return short_label(page.text(track.label.replace(f"{stage} {start}", f"{page.stage(stage)} {start}")))
+
+
 def short_label(text, room=40):
     """Both ends of a long name: what differs stands there."""
     return text if len(text) <= room else f"{text[:room // 2 - 1]}…{text[-room // 2:]}"
@@ -218,7 +225,7 @@ def draw_plt(process_name, log_name, out_dir=None, smooth=None):
     with matplotlib.rc_context(page.rc()):
         paths = [save(_single(page, tracks, name), out_dir / f"{stem}_{name}.png")
                  for name in ("loss", "ppx_1", "ppx_2", "lr")]
-        overview = _overview(page, tracks, f"{process_name} · {page.word('curves')}")
+        overview = _overview(page, tracks, f"{page.stage(str(process_name))} · {page.word('curves')}")
         return paths + [save(overview, out_dir / f"{stem}_curves.png")]
 
 

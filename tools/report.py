@@ -19,6 +19,7 @@ from tools.errors import UserError
 from tools.formats import fields_of
 from tools.html_report.page import page
 from tools.html_report.subjects import CHOSEN, differences, subject, task_title
+from tools.logs.reader import HELD_OUT
 from tools.saving.atomic import write_bytes
 
 OPTIONS = [
@@ -42,7 +43,7 @@ def build(subjects, check=True):
              for part in (score, score.get("tools") or {}) for task in part.get("by_task") or {}}
     return {"subjects": subjects, "made": time.strftime("%Y-%m-%d %H:%M"),
             "help": {name: key.help for name, key in KEYS.items()},
-            "groups": {name: key.group for name, key in KEYS.items()}, "stages": STAGE_TITLES,
+            "groups": {name: key.group for name, key in KEYS.items()}, "stages": STAGE_TITLES, "sets": HELD_OUT,
             "tasks": {name: task_title(name) for name in tasks},
             "differences": differences(*subjects) if len(subjects) > 1 else []}
 

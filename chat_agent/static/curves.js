@@ -259,7 +259,7 @@ function plot(chart, series, beside, marks) {
           shape(
             "circle",
             { cx: across.at(x), cy: up.at(m.y[j]), r: 3, class: "mark m" + (i % 3) },
-            shape("title", {}, name + " " + short(m.y[j])),
+            shape("title", {}, (name === "general" ? "通用数据 " : "留出数据 ") + short(m.y[j])),
           ),
         ),
     );

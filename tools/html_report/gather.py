@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from tools.config.keys import STAGE_TITLES
+from tools.logs.reader import HELD_OUT
 
 CURVES = ("loss", "ce_1", "ce_2", "ppx_1", "ppx_2", "lr", "grad_norm", "lexp", "entropy", "tok_s",
           "reward", "success", "solved", "hopeless", "length", "called", "failed", "policy_entropy", "clip_share", "kl",
@@ -106,7 +107,7 @@ def last_values(run):
             last[name] = float(f"{finite[-1]:.6g}")
     for name, (_, losses) in run.evaluations().items():
         if np.isfinite(losses).any():
-            last[f"留出损失 {name}（最低）"] = float(f"{np.nanmin(losses):.6g}")
+            last[f"{HELD_OUT.get(name, f'留出数据 {name} ')}的损失（最低）"] = float(f"{np.nanmin(losses):.6g}")
     return last
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from tools.errors import UserError
 
+HELD_OUT = {"eval": "留出数据", "held": "留出数据", "general": "通用数据"}   # what the sets that are evaluated are called
 MARK = "# TinySeek"                                     # opens the header of a run
 COUNTERS = {"Epoch": ("epoch", "epochs"), "Batch": ("batch", "batches"), "Index": ("index", "indexes")}    # Epoch 001/1
 WORDS = {"Loss": "loss", "Ppx_1": "ppx_1", "Ppx_2": "ppx_2", "Lexp": "lexp", "Accuracy": "accuracy", "Margin": "margin",

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from tools.config.keys import STAGE_TITLES
 from tools.errors import UserError
+from tools.logs.reader import HELD_OUT
 from tools.saving.atomic import write_bytes
 
 # field: (Chinese title, English title)
@@ -21,9 +23,12 @@ TITLES = {"loss": ("训练损失", "Loss"), "lr": ("学习率", "Learning rate")
           "lexp": ("专家负载均衡 Lexp", "Expert balance Lexp"), "tok_s": ("速度（词元 / 秒）", "Tokens per second")}
 WORDS = {"step": ("优化步数", "Optimizer step"), "eval": ("评估", "eval"), "none": ("没有数据", "no data"),
          "last": ("末值", "last"),
-         "best": ("最低", "best"), "steps": ("步", "steps"), "more": ("还有", "more:"), "dashed": ("虚线：评估", "dashed: eval"),
+         "best": ("最低", "best"), "steps": ("步", "steps"), "more": ("还有", "more:"),
+         "dashed": ("虚线：没有训练过的数据", "dashed: held out"),
          "train": ("训练", "train"),
          "curves": ("训练曲线", "Training curves")}
+FACTS = {"device": "设备", "precision": "精度", "steps": "总步数", "params": "参数", "trainable": "可训练参数",
+         "ranks": "进程数"}                             # of a run's header
 FONTS = ("Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans", "Noto Sans CJK", "Microsoft YaHei", "PingFang",
          "Hiragino Sans GB", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Heiti", "SimHei", "Sarasa",
          "Droid Sans Fallback",
@@ -80,6 +85,18 @@ class Page:
 
     def word(self, key):
         return WORDS[key][0 if self.chinese else 1]
+
+    def held_out(self, name):
+        """What a set is called that is evaluated."""
+        if self.chinese and name in HELD_OUT:
+            return HELD_OUT[name]
+        return self.word("eval") + ("" if name == "eval" else f" {self.text(name)}")
+
+    def stage(self, name):
+        return STAGE_TITLES.get(name.lower(), name) if self.chinese else name
+
+    def fact(self, key):
+        return FACTS.get(key, key) if self.chinese else key
 
     def text(self, label):
         """A label from outside (file name, stage) without characters that no font can draw."""

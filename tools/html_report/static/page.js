@@ -74,10 +74,10 @@ function tiles(group) {
   const facts = [
     ["最后的损失", (r) => short(r.last.loss)],
     [
-      "留出损失（最低）",
+      "留出数据的损失（最低）",
       (r) => {
         const best = Object.keys(r.last)
-          .filter((k) => k.startsWith("留出损失"))
+          .filter((k) => k.startsWith("留出数据"))
           .map((k) => r.last[k]);
         return best.length ? short(Math.min(...best)) : "—";
       },
@@ -173,7 +173,7 @@ function curveCards(group) {
         Object.entries(run.evals).forEach(([name, points], n) =>
           series.push({
             ...points,
-            name: `${label(k)}留出 ${name === "held" || name === "eval" ? "" : name}`.trim(),
+            name: label(k) + (data.sets[name] || "留出数据 " + name),
             color: several ? COLORS[k] : ["--b", "--d", "--c"][n % 3],
             dots: true,
           }),
