@@ -282,6 +282,21 @@ def test_guarded_is_quiet_when_the_reader_leaves(tmp_path):
     assert process.stderr.read() == b"" and process.wait(60) == 141
 
 
+@pytest.mark.skipif(os.name == "nt", reason="POSIX shells")
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_script_without_its_streams_works_and_its_files_get_nothing_of_what_it_says(tmp_path, closed):
+    path = tmp_path / "quiet.py"
+    path.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom tools.cli import guarded\n"
+                    "def main():\n    file = open('f.txt', 'w')\n    print('说')\n    print('说', file=sys.stderr)\n"
+                    "    sys.stdout.isatty() or file.write(repr(sys.stdin.read()))\n    file.close()\n"
+                    "guarded(main)\n", encoding="utf-8")
+    done = subprocess.run(f"exec {sys.executable} quiet.py {closed}", shell=True, cwd=tmp_path,
+                          stdin=subprocess.DEVNULL,
+                          capture_output=True, timeout=60)
+    assert done.returncode == 0 and b"Traceback" not in done.stderr
+    assert (tmp_path / "f.txt").read_text() == "''"
+
+
 def test_guarded_prints_what_the_console_cannot(tmp_path):
     for encoding in ("ascii", "cp1252", "latin-1"):
         done = script(tmp_path, "print('中文 ✓'); raise UserError('找不到 \\udcff 文件')",

@@ -196,6 +196,56 @@ def test_a_schema_that_nothing_fits_is_refused_in_words(schema, said):
         json_grammar(schema)
 
 
+def doubling(kind, levels):
+    """Levels, each of which holds the next one twice: as two members, or as two ways to read one array."""
+    def two(inner):
+        if kind == "members":
+            return {"type": "object", "properties": {"a": inner, "b": inner}, "required": ["a", "b"]}
+        array = {"type": "array", "items": inner, "minItems": 1}
+        return {"anyOf": [array, {**array, "maxItems": 5}]}
+    return {"$ref": "#/$defs/0", "$defs": {
+        **{str(i): two({"$ref": f"#/$defs/{i + 1}"}) for i in range(levels)}, str(levels): {"type": "null"}}}
+
+
+@pytest.mark.parametrize("schema, said", [
+    ({"type": "string", "minLength": 10 ** 9}, "太长"), ({"type": "string", "minLength": 10 ** 40}, "太长"),
+    ({"type": "array", "minItems": 10 ** 6, "items": {"type": "object"}}, "太长"), (doubling("members", 30), "太长"),
+    ({"type": "array", "minItems": 300, "items": {"type": "array", "minItems": 300}}, "太长"),
+    ({"type": "array", "prefixItems": [True] * 20000}, "prefixItems"),
+    ({"type": "number", "minimum": float("inf")}, "minimum"),
+    ({"type": "integer", "maximum": float("-inf")}, "maximum"),
+    ({"type": "number", "minimum": 1e308, "maximum": 1.5e308}, "写得完"),
+    ({"type": "number", "minimum": 10 ** 400}, "写得完")], ids=range(10))
+def test_a_schema_that_no_memory_or_number_can_hold_is_refused_in_words(schema, said):
+    with pytest.raises(SchemaError, match=said):
+        json_grammar(schema)
+
+
+def test_a_schema_that_stands_in_its_own_place_is_what_stands_beside_it(vocab):
+    itself = {"anyOf": [{"$ref": "#/$defs/x"}, {"type": "array", "items": {"$ref": "#/$defs/x"}}, {"enum": [7]}]}
+    schema = {"type": "object", "properties": {"a": {"$ref": "#/$defs/x"}}, "required": ["a"], "$defs": {"x": itself}}
+    for seed in range(5):
+        ids = walked(Form(text=compact(schema)).rule(vocab, WIDTH, 60), vocab, random.Random(seed), 60)
+        assert isinstance(json.loads(vocab.decode(ids))["a"], (int, list))
+
+
+def test_ways_that_double_with_each_level_stay_few(vocab):
+    grammar, start, _ = json_grammar(doubling("ways", 16))
+    stacks = grammar.ready((start,))
+    for byte in b"[" * 16:
+        stacks = grammar.step(stacks, byte)
+        assert stacks and len({stack[1:] for stack in stacks}) <= 128
+    for byte in grammar.ending(stacks):
+        stacks = grammar.step(stacks, byte)
+    assert () in stacks
+    many = {"enum": [f"值{i}" for i in range(1000)]}        # one way to go on, many words for it: none is lost
+    grammar, start, _ = json_grammar(many)
+    stacks = grammar.ready((start,))
+    for byte in '"值'.encode():
+        stacks = grammar.step(stacks, byte)
+    assert len(stacks) == 1000
+
+
 def test_what_a_grammar_cannot_hold_is_named():
     assert json_grammar({"type": "string", "pattern": "^a"})[2] == ("pattern",)
     assert json_grammar({"type": "array", "items": {"multipleOf": 3, "type": "integer"}})[2] == ("multipleOf",)

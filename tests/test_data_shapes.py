@@ -4,6 +4,7 @@ A string of a row is learned, or context, or counted by name as dropped. Nothing
 """
 
 import json
+import random
 import re
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from acting_shapes import BROKEN, KEPT
 from data_shapes import TALKS
 from other_shapes import PAIRS, REFUSED, TEXTS
 from tools.errors import UserError
-from tools.formats import BadLines, parse_line, read_rows, row_texts
+from tools.formats import BadLines, Row, parse_line, read_rows, row_texts
 from tools.reading.acting import written
 from tools.template import message_texts
 from tools.vocab import Vocab
@@ -303,6 +304,44 @@ def test_columns_reach_every_reader(ram_path, monkeypatch):
     assert result["rows"] == ROWS and result["dropped"]["备注"][0] == ROWS
     options = toy.toy_options(ram_path, built, "sft", OWN, columns=["user=客官", "assistant=船家"])
     assert toy.train(options, "sft").exit == 0
+
+
+LEAVES = ["", "好", "[]", "[{}]", '[{"role": "user", "content": "x"}]', '{"name": "f", "arguments": {}}',
+          "Human: 甲\n\nAssistant: 乙", "<think>想</think>答", "user", "assistant", 0, 1.5, True, False, 1e400, 10 ** 30,
+          [], {},
+          [[]], [{}], [None], {"": ""}, ["好"], {"role": "user"}, {"type": "text", "text": "好"}, "\ud800", "\0"]
+NAMES = """messages conversations dialogue history data chat role from content value text prompt response instruction
+input output system chosen rejected question answer title paragraphs 段落 weight tools tool_calls function_call
+reasoning_content tool_call_id name arguments type label context desc human assistant choices completion""".split()
+
+
+def strange(rng, depth):
+    if depth and rng.random() < 0.5:
+        return ([strange(rng, depth - 1) for _ in range(rng.randrange(4))] if rng.random() < 0.5 else
+                {rng.choice(NAMES): strange(rng, depth - 1) for _ in range(rng.randrange(5))})
+    return rng.choice(LEAVES)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_D7_no_row_whatever_its_types_ends_in_another_exception(seed):
+    """Known names with any values, and good rows in which one value is another: read, or refused with a reason."""
+    rng = random.Random(seed)
+    good = [row for row in (make(1) for make, *_ in READ.values()) if isinstance(row, dict)]
+    for _ in range(2000):
+        row = {rng.choice(NAMES): strange(rng, 3) for _ in range(rng.randrange(1, 5))}
+        if rng.random() < 0.5:
+            row = {**rng.choice(good), **row}
+        columns = rng.choice([None, "text", ["title", "text"], {"user": "prompt", "assistant": "data"}])
+        found = parse_line(json.dumps(row).encode(), columns)
+        assert isinstance(found, (str, Row)), row
+
+
+@pytest.mark.parametrize("row", [
+    {"paragraphs": 3}, {"paragraphs": [{"a": 1}, "b"], "text": 3}, {"paragraphs": '[{"a": 1}]'},
+    {"paragraphs": ["甲", 2]},
+    {"data": [{"input": "问", "system": {"甲": "乙"}, "response": "答"}]}], ids=str)
+def test_D7_values_of_other_types_are_refused_with_a_reason(row):
+    assert isinstance(parse_line(line(row)), str)
 
 
 def test_bad_lines_say_which_fields_they_have():

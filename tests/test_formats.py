@@ -1,6 +1,7 @@
 """Which shape is this line, which lines are bad, and that ranges of a file hand out every line exactly once."""
 import gzip
 import json
+import os
 import random
 from pathlib import Path
 
@@ -251,6 +252,24 @@ def test_paths_one_list_pattern(tmp_path):
         with pytest.raises(UserError) as error:
             expand_paths(wrong if isinstance(wrong, (list, type(None))) else str(wrong))
         assert error.value.code == 2
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links")
+def test_a_file_counts_once_under_all_its_names(tmp_path, monkeypatch):
+    """Other spellings, links to it, folders that lead back to themselves; what is no file is called by what it is."""
+    (tmp_path / "下").mkdir()
+    (tmp_path / "下" / "a.jsonl").write_text('{"text": "x"}')
+    (tmp_path / "自己").symlink_to(".")
+    (tmp_path / "下" / "b.jsonl").symlink_to("a.jsonl")
+    monkeypatch.chdir(tmp_path)
+    assert expand_paths(["下/b.jsonl"]) == ["下/b.jsonl"]
+    assert expand_paths("**/*.jsonl") == expand_paths(["./下/a.jsonl", "下/a.jsonl", "下/../下/a.jsonl"]) == ["下/a.jsonl"]
+    (tmp_path / "断").symlink_to("没有")
+    (tmp_path / "圈").symlink_to("圈")
+    os.mkfifo(tmp_path / "管")
+    for name, said in (("断", "断了的链接"), ("圈", "断了的链接"), ("管", "管道"), (os.devnull, "设备"), ("无", "不存在")):
+        with pytest.raises(UserError, match=said):
+            expand_paths(name)
 
 
 def test_a_damaged_archive_is_the_users_error(tmp_path):

@@ -14,6 +14,8 @@ CONTINUED = frozenset(range(0x80, 0xC0))
 ASCII = frozenset(range(0x20, 0x80)) - frozenset(b'"\\')
 DIGIT = frozenset(b"0123456789")
 HEX = frozenset(b"0123456789abcdef")
+LONGEST = 1 << 16               # bytes of the shortest sentence of any part: no reply has room for more
+WAYS = 128                      # in which a sentence may go on at the same time: the others are not pursued
 DIGITS = 15                     # of a number before its point: more would not survive a float
 FRACTION = 6                    # and behind it
 # A character inside of a JSON string: whole UTF-8 (RFC 3629) or an escape; of \u only what has no shorter one.
@@ -26,6 +28,10 @@ CHARACTER = ((ASCII,), (b"\\", frozenset(b'"\\bfnrt')),
              (b"\xf0", frozenset(range(0x90, 0xC0)), CONTINUED, CONTINUED),
              (frozenset(range(0xF1, 0xF4)), CONTINUED, CONTINUED, CONTINUED),
              (b"\xf4", frozenset(range(0x80, 0x90)), CONTINUED, CONTINUED))
+
+
+class TooLong(ValueError):
+    """What a grammar asks for is longer than any reply."""
 
 
 class Value(NamedTuple):
@@ -56,7 +62,8 @@ class Repeat(NamedTuple):
         return ([(*self.item, rest)] if rest else []) + [()] * (not self.least)
 
     def shortest(self, grammar):
-        return joined(grammar, self.item * self.least)
+        once = joined(grammar, self.item, LONGEST // self.least) if self.least else b""
+        return None if once is None else once * self.least
 
 
 class Members(NamedTuple):
@@ -78,6 +85,8 @@ class Members(NamedTuple):
         parts = [joined(grammar, (keys[i].text, keys[i].value)) for i in sorted(self.left) if keys[i].required]
         if None in parts:
             return None
+        if sum(map(len, parts)) > LONGEST:
+            raise TooLong
         return (b", " if parts and not self.first else b"") + b", ".join(parts)
 
 
@@ -117,10 +126,14 @@ class Between(NamedTuple):
         return str(self.reach()).encode()[len(self.digits):]
 
 
-def joined(grammar, stack):
-    """The shortest bytes that a stack may become; None while a node's are not known."""
+def joined(grammar, stack, most=None):
+    """The shortest bytes that a stack may become; None while a node's are not known. TooLong beyond `most` bytes."""
     parts = [shortest(grammar, symbol) for symbol in stack]
-    return None if None in parts else b"".join(parts)
+    if None in parts:
+        return None
+    if most is not None and sum(map(len, parts)) > most:
+        raise TooLong
+    return b"".join(parts)
 
 
 def shortest(grammar, symbol):
@@ -141,13 +154,13 @@ class Grammar:
         return Value(len(self.nodes) - 1)
 
     def close(self):
-        """All nodes are there: find the shortest way through each. -> numbers of those that never end"""
+        """All nodes are there: find the shortest way through each. -> numbers of those that never end. TooLong"""
         self.best = [None] * len(self.nodes)
         changed = True
         while changed:
             changed = False
             for i, ways in enumerate(self.nodes):
-                found = [one for one in (joined(self, way) for way in ways) if one is not None]
+                found = [one for one in (joined(self, way, LONGEST) for way in ways) if one is not None]
                 best = min(found, key=len, default=None)
                 if best is not None and (self.best[i] is None or len(best) < len(self.best[i])):
                     self.best[i], changed = best, True
@@ -158,8 +171,15 @@ class Grammar:
         if not stack or isinstance(stack[0], (bytes, frozenset)):
             return frozenset((stack,))
         if stack not in self._ready:
-            ways = (self.ready(tuple(way) + stack[1:]) for way in stack[0].ways(self))
-            self._ready[stack] = frozenset().union(*ways)
+            found, seen, left = set(), set(), [stack]
+            while left:
+                one = left.pop()
+                if not one or isinstance(one[0], (bytes, frozenset)):
+                    found.add(one)
+                elif one not in seen:                       # a node may stand in its own place
+                    seen.add(one)
+                    left += [tuple(way) + one[1:] for way in one[0].ways(self)]
+            self._ready[stack] = frozenset(found)
         return self._ready[stack]
 
     def step(self, stacks, byte):
@@ -172,7 +192,15 @@ class Grammar:
                     after |= self.ready((top[1:], *stack[1:]) if len(top) > 1 else stack[1:])
             elif byte in top:
                 after |= self.ready(stack[1:])
-        return frozenset(after)
+        return frozenset(after if len(after) <= WAYS else self._few(after))
+
+    def _few(self, stacks):
+        """Unions in unions double the ways with each level: those that end soonest are kept. What is written fits all
+        the same."""
+        tails = {stack[1:] for stack in stacks}
+        if len(tails) > WAYS:
+            tails = set(sorted(tails, key=lambda tail: (len(joined(self, tail)), str(tail)))[:WAYS])
+        return [stack for stack in stacks if stack[1:] in tails]
 
     def ending(self, stacks):
         """The shortest bytes with which a sentence in this state ends."""

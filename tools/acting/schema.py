@@ -6,12 +6,13 @@ Members that are not in `properties` are never written, unless there are no prop
 """
 import math
 
-from tools.acting.grammar import DIGIT, DIGITS, FRACTION, TEXT_ITEM, Between, Grammar, Key, Members, Repeat
+from tools.acting.grammar import DIGIT, DIGITS, FRACTION, TEXT_ITEM, Between, Grammar, Key, Members, Repeat, TooLong
 from tools.template import compact, function_of
 
 UNHELD = ("pattern", "multipleOf", "not", "if", "allOf", "patternProperties", "uniqueItems", "contains",
           "dependentRequired", "dependentSchemas", "propertyNames", "minProperties", "maxProperties")
 MOST_NODES = 4000
+MOST_PLACES = 200               # of one array, each with a schema of its own
 DEEPEST = 40                    # how deep schemas may be written in each other
 TYPES = ("object", "array", "string", "integer", "number", "boolean", "null")
 BOUND = 10 ** DIGITS - 1
@@ -96,7 +97,11 @@ class Maker:
 
     def done(self, ways):
         start = self.grammar.add(ways)
-        if self.grammar.close():
+        try:
+            endless = self.grammar.close()
+        except TooLong:
+            raise SchemaError("这个 schema 要的 JSON 太长（minLength、minItems 太大，或一层套一层地成倍变长）") from None
+        if endless:
             raise SchemaError("这个 schema 没有写得完的 JSON（它包含它自己，或下限大过上限）")
         return self.grammar, start, tuple(sorted(self.unheld))
 
@@ -183,6 +188,8 @@ class Maker:
         if rest is False or rest is True or isinstance(rest, list):
             items += [self.value(one) for one in rest] if isinstance(rest, list) else []
             rest = None if rest is False else self._any
+        if len(items) > MOST_PLACES:
+            raise SchemaError(f"prefixItems 最多 {MOST_PLACES} 个")
         if most is not None and most < max(least, len(items)):
             items = items[:most]
         tail = self.value(rest) if rest is not None else None
@@ -215,7 +222,8 @@ class Maker:
         found = {}
         for name in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"):
             value = schema.get(name)
-            if value is not None and not isinstance(value, bool) and not is_a(value, "number"):
+            endless = isinstance(value, float) and not math.isfinite(value)             # 1e400
+            if value is not None and not isinstance(value, bool) and (endless or not is_a(value, "number")):
                 raise SchemaError(f"{name} 应是数")
             found[name] = None if isinstance(value, bool) else value
         lows = [(v, e) for v, e in ((found["minimum"], schema.get("exclusiveMinimum") is True),
@@ -234,7 +242,9 @@ class Maker:
     def _number(self, schema):
         low, high, above, below = self._bounds(schema)
         free = low is None and high is None
-        low, high = -BOUND if low is None else low, BOUND if high is None else high
+        low, high = -BOUND if low is None else max(low, -BOUND), BOUND if high is None else min(high, BOUND)
+        if low > high:
+            return []
         ways = self._integer(schema)
         if free:
             return [(*way, *end) for way in ways for end in ((), POINT)] + [(b"-0", *POINT)]

@@ -24,7 +24,8 @@ def check_machine():
     stays. It must be said before torch is loaded. Progress bars, which a file or a pipe would keep line by line, come
     there every ten seconds only.
     """
-    if sys.stderr is None or not sys.stderr.isatty():
+    _open_missing_streams()
+    if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_MININTERVAL", "10")
     if not {"OMP_WAIT_POLICY", *WAITING} & set(os.environ):
         os.environ.update(WAITING)
@@ -35,9 +36,22 @@ def check_machine():
         sys.excepthook = _explain
 
 
+def _open_missing_streams():
+    """A process that was started without one of its streams (>&-, pythonw) gets an empty one. Its number must not
+    become a file's: what is printed would end in a checkpoint."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)          # the lowest number that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w" if number else "r", encoding="utf-8"))
+
+
 def use_utf8():
     """Chinese output on any console: UTF-8 on Windows and where the encoding has no Chinese; an odd character is no
     exception."""
+    _open_missing_streams()
     for stream in (sys.stdout, sys.stderr):
         try:
             unfit = os.name == "nt" or not _writes_chinese(stream.encoding)

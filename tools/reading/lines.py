@@ -19,7 +19,8 @@ WHY = b"\0why:"         # begins a line of our plain copy in which only the reas
 
 
 def expand_paths(spec):
-    """A file, a pattern (* ? [ ], ** for all folders below) or a list of them -> sorted list of paths (str), each once.
+    """A file, a pattern (* ? [ ], ** for all folders below) or a list of them -> sorted list of paths (str), each file
+    once, under whatever names and links it is found.
 
     UserError 2 if something named is missing, not a file, or empty.
     """
@@ -29,15 +30,24 @@ def expand_paths(spec):
         hits = glob(item, recursive=True) if has_magic(item) and not Path(item).exists() else [item]
         files = [hit for hit in hits if Path(hit).is_file()]
         if not files:
-            what = "是文件夹，请给出文件或通配符，如 data/*.jsonl" if Path(item).is_dir() else "不存在"
-            raise UserError(f"数据文件{what}：{item}", 2)
+            raise UserError(f"数据文件{_no_file(item)}：{item}", 2)
         for file in files:
             if Path(file).stat().st_size == 0:
                 raise UserError(f"数据文件是空的：{file}", 2)
         found.update(files)
     if not found:
         raise UserError("没有给出数据文件（json_data_path）。", 2)
-    return sorted(found)
+    plainest = sorted(found, key=lambda path: (len(path), path), reverse=True)
+    return sorted({os.path.realpath(path): path for path in plainest}.values())
+
+
+def _no_file(item):
+    """What is there instead."""
+    if os.path.isdir(item):
+        return "是文件夹，请给出文件或通配符，如 data/*.jsonl"
+    if os.path.islink(item):
+        return "是断了的链接，它指向的文件不在"
+    return "是管道或设备，训练要反复读它，请先存成文件" if os.path.exists(item) else "不存在"
 
 
 def is_plain_text(path):

@@ -67,7 +67,8 @@ def _refuse(row):
         raise Bad("选择题不用来训练：请用 python chat_agent/evaluate.py --task mcq --data 这个文件 来考")
     if "parent_id" in row and "message_id" in row or "message_tree_id" in row:
         raise Bad("OpenAssistant 的树状数据不支持：请先沿最好的回答展开成 messages 再用")
-    if "paragraphs" in row and not all(isinstance(p, str) for p in row["paragraphs"]) or "qas" in row:
+    paragraphs = row.get("paragraphs")
+    if isinstance(paragraphs, list) and not all(isinstance(p, str) for p in paragraphs) or "qas" in row:
         raise Bad("SQuAD/CMRC 的嵌套问答不支持：请先展开成一行一问，字段 context、question、answer")
     if "responses_and_scores" in row or ("completions" in row and isinstance(row["completions"], list)):
         raise Bad("一问多答加分数的数据不支持：请先挑出最好和最差的，写成 prompt、chosen、rejected")
@@ -318,7 +319,7 @@ def _text(source):
         lines = [p.get("内容") for p in several(source.get("段落"), "段落") if isinstance(p, dict)]
         return text_row("\n".join(source.take(_checked(line, "内容")) for line in lines), source)
     if "paragraphs" in source:
-        lines = several(source.get("paragraphs"), "paragraphs")
+        lines = [_checked(line, "paragraphs 的每一段") for line in several(source.get("paragraphs"), "paragraphs")]
     elif name := next((name for name in BODIES if name in source), None):
         lines = [_string(source, name)]
     else:

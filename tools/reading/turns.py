@@ -71,7 +71,10 @@ def _pair(source, turn):
         return None
     roles = [("system", "system")] if turn.get("system") else []
     roles += [(name, role) for name, role in ((asked, "user"), (answered, "assistant")) if name]
-    return [_cleaned(source, role, source.take(_text(source, turn[name]))) for name, role in roles]
+    said = [_text(source, turn[name]) for name, _ in roles]
+    if not all(isinstance(text, str) for text in said):
+        raise Bad("一轮对话里的 system 应是字符串")
+    return [_cleaned(source, role, source.take(text)) for (_, role), text in zip(roles, said)]
 
 
 def _message(source, turn):
