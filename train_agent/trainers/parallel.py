@@ -6,6 +6,7 @@ With one process every function is the identity, so the loop has no second branc
 import atexit
 import contextlib
 import os
+import sys
 from datetime import timedelta
 from inspect import signature
 
@@ -28,6 +29,9 @@ LOSS_WORDS = ("gloo", "nccl", "connection", "timed out", "timeout", "socket", "p
 _patient = None                                            # the process group that waits with PATIENCE
 # one on the CPU that waits with TIMEOUT; None = the usual one
 _prompt = None
+# What ended a run whose peer is gone. Kept with its frames: what they hold (DDP, work under way) would be torn down
+# while its threads wait for the one that is gone, which now and then aborts the process.
+_lost = []
 
 
 def start(device):
@@ -46,7 +50,16 @@ def start(device):
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=TIMEOUT))
     _patient = dist.new_group(backend="gloo", timeout=PATIENCE)
     _prompt = dist.new_group(backend="gloo", timeout=timedelta(seconds=TIMEOUT)) if device.type == "cuda" else None
-    atexit.register(stop)
+    atexit.register(leave)
+
+
+def leave():
+    """The end of the process: in good order, or at once where that would wait for one that is gone."""
+    if _lost:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(LOST)
+    stop()
 
 
 def stop():
@@ -246,11 +259,11 @@ def watched():
         yield
     except RuntimeError as error:
         if "DataLoader worker" in str(error):
-            atexit.unregister(stop)
+            _lost.extend([error] if world() > 1 else [])
             raise UserError("读数据的子进程被杀掉了（常见原因是内存不足）。可以减小 num_workers 或 prefetch_factor；"
                             "重新运行同一条命令，会从最近的检查点接着训练。", LOST) from error
         if world() == 1 or not any(word in str(error).lower() for word in LOSS_WORDS):
             raise
-        atexit.unregister(stop)                            # leaving in good order would wait for the one that is gone
+        _lost.append(error)
         raise UserError(f"另一个训练进程中断了或 {TIMEOUT:g} 秒没有回应，第 {rank()} 号进程也停下。"
                         "请看它自己的报错；重新运行同一条命令，会从最近的检查点接着训练。", LOST) from error
