@@ -131,14 +131,15 @@ def replies(data, kl):
     allowed = torch.ones(1, 300, dtype=torch.bool, device=META)
     return ReplyBatch(ids, positions, valid, labels, torch.arange(0, count, 2, device=META), data.layout, numbers,
                       numbers, numbers, mask, allowed, {"replies": 4}, tokens=47, targets_1=4, targets_2=24,
-                      old=numbers if kl else None, reference=numbers if kl else None)
+                      old=numbers if kl else None, reference=numbers if kl else None, general=data if kl else None)
 
 
 @pytest.mark.parametrize("variant, kind, kl", [*((variant, "grpo", 0.1) for variant in WAYS),
                                                *(("default", kind, 0.0) for kind in KINDS)])
 def test_learning_from_rewards_waits_for_no_device(variant, kind, kl):
     model, data = on_meta(WAYS[variant]), batch(False)
-    options = {"rl_loss": kind, "clip_low": 0.2, "clip_high": 0.2, "kl": kl, "entropy_bonus": kl, "max_new_tokens": 9}
+    options = {"rl_loss": kind, "clip_low": 0.2, "clip_high": 0.2, "kl": kl, "entropy_bonus": kl, "max_new_tokens": 9,
+               "replay_weight": kl}
     with OnMetaOnly():
         loss, sums = reward_loss(options, model, replies(data, kl), {"targets_1": 4, "targets_2": 24, "tokens": 47})
         loss.backward()

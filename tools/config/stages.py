@@ -78,6 +78,7 @@ _RL = (
          key("clip_low", "float", 0.2, "比率低于 1 - clip_low 就不再往下推", low=0, high=1),
          key("clip_high", "float", 0.28, "比率高于 1 + clip_high 就不再往上推", low=0),
          key("kl", "float", 0.0, "离开起点模型要付的代价（k3 估计），0 = 不管，也不留第二份模型", low=0),
+         key("replay_weight", "float", 0.0, "每步还照 SFT 学几行通用数据（replay_data_path），这份损失的分量，防遗忘，0 = 不学", low=0),
          key("entropy_bonus", "float", 0.0, "说法多样的好处，0 = 没有", low=0),
          key("curriculum", "float", 0.25, "一批里有多大的比例换成上次有对有错的提问", low=0, high=1)),
     *own("free",

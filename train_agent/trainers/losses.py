@@ -4,7 +4,7 @@ import torch
 
 from model.moe import auxiliary_loss, compute_router_auxiliary_loss, load_balance_loss, z_loss  # noqa: F401
 
-EXTRAS = ("router_aux", "drift")         # of an adaptation: token-weighted means, part of the loss
+EXTRAS = ("router_aux", "drift", "replay")         # of an adaptation: token-weighted means, part of the loss
 PER_SAMPLE = ("accuracy", "regret", "margin", "reward_chosen", "reward_rejected")    # sums, counted as targets_1
 # Sums that are divided by another sum.
 RATES = {"reward": "replies", "success": "replies", "length": "replies", "cut": "replies", "unscored": "replies",

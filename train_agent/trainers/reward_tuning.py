@@ -19,9 +19,10 @@ from tools.checkup.clean import check_target
 from tools.errors import UserError
 from tools.pictures.others import draw_rewards
 from train_agent.trainers import parallel
-from train_agent.trainers.build_stage import prepare_machine, speaking_start
+from train_agent.trainers.build_stage import cached, prepare_machine, speaking_start
 from train_agent.trainers.data.own_questions import LONGEST, spread
-from train_agent.trainers.losses import share_of_step
+from train_agent.trainers.data.replay import Beside
+from train_agent.trainers.losses import next_tokens_loss, share_of_step
 from train_agent.trainers.rewards.best import write_replies
 from train_agent.trainers.rewards.judge import Judge
 from train_agent.trainers.rewards.episodes import Speaker
@@ -84,7 +85,16 @@ def reward_loss(options, model, batch, totals):
                             totals["targets_1"], totals["targets_2"])
     out.loss_sums = ((each * weights * learned).sum(),)
     loss, shared = share_of_step(out, batch, totals)
+    if batch.general is not None:
+        extra = options["replay_weight"] * replayed(model, batch.general)
+        loss, sums["replay"] = loss + extra * (batch.tokens / totals["tokens"]), extra.detach() * batch.tokens
     return loss, shared | sums | batch.told
+
+
+def replayed(model, general):
+    """The loss of SFT on general rows: with it what no question asks for is not unlearned (InstructGPT's "PPO-ptx",
+    arXiv:2203.02155)."""
+    return next_tokens_loss(model, general, {k: getattr(general, k) for k in ("targets_1", "targets_2", "tokens")})[0]
 
 
 def examined(exam, model, batch):
@@ -165,6 +175,15 @@ def check_offers(questions, box):
         raise UserError(f"数据里给了模型这些工具：{'、'.join(missing)}，--tools 里没有。请加上，如 --tools all 价目表.jsonl。")
 
 
+def general_rows(options, vocab):
+    """-> data.replay.Beside, or None where none are wanted. UserError 2 where they are not named."""
+    if not options["replay_weight"]:
+        return None
+    if not options["replay_data_path"]:
+        raise UserError("replay_weight 大于 0，却没有通用数据：请用 --replay_data_path 指定，或去掉 --replay_weight。")
+    return Beside(cached(options, vocab, options["replay_data_path"]), options)
+
+
 def build_stage(options):
     device = prepare_machine(options)
     check(options)
@@ -178,15 +197,17 @@ def build_stage(options):
     train = QuestionData(questions.training, options)
     held = {"held": QuestionData(questions.held, options, shuffle=False)} if questions.held else {}
     asked = [q.talk[-1]["content"] for q in questions.held or questions.training if len(q.talk) == 1]
+    general = general_rows(options, vocab)
     described["talk"]["prompts"] = spread([text for text in asked[:1000] if len(text) <= LONGEST])
-    same = {"数据": questions.digest, "词表": vocab.hash[:16], "起点模型": digest[:16], **judge.identity(), **used}
+    same = {"数据": questions.digest, "词表": vocab.hash[:16], "起点模型": digest[:16], **judge.identity(), **used,
+            **(general.identity if general else {})}
     speaker = Speaker(vocab, described["talk"]["acts"], model.config.vocab_size, options["max_len"], box)
     exam = Exam(questions.held, speaker, options["max_new_tokens"])
     loss = partial(reward_loss, {**options, "examine": exam})
     stage = Stage("rl", options, model, train, held, described, same, loss, updates=options["rl_updates"],
                   notes=questions.notes)
     reference = copy.deepcopy(model).requires_grad_(False) if options["kl"] else None
-    stage.player = partial(Player, stage, judge, speaker, log_p, reference)
+    stage.player = partial(Player, stage, judge, speaker, log_p, reference, general)
     return stage
 
 

@@ -1,6 +1,7 @@
 """Against forgetting: general rows mixed into an adaptation's data, and a fixed general set that is scored beside its
 own."""
 
+import random
 import sys
 
 import numpy as np
@@ -49,6 +50,21 @@ class ReplayData(PackedData):
     def _shuffled_documents(self, epoch):
         mixed = np.concatenate([self.own, self.drawn(epoch)])
         return mixed[shuffled(len(mixed), self.seed, epoch, 0)], np.arange(1, len(mixed) + 1)
+
+
+class Beside:
+    """General rows for a stage whose own batches are of another kind: a few beside each of them. Which ones follows
+    from the seed and the place of that batch, so that a resume finds the same."""
+
+    def __init__(self, cache, options):
+        self.data = PackedData(cache, split_general(cache, options)[0],
+                               {**options, "batch_size": max(1, options["batch_size"] // 4)}, True)
+        self.places, self.seed = self.data.places(), options["seed"]
+        self.identity = {"通用数据": digest_of(cache)}          # a resume has to find it unchanged
+
+    def batch(self, position):
+        rng = random.Random("/".join(map(str, ("general", self.seed, *position))))
+        return self.data.batch(rng.choice(self.places))
 
 
 def same_data(options):

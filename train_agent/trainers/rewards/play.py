@@ -33,7 +33,7 @@ class ReplyBatch(Movable):
     ids, positions, labels (1, N) int64, valid (1, N) bool. places (P,): where the labels lie, as nobody may ask a
     device for it. Of each label, 0 elsewhere, (N,): advantage, size of its reply, sampled, the sampler's log p, mask,
     which of masks (K, V) bool says what it was drawn from; old, reference: log p when it was sampled and of the start
-    model, or None. told: sums for the log.
+    model, or None. told: sums for the log. general: a Batch of general rows that is learned beside them, or None.
     """
     ids: torch.Tensor
     positions: torch.Tensor
@@ -53,6 +53,7 @@ class ReplyBatch(Movable):
     position: Position = None
     old: torch.Tensor = None
     reference: torch.Tensor = None
+    general: Movable = None
 
 
 @dataclass
@@ -76,10 +77,10 @@ class Group:
 class Player:
     """One per Loop. What it remembers from step to step goes into .state: `state`, `restore`."""
 
-    def __init__(self, stage, judge, speaker, log_p, reference=None):
-        """log_p(model, batch) -> (N,); reference: the start model, where KL is on."""
+    def __init__(self, stage, judge, speaker, log_p, reference=None, general=None):
+        """log_p(model, batch) -> (N,); reference: the start model, where KL is on; general: data.replay.Beside."""
         self.stage, self.options, self.judge, self.log_p = stage, stage.options, judge, log_p
-        self.speaker, self.reference = speaker, reference
+        self.speaker, self.reference, self.general = speaker, reference, general
         self.open, self.stuck = {}, 0                            # open: question -> its last group was of use
         self.count, self.seconds, self.problems = 0, 0.0, []
 
@@ -169,7 +170,8 @@ class Player:
                           (labels >= 0).nonzero()[:, 0], Segments.from_lengths([len(row[0]) for row in rows]),
                           advantage, size, sampled, mask,
                           torch.stack(masks.different), told(groups, self.speaker.box), tokens=len(ids) * bool(parts),
-                          targets_1=len(parts), targets_2=learned, position=batch.position)
+                          targets_1=len(parts), targets_2=learned, position=batch.position,
+                          general=self.general.batch(batch.position) if self.general and parts else None)
 
     def row(self, episode, advantage, masks):
         """One document up to the last id that was drawn -> ids, positions, labels, advantage, size, sampled log p,
