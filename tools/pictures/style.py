@@ -28,7 +28,7 @@ WORDS = {"step": ("优化步数", "Optimizer step"), "eval": ("评估", "eval"),
          "train": ("训练", "train"),
          "curves": ("训练曲线", "Training curves")}
 FACTS = {"device": "设备", "precision": "精度", "steps": "总步数", "params": "参数", "trainable": "可训练参数",
-         "ranks": "进程数"}                             # of a run's header
+         "ranks": "进程数", "code": "代码版本"}         # of a run's header
 FONTS = ("Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans", "Noto Sans CJK", "Microsoft YaHei", "PingFang",
          "Hiragino Sans GB", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Heiti", "SimHei", "Sarasa",
          "Droid Sans Fallback",
