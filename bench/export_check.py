@@ -126,8 +126,7 @@ def contents(messages):
 
 def tokenizer_check(vocab, texts):
     """tokenizer.json in the `tokenizers` library against Vocab. Strings that spell a special token are counted apart:
-    there it must
-    differ, a plain string cannot say that it is none."""
+    there it must differ, a plain string cannot say that it is none."""
     theirs = Tokenizer.from_str(json.dumps(tokenizer_json(vocab, len(vocab))))
     plain = [t for t in texts if not marked(t)]
     ours, found = vocab.encode_many(plain), theirs.encode_batch(plain, add_special_tokens=False)

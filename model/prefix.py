@@ -14,8 +14,8 @@ class Prefix(nn.Module):
     """P learned keys and values that every query of one attention layer reads, whatever its position.
 
     They have a softmax of their own, and what is read is added through a gate per head. The gate starts at zero and the
-    values do
-    not: the first step is the base model's, and yet the gate has a gradient (as in LLaMA-Adapter, arXiv:2303.16199).
+    values do not: the first step is the base model's, and yet the gate has a gradient (as in LLaMA-Adapter,
+    arXiv:2303.16199).
     """
 
     def __init__(self, config, length):

@@ -108,9 +108,8 @@ def _narrowed(tensor, name, precision):
 
 def _base_places(path, stored):
     """Where the base of the adapter at `path` may lie: (as stored, beside the adapter, in out/; then, found by its
-    weights alone,
-    what was moved to a backup folder or renamed). An adapter in a backup folder looks from the folder it came from,
-    too."""
+    weights alone, what was moved to a backup folder or renamed). An adapter in a backup folder looks from the folder it
+    came from, too."""
     here, stored = Path(path).resolve().parent, Path(stored.replace("\\", "/"))
     homes = [here, here.parent] if here.name.startswith("backup_") else [here]
     places = [

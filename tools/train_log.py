@@ -127,9 +127,8 @@ class TrainLog:
 
     def event(self, kind, **fields):
         """Note something beside the training lines: event("eval", eval_loss=2.1, eval_name="dialogue"), "save",
-        "warning",
-        "spike", "bad_rows" ... It belongs to the last line's step unless it names its own. A "save" is also flushed to
-        the disk."""
+        "warning", "spike", "bad_rows" ... It belongs to the last line's step unless it names its own. A "save" is also
+        flushed to the disk."""
         self._ready()
         fields = {"step": self.step, **fields}
         text = " | ".join([f"# {kind}"] + [f"{key}: {_word(value)}" for key, value in _flat(fields).items()])
@@ -137,8 +136,7 @@ class TrainLog:
 
     def resume_from(self, step):
         """Cut this run back to `step` (lines and events after it go, in both files) and mark the place, so that a
-        killed and
-        resumed run leaves the log of an uninterrupted one. Other runs in log.txt are not touched."""
+        killed and resumed run leaves the log of an uninterrupted one. Other runs in log.txt are not touched."""
         drop_half_line(self.json_file, _ours)
         rewrite(self.log_file, self._text_filter(step))
         rewrite(self.json_file, lambda text: _json_stays(text, step))

@@ -159,8 +159,7 @@ class Vocab:
 
     def decode_bytes(self, ids):
         """The exact bytes of the ids; reserved ids and ids beyond the vocabulary give none. For streaming: a character
-        may be
-        spread over several ids."""
+        may be spread over several ids."""
         table, n = self._bytes, len(self)
         return b"".join([table[i] if 0 <= i < n else b"" for i in np.asarray(ids, dtype=np.int64).reshape(-1).tolist()])
 
@@ -177,8 +176,7 @@ class Vocab:
 
     def save(self, path):
         """Write to a temporary name, flush, rename: a crash leaves the old file or the new one. UserError 7 disk full,
-        2 not
-        writable."""
+        2 not writable."""
         write_bytes(path, json.dumps(self.state(), ensure_ascii=False).encode())
 
 

@@ -304,8 +304,7 @@ def _option_documents(rows, vocab, dialogue):
 
 def grade_choices(rows, scores):
     """rows: list of Choice; scores: per row one number per option, larger is likelier. Equal best options share the
-    point,
-    so that a scorer that knows nothing gets its chance and no letter is favoured."""
+    point, so that a scorer that knows nothing gets its chance and no letter is favoured."""
     points = np.array([_point(row.answer, np.asarray(options)) for row, options in zip(rows, scores)])
     subjects = {}
     for row, point in zip(rows, points):

@@ -1,6 +1,5 @@
 """What the table of keys is written with: `key(...)` is one line of it, `block(...)` gives several the same scope,
-group
-and rule of change."""
+group and rule of change."""
 from collections import namedtuple
 
 Key = namedtuple("Key", "name kind default help scope group change null choices low high above stages")

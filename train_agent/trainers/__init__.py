@@ -1,6 +1,5 @@
 """The trainers. `from train_agent.trainers import Trainer, create_dataloader` works; each name is imported when it is
-asked for,
-so that the token cache's worker processes start without torch."""
+asked for, so that the token cache's worker processes start without torch."""
 from importlib import import_module
 
 _HOME = {"Trainer": "trainer", "TrainingConfig": "trainer", "TextDataset": "data.for_own_loops",

@@ -52,8 +52,7 @@ def about(name, vocab, config, starts, kind="model", adapter=None, base=None, ac
     """What a .pkl of the stage `name` says beside its weights.
 
     config: the model's, a dict; vocab: None where it is not ours; starts: {name of a file it starts from: weights
-    hash};
-    acts: what the weights that it starts from had learned beside speaking
+    hash}; acts: what the weights that it starts from had learned beside speaking
     """
     known = {"vocab_hash": vocab.hash, "vocab": vocab.state()} if vocab else {"vocab_hash": "", "vocab": {}}
     return {"kind": kind, "stage": TABLE[name].label, "config": config, **known, "adapter": adapter, "base": base,

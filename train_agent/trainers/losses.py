@@ -17,8 +17,7 @@ def next_tokens_loss(model, batch, totals):
     """CE(head 1) + CE(head 2) + alpha * Lexp of one micro-batch's share of the step.
 
     totals: {"targets_1", "targets_2", "tokens"} over all micro-batches and ranks of the step, so that summing the
-    shares gives
-    exactly: each head's sum over its own count, plus a token-weighted mean of the routing loss.
+    shares gives exactly: each head's sum over its own count, plus a token-weighted mean of the routing loss.
     Returns the scalar to call backward on and the detached sums to log.
     """
     return share_of_step(read(model, batch), batch, totals)

@@ -97,8 +97,7 @@ def wrap(model, device, options, precision="no"):
         return sharding.shard(model, device, keep_whole=options["fsdp_sharding"] == "SHARD_GRAD_OP",
                               precision=precision)
     # Buffers change in the same way on all (the routers' bias, by the summed load), so none is sent around; gradients
-    # live
-    # in the buckets that travel, not beside them.
+    # live in the buckets that travel, not beside them.
     return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None,
                                    gradient_as_bucket_view=True,
                                    **{NO_BUFFERS: False})

@@ -100,8 +100,7 @@ def load_base_chain(options, stage):
 
 def made_here(options):
     """Whether the vocabulary's path is one that trainings themselves write to, vocab.json or vocab_tiny.json in
-    out_dir: what lies there
-    may be of another training, and says nothing about what the user wants."""
+    out_dir: what lies there may be of another training, and says nothing about what the user wants."""
     path = Path(options["vocab_trg_path"])
     return path.parent == Path(options["out_dir"]) and path.name.startswith("vocab")
 
@@ -195,8 +194,7 @@ def wanted_shape(options, vocab):
 
 def fitting_shape(options, vocab, base):
     """The ModelConfig to go on with from `base`: its own shape where the user says nothing. UserError 4 where he asks
-    for
-    other tensors."""
+    for other tensors."""
     had, own = ModelConfig.from_dict(base["config"]), options.get("own_shape", MODEL_KEYS)
     positions = {"max_position": had.max_position or options["max_position"]}
     kept = shape_of(had) | {k: getattr(had, k) for k in STRETCH}

@@ -2,8 +2,8 @@
 
 transformers' Unigram finds the same path as segment.py: the sum of the scores decides, of equal paths the one whose
 last word is longer wins. The scores are written as the integers they are, so that no rounding can break a tie. Reserved
-ids are special
-tokens: their surface forms have to look like <|User|>, because a tokenizer file knows no id that text cannot reach.
+ids are special tokens: their surface forms have to look like <|User|>, because a tokenizer file knows no id that text
+cannot reach.
 """
 
 import re

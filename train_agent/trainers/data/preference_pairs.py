@@ -20,8 +20,8 @@ from train_agent.trainers.data.split import kept
 @dataclass
 class PreferenceBatch(Movable):
     """ids, positions, labels (1, N) int64, valid (1, N) bool; owner (N,): document of each token; reference (2 * P,)
-    float32: the
-    reference model's log-probabilities of the replies, chosen and rejected in turn. A pair is one target."""
+    float32: the reference model's log-probabilities of the replies, chosen and rejected in turn. A pair is one
+    target."""
 
     ids: torch.Tensor
     positions: torch.Tensor

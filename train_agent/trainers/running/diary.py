@@ -1,6 +1,6 @@
 """What every training tells about itself: a short check-up of its data, the preflight, which code and machine made it,
-and now
-and then what it answers to a few questions of its own data. All of it is kept in the run's log, for page and report."""
+and now and then what it answers to a few questions of its own data. All of it is kept in the run's log, for page and
+report."""
 
 import gc
 import os

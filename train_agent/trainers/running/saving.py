@@ -75,8 +75,7 @@ class Saver:
 
     def _why_anew(self, found):
         """Why a run does not go on (Chinese), None where it does: it has not reached its final checkpoint, was killed
-        before it
-        could say so, or was given more to do since."""
+        before it could say so, or was given more to do since."""
         if found is None:
             return "加了 --resume none" if self.options["resume"] == "none" else "没有可接着训的检查点"
         state = found[1]
