@@ -26,7 +26,7 @@ from train_agent.trainers.losses import next_tokens_loss
 from train_agent.trainers.running import resume
 from train_agent.trainers.stage import Stage
 from train_agent.trainers.start_model import (BASE_KEY, build_model, found_start, frozen_model, load_base,
-                                              load_base_chain, open_vocab, put_on, shape_of,
+                                              load_base_chain, open_vocab, put_on, same_adapter, shape_of,
                                               with_base_file)
 
 SPEAKS = "请先运行 python train_agent/sft_train.py（或 python run.py），或用 --pretraining_model_path 指定一个对话模型。"
@@ -202,9 +202,7 @@ def adapter_stage(name, options, describe, loss=next_tokens_loss, rates=None):
 def take_weights(stage, path):
     """Start from the weights of another adapter of the same kind on the same base (init_from)."""
     payload = read_checkpoint(found_start(stage.options, stage.name, path, "适配器", "请检查 --init_from。"))
-    given, wanted = ({k: v for k, v in (p["adapter"] or {}).items() if k not in ("scale", "dropout")}
-                     for p in (payload, stage.about))
-    if payload["kind"] != "adapter" or given != wanted:
+    if payload["kind"] != "adapter" or not same_adapter(payload["adapter"], stage.about["adapter"]):
         raise UserError(f"init_from {path} 不是同样设置的{stage.label}适配器，权重不能用。"
                         "底座请用 --pretraining_model_path 指定。", 4)
     if payload["base"]["hash"] != stage.about["base"]["hash"]:

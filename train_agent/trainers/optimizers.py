@@ -20,13 +20,13 @@ def parameter_groups(named, options):
             continue
         decays = parameter.ndim >= 2 and options["optimizer"] != "adam"
         decay = options["weight_decay"] if decays else 0.0
-        wants_muon = options["optimizer"] == "muon" and parameter.ndim in (2,
-            3 if options["expert_turns"] else 2) and not any(k in name for k in NOT_FOR_MUON)
+        matrices = (2, 3) if options["expert_turns"] else (2,)                 # 3: one for each expert
+        wants_muon = (options["optimizer"] == "muon" and parameter.ndim in matrices
+                      and not any(k in name for k in NOT_FOR_MUON))
         groups = muon if wants_muon else rest
         group = groups.setdefault((rate, decays),
-                                  {"params": [], "names": [], "lr": rate, "base_lr": rate, "weight_decay": decay})
+                                  {"params": [], "lr": rate, "base_lr": rate, "weight_decay": decay})
         group["params"].append(parameter)
-        group["names"].append(name)
     if not muon and not rest:
         raise UserError("没有可训练的参数：所有权重都被冻结了。请检查 lora_targets、base_model_lr 等设置。", 2)
     return list(muon.values()), list(rest.values())
@@ -38,17 +38,13 @@ def build_optimizers(named, options):
     betas, eps = (options["beta1"], options["beta2"]), options["eps"]
     built = []
     if muon:
-        built.append(Muon(_plain(muon), lr=options["init_lr"], turns=options["expert_turns"] or 1))
+        built.append(Muon(muon, lr=options["init_lr"], turns=options["expert_turns"] or 1))
     if rest and options["optimizer"] == "sgd":
-        built.append(torch.optim.SGD(_plain(rest), lr=options["init_lr"], momentum=options["beta1"]))
+        built.append(torch.optim.SGD(rest, lr=options["init_lr"], momentum=options["beta1"]))
     elif rest:
         kind = torch.optim.Adam if options["optimizer"] == "adam" else torch.optim.AdamW
-        built.append(kind(_plain(rest), lr=options["init_lr"], betas=betas, eps=eps, fused=True))
+        built.append(kind(rest, lr=options["init_lr"], betas=betas, eps=eps, fused=True))
     return built
-
-
-def _plain(groups):
-    return [{k: v for k, v in group.items() if k != "names"} for group in groups]
 
 
 def settings(group):

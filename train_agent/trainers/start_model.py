@@ -111,9 +111,8 @@ def open_vocab(options, base=None):
     if base is None:
         vocab = parallel.main_first(
             lambda: Vocab(None if path.exists() else local_files(options["vocab_data_path"], options), path,
-                                                 options["vocab_size"], options["token_kind"],
-                                                 cache_dir=options["cache_dir"],
-                                                 text_field=fields_of(options)))
+                          options["vocab_size"], options["token_kind"], cache_dir=options["cache_dir"],
+                          text_field=fields_of(options)))
         tell_unused(options, vocab, f"{path} 早先",
                     f"请删掉它重新预训练，或用 --vocab_trg_path 换一个新文件（如 {path.with_name('vocab_2.json')}）")
         return vocab
@@ -180,6 +179,12 @@ def explained(error):
         if matched:
             return chinese.format(*matched.groups())
     return str(error)
+
+
+def same_adapter(one, other):
+    """Whether two adapters, as their files describe them, have the same tensors."""
+    shapes = [{k: v for k, v in (adapter or {}).items() if k not in ("scale", "dropout")} for adapter in (one, other)]
+    return shapes[0] == shapes[1]
 
 
 # ---- shapes ----

@@ -96,9 +96,8 @@ class Trainer:
         """Held-out loss, nats per target (both heads together). UserError 2 without held-out data."""
         if not self.stage.held:
             raise UserError("没有留出数据，不能评估：请给 val_dataset，或在配置里写 eval_share、eval_data_path。")
-        return self._work(
-            lambda: evaluate(self.loop.wrapped, next(iter(self.stage.held.values())), self.loop.device,
-                             self.loop.precision,
+        data = next(iter(self.stage.held.values()))
+        return self._work(lambda: evaluate(self.loop.wrapped, data, self.loop.device, self.loop.precision,
                                            self.stage.loss)["loss"])
 
     def save_checkpoint(self, path):

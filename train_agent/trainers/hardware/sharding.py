@@ -80,8 +80,7 @@ def mapped(value, change):
 
 def whole(tensor):
     """The full tensor behind a shard, on every process (all must ask), whose gradients are summed as those of a forward
-    pass
-    are; a plain tensor is itself."""
+    pass are; a plain tensor is itself."""
     return tensor.full_tensor(grad_placements=[Partial()]) if isinstance(tensor, DTensor) else tensor
 
 

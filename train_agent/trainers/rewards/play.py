@@ -208,9 +208,10 @@ class Player:
             return
         loop.finished = True
         sums = parallel.summed({k: sum(b.told[k] for b in made) for k in COUNTS}, loop.device)
-        loop.journal.event("early_stop", step=loop.step + 1, text=f"{why_stuck(sums, self.problems)}权重没有因此改变。")
+        why = f"{why_stuck(sums, self.problems)}权重没有因此改变。"
+        loop.journal.event("early_stop", step=loop.step + 1, text=why)
         if parallel.is_main():
-            print(f"提前停止：连续 {STUCK} 步没有可学的。{why_stuck(sums, self.problems)}权重没有因此改变。", flush=True)
+            print(f"提前停止：连续 {STUCK} 步没有可学的。{why}", flush=True)
 
     def show(self, loop, groups):
         """Name rows without a score, and put a few groups into the log now and then."""

@@ -1,14 +1,13 @@
 """What a run says that begins anew where checkpoints of its stage lie: what is different, and how to go on all the same
 (Chinese)."""
 
-
 from model.config import MODEL_KEYS
 from tools.checkpoint import read_checkpoint, weights_hash
 from tools.config.keys import KEYS
 from tools.errors import UserError
 from tools.saving.run_folder import RunFolder
 from tools.saving.start_files import moved_places, start_name
-from train_agent.trainers.start_model import NOT_SHAPE, made_here
+from train_agent.trainers.start_model import NOT_SHAPE, made_here, same_adapter
 
 STARTS = ("起点模型", "底座", "专家")      # what a stage calls the file it starts from, in its identity
 
@@ -88,5 +87,4 @@ def weights_fit(stage, payload):
                 and all(payload["config"].get(k) == about["config"].get(k) for k in MODEL_KEYS if k not in NOT_SHAPE))
     if about["kind"] != "adapter":
         return False
-    shapes = [{k: v for k, v in one["adapter"].items() if k not in ("scale", "dropout")} for one in (about, payload)]
-    return shapes[0] == shapes[1] and about["base"]["hash"] == payload["base"]["hash"]
+    return same_adapter(about["adapter"], payload["adapter"]) and about["base"]["hash"] == payload["base"]["hash"]

@@ -54,8 +54,7 @@ class Saver:
 
     def _look(self):
         """resume auto: an unfinished run of this configuration goes on, anything else is moved aside, and why is said.
-        A path or
-        --last_index must fit: UserError 4 names each key that differs.
+        A path or --last_index must fit: UserError 4 names each key that differs.
         """
         resume, index = self.options["resume"], self.options["last_index"]
         if index >= 0 or resume not in ("auto", "none"):

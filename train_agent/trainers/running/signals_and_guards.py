@@ -103,7 +103,7 @@ class ForgettingWatch:
         if self.limit is not None and rise > self.limit:
             self.warning = (
                 f"通用数据的损失从 {self.first:.3f} 升到 {loss:.3f}（+{rise:.3f}，超过 forget_limit {self.limit:g}）：模型在遗忘。"
-                            "可加大 replay_share，减小学习率或 max_steps。")
+                "可加大 replay_share，减小学习率或 max_steps。")
             if parallel.is_main():
                 print(f"警告：{self.warning}", file=sys.stderr)
         return {"general_first": self.first, "general_loss": loss}
