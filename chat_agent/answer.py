@@ -150,11 +150,11 @@ class Prompts:
         if not self.options.system or any(m["role"] == "system" for m in messages):
             return messages
         first = sum(m["role"] == "tools" for m in messages[:1])
-        return [*messages[:first], {"role": "system", "content": self.options.system}, *messages[first:]]
+        return [*messages[:first], self._own_system, *messages[first:]]
 
     def entry(self, place, found):
         """What the journal is told. place: as iterated; found: (rows, reasons)."""
-        (file, number, messages), (rows, wrong) = place, found
+        (file, number, _), (rows, wrong) = place, found
         if self.options.hide_system:
             rows = [{**row, "messages": [m for m in row["messages"] if m != self._own_system]} for row in rows]
         rows = without_repeats(rows) if self.options.dedupe else rows

@@ -48,9 +48,8 @@ OPTIONS = [
     ("--no_repeat_ngram", {"type": int, "metavar": "数", "help": "回答里不重复任何 n 个连续的词元，0 = 不限（0）"}),
     ("--stop", {"action": "append", "metavar": "文字", "help": "回答里出现这段文字就停在它前面；可写几次"}),
     ("--seed", {"type": int, "metavar": "数", "help": "随机种子；同一种子回答相同"}),
-    (
-        "--thinking", {"choices": THINKING, "metavar": "|".join(THINKING),
-                       "help": "回答前先想：on 先想，off 不想，auto 由模型定（auto；要学过思考的模型）"}),
+    ("--thinking", {"choices": THINKING, "metavar": "|".join(THINKING),
+                    "help": "回答前先想：on 先想，off 不想，auto 由模型定（auto；要学过思考的模型）"}),
     ("--show_thinking", {"action": "store_true", "help": "把思考也显示出来（默认只说想了多少字）"}),
     ("--tools", {"nargs": "*", "metavar": "名字",
                  "help": "让学过工具的模型用这些工具：calculate calendar convert（不写名字就是这些），自己的 .py 文件（里面的函数），供查找的 .jsonl、.txt 文件"}),

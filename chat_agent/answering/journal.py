@@ -86,11 +86,8 @@ class Journal:
         self.done += len(entries)
 
     def _write(self, lines):
-        content = memoryview("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-                             .encode("utf-8", "surrogatepass"))
         try:
-            while len(content):
-                content = content[os.write(self.handle, content):]
+            _put(self.handle, lines)
             os.fsync(self.handle)
         except OSError as error:
             raise explain(error, self.path) from error
@@ -106,16 +103,15 @@ class Journal:
 
         def fill(handle):
             for entry in self.entries():
-                for row in entry["rows"]:
-                    told["rows"] += 1
-                    _put_line(handle, row)
+                told["rows"] += len(entry["rows"])
+                _put(handle, entry["rows"])
 
         def fill_errors(handle):
             for entry in self.entries():
                 for reason in entry["wrong"]:
                     told["wrong"] += 1
                     told["first"] = told["first"] or (entry, reason)
-                    _put_line(handle, {"file": entry["file"], "row": entry["row"], "reason": reason})
+                    _put(handle, [{"file": entry["file"], "row": entry["row"], "reason": reason}])
 
         answers, wrong = write_temporary(self.output, fill)[0], write_temporary(self.errors, fill_errors)[0]
         put(self.errors, wrong) if told["wrong"] else wrong.unlink()
@@ -124,7 +120,8 @@ class Journal:
         return told
 
 
-def _put_line(handle, value):
-    content = memoryview((json.dumps(value, ensure_ascii=False) + "\n").encode())
+def _put(handle, lines):
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    content = memoryview(text.encode("utf-8", "surrogatepass"))
     while len(content):
         content = content[os.write(handle, content):]

@@ -1,11 +1,11 @@
 """Replies of a model of ours, many side by side."""
-from tools.acting.forms import Form, offered_of
-from tools.acting.schema import SchemaError
 from chat_agent.answering.rows import row_of
 from chat_agent.chat import sampling_of
 from chat_agent.load import context_of, load, talk_of
-from tools.acting.spoken import Spoken
 from model.generate import generate_replies
+from tools.acting.forms import Form, offered_of
+from tools.acting.schema import SchemaError
+from tools.acting.spoken import Spoken
 from tools.errors import UserError
 from tools.reading.acting import written
 from tools.template import render_prompt, structure_of

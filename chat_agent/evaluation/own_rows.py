@@ -9,7 +9,6 @@ from tools.checkpoint import load_chain
 from tools.demo.adapters import write_adapters
 from tools.demo_data import demo_home, write_demo
 from tools.errors import UserError
-from tools.reading.columns import fields_of
 from tools.reading.hub import local_files
 from tools.formats import expand_paths, fields_of
 

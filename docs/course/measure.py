@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from course import COLORS, GREY, dialogues, drawing, options_of, questions, replies, told_numbers, train, vocab_of
+from course import COLORS, dialogues, drawing, options_of, questions, replies, told_numbers, train, vocab_of
 
 from tools.demo_data import grade
 

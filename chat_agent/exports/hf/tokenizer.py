@@ -6,8 +6,6 @@ ids are special tokens: their surface forms have to look like <|User|>, because 
 cannot reach.
 """
 
-import re
-
 from chat_agent.exports.chat_template import hf_template, surface as written, unmarked
 from tools.errors import UserError
 from tools.template import COLON
