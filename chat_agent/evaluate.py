@@ -21,7 +21,7 @@ if __name__ == "__main__":
 import torch
 
 from chat_agent.chat import short_names
-from chat_agent.evaluation.own_rows import held_rows, is_built_in, learned, runs_of
+from chat_agent.evaluation.own_rows import held_rows, is_built_in, learned
 from chat_agent.evaluation.rows import looks_like
 from chat_agent.evaluation.scoring import bits_per_char, exact_scores, mcq_scores, paired, world_scores
 from chat_agent.evaluation.tool_use import SHARES, tool_scores
@@ -69,7 +69,7 @@ def main(argv=None):
     stretch = stretch_of(options, config)
     device = choose_device(config["device"])
     loaded = [load(path, device, stretch) for path in paths]       # all mistakes before any work
-    runs = [runs_of(path, payload) for path, (_, _, payload) in zip(paths, loaded)]
+    runs = [payload["runs"] for _, _, payload in loaded]
     plan = plan_tasks(options, config, runs)
     names, answers = short_names(paths), []
     results = [{"model": path, **evaluate_model(*parts, own, plan, options, config, name, answers)}
@@ -105,7 +105,7 @@ def check(options):
 def plan_tasks(options, config, runs):
     """{task: Work} for what was asked; files are there, defaults filled in. UserError 2 where nothing fits.
 
-    runs: per model, what `runs_of` gives. Every model is asked the same: where no data are named, the first model's
+    runs: per model, as `load` gives them. Every model is asked the same: where no data are named, the first model's
     held-out rows.
     """
     if options.task == "tools":

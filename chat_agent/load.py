@@ -17,7 +17,8 @@ USUAL = "TinySeek_SFT_final.pkl"
 def load(path, device="auto", changes=None, hashed=False):
     """path of any .pkl -> (model in eval mode on the device, Vocab, payload of the file itself without its weights,
     which the model may hold in another precision; "acts" says what it has learned beside speaking: "thinking",
-    "calls"). changes: model keys that fit the same tensors. hashed: the payload also says its own weights' "hash".
+    "calls"), "runs" are the configurations of the stages that made the model, as far as its files know, its own last.
+    changes: model keys that fit the same tensors. hashed: the payload also says its own weights' "hash".
 
     UserError: 2 no such device, 3 the file or a base it needs is missing or damaged, 4 the parts do not fit together.
     """
@@ -28,6 +29,7 @@ def load(path, device="auto", changes=None, hashed=False):
     if changes and chain[-1]["kind"] != "gate":
         chain[0] = {**chain[0], "config": {**chain[0]["config"], **changes}}
     about = {key: value for key, value in chain[-1].items() if key != "weights"}
+    about["runs"] = [one["run"] for one in chain if isinstance(one["run"], dict)]
     if hashed:
         about["hash"] = weights_hash(chain[-1]["weights"])
     vocab = Vocab.from_state(chain[0]["vocab"], str(path))

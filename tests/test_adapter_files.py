@@ -7,6 +7,7 @@ import torch
 
 import toy
 from chat_agent import chat, evaluate, serve
+from chat_agent.load import load
 from model import ModelConfig, TinySeek
 from model.build import attach, build, own_weights
 from model.gate import Gate
@@ -28,7 +29,7 @@ def write(path, vocab, stage, weights, base=None, adapter=None, kind="adapter"):
     payload = {"format": 1, "kind": kind, "stage": stage, "config": shape(vocab).to_dict() if kind != "gate" else {},
                "vocab_hash": vocab.hash, "vocab": vocab.state(), "weights": weights, "adapter": adapter, "base": base,
                "step": 1, "metrics": {},
-               "run": {"max_len": 64}}
+               "run": {"max_len": 64, "name": path.stem}}
     write_torch(path, payload)
     return payload
 
@@ -88,6 +89,11 @@ def test_every_script_takes_every_kind_of_file(files, kind, script, capsys):
         assert stage == kind.replace("Upper", "Prefix")
     if script == "serve":
         assert len(found.all if hasattr(found, "all") else list(found)) == 1
+
+
+def test_who_loads_a_model_learns_which_trainings_made_it(files):
+    made = {kind: [run["name"] for run in load(path, "cpu")[2]["runs"]] for kind, path in files.items()}
+    assert made["SFT"] == ["base"] and made["gate"] == ["gate"] and made["Upper"] == ["base", "Lora", "Upper"]
 
 
 @pytest.mark.parametrize("kind", EVERY[1:])

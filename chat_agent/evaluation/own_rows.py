@@ -5,7 +5,6 @@ import os
 from pathlib import Path
 
 from chat_agent.evaluation.rows import left_out
-from tools.checkpoint import load_chain
 from tools.demo.adapters import write_adapters
 from tools.demo_data import demo_home, write_demo
 from tools.errors import UserError
@@ -13,13 +12,6 @@ from tools.reading.hub import local_files
 from tools.formats import expand_paths, fields_of
 
 HUB = {"hf_subset": None, "hf_split": "train", "hf_streaming": False}
-
-
-def runs_of(path, payload):
-    """The configurations of the stages that made the model, as far as the checkpoint at `path` knows; its own is the
-    last."""
-    chain = load_chain(path) if payload["kind"] == "adapter" else [payload]
-    return [one["run"] for one in chain if isinstance(one["run"], dict)]
 
 
 def is_built_in(runs):

@@ -8,7 +8,6 @@ newcomer always gets in.
 """
 
 import asyncio
-import json
 import socket
 import time
 
@@ -130,8 +129,7 @@ class Guarded(H11Protocol):
         if not self.idle and self.cycle.response_started:
             self.transport.abort()
             return
-        body = json.dumps(error.content(), ensure_ascii=False).encode()
-        phrase = {400: "Bad Request", 408: "Request Timeout"}[error.status]
+        body, phrase = error.body(), {400: "Bad Request", 408: "Request Timeout"}[error.status]
         head = (f"HTTP/1.1 {error.status} {phrase}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
                 "connection: close\r\n\r\n")
         self.transport.write(head.encode() + body)

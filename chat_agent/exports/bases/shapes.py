@@ -32,7 +32,7 @@ SILU, PLAIN = {"hidden_act": ("silu", "swish"), "pretraining_tp": (1, 0)}, {"use
 NO_BIAS = {"attention_bias": (False,), "mlp_bias": (False,)}
 NO_WINDOW = {"use_sliding_window": (False,)}
 LLAMA = Family(SILENT, SILU, GROUPED, PLAIN | {"attention": "gqa"})
-DEEPSEEK = Family(SILENT | {"rms_norm_eps": 1e-6}, SILU | NO_BIAS | {
+DEEPSEEK = Family(SILENT, SILU | NO_BIAS | {
     "n_group": (1,), "topk_group": (1,), "moe_layer_freq": (1,), "rope_interleave": (True,)},
     LATENT, {"use_fc2": False})
 

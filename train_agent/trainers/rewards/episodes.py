@@ -11,7 +11,7 @@ from model.sampling import Sampling
 from tools.acting.forms import Form, offered_of
 from tools.acting.spoken import heard
 from tools.acting.toolbox import FAILED, ROUNDS
-from tools.template import continuation, render_prompt, structure_of
+from tools.template import continuation, structure_of
 
 SIDE_BY_SIDE = 128      # replies that are written at once
 
