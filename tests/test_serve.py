@@ -114,6 +114,7 @@ def test_openai_client_reads_our_errors(client):
                          ({"extra_body": {"chat_template": "{{ x }}"}}, "chat_template"),
                          ({"top_logprobs": 2}, "top_logprobs"),
                          ({"tool_choice": "required"}, "tool_choice"), ({"tools": [{"type": "function"}]}, "tools"),
+                         ({"tools": ["f"]}, "tools"), ({"tools": "f", "tool_choice": "required"}, "tools"),
                          ({"tools": [{"type": "function", "function": {"name": "f"}}],
                            "tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice"),
                          ({"response_format": {"type": "json_schema", "json_schema": {
@@ -123,6 +124,7 @@ def test_openai_client_reads_our_errors(client):
         with pytest.raises(openai.BadRequestError) as found:
             client.chat.completions.create(**{**ASK, **wrong})
         assert found.value.param == param and found.value.type == "invalid_request_error"
+        assert any("\u4e00" <= c <= "\u9fff" for c in found.value.body["message"][:-1]), found.value.body
 
 
 def test_openai_client_can_leave_a_stream(client, server):

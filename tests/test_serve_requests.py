@@ -9,6 +9,7 @@ import toy_export
 from chat_agent.server import schemas
 from chat_agent.server.engine import Lane
 from chat_agent.server.errors import ApiError, bad
+from chat_agent.server.form import form_of
 from chat_agent.server.models import Models, Served
 from chat_agent.server.replies import about, jobs_for, prepare
 from chat_agent.server.schemas import parsed, read_chat, read_completion
@@ -241,6 +242,15 @@ def test_a_gate_sends_each_conversation_to_its_expert(world):
 def test_errors_stay_small_and_say_nothing_of_us():
     error = bad("x" * 10_000, "y" * 10)
     assert len(error.body()) < 4096 and set(error.content()["error"]) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize("schema", [{"type": "number", "minimum": 1e308, "maximum": 1.5e308}, {"minimum": 1e400},
+                                    {"type": "string", "minLength": 10 ** 12}], ids=["large", "endless", "long"])
+def test_schemas_beyond_all_numbers_and_memory_are_refused(schema):
+    asked = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    with pytest.raises(ApiError, match="写得完|写得不对|太长") as found:
+        form_of({"response_format": asked})
+    assert found.value.status == 400
 
 
 def test_a_body_may_begin_with_a_byte_order_mark():

@@ -42,9 +42,12 @@ def _chosen(choice):
 
 def _listed(tools):
     try:
-        return offered(Source({}), tools, "tools")
+        listed = offered(Source({}), tools, "tools")
     except Bad as error:
         raise bad(f"{error}。", "tools") from None
+    if not listed:                                          # names alone, as some data files have them
+        raise bad("tools 应是工具定义的列表。", "tools")
+    return listed
 
 
 def _format(value):
@@ -69,7 +72,7 @@ def _format(value):
 
 
 def _why(error):
-    return error if isinstance(error, SchemaError) else "schema 写得不对，或套得太深"
+    return str(error) if isinstance(error, SchemaError) else "schema 写得不对，或套得太深"
 
 
 def ruled(ask, served, prompt):
