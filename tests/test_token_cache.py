@@ -176,6 +176,39 @@ def test_a_damaged_cache_is_made_again(ram_path, place, vocab, capsys):
     assert len(open_cache(data, vocab, "pretraining", place)) == 5
 
 
+def test_a_file_that_changes_while_it_is_read_is_no_data_yet(ram_path, place, vocab, monkeypatch):
+    """A cache under the digest of what the file was must not hold what it has become."""
+    data, real = write_rows(ram_path / "a.jsonl", text_rows(12)), token_cache._blocks
+    before = Path(data).read_bytes()
+
+    def grows(path):
+        with open(path, "ab") as file:
+            file.write('{"text": "书"}\n'.encode())
+        return real(path)
+    monkeypatch.setattr(token_cache, "_blocks", grows)
+    with pytest.raises(UserError, match="变了") as error:
+        open_cache(data, vocab, "pretraining", place)
+    assert error.value.code == 2 and [p.name for p in place.iterdir()] == ["files.json"]
+    monkeypatch.undo()
+    Path(data).write_bytes(before)
+    assert len(open_cache(data, vocab, "pretraining", place)) == 12
+
+
+def test_of_two_runs_that_make_the_same_cache_at_once_the_first_keeps_its_own(ram_path, place, vocab, monkeypatch):
+    data, real, first = write_rows(ram_path / "a.jsonl", text_rows(12)), token_cache._write, []
+
+    def slower(*arguments):
+        if not first:
+            first.append(None)
+            first[0] = open_cache(data, vocab, "pretraining", place)    # another run begins and ends meanwhile
+            first.append(os.stat(first[0].folder).st_ino)
+        return real(*arguments)
+    monkeypatch.setattr(token_cache, "_write", slower)
+    second = open_cache(data, vocab, "pretraining", place)
+    assert os.stat(second.folder).st_ino == first[1] and len(second) == len(pickle.loads(pickle.dumps(first[0]))) == 12
+    assert sorted(p.name for p in place.iterdir()) == sorted(["files.json", second.name])
+
+
 def test_large_files_are_hashed_in_parts(ram_path, place, vocab, monkeypatch):
     monkeypatch.setattr(token_cache, "PART", 100)
     cache = open_cache(write_rows(ram_path / "a.jsonl", text_rows(20)), vocab, "pretraining", place)

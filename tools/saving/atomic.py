@@ -111,6 +111,15 @@ def put(path, temporary):
         raise
 
 
+def put_folder(work, folder):
+    """Give a finished folder its name. Where another run has put the same there meanwhile, and reads it, that stays."""
+    try:
+        os.replace(work, folder)
+    except OSError:
+        if not (Path(folder) / "meta.json").exists():
+            raise
+
+
 def write_bytes(path, content):
     """Write a file as a whole; its folder is made. Raises UserError 7 (disk full) or 2."""
     def fill(handle):

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from model.segments import Segments
 from tools.errors import UserError, explain
-from tools.saving.atomic import PREFIX, CheckpointError, read_json, write_json
+from tools.saving.atomic import PREFIX, CheckpointError, put_folder, read_json, write_json
 from train_agent.trainers.data.packing import cut
 from train_agent.trainers.dataset import Movable, labels_at
 from train_agent.trainers.hardware.machine import autocast
@@ -159,8 +159,7 @@ def _write(folder, places, k, kinds, parts):
             table.flush()
         del table, tables
         write_json(work / "meta.json", _content(work))
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(work, folder)
+        put_folder(work, folder)
     except OSError as error:
         raise explain(error, folder) from error
     finally:
@@ -185,4 +184,5 @@ def _is_sound(folder, verify):
     except (CheckpointError, OSError):
         pass
     print(f"{folder} 已损坏，重新请老师来说。", file=sys.stderr)
+    shutil.rmtree(folder, ignore_errors=True)
     return False

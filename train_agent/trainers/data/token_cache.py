@@ -21,6 +21,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ from tqdm import tqdm
 from tools import formats, template
 from tools.errors import UserError
 from tools.vocab import Vocab
-from tools.saving.atomic import PREFIX, CheckpointError, read_json, still_written, write_json
+from tools.saving.atomic import PREFIX, CheckpointError, put_folder, read_json, still_written, write_json
 from tools.reading.workers import Workers, cores
 from train_agent.trainers.data.joined_cache import JoinedCache
 
@@ -39,6 +40,7 @@ PARALLEL_FROM = 4 << 20     # smaller data is done in this process: starting wor
 WITH_TOOLS = "带工具的整行（这个底座还不能用工具）"
 FILES = ("tokens.bin", "ends.bin", "rows.bin")
 PART = 64 << 20             # bytes under one SHA-256: parts of a large file are read side by side
+STAMP = attrgetter("st_size", "st_mtime_ns")
 ABANDONED = 3600            # seconds without a write after which a dead build's files go
 
 
@@ -91,6 +93,7 @@ def open_cache(data, vocab, mode, cache_dir, text_field=None, max_bad_share=0.00
     """
     paths = formats.expand_paths(data)
     root, bad = Path(cache_dir), formats.BadLines(bad_log, max_bad_share)
+    stamps = {p: STAMP(os.stat(p)) for p in paths}
     digests = [file_digest(p, root) for p in paths]
     common = [vocab.hash, mode, text_field, *([] if thinking == "auto" else [thinking])]
     keys = [hashlib.sha256(json.dumps([VERSION, template.TEMPLATE, [d], *common]).encode()).hexdigest()[:24]
@@ -101,7 +104,7 @@ def open_cache(data, vocab, mode, cache_dir, text_field=None, max_bad_share=0.00
         with _encoder(vocab, mode, text_field, thinking,
                       sum(os.path.getsize(p) for p, _ in missing.values())) as encode:
             for key, (path, digest) in missing.items():
-                _build(root / key, path, digest, encode, bad)
+                _build(root / key, path, digest, encode, bad, stamps[path])
     parts = [TokenCache(root / key) for key in keys]
     cache = parts[0] if len(parts) == 1 else JoinedCache(parts)
     bad.count, bad.first = cache.meta["bad"], next(
@@ -128,6 +131,7 @@ def _is_sound(folder, verify):
     except (CheckpointError, KeyError, OSError):
         pass
     print(f"分词缓存 {folder} 已损坏，从数据重新生成。", file=sys.stderr)
+    shutil.rmtree(folder, ignore_errors=True)
     return False
 
 
@@ -183,14 +187,16 @@ def file_digest(path, cache_dir):
     return digest
 
 
-def _build(folder, path, digest, encode, bad):
+def _build(folder, path, digest, encode, bad, stamp):
+    """stamp: of the file that has this digest. UserError 2 where it is another one by now."""
     work = folder.with_name(f"{PREFIX}{folder.name}-{os.getpid()}-{os.urandom(4).hex()}")
     work.mkdir(parents=True)
     try:
         meta = {**_write(work, path, encode, bad), "digests": [digest], "files": [str(path)]}
+        if STAMP(os.stat(path)) != stamp:
+            raise UserError(f"{path} 在读的时候变了：还没有下载完，或别的程序正在写它。等它写完，再运行同一条命令。", 2)
         write_json(work / "meta.json", meta)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(work, folder)
+        put_folder(work, folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
