@@ -4,7 +4,8 @@ import math
 import pytest
 import torch
 
-from train_agent.trainers.rewards.policy_losses import KINDS, advantages, entropies, k3, token_losses, token_weights
+from tools.config.keys import KEYS
+from train_agent.trainers.rewards.policy_losses import advantages, entropies, k3, token_losses, token_weights
 
 EXACT = 1e-9
 LOW, HIGH, LONGEST = 0.2, 0.28, 10
@@ -52,7 +53,7 @@ def by_hand(kind, shifts, theta=(0.3, -0.2)):
     return gradient
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KEYS["rl_loss"].choices)
 def test_R1_the_gradient_of_each_loss_is_its_closed_form(kind):
     for shifts in (SHIFTS, [[0.0] * len(r) for r in REPLIES]):
         _, gradient, _ = step(kind, shifts)
@@ -60,14 +61,14 @@ def test_R1_the_gradient_of_each_loss_is_its_closed_form(kind):
         assert gradient.abs().max() > 0.001
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KEYS["rl_loss"].choices)
 def test_R1_advantage_0_changes_nothing(kind):
     loss, gradient, stopped = step(kind, SHIFTS, rewards=[0.7] * 4)
     assert loss == 0 and gradient.abs().max() == 0
     assert kind == "cispo" or not stopped.any()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KEYS["rl_loss"].choices)
 def test_R1_nothing_is_clipped_of_fresh_replies(kind):
     assert not step(kind, [[0.0] * len(r) for r in REPLIES])[2].any()
     assert step(kind, SHIFTS)[2].any() == (kind != "reinforce")

@@ -11,13 +11,13 @@ import torch
 import ranks
 import toy
 from model.generate import generate_replies
+from tools.config.keys import KEYS
 from tools.errors import UserError
 from train_agent import rl_train
 from train_agent.trainers import reward_tuning
 from train_agent.trainers.dataset import Position
 from train_agent.trainers.preflight import preflight
 from train_agent.trainers.rewards import play
-from train_agent.trainers.rewards.policy_losses import KINDS
 
 ROUNDING = 1e-5         # of float32, between a cache and one pass over the whole document
 OWN = '''
@@ -104,7 +104,7 @@ def test_the_numbers_of_a_sample_follow_from_its_place_alone(world, vocab):
     assert len({text for g in one for text in g.texts}) > 4
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KEYS["rl_loss"].choices)
 def test_R1_one_update_on_fresh_replies_has_ratio_1_and_clips_nothing(world, vocab, kind):
     loop = toy.train(rl_options(world, vocab, name=f"fresh_{kind}", rl_loss=kind, max_steps=3), "rl")
     for step in loop.history:

@@ -8,7 +8,8 @@ from tools.errors import UserError
 from train_agent.trainers.rewards import questions, safe_search
 from train_agent.trainers.rewards.judge import LARGEST, Judge, weighted
 from train_agent.trainers.rewards.named import NAMED, Unscored, form, last_number, regexes
-from train_agent.trainers.rewards.policy_losses import KINDS, advantages
+from tools.config.keys import KEYS
+from train_agent.trainers.rewards.policy_losses import advantages
 
 NOTHING = {"reward_pattern": None, "reward_format": None, "reward_length": None}
 # reward, row, reply -> score
@@ -124,7 +125,7 @@ def test_what_cannot_be_a_reward_is_said_at_once(tmp_path, reward, words):
     assert words in str(told.value) and told.value.code == 2
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KEYS["rl_loss"].choices)
 def test_the_largest_rewards_still_have_advantages(kind):
     spread = advantages(kind, [LARGEST * LARGEST, -LARGEST * LARGEST, 0.0])
     assert all(map(math.isfinite, spread)) and spread[0] > 0 > spread[1]

@@ -19,8 +19,8 @@ from train_agent.trainers.hardware import machine
 GENERAL_SHARE = 0.02       # held out of the general data where eval_share is 0
 REPLAY = 0xFFFF            # the stream of the shuffles that choose general rows
 GENERAL_DOCUMENTS = 200    # of them, evenly spread, are scored: the guard must not cost more than the training
-# Tokens x parameters that a CPU reads of them: about forty seconds of one core. Counted, not timed, for a resumed run has
-# to read the same rows.
+# Tokens x parameters that a CPU reads of them: about forty seconds of one core. Counted, not timed, for a resumed run
+# has to read the same rows.
 CPU_WORK = 1e12
 LEAST_DOCUMENTS = 8
 

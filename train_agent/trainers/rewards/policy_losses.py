@@ -16,7 +16,6 @@ r = p / p_old, the same token's probability now and when the reply was sampled; 
 
 import torch
 
-KINDS = ("grpo", "cispo", "dr_grpo", "reinforce")
 STANDARDISED = ("grpo", "cispo")
 EQUAL = 1e-9            # rewards that differ by less are the same reward
 
