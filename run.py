@@ -219,6 +219,8 @@ def main(argv=None):
     torch.multiprocessing.freeze_support()
     manager, command = parse(argv, "从数据到对话，一条命令走完全程（默认用预设 tiny）。", extra=EXTRA, usual="tiny")
     options = {name: manager.stage(name) for name in SHARES}
+    if command.minutes is not None and command.minutes <= 0:
+        raise UserError(f"--minutes 应大于 0，而不是 {command.minutes:g}。")
     if asked(options["pre"]):
         raise UserError(f"--{asked(options['pre'])} 只看一个阶段：请用 python train_agent/pre_train.py 或 sft_train.py。")
     out = Path(options["pre"]["out_dir"], options["pre"]["name"] or "")

@@ -249,3 +249,10 @@ def test_shared_data_gets_sensible_verdicts():
     levels = {name: check(SHARED / f"{name}.jsonl", progress=False)["level"]
               for name in ("identity", "mcq", "preference")}
     assert levels == {"identity": "ok", "mcq": "stop", "preference": "warn"}
+
+
+@pytest.mark.parametrize("near", ["-1", "1.5", "nan"])
+def test_a_likeness_that_is_none_is_refused(tmp_path, near):
+    (tmp_path / "a.jsonl").write_text('{"text": "书"}\n', encoding="utf-8")
+    with pytest.raises(UserError, match="--near"):
+        check_data.main([str(tmp_path / "a.jsonl"), "--near", near])

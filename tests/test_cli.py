@@ -107,6 +107,7 @@ def test_without_config_the_projects_own_file_is_read(tmp_path):
     ("--pree.batch_size 4", "--pree.batch_size"), ("-q", "-q"), ("--batch_size", "缺少值"),
     ("--batch_size --quick", "缺少值"), ("extra words", "多余"),
     ("--batch_size 4 --batch_size 5", "两次"), ("--lr 1 --init_lr 2", "同一件事"), ("--minutes x", "--minutes"),
+    ("--minutes nan", "--minutes"), ("--minutes=-inf", "--minutes"), ("--minutes 1e999", "--minutes"),
     ("--minutes", "缺少值"),
     ("--prompt --quick", "缺少值"), ("--prompt --batch_size 4", "缺少值"), ("--task x", "bpc"), ("--quick=1", "--quick"),
     ("--shuffle", "seed"),

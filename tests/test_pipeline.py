@@ -227,6 +227,13 @@ def test_run_refuses_what_only_a_stage_can_show():
             run.main([key])
 
 
+@pytest.mark.parametrize("minutes", ["-5", "0", "nan", "inf"])
+def test_run_refuses_a_time_that_is_none(tmp_path, minutes):
+    with pytest.raises(UserError, match="--minutes"):
+        run.main(["--minutes", minutes, "--out_dir", str(tmp_path)])
+    assert not list(tmp_path.iterdir())
+
+
 def test_run_with_a_name_goes_on_from_its_own_model(tmp_path):
     options = {"out_dir": str(tmp_path), "pretraining_model_path": str(tmp_path / "TinySeek_Pre_final.pkl")}
     assert run.own_base(options, tmp_path / "甲") == str(tmp_path / "甲/TinySeek_Pre_final.pkl")

@@ -231,6 +231,8 @@ def main(argv=None):
     section = config[options.stage or "pre"]
     hub = {**config, **section}                            # where and how an hf: name among them is fetched
     paths = formats.expand_paths(local_files(options.files or _configured(config, options.stage), hub))
+    if not 0 <= options.near <= 1:
+        raise UserError(f"--near 应在 0 到 1 之间，而不是 {options.near:g}。")
     if options.output:
         check_target(options.output)
     text_field, held = formats.fields_of(section), local_files(options.held or section["eval_data_path"], hub)

@@ -5,6 +5,7 @@
         guarded(main)
 """
 import argparse
+import math
 import os
 import re
 import sys
@@ -103,6 +104,10 @@ class _Parser(argparse.ArgumentParser):
         options, rest = self.parse_known_args(self._tied(argv), argparse.Namespace(overrides={}))
         if rest and strict:
             raise UserError(f"多余的参数：{' '.join(rest)}。")
+        for action in self.own:
+            value = getattr(options, action.dest)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UserError(f"{action.option_strings[0]} 应为数，而不是 {value}。")
         return options
 
     def _tied(self, argv):
