@@ -124,17 +124,29 @@ def number_in(word):
     return int(word) if word.isdigit() else read_chinese(word)
 
 
+BACK = rf"(?<!当)前|倒|退|早了?(?=[\d{NUMERAL}])|减|往回|回头|过去第"
+
+
+WHEN = re.compile(
+    rf"({NUMBER})[天日](?:以|之)?([后前])|再?(过)({NUMBER})天|往([后前])数({NUMBER})天|[一1](?:周|个?星期)([后前])|"
+    "(明天|昨天|后天|前天)")
+
+
 def weekdays(text):
     """(earlier day, distance) of a weekday question or statement."""
     question = re.split("[:：？\n]", plain(text))[0]
     day = re.search("星期([一二三四五六日])", question)
-    when = re.search(rf"({NUMBER})[天日](?:以|之)?([后前])|再?(过)({NUMBER})天|往([后前])数({NUMBER})天|[一1](?:周|个?星期)([后前])|"
-                     "(明天|昨天|后天|前天)", question)
-    if not day or not when:
-        return set()
-    n, side, over, passed, counted_to, counted_n, week, near = when.groups()
-    n, back = {"明天": (1, 0), "昨天": (1, 1), "后天": (2, 0), "前天": (2, 1)}.get(near) or (
-        (7, week == "前") if week else (number_in(passed or counted_n or n), "前" in (side or counted_to or "")))
+    when = day and (WHEN.search(question[day.end():]) or WHEN.search(question))
+    if not when:
+        asked = day and re.search("几|哪", question) and re.search(rf"({NUMBER})(?:[天日]|昼夜|整天)",
+                                                                 question.replace(day[0], ""))
+        if not asked:
+            return set()
+        n, back = number_in(asked[1]), re.search(BACK, question)
+    else:
+        n, side, over, passed, counted_to, counted_n, week, near = when.groups()
+        n, back = {"明天": (1, 0), "昨天": (1, 1), "后天": (2, 0), "前天": (2, 1)}.get(near) or (
+            (7, week == "前") if week else (number_in(passed or counted_n or n), "前" in (side or counted_to or "")))
     day = "一二三四五六日".index(day[1])
     return {((day - n) % 7 if back else day, n)}
 
@@ -147,7 +159,8 @@ def dates(text):
     if not rest:
         return set()
     n = number_in(rest[1]) if rest[1] else 1
-    date = datetime.date(2023, number_in(found[1]), number_in(found[2])) - datetime.timedelta(n * ("前" in found[3]))
+    back = bool(re.search(BACK, found[3]))
+    date = datetime.date(2023, number_in(found[1]), number_in(found[2])) - datetime.timedelta(n * back)
     return {(date.month, date.day, n)}
 
 

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from test_demo_data import exchanges, world          # noqa: F401 (world: a fixture)
-from tools.demo import forms, forms_talk, names, noise, words
+from tools.demo import forms, forms_facts, forms_talk, names, noise, words
 from tools.demo.hold import counted
 from tools.demo.noise import FREE, KITS, OLD_SCRIPT, OTHER, PLAIN, TRADITIONAL
 from tools.demo.numbers import difference_steps, sum_steps
@@ -34,7 +34,7 @@ def wordings():
             yield name, value
     for group in ("RECALL_SAYS", "RECALL_ASKS"):
         yield from getattr(forms_talk, group).items()
-    yield from ((kind, (words.FACTS[kind][0], *more)) for kind, more in forms_talk.FACTS.items())
+    yield from ((kind, (words.FACTS[kind][0], *more)) for kind, more in forms_facts.FACTS.items())
     both = zip(words.TALK, forms_talk.TALK, strict=True)
     yield from ((str(i), (talk[0], *more)) for i, (talk, more) in enumerate(both))
 
@@ -90,7 +90,7 @@ def test_words_stand_in_signs_that_have_no_id_so_that_strange_marks_are_nothing_
     unread = [question for question in asked
               if any("一" <= sign <= "龥" and sign not in vocab.words for sign in question)]
     assert len(strange) > 0.004 * len(asked) and len(unread) > 0.01 * len(asked)
-    assert len(vocab) < 3400                                       # what is met once gets no id
+    assert len(vocab) < 3800                                       # what is met once gets no id
     for marks in "『』", "【】", "〝〞":                            # nor do the held-out marks: an id unlearned says nothing
         assert len(vocab.encode(marks)) == 6
 

@@ -2,7 +2,7 @@
 said."""
 from tools.demo import forms, words
 from tools.demo.hold import counted, held, split
-from tools.demo.names import rare_word
+from tools.demo.names import EVERYDAY, rare_word
 from tools.demo.noise import FREE, PLAIN, ask, pick, spelled
 
 
@@ -47,8 +47,8 @@ class Shopping:
     def wild(self, rng, style):
         # a name that does not exist: nothing but copying helps
         if style == FREE and rng.random() < 0.6:
-            name = rare_word(rng) if rng.random() < 0.3 else "".join(
-                rng.sample(words.CHARACTERS, rng.choice((1, 2, 3, 3))))
+            name = rare_word(rng) if rng.random() < 0.2 else "".join(
+                rng.sample(words.CHARACTERS + EVERYDAY, rng.choice((1, 2, 2, 3, 3))))
             return (name if name not in words.HELD_GOODS else "山水"), rng.choice(words.UNITS)
         return rng.choice(sorted((words.WILD_GOODS if style == FREE else words.HELD_GOODS).items()))
 

@@ -10,7 +10,7 @@ from functools import cached_property, lru_cache
 from itertools import product
 from pathlib import Path
 
-from tools.demo import forms, forms_talk, words
+from tools.demo import forms, forms_facts, forms_talk, words
 from tools.demo.hold import chinese, counted, held, held_dish, held_place, held_string, split
 from tools.demo.names import RARE, draw_name, held_name
 from tools.demo.noise import OTHER, PLAIN, ask, pick, spelled
@@ -102,7 +102,7 @@ class Fact:
 
     def ask(self, rng, slots, style=PLAIN):
         (kind, subject, answer), phrasing = slots
-        return ask(rng, ([words.FACTS[kind][0][phrasing]], *forms_talk.FACTS[kind]), style, s=subject), answer
+        return ask(rng, ([words.FACTS[kind][0][phrasing]], *forms_facts.FACTS[kind]), style, s=subject), answer
 
     def tell(self, rng, slots):
         kind, subject, answer = slots[0]
