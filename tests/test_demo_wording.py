@@ -90,7 +90,7 @@ def test_words_stand_in_signs_that_have_no_id_so_that_strange_marks_are_nothing_
     unread = [question for question in asked
               if any("一" <= sign <= "龥" and sign not in vocab.words for sign in question)]
     assert len(strange) > 0.004 * len(asked) and len(unread) > 0.01 * len(asked)
-    assert len(vocab) < 3800                                       # what is met once gets no id
+    assert len(vocab) < 3000                              # what is met a few times gets no id
     for marks in "『』", "【】", "〝〞":                            # nor do the held-out marks: an id unlearned says nothing
         assert len(vocab.encode(marks)) == 6
 

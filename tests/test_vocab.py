@@ -12,7 +12,7 @@ from tools import vocab as vocab_module
 from tools.errors import UserError
 from tools.words.sample import sample_texts
 from tools.vocab import FIRST_BYTE, FIRST_WORD, MAX_WORD, RESERVED, UNIT
-from tools.words.build_vocab import ALWAYS, LITTLE, jieba_segmenter
+from tools.words.build_vocab import ALWAYS, LITTLE, MIN_CHARS, jieba_segmenter
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 TEXTS = ["今天天气很好，我们去公园散步。", "公园里有很多人，天气也很好！", "我喜欢apple和banana，也喜欢散步。\n第2行：12+34=46",
@@ -197,7 +197,7 @@ def test_built_vocabulary_keeps_its_promises(worded):
 
 
 def test_characters_that_are_hardly_met_are_left_to_their_bytes():
-    some = ["猫猫猫狗狗【狗】", "鸟鸟，《", "《《"]
+    some = ["猫猫猫【】" + "狗" * MIN_CHARS, "鸟" * (MIN_CHARS - 1) + "，", "《" * MIN_CHARS]
     vocab = Vocab.create_vocab([*some, "猫" * LITTLE], 500, "char", texts=True, progress=False)
     assert {"猫", "狗", "《"} <= set(vocab.words) and not {"鸟", "【", "，"} & set(vocab.words)
     little = Vocab.create_vocab(some, 500, "char", texts=True, progress=False)
