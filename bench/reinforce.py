@@ -1,11 +1,12 @@
 """Reinforcement learning against more SFT, from one half-trained model of the built-in world, on the same questions.
 
-    python bench/reinforce.py --model out/TinySeek_SFT2_1_s500.pkl [--train_minutes 10] [--seeds 0 1 2]
-        [--arms rl sft replay] [--tasks weekday fact ...] [any key of the stage rl]
+    python bench/reinforce.py --model out/TinySeek_SFT2_1_s650.pkl [--train_minutes 10] [--seeds 0 1 2]
+        [--arms rl kl general sft replay] [--tasks weekday fact ...] [any key of the stage rl]
 
-Every arm starts from --model and learns from the same questions of --tasks, which no exam has; single-threaded. replay
-is SFT with as many rows of the start's own training data mixed in, so that the rest is not forgotten. Scores are shares
-of demo_eval.jsonl: of the tasks that were trained, of all others, and pass@1 and pass@8 of sampled replies.
+Every arm starts from --model and learns from the same questions of --tasks, which no exam has; single-threaded. kl is
+held near its start; general and replay (which is SFT) also learn rows of the start's own training data, so that the rest
+is not forgotten. Scores are shares of demo_eval.jsonl: of the tasks that were trained, of all others, and pass@1 and
+pass@8 of sampled replies.
 Last line of stdout: one JSON object.
 """
 
@@ -35,12 +36,13 @@ from train_agent.trainers.reward_tuning import reward_train
 from train_agent.trainers.sft_training import sft_train
 from train_agent.trainers.trying.dry_loop import Rehearsal
 
-ARMS = {"rl": ("rl", {}), "sft": ("sft", {}), "replay": ("sft", {"replay_share": 0.5})}      # stage, its keys
-TASKS = ("chinese_sum", "compare", "weekday", "antonym", "fact", "shopping")
+ARMS = {"rl": ("rl", {}), "kl": ("rl", {"kl": 0.1, "scheduler": "cosine"}), "general": ("rl", {"replay_weight": 0.5}),
+        "sft": ("sft", {}), "replay": ("sft", {"replay_share": 0.5})}                         # stage, its keys
+TASKS = ("weekday", "fact", "count", "shopping", "antonym", "reverse")
 EXTRA = [("--model", {"required": True, "metavar": "P", "help": "半熟的模型"}),
          ("--folder", {"default": "out/reinforce", "metavar": "D", "help": "放数据和各次训练的文件夹"}),
          ("--seeds", {"type": int, "nargs": "+", "default": [0], "help": "种子"}),
-         ("--arms", {"nargs": "+", "default": list(ARMS), "choices": ARMS, "help": "比什么：rl sft replay"}),
+         ("--arms", {"nargs": "+", "default": list(ARMS), "choices": ARMS, "help": "比什么：rl kl general sft replay"}),
          ("--tasks", {"nargs": "+", "default": list(TASKS), "help": "学哪些任务"}),
          ("--questions", {"type": int, "default": 1000, "help": "每个任务几道题"}),
          ("--train_minutes", {"type": float, "default": 10.0, "help": "每次训练几分钟处理器时间"})]
