@@ -23,7 +23,7 @@ BLOCK = 4 << 20             # bytes per job
 PARALLEL_FROM = 16 << 20    # less is done in this process: starting others costs more
 BINS = 18                   # lengths 1, 2, 3-4, 5-8, ... 65537-131072
 KIND_NUMBERS = {"text": 0, "dialogue": 1, "preference": 2}
-UNKNOWN_SHARE, UNKNOWN_FROM = 0.3, 10
+UNKNOWN_SHARE, UNKNOWN_FROM = 0.3, 24     # a few strange characters in a short row say nothing about a vocabulary
 
 _worker = {}
 
