@@ -33,7 +33,7 @@ RARE = ("嫣妍妮娇娅婉婷娴姗姝妤妙姿娣婵嫦嫚媚嬅珊珂珏珑�
         "欧阳司马上官诸葛慕容皇甫尉迟令狐东方夏侯公孙徒南宫端木独孤长"
         "老耀聘肃胜能自致舟航良艾若英范荆菡葆虎衡裕褚西言训许诚诺谊谦贤赋赫超越路载辉达迅迎远连迪逸道邦郁部酉里野量长闻问闯")
 
-# Other characters of everyday writing: words that nobody has met are mostly made of them.
+# Other characters of everyday writing: goods that nobody has met are mostly made of them.
 EVERYDAY = (
     "丁万丑专丢严丸为举久乌乎乔乘习乱争事于互些交产京亮亲介从仔付代们价任企伍休会伞传伤伪伸似但位住体何作便俄保倍候假做停偷傅傲像充免入共具典养内册冒农冯决净准凉减出分切列刘创刮到刷剧剩力办功务动助努劳勺匈化匙匹区"
     "医午单卜卡卢印危却厂历厉压厌原厦厨参反叔取受变古句叫史号叽合吊同向吕吟吧含吱吴吵吸吹呀告员呱呼命咖咩咬哈哎哞哥哦唐售啄商啡啤啦喂喊喔喜喳喵喽嗡嗨嗯嘎嘴嘿器嚼回因团困围图圆圈圳场圾址坏坦垃型埋基堡堪塘塞填增壁士"
@@ -85,7 +85,7 @@ def draw_name(rng):
 
 def rare_word(rng):
     """Two to five characters that mean nothing together, many of them rare."""
-    word = dict.fromkeys(rng.choice(rng.choice((RARE, RARE, EVERYDAY, words.GIVEN, words.CHARACTERS)))
+    word = dict.fromkeys(rng.choice(rng.choice((RARE, RARE, words.GIVEN, words.CHARACTERS)))
                          for _ in range(rng.choice((2, 3, 4, 5))))
     return "".join(word) if not held_string("".join(word)) else "山水"
 
