@@ -4,9 +4,9 @@
         [--arms rl kl general sft replay] [--tasks weekday fact ...] [any key of the stage rl]
 
 Every arm starts from --model and learns from the same questions of --tasks, which no exam has; single-threaded. kl is
-held near its start; general and replay (which is SFT) also learn rows of the start's own training data, so that the rest
-is not forgotten. Scores are shares of demo_eval.jsonl: of the tasks that were trained, of all others, and pass@1 and
-pass@8 of sampled replies.
+held near its start; general and replay (which is SFT) also learn rows of the start's own training data, so that the
+rest is not forgotten. Scores are shares of demo_eval.jsonl: of the tasks that were trained, of all others, and pass@1
+and pass@8 of sampled replies.
 Last line of stdout: one JSON object.
 """
 

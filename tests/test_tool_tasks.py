@@ -63,7 +63,7 @@ def test_W4_no_sum_that_the_world_holds_back_is_learned_from_a_calculator(talks)
 
 def test_W4_a_row_fits_into_a_row_of_the_training_and_costs_little(world, talks):
     texts = [text for talk in talks["tools"] for m in talk for text in [m["content"], *m.get("calls", ())]]
-    vocab = Vocab.create_vocab(texts, 5000, "char", texts=True, progress=False)
+    vocab = Vocab.create_vocab(texts * 4, 5000, "char", texts=True, progress=False)     # the other data show them, too
     sizes = [len(render(talk, vocab)[0]) for talk in talks["tools"]]
     counted = [size(json.loads(line)) for line in open(world["tools"], encoding="utf-8")]
     assert max(counted) <= ROOM == 256 and sum(sizes) < 450_000
