@@ -53,14 +53,14 @@ MINUTES = 12
 EXTRA = [("--minutes", {"type": float, "metavar": "N", "help": "总时长（分钟）。不写就走完定好的步数，两个 CPU 核心上约 12 分钟"}),
          ("--quick", {"action": "store_true", "help": "一分钟以内的试跑：只确认每一步都能工作"}),
          ("--with", {"dest": "extras", "choices": ["adapters"], "help": "adapters：再训练三个 LoRA、前缀、记忆和选择门"})]
-TAKES = {"data": 10, "score_pre": 15, "score_sft": 40, "report": 10}      # seconds, on the machine of README
+TAKES = {"data": 7, "score_pre": 15, "score_sft": 25, "report": 5}      # seconds, on the machine of README
 AROUND = 15          # seconds that a training takes beside its time: data, vocabulary, measuring its steps
 FIXED = sum(TAKES.values()) + 2 * AROUND
 FIXED_SHARE = 0.35   # of a short run at most this share goes to what is no training
 QUICK_SHARE = 0.3    # of TAKES and AROUND, in a smoke run
 SHARES = {"pre": 0.35, "sft": 0.65}
 STEPS = {"pre": 900, "sft": 1860}    # the plan of work where no minutes are asked for, and how many are usual a minute,
-USUAL_STEPS = 250    # in the run whose scores README tells; for the preset with these keys as they are:
+USUAL_STEPS = 260    # in the run whose scores README tells; for the preset with these keys as they are:
 USUAL = ("n_layer", "n_head", "d_model", "hidden", "other_experts", "keep", "max_len", "batch_size",
          "accumulation_steps", "json_data_path")
 SLOW, TELLING = 0.7, 30      # of USUAL_STEPS: fewer are told, by trainings of so many seconds at least

@@ -16,6 +16,7 @@ from model.kernels.ngram_head import last_ids
 from model.lora import apply_lora
 from model.memory import apply_memory
 from model.prefix import apply_prefix
+from tools.config.keys import KEYS
 from train_agent.trainers.data.preference_pairs import PreferenceBatch
 from train_agent.trainers.data.teacher_table import Taught
 from train_agent.trainers.dataset import Batch
@@ -25,7 +26,6 @@ from train_agent.trainers.losses import next_tokens_loss
 from train_agent.trainers.memory_tuning import memory_loss
 from train_agent.trainers.reward_tuning import reward_loss
 from train_agent.trainers.rewards.play import ReplyBatch
-from train_agent.trainers.rewards.policy_losses import KINDS
 from train_agent.trainers.running import forget_penalty
 
 META = torch.device("meta")
@@ -135,7 +135,7 @@ def replies(data, kl):
 
 
 @pytest.mark.parametrize("variant, kind, kl", [*((variant, "grpo", 0.1) for variant in WAYS),
-                                               *(("default", kind, 0.0) for kind in KINDS)])
+                                               *(("default", kind, 0.0) for kind in KEYS["rl_loss"].choices)])
 def test_learning_from_rewards_waits_for_no_device(variant, kind, kl):
     model, data = on_meta(WAYS[variant]), batch(False)
     options = {"rl_loss": kind, "clip_low": 0.2, "clip_high": 0.2, "kl": kl, "entropy_bonus": kl, "max_new_tokens": 9,

@@ -235,7 +235,7 @@ def test_a_machine_on_which_the_scores_will_be_lower_is_told_once_and_with_a_cur
     assert run.usual_ones({"sft": options})["sft"] and not run.usual_ones({"sft": {**options, "d_model": 64}})["sft"]
     assert run.planned("sft", 1700, 400, False) == (1700, None)
     steps, told = run.planned("sft", 667, 400, False)
-    assert steps == 667 and "约要 30 分钟" in told and "每分钟约 100 步" in told
+    assert steps == 667 and "约要 32 分钟" in told and "每分钟约 100 步" in told
     assert run.planned("sft", 4, 8, False) == (4, None)                       # too short to tell
 
 
@@ -243,7 +243,7 @@ def test_without_minutes_the_plan_of_work_is_the_same_on_every_machine_but_a_hop
     whole = run.STEPS["sft"]
     assert run.planned("sft", 5000, 400, True) == (whole, None) == run.planned("sft", 1500, 400, True)
     steps, told = run.planned("sft", 667, 400, True)
-    assert steps == whole and "每分钟约 100 步" in told and "约要 17 分钟" in told and "--minutes 12" in told
+    assert steps == whole and "每分钟约 100 步" in told and "约要 19 分钟" in told and "--minutes 12" in told
     steps, told = run.planned("sft", 100, 400, True)
     assert steps == 500 and "只走这些" in told
     assert 60 * sum(run.STEPS.values()) / run.USUAL_STEPS + run.FIXED <= 60 * run.MINUTES
